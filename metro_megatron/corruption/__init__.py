@@ -1,0 +1,1 @@
+"""Where the corrupted text comes from."""

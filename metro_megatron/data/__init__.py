@@ -1,0 +1,1 @@
+"""From raw text to the micro batches of a training step."""

@@ -1,0 +1,181 @@
+"""The batch of one optimizer step: rows of samples, dealt out to data-parallel ranks as micro batches.
+
+B rows, S positions, M masked positions, n samples of a micro batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from metro_megatron.config import DataConfig
+from metro_megatron.data.masking import Masking
+from metro_megatron.data.order import Draws
+from metro_megatron.data.packing import pack
+from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
+from metro_megatron.data.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID
+
+Rows = list[NDArray[np.int64]]
+"""The rows of a micro batch, each the ascending places in the step of the samples it holds."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass reads. Packed: one row of micro_batch_tokens; padded: at most one sample a row."""
+
+    tokens: Tensor
+    """int64 [B, S] original ids; PAD_ID where there is no sample."""
+    masked_tokens: Tensor
+    """int64 [B, S] the same with MASK_ID at masked positions."""
+    position_ids: Tensor
+    """int64 [B, S] restart at 0 with every sample; 0 where there is none."""
+    is_real: Tensor
+    """bool [B, S] where there is a sample."""
+    masked_index: Tensor
+    """int64 [M] masked places in hidden_states.flatten(0, 1) of mcore's [S, B, H]: s * B + b; ascending."""
+    noise_keys: Tensor
+    """int32 [M, 2] halves of hash64(seed, SAMPLE, epoch, sample, position) for each of masked_index."""
+    sample_lengths: Tensor
+    """int32 [n] tokens of each sample with <s> and </s>, row by row, left to right. A row without a sample
+    counts as one of length 0."""
+    sample_ids: Tensor
+    """int64 [n] sample ids in the same order; -1 for a row without a sample."""
+    is_packed: bool
+    """Whether the one row holds all samples."""
+    max_seqlen: int
+    """The largest of sample_lengths, known on the host."""
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """int32 [n + 1] where the samples of a packed row begin, and where the last one ends."""
+        return functional.pad(self.sample_lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+    @property
+    def masked_targets(self) -> Tensor:
+        """int64 [M] original ids at masked_index."""
+        return self.tokens.t().reshape(-1)[self.masked_index]
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The same on a device; asynchronous when the tensors are pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "MicroBatch":
+        """The same in page-locked host memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One data-parallel rank's share of a step, and the counts that divide the losses of the whole step."""
+
+    step: int
+    micro_batches: list[MicroBatch]
+    """As many on every rank."""
+    num_masked: int
+    """Masked tokens of the step over all ranks."""
+    num_tokens: int
+    """Tokens of the step over all ranks, <s> and </s> included, padding not."""
+
+
+def micro_batch_rows(
+    lengths: NDArray[np.integer], data: DataConfig, dp_size: int, micro_batch_multiple: int
+) -> list[Rows]:
+    """The rows of every micro batch of a step, from the lengths of its samples with specials, in step order.
+
+    Micro batch m belongs to data-parallel rank m % dp_size. Micro batches without samples are added until
+    every rank has equally many, a multiple of micro_batch_multiple.
+    """
+    if data.row_format == "packed":
+        row_count = 1
+        rows = pack(lengths, data.micro_batch_tokens)
+    else:
+        row_count = data.micro_batch_size
+        rows = list(np.arange(len(lengths)).reshape(-1, 1))
+    chunk = row_count * dp_size * micro_batch_multiple
+    rows += [np.empty(0, dtype=np.int64)] * (-len(rows) % chunk)
+    return [rows[first : first + row_count] for first in range(0, len(rows), row_count)]
+
+
+@dataclass(frozen=True)
+class MicroBatchBuilder:
+    """Reads and masks the samples of a micro batch."""
+
+    index: SampleIndex
+    streams: Sequence[NDArray[np.integer]]
+    """Token stream of every shard."""
+    masking: Masking
+    row_length: int
+    """S."""
+    is_packed: bool
+
+    def build(self, rows: Rows, draws: Draws) -> MicroBatch:
+        """The micro batch of these rows of places in `draws`; a sample's masks do not depend on the rows."""
+        placed = draws[np.concatenate(rows)]
+        lengths = self.index.length[placed.sample]
+        row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        begins = _first_cells(row_of, lengths + NUM_SAMPLE_SPECIALS, self.row_length)
+        tokens, position_ids, is_real = self._cells(placed.sample, begins, len(rows))
+
+        place, position = self.masking.positions(placed, lengths)
+        cell = begins[place] + position
+        row, column = np.divmod(cell, self.row_length)
+        masked_index = column * len(rows) + row
+        ascending = np.argsort(masked_index, kind="stable")
+        masked_tokens = tokens.copy()
+        masked_tokens[cell] = MASK_ID
+
+        without_sample = np.flatnonzero([len(row) == 0 for row in rows])
+        before = np.searchsorted(row_of, without_sample)
+        sample_lengths = np.insert(lengths + NUM_SAMPLE_SPECIALS, before, 0)
+        return MicroBatch(
+            tokens=torch.from_numpy(tokens).view(len(rows), -1),
+            masked_tokens=torch.from_numpy(masked_tokens).view(len(rows), -1),
+            position_ids=torch.from_numpy(position_ids).view(len(rows), -1),
+            is_real=torch.from_numpy(is_real).view(len(rows), -1),
+            masked_index=torch.from_numpy(masked_index[ascending]),
+            noise_keys=torch.from_numpy(self.masking.noise_keys(placed[place], position)[ascending]),
+            sample_lengths=torch.from_numpy(sample_lengths.astype(np.int32)),
+            sample_ids=torch.from_numpy(np.insert(placed.sample, before, -1)),
+            is_packed=self.is_packed,
+            max_seqlen=int(sample_lengths.max()),
+        )
+
+    def _cells(
+        self, samples: NDArray[np.int64], begins: NDArray[np.int64], num_rows: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Tokens, position ids and is_real of all cells [B * S], each sample from its cell in `begins`."""
+        tokens = np.full(num_rows * self.row_length, PAD_ID, dtype=np.int64)
+        position_ids = np.zeros_like(tokens)
+        is_real = np.zeros(len(tokens), dtype=np.bool_)
+        positions = np.arange(self.index.seq_length)
+        index = self.index
+        places = np.stack([begins, index.shard[samples], index.start[samples], index.length[samples]], axis=1)
+        for begin, shard, start, length in places.tolist():
+            last = begin + length + 1
+            tokens[begin] = BOS_ID
+            tokens[begin + 1 : last] = self.streams[shard][start : start + length]
+            tokens[last] = EOS_ID
+            position_ids[begin : last + 1] = positions[: length + NUM_SAMPLE_SPECIALS]
+            is_real[begin : last + 1] = True
+        return tokens, position_ids, is_real
+
+
+def _first_cells(
+    row_of: NDArray[np.int64], lengths: NDArray[np.integer], row_length: int
+) -> NDArray[np.int64]:
+    """Cell b * S + s of the first token of each sample; samples of a row follow one another without a gap."""
+    earlier = np.cumsum(lengths, dtype=np.int64) - lengths
+    first_of_row = np.searchsorted(row_of, row_of)
+    return row_of * row_length + earlier - earlier[first_of_row]

@@ -1,0 +1,126 @@
+"""The batches of a run, by step number: no state to save, nothing that depends on the number of ranks."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metro_megatron.config import Config
+from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, micro_batch_rows
+from metro_megatron.data.masking import Masking
+from metro_megatron.data.order import Draws, SampleOrder
+from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex, UnitShard
+from metro_megatron.errors import UserError
+from metro_megatron.randomness import Purpose, hash64
+
+
+class PretrainingData:
+    """Batches of one data-parallel rank.
+
+    A step takes the samples at global positions step * global_batch_size onwards. Which samples those are,
+    their masks, their noise keys and the counts over the step are the same for every dp_size and every row
+    format. Every rank computes the rows of the whole step from the samples' lengths, and reads the tokens of
+    its own rows only.
+
+    With split "validation" the same holds under a seed of its own. Batches get at least micro_batch_multiple
+    micro batches per rank, and a multiple of it, as the interleaved pipeline schedule wants.
+
+    Raises UserError when a sample does not fit into a packed row.
+    """
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        shards: Sequence[UnitShard],
+        config: Config,
+        *,
+        split: Literal["train", "validation"] = "train",
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        micro_batch_multiple: int = 1,
+        pin_memory: bool = False,
+    ):
+        data = config.data
+        assert 0 <= dp_rank < dp_size and index.seq_length == data.seq_length
+        if data.row_format == "packed" and data.micro_batch_tokens < data.seq_length:
+            raise UserError(
+                f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
+                f"data.seq_length {data.seq_length}; raise the one or lower the other"
+            )
+        seed = config.train.seed
+        if split == "validation":
+            seed = int(hash64(seed, Purpose.VALIDATION))
+        self._index, self._data = index, data
+        self._order = SampleOrder(len(index), seed)
+        self._masking = Masking(seed, config.objective.mask_probability)
+        self._builder = MicroBatchBuilder(
+            index=index,
+            streams=[np.asarray(shard.tokens) for shard in shards],
+            masking=self._masking,
+            row_length=data.micro_batch_tokens if data.row_format == "packed" else data.seq_length,
+            is_packed=data.row_format == "packed",
+        )
+        self._global_batch_size = config.train.global_batch_size
+        self._dp_rank, self._dp_size, self._micro_batch_multiple = dp_rank, dp_size, micro_batch_multiple
+        self._pin_memory = pin_memory
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch."""
+        return len(self._index)
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of one epoch, <s> and </s> included."""
+        return self._index.num_tokens
+
+    def step_batch(self, step: int) -> StepBatch:
+        """This rank's batch of a step (0-based): a pure function of the step."""
+        first = step * self._global_batch_size
+        return self._batch(step, np.arange(first, first + self._global_batch_size))
+
+    def prefetch(self, first_step: int, end_step: int) -> Iterator[StepBatch]:
+        """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
+
+        What step_batch raises is raised here at its step. Closing the iterator ends the thread.
+        """
+        if self._data.prefetch_steps == 0:
+            yield from map(self.step_batch, range(first_step, end_step))
+            return
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        ahead: deque[Future[StepBatch]] = deque()
+        try:
+            for step in range(first_step, end_step + self._data.prefetch_steps):
+                if step < end_step:
+                    ahead.append(thread.submit(self.step_batch, step))
+                if step >= first_step + self._data.prefetch_steps:
+                    yield ahead.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+    def evaluation_batches(self, num_samples: int, batch_size: int) -> Iterator[StepBatch]:
+        """The first num_samples samples of the order's first epoch, each once; the last batch may be smaller.
+
+        The same samples and masks at every call. num_samples is at most self.num_samples.
+        """
+        assert num_samples <= self.num_samples, (num_samples, self.num_samples)
+        for step, first in enumerate(range(0, num_samples, batch_size)):
+            yield self._batch(step, np.arange(first, min(first + batch_size, num_samples)))
+
+    def _batch(self, step: int, positions: NDArray[np.int64]) -> StepBatch:
+        draws: Draws = self._order[positions]
+        content = self._index.length[draws.sample]
+        lengths = content + NUM_SAMPLE_SPECIALS
+        rows = micro_batch_rows(lengths, self._data, self._dp_size, self._micro_batch_multiple)
+        micro_batches = [self._builder.build(own, draws) for own in rows[self._dp_rank :: self._dp_size]]
+        if self._pin_memory:
+            micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
+        return StepBatch(
+            step=step,
+            micro_batches=micro_batches,
+            num_masked=int(self._masking.counts(draws, content).sum()),
+            num_tokens=int(lengths.sum(dtype=np.int64)),
+        )

@@ -1,0 +1,35 @@
+"""Samples side by side in rows of constant length.
+
+Documents are short: one sample per row of 512 wastes a quarter to a half of a step on padding (arXiv
+2107.02027).
+"""
+
+from bisect import bisect_left, insort
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def pack(lengths: ArrayLike, capacity: int) -> list[NDArray[np.int64]]:
+    """Best fit decreasing: rows of ascending places in `lengths`, whose lengths add up to `capacity` at most.
+
+    The longest first (ties: the first first), each into the fullest row that has room (ties: the oldest row),
+    else into a new one. A pure function of its arguments, so every rank computes the same rows. All of a step
+    is packed at once; lengths must lie in 1 to `capacity`.
+
+    Measured on Wikipedia's assumed lengths, 2048 samples: all rows but the last waste 1.9% of 512 places,
+    0.12% of 2048, 0.002% of 16384 (tests/data/test_packing.py).
+    """
+    sizes = np.asarray(lengths)
+    assert sizes.size == 0 or (sizes.min() > 0 and sizes.max() <= capacity), (sizes.max(), capacity)
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    for place in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[place])
+        fit = bisect_left(room, (size, -1))
+        left, row = room.pop(fit) if fit < len(room) else (capacity, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(place)
+        insort(room, (left - size, row))
+    return [np.sort(np.asarray(row, dtype=np.int64)) for row in rows]

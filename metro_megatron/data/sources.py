@@ -1,0 +1,105 @@
+"""Input files as streams of bytes: counted, hashed, decompressed; damage is told from the end of the file."""
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import zstandard
+
+from metro_megatron.errors import UserError
+
+COMPRESSIONS = (".gz", ".zst")
+BUFFER_BYTES = 1 << 20
+_ZSTD_INPUT_BYTES = 1 << 12
+"""Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays below 128 MiB."""
+
+
+class Source(io.RawIOBase):
+    """A file read once from beginning to end, which counts (`position`) and hashes its bytes on the way."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.position = 0
+        self._hash = hashlib.sha256()
+        try:
+            self._file = io.FileIO(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer) or 0
+        self.position += count
+        self._hash.update(memoryview(buffer)[:count])
+        return count
+
+    def finish(self) -> tuple[int, str]:
+        """Read what a decompressor left, close, and return the file's bytes and SHA-256."""
+        while self.read(BUFFER_BYTES):
+            pass
+        self.close()
+        return self.position, self._hash.hexdigest()
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed bytes of a zstd file of any number of frames; EOFError if the last one is cut off."""
+
+    def __init__(self, source: BinaryIO):
+        self._source = source
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._input = self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._output:
+            self._input = self._input or self._source.read(_ZSTD_INPUT_BYTES)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the last zstd frame is cut off")
+                return 0
+            frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._output = frame.decompress(self._input)
+            self._input = frame.unused_data
+            self._frame = None if frame.eof else frame
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+
+@contextmanager
+def decompressed(source: Source, compression: str) -> Iterator[io.BufferedReader]:
+    """The source's content; `compression` is one of COMPRESSIONS, or empty.
+
+    Raises UserError for what goes wrong while the context reads from it; leaves the source open.
+    """
+    stream: io.BufferedReader = io.BufferedReader(source, BUFFER_BYTES)
+    try:
+        if compression == ".gz":
+            yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER_BYTES)  # type: ignore[arg-type]
+        elif compression == ".zst":
+            yield io.BufferedReader(_ZstdFile(stream), BUFFER_BYTES)
+        else:
+            yield stream
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise UserError(
+            f"{source.path}: {compression} data damaged or cut off after {source.position:,} bytes "
+            f"({error}); fetch or write the file again"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{source.path}: cannot be read ({error.strerror or error})") from error
+    finally:
+        stream.detach()

@@ -1,0 +1,167 @@
+"""The one place that fills megatron-core's configuration classes and touches its private names (0.16)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import (
+    _allreduce_non_tensor_model_parallel_grads as reduce_sequence_parallel_gradients,
+)
+from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from metro_megatron.config import Config, OptimizerConfig, ParallelConfig
+from metro_megatron.parallel.layout import Layout
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def auxiliary_config(config: Config, device: torch.device) -> TransformerConfig:
+    """The auxiliary encoder: never in the pipeline, never any dropout."""
+    own = ParallelConfig(
+        tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
+        sequence_parallel=config.parallel.sequence_parallel,
+        recompute=config.parallel.recompute,
+    )
+    return _transformer_config(config, own, config.model.auxiliary_num_layers, device, dropout=(0.0, 0.0))
+
+
+def main_config(config: Config, device: torch.device) -> TransformerConfig:
+    """This rank's part of the main encoder."""
+    dropout = (config.model.hidden_dropout, config.model.attention_dropout)
+    return _transformer_config(config, config.parallel, config.model.num_layers, device, dropout)
+
+
+def _transformer_config(
+    config: Config, parallel: ParallelConfig, num_layers: int, device: torch.device, dropout: tuple[float, float]
+) -> TransformerConfig:
+    model, dtype = config.model, DTYPES[config.train.precision]
+    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    # With two stages "previous" and "next" are one peer, and batched sends of the interleaved schedule
+    # pair up crosswise: wrong gradients without an error.
+    unbatched = vpp > 1 and pp == 2
+    return TransformerConfig(
+        num_layers=num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        layernorm_epsilon=model.layer_norm_eps,
+        hidden_dropout=dropout[0],
+        attention_dropout=dropout[1],
+        activation_func=torch.nn.functional.gelu,  # exact erf; megatron-core's fused GELU is the tanh one
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        attention_softmax_in_fp32=True,
+        # model/init.py fills the weights, by global names. megatron-core's initialization cannot be switched
+        # off: it is where weights get the marks that say how they are split.
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        use_cpu_initialization=device.type == "cpu",
+        params_dtype=dtype,
+        bf16=config.train.precision == "bf16",
+        fp16=config.train.precision == "fp16",
+        pipeline_dtype=dtype if pp > 1 else None,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=vpp if vpp > 1 else None,
+        sequence_parallel=parallel.sequence_parallel,
+        overlap_p2p_comm=unbatched,
+        batch_p2p_comm=not unbatched,
+        **(recompute if parallel.recompute == "full" else {}),  # type: ignore[arg-type]
+    )
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def without_sequence_parallel(config: TransformerConfig) -> TransformerConfig:
+    """For layers behind the gather at the encoder's end."""
+    config = copy.copy(config)
+    config.sequence_parallel = False
+    return config
+
+
+def shared_groups(layout: Layout) -> ProcessGroupCollection:
+    """Groups of the shared home: replicated over data-parallel and pipeline ranks, in no pipeline."""
+    return _groups(layout, layout.replica, layout.solo, layout.tensor)
+
+
+def stage_groups(layout: Layout) -> ProcessGroupCollection:
+    """Groups of the stage home: replicated over data-parallel ranks only."""
+    return _groups(layout, layout.data, layout.pipeline, layout.model)
+
+
+def _groups(layout: Layout, data, pipeline, model) -> ProcessGroupCollection:
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    groups.tp, groups.pp, groups.mp, groups.tp_ep_pp = layout.tensor, pipeline, model, model
+    groups.dp = groups.dp_cp = groups.expt_dp = data
+    groups.intra_dist_opt = layout.world  # one gradient norm over both homes
+    groups.embd = groups.pos_embd = layout.solo  # ties are inside a home: nothing to reduce between stages
+    return groups
+
+
+def wrap(
+    module: MegatronModule, config: TransformerConfig, run: Config, groups: ProcessGroupCollection
+) -> DistributedDataParallel:
+    """DDP with sharded optimizer state whose gradients are plain sums."""
+    overlap = run.parallel.overlap
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=run.train.precision != "fp32",
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
+        align_param_gather=overlap,
+    )
+    config.calculate_per_token_loss = True  # read while DDP is built: gradients are not averaged
+    try:
+        return DistributedDataParallel(config, ddp_config, module, pg_collection=groups)
+    finally:
+        config.calculate_per_token_loss = False
+
+
+def distributed_optimizer(
+    ddps: list[DistributedDataParallel], options: OptimizerConfig, precision: str, groups: ProcessGroupCollection
+) -> DistributedOptimizer:
+    """Adam of one home with its state sharded over the home's replicas (ZeRO-1)."""
+    config = McoreOptimizerConfig(
+        optimizer="adam",
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        adam_eps=options.adam_eps,
+        clip_grad=options.clip_grad,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        params_dtype=DTYPES[precision],
+        initial_loss_scale=options.initial_loss_scale,
+        min_loss_scale=options.min_loss_scale,
+        loss_scale_window=options.loss_scale_window,
+        hysteresis=options.hysteresis,
+        use_distributed_optimizer=True,
+    )
+    overrides = {} if options.decay_all else None
+    chained = get_megatron_optimizer(
+        config, ddps, config_overrides=overrides, use_gloo_process_groups=False, pg_collection=groups
+    )
+    (optimizer,) = chained.chained_optimizers
+    return optimizer
+
+
+def finish_gradients(
+    ddps: Iterable[DistributedDataParallel], config: TransformerConfig, layout: Layout
+) -> None:
+    """Wait for a home's gradient sums, then add up what sequence parallelism left in parts."""
+    ddps = list(ddps)
+    for ddp in ddps:
+        ddp.finish_grad_sync()
+    reduce_sequence_parallel_gradients(ddps, config, layout.tensor)

@@ -1,0 +1,190 @@
+"""The auxiliary model, the main model's chunks, and the parameters both use.
+
+Legend: S positions, B rows, H hidden, M masked positions, V vocabulary rows of this rank.
+"""
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlock, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional
+
+from metro_megatron.config import ModelConfig
+from metro_megatron.data.batch import MicroBatch
+from metro_megatron.model.heads import CLMHead, MLMHead
+from metro_megatron.model.layer import block_spec, linear
+from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
+from metro_megatron.model.position import RelativePositionTable, bucket_table
+from metro_megatron.vocabulary import padded_vocab_size
+
+
+class TiedParameters(MegatronModule):
+    """What both phases of a step use: the token embedding and main's relative-position table."""
+
+    def __init__(self, config: TransformerConfig, model: ModelConfig, groups: ProcessGroupCollection):
+        super().__init__(config=config)
+        self.word = VocabParallelEmbedding(
+            padded_vocab_size(model.vocab_size),
+            model.hidden_size,
+            init_method=config.init_method,
+            reduce_scatter_embeddings=config.sequence_parallel,
+            config=config,
+            tp_group=groups.tp,
+        )
+        self.main_table = RelativePositionTable(config, model, groups.tp)
+
+
+class Embedding(MegatronModule):
+    """drop(LN(E[token] + P[position])): the token embedding is borrowed, the rest is the encoder's own."""
+
+    def __init__(self, config: TransformerConfig, model: ModelConfig, tied: TiedParameters):
+        super().__init__(config=config)
+        self.borrowed = (tied,)  # in a tuple, so that it is not registered as a submodule
+        self.position = torch.nn.utils.skip_init(
+            torch.nn.Embedding, model.max_position_embeddings, model.hidden_size, device=torch.cuda.current_device()
+        )
+        mark_sequence_parallel(self.position, config)
+        self.norm = LayerNorm(config, hidden_size=model.hidden_size, eps=model.layer_norm_eps)
+
+    def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
+        """tokens and position_ids [B, S] to [S, B, H], or this rank's part of S under sequence parallelism."""
+        words = self.borrowed[0].word(tokens)
+        places = position_ids.t()
+        if self.config.sequence_parallel:
+            group = self.borrowed[0].word.tp_group
+            places = places.chunk(group.size())[group.rank()]
+        else:
+            words = words.transpose(0, 1).contiguous()
+        hidden = self.norm(words + self.position(places))
+        if not self.training or self.config.hidden_dropout == 0.0:
+            return hidden
+        if not self.config.sequence_parallel:
+            return functional.dropout(hidden, self.config.hidden_dropout)
+        with tensor_parallel.get_cuda_rng_tracker().fork():
+            return functional.dropout(hidden, self.config.hidden_dropout)
+
+
+class Encoder(MegatronModule):
+    """Embedding and layers, or the part of them that one pipeline stage holds."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model: ModelConfig,
+        tied: TiedParameters,
+        groups: ProcessGroupCollection,
+        vp_stage: int | None = None,
+    ):
+        super().__init__(config=config)
+        pp, rank = groups.pp.size(), groups.pp.rank()
+        chunks = config.virtual_pipeline_model_parallel_size or 1
+        self.pre_process = rank == 0 and not vp_stage
+        self.post_process = rank == pp - 1 and (vp_stage or 0) == chunks - 1
+        self.vp_stage = vp_stage
+        self.borrowed = (tied,)
+        self.tensor_group = groups.tp
+        if self.pre_process:
+            self.embedding = Embedding(config, model, tied)
+        num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
+        buckets = bucket_table(model).to(torch.cuda.current_device())
+        self.block = TransformerBlock(
+            config,
+            block_spec(num_layers, buckets),
+            post_layer_norm=False,
+            pre_process=self.pre_process,
+            post_process=self.post_process,
+            pg_collection=groups,
+            vp_stage=vp_stage,
+        )
+
+    @property
+    def word(self) -> Tensor:
+        """This rank's rows of the token embedding [V, H]."""
+        return self.borrowed[0].word.weight
+
+    def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
+        """megatron-core's schedules hand over the previous stage's output here."""
+        self.block.set_input_tensor(tensors[0])
+
+    def encode(self, tokens: Tensor, batch: MicroBatch, table: Tensor) -> Tensor:
+        """Hidden states [S, B, H], whole on every tensor-parallel rank on the last stage.
+
+        tokens [B, S] are the masked or the corrupted ids of batch; table is the encoder's bias table.
+        """
+        hidden = self.embedding(tokens, batch.position_ids) if self.pre_process else None
+        hidden = self.block(
+            hidden_states=hidden,
+            attention_mask=padding_mask(batch),
+            attention_bias=table,
+            packed_seq_params=packed_sequences(batch),
+        )
+        if self.post_process and self.config.sequence_parallel:
+            # What follows is the same on all tensor-parallel ranks: its gradient is split, not summed.
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.tensor_group
+            )
+        return hidden
+
+
+class AuxiliaryModel(Encoder):
+    """The shallow masked language model that proposes replacements."""
+
+    def __init__(
+        self, config: TransformerConfig, model: ModelConfig, tied: TiedParameters, groups: ProcessGroupCollection
+    ):
+        super().__init__(config, model, tied, groups)
+        self.table = RelativePositionTable(config, model, groups.tp)
+        self.head = MLMHead(config, model.vocab_size)
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """MLM logits at the masked positions, [M, V]."""
+        hidden = self.encode(batch.masked_tokens, batch, self.table.weight)
+        return self.head(hidden.flatten(0, 1)[batch.masked_index], self.word)
+
+
+class MainModel(Encoder):
+    """One chunk of the deep model that detects and corrects replaced tokens."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model: ModelConfig,
+        tied: TiedParameters,
+        groups: ProcessGroupCollection,
+        vp_stage: int | None = None,
+    ):
+        super().__init__(config, model, tied, groups, vp_stage)
+        self.model_type = ModelType.encoder_or_decoder  # asked for by megatron-core's schedules
+        if self.post_process:
+            self.rtd_head = linear(model.hidden_size, 1)
+            self.clm_head = CLMHead(config, model.vocab_size)
+
+    def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor | tuple[Tensor, Tensor]:
+        """Corrupted ids [B, S] to hidden states, on the last stage to (RTD logits [S, B], CLM logits [M, V])."""
+        hidden = self.encode(tokens, batch, self.borrowed[0].main_table.weight)
+        if not self.post_process:
+            return hidden
+        return self.rtd_head(hidden).squeeze(-1), self.clm_head(hidden.flatten(0, 1)[batch.masked_index], self.word)
+
+
+def padding_mask(batch: MicroBatch) -> Tensor | None:
+    """Padded rows: [B, 1, 1, S], True where there is no key. Packed rows have none."""
+    return None if batch.is_packed else ~batch.is_real[:, None, None, :]
+
+
+def packed_sequences(batch: MicroBatch) -> PackedSeqParams | None:
+    """Packed rows: where samples begin and end, in megatron-core's form. Padded rows have none."""
+    if not batch.is_packed:
+        return None
+    ends = batch.cu_seqlens
+    longest = batch.max_seqlen
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
+    )

@@ -1,0 +1,73 @@
+"""Initial weights as a function of the seed and a parameter's global name: equal for every layout."""
+
+import re
+import zlib
+from collections.abc import Iterator
+
+import torch
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from metro_megatron.config import ModelConfig
+from metro_megatron.data.tokenizer import PAD_ID
+from metro_megatron.randomness import Purpose, hash64
+
+SCALED: dict[str, tuple[str, ...]] = {
+    "ffn": ("linear_fc1.weight", "linear_fc2.weight"),
+    "ffn_out": ("linear_fc2.weight",),
+    "residual_out": ("linear_proj.weight", "linear_fc2.weight"),
+    "none": (),
+}
+
+
+def global_parameters(module: MegatronModule, prefix: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(name, parameter) with layers numbered from the bottom of the whole encoder, 0-based."""
+    for name, parameter in module.named_parameters():
+        match = re.match(r"block\.layers\.(\d+)\.(.+)", name)
+        if match:
+            number = module.block.layers[int(match[1])].layer_number - 1
+            name = f"block.layers.{number}.{match[2]}"
+        yield prefix + name, parameter
+
+
+@torch.no_grad()
+def initialize(
+    module: MegatronModule, prefix: str, model: ModelConfig, seed: int, tensor_group: ProcessGroup
+) -> None:
+    """Fill every parameter of module in place; tensor-parallel ranks take their parts of one whole tensor."""
+    for name, parameter in global_parameters(module, prefix):
+        split = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        shape = list(parameter.shape)
+        if split is not None:
+            shape[split] *= tensor_group.size()
+        whole = initial_value(name, shape, model, seed)
+        part = whole if split is None else whole.chunk(tensor_group.size(), split)[tensor_group.rank()]
+        parameter.copy_(part)
+
+
+def initial_value(name: str, shape: list[int], model: ModelConfig, seed: int) -> Tensor:
+    """The whole tensor of a global name.
+
+    Biases 0; LayerNorm (1, 0); all else N(0, init_method_std), and divided by sqrt(2 (l + 1)) for the
+    matrices of layer l that scaled_init_targets names (METRO eq. 10). The <pad> row and the rows that only
+    pad the vocabulary are 0.
+    """
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if "norm." in name:
+        return torch.ones(shape)
+    generator = torch.Generator().manual_seed(int(hash64(seed, Purpose.INIT, zlib.crc32(name.encode()))) >> 1)
+    value = torch.randn(shape, generator=generator) * model.init_method_std
+    if name.endswith("word.weight"):
+        value[PAD_ID] = 0
+        value[model.vocab_size :] = 0
+    return value / scaled_init_divisor(name, model)
+
+
+def scaled_init_divisor(name: str, model: ModelConfig) -> float:
+    """sqrt(2 (l + 1)) for a matrix that eq. 10 scales, else 1."""
+    match = re.search(r"layers\.(\d+)\.", name)
+    if match and name.endswith(SCALED[model.scaled_init_targets]):
+        return float((2 * (int(match[1]) + 1)) ** 0.5)
+    return 1.0

@@ -1,0 +1,32 @@
+"""LayerNorm for megatron-core's norm slots; its own one refuses sequence parallelism."""
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from fused.layer_norm import layer_norm
+
+
+class LayerNorm(torch.nn.Module):
+    """LayerNorm over the last dimension, FP32 inside.
+
+    Under sequence parallelism each rank sees its own part of the positions, so the gradients of weight and
+    bias are partial sums: the mark has megatron-core add them up.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float):
+        super().__init__()
+        device = torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.empty(hidden_size, device=device))
+        self.bias = torch.nn.Parameter(torch.empty(hidden_size, device=device))
+        self.eps = eps
+        mark_sequence_parallel(self, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def mark_sequence_parallel(module: torch.nn.Module, config: TransformerConfig) -> None:
+    """Say that this module's gradients are partial sums over the tensor-parallel ranks."""
+    for parameter in module.parameters():
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

@@ -1,0 +1,110 @@
+"""Which process does what: the groups of one run, made once and passed on explicitly."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from torch.distributed import ProcessGroup
+
+from metro_megatron.config import ParallelConfig
+from metro_megatron.parallel import cpu
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The groups that this rank belongs to.
+
+    `replica` holds the ranks that replicate the shared home: same tensor-parallel rank, all data-parallel
+    and pipeline ranks. `solo` is this rank alone: the answer where megatron-core wants a group and the
+    model needs none.
+    """
+
+    device: torch.device
+    tensor: ProcessGroup
+    data: ProcessGroup
+    pipeline: ProcessGroup
+    model: ProcessGroup
+    replica: ProcessGroup
+    solo: ProcessGroup
+    world: ProcessGroup
+    has_joined: bool
+    """Whether this layout joined the processes, and leaves them in the end."""
+
+    @classmethod
+    def create(cls, config: ParallelConfig, device: torch.device) -> Layout:
+        """Make the groups, after joining the processes if nobody has (torchrun's environment, or a lone process)."""
+        if device.type == "cpu":
+            cpu.install()
+        else:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
+        has_joined = not dist.is_initialized()
+        if has_joined:
+            _join(device, timedelta(minutes=config.timeout_minutes))
+        chunks = config.virtual_pipeline_model_parallel_size
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor_model_parallel_size,
+            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+            distributed_timeout_minutes=config.timeout_minutes,
+            create_gloo_process_groups=False,
+        )
+        world_size, tp = dist.get_world_size(), config.tensor_model_parallel_size
+        # Tensor parallelism varies fastest in megatron-core's order of ranks.
+        replica = _own_group([range(first, world_size, tp) for first in range(tp)])
+        solo = _own_group([range(rank, rank + 1) for rank in range(world_size)])
+        tensor_parallel.model_parallel_cuda_manual_seed(1)
+        return cls(
+            device=device,
+            tensor=parallel_state.get_tensor_model_parallel_group(),
+            data=parallel_state.get_data_parallel_group(),
+            pipeline=parallel_state.get_pipeline_model_parallel_group(),
+            model=parallel_state.get_model_parallel_group(),
+            replica=replica,
+            solo=solo,
+            world=dist.new_group(list(range(world_size))),
+            has_joined=has_joined,
+        )
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank()
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline.rank() == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline.rank() == self.pipeline.size() - 1
+
+    def seed_dropout(self, key: int) -> None:
+        """Start torch's generators of this rank from a key of the step, so that no state needs saving."""
+        shared = key + self.data.rank() * self.pipeline.size() + self.pipeline.rank()
+        tensor_parallel.model_parallel_cuda_manual_seed(shared % 2**62, force_reset_rng=True)
+
+    def destroy(self) -> None:
+        """Leave the groups; the process can create another layout afterwards."""
+        parallel_state.destroy_model_parallel()
+        if self.has_joined:
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def _own_group(groups: list[range]) -> ProcessGroup:
+    """Every rank makes every group, in one order, and keeps its own."""
+    rank = dist.get_rank()
+    made = [(ranks, dist.new_group(list(ranks))) for ranks in groups]
+    return next(group for ranks, group in made if rank in ranks)

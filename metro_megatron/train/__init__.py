@@ -1,0 +1,1 @@
+"""The run: step, optimizer, metrics, checkpoints and the loop around them."""

