@@ -52,7 +52,8 @@ def read_options(argv: Sequence[str], annotations: Mapping[str, Any]) -> Options
 
 def _take(options: Options, name: str, words: list[str], annotation: Any) -> None:
     if _has_origin(annotation, list):
-        raw: Any = words[0] if len(words) == 1 and words[0].startswith("[") else words
+        is_list = len(words) == 1 and words[0].startswith("[") and words[0].endswith("]")
+        raw: Any = words[0] if is_list else words
         if not words:
             options.problems.append(f"--{name}: needs at least one value; an empty list is --{name}=[]")
             return

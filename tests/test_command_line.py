@@ -83,6 +83,11 @@ def test_all_problems_at_once():
     ]
 
 
+def test_a_name_in_brackets_is_a_file_and_brackets_alone_are_a_list():
+    assert call("--input", "[a].txt", "--output", "b")["input"] == [Path("[a].txt")]
+    assert call("--input=[a, b]", "--output", "b", "--names", "[]")["input"] == [Path("a"), Path("b")]
+
+
 def test_abbreviations_are_refused():
     assert found("--input", "a", "--output", "b", "--vocab", "5") == [
         "--vocab: no such option; did you mean --vocab_size?"

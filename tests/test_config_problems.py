@@ -49,7 +49,7 @@ def test_sound_configurations_have_no_problems(world_size, changes):
     [
         (1, {"model__num_attention_heads": 7}, ["num_attention_heads is 7, must divide model.hidden_size 768: 1, 2"]),
         (3, {TP: 3, "model__ffn_hidden_size": 1024}, ["must divide model.ffn_hidden_size 1024", "128, 128000: 1, 2"]),
-        (8, {TP: 8}, ["tensor_model_parallel_size is 8, must divide model.num_attention_heads 12: 1, 2, 3, 4, 6 or 12"]),
+        (8, {TP: 8}, ["size is 8, must divide model.num_attention_heads 12: 1, 2, 3, 4, 6 or 12"]),
         (5, {PP: 5}, ["num_layers is 12, must be divisible by the 5 chunks", "1, 2, 3, 4, 6 or 12 fits"]),
         (2, {PP: 2, VPP: 4}, ["num_layers is 12, must be divisible by the 8 chunks"]),
         (1, {VPP: 2}, ["virtual_pipeline_model_parallel_size is 2, but there is one pipeline stage; use 1"]),

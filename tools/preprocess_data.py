@@ -20,11 +20,11 @@ def main(
 ) -> None:
     """Encode documents and write them as a shard that megatron-core's IndexedDataset can read.
 
-    Every non-empty line of a document becomes one unit, without the white space around it. The output does not
-    depend on the number of workers.
+    Every non-empty line of a document becomes one unit, without the white space around it. The output does
+    not depend on the number of workers.
 
     Args:
-        input: Files: .jsonl (one JSON object per line) or .txt (blank lines between documents), also .gz or .zst.
+        input: Files: .jsonl (a JSON object per line) or .txt (blank lines between documents); .gz, .zst too.
         tokenizer: Folder written by tools/train_tokenizer.py.
         output_prefix: Path of the output without its endings, for example data/wikipedia.
         workers: Processes that encode; one more reads and writes.
@@ -57,20 +57,29 @@ def describe(summary: Summary, prefix: str, seconds: float) -> str:
     documents, units, tokens = (manifest[key] for key in ("documents", "units", "tokens"))
     rejected = summary.rejects.total()
     lines = [
-        f"{prefix}: {documents:,} documents, {units:,} units, {tokens:,} tokens, "
-        f"{manifest['files']['bin']['bytes'] / 1e6:,.1f} MB",
-        f"  {tokens / documents:,.1f} tokens per document, {tokens / units:,.1f} per unit, "
-        f"{summary.text_bytes / tokens:.2f} input bytes per token",
-        f"  {seconds:,.1f} s: {summary.text_bytes / 1e6 / seconds:,.1f} MB/s, "
-        f"{tokens / 1e6 / seconds:,.2f} M tokens/s",
+        (
+            f"{prefix}: {documents:,} documents, {units:,} units, {tokens:,} tokens, "
+            f"{manifest['files']['bin']['bytes'] / 1e6:,.1f} MB"
+        ),
+        (
+            f"  {tokens / documents:,.1f} tokens per document, {tokens / units:,.1f} per unit, "
+            f"{summary.text_bytes / tokens:.2f} input bytes per token"
+        ),
+        (
+            f"  {seconds:,.1f} s: {summary.text_bytes / 1e6 / seconds:,.1f} MB/s, "
+            f"{tokens / 1e6 / seconds:,.2f} M tokens/s"
+        ),
         f"  rejected: {rejected:,} of {documents + rejected:,} records",
     ]
     lines += [f"    {reason}: {count:,}" for reason, count in sorted(summary.rejects.items())]
     lines += [f"    for example {place}" for place in summary.examples]
     lines += [
         "next:",
-        f"  torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml "
-        f"--model.vocab_size {manifest['vocab_size']} --data.train {shlex.quote(prefix)} --train.output runs/base",
+        (
+            f"  torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml "
+            f"--model.vocab_size {manifest['vocab_size']} --data.train {shlex.quote(prefix)} "
+            "--train.output runs/base"
+        ),
     ]
     return "\n".join(lines)
 

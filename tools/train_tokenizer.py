@@ -28,10 +28,10 @@ def main(
     Equal input and options give equal files.
 
     Args:
-        input: Files: .jsonl (one JSON object per line) or .txt (blank lines between documents), also .gz or .zst.
+        input: Files: .jsonl (a JSON object per line) or .txt (blank lines between documents); .gz, .zst too.
         vocab_size: Number of ids, the 5 specials and 256 bytes included.
         output: Folder to write.
-        sample_bytes: Text to train on in bytes; memory needed is about 4 times that.
+        sample_bytes: Text to train on in bytes; memory needed is about 6 times that.
         text_key: Key of the text in JSON objects.
         max_document_bytes: Longest record in bytes; longer ones are left out.
         seed: Which documents are sampled, if not all.
@@ -61,19 +61,25 @@ def main(
 def describe(report: TrainingReport, rejects: Counter[Reject], output: str) -> str:
     """The closing report, ending with the next command."""
     lines = [
-        f"{output}: {report.vocab_size:,} ids, trained on {report.sampled_bytes / 1e6:,.1f} MB in "
-        f"{report.sampled_documents:,} documents, {report.seconds:,.1f} s",
+        (
+            f"{output}: {report.vocab_size:,} ids, trained on {report.sampled_bytes / 1e6:,.1f} MB in "
+            f"{report.sampled_documents:,} documents, {report.seconds:,.1f} s"
+        ),
         f"  tokenizer.json equals tokenizer.model on {report.checked_bytes / 1e6:,.1f} MB of them",
-        f"  fertility {report.tokens_per_word:.3f} tokens per word, {report.bytes_per_token:.2f} bytes per token, "
-        f"byte fallback {report.byte_fallback_rate:.3%} of tokens",
+        (
+            f"  fertility {report.tokens_per_word:.3f} tokens per word, {report.bytes_per_token:.2f} bytes "
+            f"per token, byte fallback {report.byte_fallback_rate:.3%} of tokens"
+        ),
     ]
     if rejects:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items()))
         lines.append(f"  rejected records: {counts}")
     lines += [
         "next:",
-        f"  python tools/preprocess_data.py --input FILE... --tokenizer {shlex.quote(output)} "
-        "--output_prefix PREFIX --workers 2",
+        (
+            f"  python tools/preprocess_data.py --input FILE... --tokenizer {shlex.quote(output)} "
+            "--output_prefix PREFIX --workers 2"
+        ),
     ]
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ Rows = list[NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass reads. Packed: one row of micro_batch_tokens; padded: at most one sample a row."""
+    """What a forward pass reads. Packed: one row of micro_batch_tokens; padded: at most one sample a row."""
 
     tokens: Tensor
     """int64 [B, S] original ids; PAD_ID where there is no sample."""

@@ -1,43 +1,24 @@
-"""Documents to a shard: records are read here, parsed and encoded by worker processes, written here in their order.
+"""Documents to a shard: worker processes parse and encode what one process reads and writes in order.
 
 The bytes written depend on the input and the tokenizer only, not on the number of workers.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from metro_megatron.data.documents import (
-    MAX_DOCUMENT_BYTES,
-    Record,
-    Reject,
-    Source,
-    check_inputs,
-    is_json_lines,
-    parse_record,
-    read_records,
-)
+from metro_megatron.data.documents import MAX_DOCUMENT_BYTES, Record, check_inputs, read_records
+from metro_megatron.data.encoding import Chunk, EncodedChunk, encode_all
 from metro_megatron.data.progress import ReadingProgress
 from metro_megatron.data.shard_writer import ShardWriter
+from metro_megatron.data.sources import Source
 from metro_megatron.data.tokenizer import Tokenizer
 from metro_megatron.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
-_CHUNKS_AHEAD = 3
-"""Chunks under way per worker: what bounds the memory between reader and writer."""
 _EXAMPLES = 5
 
 
@@ -54,28 +35,6 @@ class PreprocessOptions:
     max_reject_fraction: float = 0.001
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive records of one file."""
-
-    path: str
-    text_key: str
-    records: list[Record]
-
-
-@dataclass(frozen=True)
-class EncodedChunk:
-    """Documents of a chunk as `ShardWriter.append` takes them, and what was rejected."""
-
-    path: str
-    tokens: NDArray[np.int32]
-    unit_lengths: NDArray[np.int32]
-    document_units: NDArray[np.int64]
-    rejects: list[tuple[int, Reject]]
-    """Line and reason, in order."""
-    text_bytes: int
 
 
 @dataclass
@@ -109,7 +68,7 @@ def preprocess(options: PreprocessOptions) -> Summary:
     summary = Summary()
     writer = ShardWriter(options.output_prefix, tokenizer, options.overwrite, reader.share_done)
     with writer, ReadingProgress("preprocessing", reader.total_bytes) as progress:
-        for chunk in _encode_all(reader.chunks(), tokenizer, options.workers):
+        for chunk in encode_all(reader.chunks(), tokenizer, options.workers):
             summary.add(chunk)
             if options.strict and summary.examples:
                 raise UserError(
@@ -123,7 +82,7 @@ def preprocess(options: PreprocessOptions) -> Summary:
 
 
 class _Reader:
-    """Reads the inputs once, in order, as chunks; knows its place, and every finished source's size and hash."""
+    """Reads the inputs once, in order, as chunks; knows its place and the finished sources."""
 
     def __init__(self, options: PreprocessOptions):
         self._options = options
@@ -136,7 +95,7 @@ class _Reader:
         return self.position / max(1, self.total_bytes)
 
     def chunks(self) -> Iterator[Chunk]:
-        for path, size in zip(self._options.inputs, self._sizes):
+        for path, size in zip(self._options.inputs, self._sizes, strict=True):
             source, start = Source(path), self.position
             records: list[Record] = []
             num_bytes = 0
@@ -156,80 +115,6 @@ class _Reader:
                 )
             self.position = start + num_bytes
             self.sources.append({"path": path, "bytes": num_bytes, "sha256": sha256})
-
-
-def encode_chunk(chunk: Chunk, tokenizer: Tokenizer) -> EncodedChunk:
-    """Parse and encode the records of a chunk."""
-    units: list[str] = []
-    document_units: list[int] = []
-    rejects: list[tuple[int, Reject]] = []
-    is_json = is_json_lines(chunk.path)
-    for record in chunk.records:
-        document = parse_record(record.raw, is_json, chunk.text_key)
-        if isinstance(document, Reject):
-            rejects.append((record.line, document))
-        else:
-            units += document
-            document_units.append(len(document))
-    ids = tokenizer.encode_batch(units)
-    return EncodedChunk(
-        path=chunk.path,
-        tokens=np.array([i for unit in ids for i in unit], dtype=np.int32),
-        unit_lengths=np.array([len(unit) for unit in ids], dtype=np.int32),
-        document_units=np.array(document_units, dtype=np.int64),
-        rejects=rejects,
-        text_bytes=sum(len(record.raw or b"") for record in chunk.records),
-    )
-
-
-def _encode_all(chunks: Iterator[Chunk], tokenizer: Tokenizer, workers: int) -> Iterator[EncodedChunk]:
-    """Every chunk encoded, in order; by `workers` processes if there are several."""
-    if workers == 1:
-        yield from (encode_chunk(chunk, tokenizer) for chunk in chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
-        yield from _in_order(pool, chunks, str(tokenizer.path), _CHUNKS_AHEAD * workers)
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a worker process ended unexpectedly, most likely killed for want of memory; nothing was written. "
-            f"Lower --workers ({workers}) or --max_document_bytes"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_order(
-    pool: ProcessPoolExecutor, chunks: Iterator[Chunk], folder: str, ahead: int
-) -> Iterator[EncodedChunk]:
-    waiting: deque[Future[EncodedChunk]] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(_encode_in_worker, chunk, folder))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _encode_in_worker(chunk: Chunk, folder: str) -> EncodedChunk:
-    return encode_chunk(chunk, _load_once(folder))
-
-
-_load_once: Callable[[str], Tokenizer] = cache(Tokenizer.from_folder)
 
 
 def _check_options(options: PreprocessOptions) -> None:
@@ -259,6 +144,6 @@ def _check_rejects(summary: Summary, documents: int, options: PreprocessOptions)
     fraction = rejected / (rejected + documents)
     if fraction > options.max_reject_fraction:
         raise UserError(
-            f"{rejected:,} of {rejected + documents:,} records ({fraction:.2%}) are rejected: {counts}{first}; repair "
-            f"them, or raise --max_reject_fraction ({options.max_reject_fraction})"
+            f"{rejected:,} of {rejected + documents:,} records ({fraction:.2%}) rejected: {counts}{first}; "
+            f"repair them, or raise --max_reject_fraction ({options.max_reject_fraction})"
         )

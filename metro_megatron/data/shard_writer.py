@@ -1,7 +1,7 @@
 """Writing a shard: streamed in bounded memory, under temporary names until all of it is on the disk.
 
-Order of the final names: old manifest away, `.bin`, `.idx`, tokenizer folder, manifest. A shard without a manifest is
-unfinished, whenever the process died.
+Order of the final names: tokenizer folder, old manifest away, `.bin`, `.idx`, manifest. A shard without a
+manifest is unfinished, whenever the process died.
 """
 
 import errno
@@ -37,8 +37,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class ShardWriter:
     """Appends documents, then `finish`es; used as a context that cleans up if `finish` was not reached.
 
-    Raises UserError if the prefix is in use, holds a finished shard (unless `overwrite`), cannot be written, or the
-    disk is full; `share_done` (0 to 1) serves to say how much space is needed then.
+    Raises UserError if the prefix is in use, is taken (unless `overwrite`), cannot be written, or the disk is
+    full; `share_done` (0 to 1) serves to say how much space is needed then.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for file, path in zip(self._files, self._partials):
+        for file, path in zip(self._files, self._partials, strict=False):
             path.unlink(missing_ok=True)
             with suppress(OSError):
                 file.close()
@@ -97,7 +97,7 @@ class ShardWriter:
         self.tokens += len(tokens)
 
     def finish(self, sources: list[dict[str, Any]], rejects: dict[str, int]) -> dict[str, Any]:
-        """Write the index, bring everything to the disk and then under its final name; returns the manifest."""
+        """Write the index, bring all to the disk, then under its final name; returns the manifest."""
         assert self.documents > 0, "an empty shard is the caller's to refuse"
         with self._explained():
             self._write_index()
@@ -153,10 +153,13 @@ class ShardWriter:
                     f"cannot write {self.paths.prefix}: {error.strerror} ({error.filename})"
                 ) from error
             written = sum(path.stat().st_size for path in self._partials if path.exists())
-            needed = f"about {written / done / 1e9:.2f} GB" if (done := self._share_done()) > 0.01 else "more"
+            needed = (
+                f"about {written / done / 1e6:,.1f} MB" if (done := self._share_done()) > 0.01 else "more"
+            )
             raise UserError(
-                f"cannot write {self.paths.prefix}: {error.strerror} after {written / 1e9:.2f} GB; the shard needs "
-                f"{needed}, {folder} had {shutil.disk_usage(folder).free / 1e9:.2f} GB free beside that. "
+                f"cannot write {self.paths.prefix}: {error.strerror} after {written / 1e6:,.1f} MB; "
+                f"the shard needs {needed}, {folder} had "
+                f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free beside that. "
                 "Free some space or choose another --output_prefix; nothing that was there is damaged"
             ) from error
 

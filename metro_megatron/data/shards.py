@@ -1,4 +1,4 @@
-"""Shards: token ids in megatron-core's IndexedDataset format (`.bin`, `.idx`), a manifest, and their tokenizer.
+"""Shards: token ids in megatron-core's IndexedDataset format (`.bin`, `.idx`), manifest and tokenizer.
 
 One sequence of the IndexedDataset is one unit; its document index marks documents. `.idx`, little-endian:
 `MMIDIDX\\0\\0`, version u64, dtype code u8, U u64, D + 1 u64, lengths i32 [U], byte offsets i64 [U],
@@ -78,10 +78,10 @@ class Shard:
 
     @classmethod
     def open(cls, prefix: str) -> "Shard":
-        """Check the shard's files against each other, in a time that does not depend on their size, and map them.
+        """Check the shard's files against each other, in a time independent of their size, and map them.
 
-        Raises UserError if the manifest is missing or unreadable, a size is not the manifest's, or the index is
-        damaged or speaks of other tokens than `.bin` holds.
+        Raises UserError if the manifest is missing or unreadable, a size is not the manifest's, or the index
+        is damaged or speaks of other tokens than `.bin` holds.
         """
         paths = ShardPaths(prefix)
         manifest = _read_manifest(paths)
@@ -90,8 +90,8 @@ class Shard:
         dtype, unit_lengths, document_index = _read_index(paths.idx, manifest)
         if paths.bin.stat().st_size != manifest["tokens"] * dtype.itemsize:
             raise UserError(
-                f"{paths.bin}: {paths.bin.stat().st_size:,} bytes, but its index counts {manifest['tokens']:,} "
-                f"{dtype} tokens; {_REMEDY}"
+                f"{paths.bin}: {paths.bin.stat().st_size:,} bytes, but its index counts "
+                f"{manifest['tokens']:,} {dtype} tokens; {_REMEDY}"
             )
         return cls(
             prefix, manifest, unit_lengths, document_index, np.memmap(paths.bin, dtype=dtype, mode="r")
@@ -114,7 +114,7 @@ class Shard:
 
 
 def open_shards(prefixes: Sequence[str]) -> list[Shard]:
-    """Open all; raises one UserError for all that is wrong with them, also if they differ in their tokenizer."""
+    """Open all; raises one UserError for all that is wrong with them, different tokenizers included."""
     shards: list[Shard] = []
     problems = [] if prefixes else ["no shards given; name prefixes written by tools/preprocess_data.py"]
     for prefix in prefixes:
@@ -171,7 +171,7 @@ def _check_size(path: Path, expected: int) -> None:
 def _read_index(
     path: Path, manifest: dict[str, Any]
 ) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64]]:
-    """Token dtype, unit lengths and document index; the ends of every array are checked, not their middles."""
+    """Token dtype, unit lengths, document index; the ends of the arrays are checked, not their middles."""
     units, documents, tokens = manifest["units"], manifest["documents"], manifest["tokens"]
     dtype = token_dtype(manifest["vocab_size"])
     damaged = UserError(f"{path}: damaged (contradicts its manifest); {_REMEDY}")

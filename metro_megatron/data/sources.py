@@ -14,8 +14,8 @@ from metro_megatron.errors import UserError
 
 COMPRESSIONS = (".gz", ".zst")
 BUFFER_BYTES = 1 << 20
-_ZSTD_INPUT_BYTES = 1 << 12
-"""Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays below 128 MiB."""
+_ZSTD_INPUT_BYTES = 128
+"""Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays within 4 MiB."""
 
 
 class Source(io.RawIOBase):
@@ -58,7 +58,8 @@ class _ZstdFile(io.RawIOBase):
     def __init__(self, source: BinaryIO):
         self._source = source
         self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._input = self._output = b""
+        self._input = b""
+        self._output = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -71,7 +72,7 @@ class _ZstdFile(io.RawIOBase):
                     raise EOFError("the last zstd frame is cut off")
                 return 0
             frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._output = frame.decompress(self._input)
+            self._output = memoryview(frame.decompress(self._input))
             self._input = frame.unused_data
             self._frame = None if frame.eof else frame
         count = min(len(buffer), len(self._output))

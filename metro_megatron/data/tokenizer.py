@@ -1,9 +1,9 @@
 """The tokenizer a run uses: SentencePiece BPE with byte fallback, read from a tokenizer folder.
 
 A folder holds `tokenizer.model` (SentencePiece), the equal `tokenizer.json` and `tokenizer_config.json` (for
-`transformers.AutoTokenizer`). Ids here come from the `.model`, so they are SentencePiece's by construction: text
-that spells a control string such as `<s>` stays text. `tokenizer_training` writes folders and shows the `.json`
-equal before it does.
+`transformers.AutoTokenizer`). Ids here come from the `.model`, so they are SentencePiece's by construction:
+text that spells a control string such as `<s>` stays text. `tokenizer_training` writes folders and shows the
+`.json` equal before it does.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ _MAX_CACHED_CHARACTERS = 48
 class Tokenizer:
     """Exact SentencePiece ids, words remembered: the same word is segmented once.
 
-    Remembering words is exact because no piece crosses a space (checked on loading): SentencePiece then segments
-    every space-delimited word by itself.
+    Remembering words is exact because no piece crosses a space (checked on loading): SentencePiece then
+    segments every space-delimited word by itself.
     """
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, path: Path, sha256: str):
@@ -55,7 +55,8 @@ class Tokenizer:
         missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
         if missing:
             raise UserError(
-                f"tokenizer folder {folder} lacks {', '.join(missing)}; write one with tools/train_tokenizer.py"
+                f"tokenizer folder {folder} lacks {', '.join(missing)}; "
+                "write one with tools/train_tokenizer.py"
             )
         try:
             model = (folder / MODEL_FILE).read_bytes()
@@ -101,7 +102,7 @@ class Tokenizer:
 
 
 def check_model(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """What keeps a SentencePiece model from being used here; nothing if it was trained by tools/train_tokenizer.py."""
+    """What keeps a SentencePiece model from being used here; nothing for those of our own tool."""
     size = processor.get_piece_size()
     pieces = [processor.id_to_piece(i) for i in range(size)]
     problems = []

@@ -1,12 +1,10 @@
 """Training a tokenizer folder: a uniform sample of documents, SentencePiece, and the equal tokenizer.json.
 
-The conversion relies on three settings: identity normalization, no whitespace removal, byte fallback. The result is
-compared with SentencePiece on the sample before anything is written under its final name.
+The result is compared with SentencePiece on the sample before anything is written under its final name.
 """
 
 import heapq
 import io
-import json
 import re
 import shutil
 import time
@@ -17,30 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from metro_megatron.data.tokenizer import (
     BOS_ID,
     EOS_ID,
-    MODEL_FILE,
     NUM_SPECIALS,
     PAD_ID,
     SPECIAL_TOKENS,
-    TOKENIZER_FILES,
     UNK_ID,
-    WORD_BOUNDARY,
     Tokenizer,
-    check_model,
     copy_tokenizer,
 )
+from metro_megatron.data.tokenizer_json import check_equal, write_folder
 from metro_megatron.errors import UserError
 from metro_megatron.randomness import Purpose, hash64
 
 CHARACTER_COVERAGE = 0.9995
 """Share of the sample's characters that get pieces of their own; the rest is spelled in bytes."""
-
-MODEL_MAX_LENGTH = 512
 
 _CHECK_BYTES = 8_000_000
 _HASH_BLOCK = 1024
@@ -66,15 +57,15 @@ class TrainingReport:
 def sample_documents(documents: Iterable[list[str]], sample_bytes: int, seed: int = 1) -> list[list[str]]:
     """A uniform sample of the documents in their order, of at most `sample_bytes` UTF-8 bytes in memory.
 
-    Documents are put in a random order by a hash of (seed, number), and the first of that order stay. The sample is
-    a pure function of the documents and the seed.
+    Documents are put in a random order by a hash of (seed, number), and the first of that order stay. The
+    sample is a pure function of the documents and the seed.
     """
     heap: list[tuple[int, int, int, list[str]]] = []
     total, bound, number = 0, 1 << 64, 0
     iterator = iter(documents)
     while block := list(islice(iterator, _HASH_BLOCK)):
         keys = hash64(seed, Purpose.ORDER, np.arange(number, number + len(block), dtype=np.uint64))
-        for key, document in zip(keys.tolist(), block):
+        for key, document in zip(keys.tolist(), block, strict=True):
             number += 1
             if key >= bound:
                 continue
@@ -90,8 +81,8 @@ def sample_documents(documents: Iterable[list[str]], sample_bytes: int, seed: in
 def train_tokenizer(documents: Sequence[list[str]], vocab_size: int, output: Path) -> TrainingReport:
     """Train on all given documents and write the tokenizer folder `output`, of exactly `vocab_size` ids.
 
-    Raises UserError if the documents are too few or too varied for that size, or if tokenizer.json would differ from
-    SentencePiece on them; nothing is written then.
+    Raises UserError, with nothing written, if the documents are too few or too varied for that size, or
+    tokenizer.json would differ from SentencePiece on them.
     """
     start = time.monotonic()
     units = [unit for document in documents for unit in document]
@@ -143,101 +134,6 @@ def train_sentencepiece(units: Sequence[str], vocab_size: int) -> bytes:
     return writer.getvalue()
 
 
-def write_folder(model: bytes, folder: Path) -> None:
-    """Write the three files of a tokenizer folder for a SentencePiece model."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    problems = check_model(processor)
-    if problems:
-        raise UserError(problems)
-    (folder / MODEL_FILE).write_bytes(model)
-    convert(processor).save(str(folder / TOKENIZER_FILES[1]))
-    (folder / TOKENIZER_FILES[2]).write_text(
-        json.dumps(_tokenizer_config(), indent=2) + "\n", encoding="utf-8"
-    )
-
-
-def convert(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Tokenizer:
-    """The `tokenizers` pipeline with SentencePiece's ids: `<s> A </s>`, and `<s> A </s> </s> B </s>` for pairs.
-
-    Unlike SentencePiece it recognizes special tokens in text. `<mask>` stands for a word with its space: it swallows
-    the space before it, and what follows it is segmented as inside a sentence, not as a sentence's beginning.
-    """
-    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocabulary, _merges(processor, vocabulary), unk_token="<unk>", byte_fallback=True, fuse_unk=True
-        )
-    )
-    # A space before the text, unless the "text" is the pattern of <mask>, which passes through here as well.
-    tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?!<mask>\z)(?=[\s\S])"), " ")
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_BOUNDARY, prepend_scheme="never", split=True)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", BOS_ID), ("</s>", EOS_ID)],
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(WORD_BOUNDARY, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS[:-1]])
-    tokenizer.add_special_tokens([AddedToken(SPECIAL_TOKENS[-1], normalized=True, lstrip=True)])
-    return tokenizer
-
-
-def check_equal(folder: Path, texts: Sequence[str]) -> None:
-    """Raise UserError unless tokenizer.json and tokenizer.model give equal ids for every text free of specials."""
-    texts = [text for text in texts if not any(token in text for token in SPECIAL_TOKENS)]
-    expected = Tokenizer.from_folder(folder).encode_batch(texts)
-    fast = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILES[1]))
-    for start in range(0, len(texts), _HASH_BLOCK):
-        block = texts[start : start + _HASH_BLOCK]
-        for text, found, ids in zip(
-            block, fast.encode_batch_fast(block, add_special_tokens=False), expected[start:]
-        ):
-            if found.ids != ids:
-                raise UserError(
-                    f"tokenizer.json gives {found.ids[:20]} where tokenizer.model gives {ids[:20]} for {text[:80]!r}; "
-                    "nothing was written. Another --vocab_size or --sample_bytes gives other merges"
-                )
-
-
-def _merges(
-    processor: sentencepiece.SentencePieceProcessor, vocabulary: dict[str, int]
-) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, best score first, as SentencePiece would."""
-    normal = {p: i for p, i in vocabulary.items() if i >= NUM_SPECIALS and not processor.is_byte(i)}
-    ranked = [
-        (-processor.get_score(i), normal[piece[:k]], normal[piece[k:]], piece[:k], piece[k:])
-        for piece, i in normal.items()
-        for k in range(1, len(piece))
-        if piece[:k] in normal and piece[k:] in normal
-    ]
-    return [(left, right) for _, _, _, left, right in sorted(ranked)]
-
-
-def _tokenizer_config() -> dict[str, object]:
-    mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": True, "single_word": False}
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": MODEL_MAX_LENGTH,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "bos_token": "<s>",
-        "cls_token": "<s>",
-        "eos_token": "</s>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "mask_token": {"__type": "AddedToken", "special": True, **mask},
-        "padding_side": "right",
-        "clean_up_tokenization_spaces": False,
-    }
-
-
 def _measure(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, float, float, float]:
     """UTF-8 bytes, tokens per word, bytes per token, share of byte tokens."""
     ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in tokenizer.encode_batch(texts)])
@@ -250,7 +146,7 @@ def _measure(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, float, fl
 
 def _explain(message: str, vocab_size: int) -> str:
     if highest := re.search(r"set it to a value <= (\d+)", message):
-        return f"vocab_size {vocab_size} is above the {highest[1]} that this much text supports; lower it or give more"
+        return f"vocab_size {vocab_size} is above {highest[1]}, all this text supports; lower it or give more"
     if lowest := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return f"vocab_size {vocab_size} is below the {lowest[1]} that this text's characters need; raise it"
     return f"SentencePiece could not train: {message}"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from metro_megatron.config import Config
 from metro_megatron.data.loader import PretrainingData
-from metro_megatron.data.samples import SampleIndex, build_sample_index
+from metro_megatron.data.samples import SampleIndex, Split, build_sample_index
 from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
@@ -41,7 +41,7 @@ class Corpus:
             )
         train, validation = shards[: len(data.train)], shards[len(data.train) :]
         fraction = data.validation_fraction
-        train_split = "train" if fraction > 0.0 else "all"
+        train_split: Split = "train" if fraction > 0.0 else "all"
         validation_index = None
         if validation:
             validation_index = build_sample_index(validation, data.seq_length, split="all")

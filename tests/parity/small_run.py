@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from metro_megatron import mcore
 from metro_megatron.config import (
     CheckpointConfig,
     Config,
@@ -20,13 +20,14 @@ from metro_megatron.config import (
     ParallelConfig,
     TrainConfig,
 )
+from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.samples import build_sample_index
 from metro_megatron.model.init import global_parameters
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
 
-VOCAB_SIZE = 300  # not a multiple of 128: three ranks' worth of rows pad it to 384
+VOCAB_SIZE = 300  # padded to 384 rows: ranks of tensor parallelism hold different numbers of real ones
 STEPS = 6
 
 
@@ -116,6 +117,11 @@ class Record:
     weights: dict[str, torch.Tensor]
 
 
+def use_small_buckets() -> None:
+    """Have megatron-core cut gradient buffers into many buckets, as it does with large models."""
+    mcore.DistributedDataParallelConfig = partial(mcore.DistributedDataParallelConfig, bucket_size=4000)
+
+
 def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[dict[str, float]], list[tuple[float, float, float]]]:
     """Train steps first to last; figures of each and its gradient norms (both homes, shared, stage)."""
     data = trainer.corpus.training_data(trainer.layout)
@@ -128,15 +134,16 @@ def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[dict[str, f
     return figures, norms
 
 
-def train_in_layout(config: Config) -> Record:
-    """On every rank: train STEPS steps; the record holds whole weights by global name."""
-    trainer = start(config)
-    try:
+def train_in_layouts(configs: list[Config]) -> list[Record]:
+    """On every rank: train STEPS steps of each configuration; the records hold whole weights by global name."""
+    records = []
+    for config in configs:
+        trainer = start(config)
         figures, norms = run_steps(trainer, 0, STEPS)
         trainer.homes.fetch_parameters()
-        return Record(figures, norms, whole_weights(trainer))
-    finally:
+        records.append(Record(figures, norms, whole_weights(trainer)))
         trainer.close()
+    return records
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -160,22 +167,17 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return merged
 
 
-def corrupted_rows(config: Config) -> dict[tuple[int, int], list[int]]:
-    """On every rank: (micro batch of the step, row) to corrupted ids of the first step's rows."""
+def corrupted_samples(config: Config) -> dict[int, list[int]]:
+    """On every rank: the corrupted ids of this data-parallel rank's samples in the first step, by sample id."""
     trainer = start(config)
-    try:
-        batch = trainer.corpus.training_data(trainer.layout).step_batch(0)
-        corrupted = trainer.step.evaluate(batch, MetricSums(trainer.layout))
-        rows = {}
-        for tokens, micro_batch in zip(corrupted, batch.micro_batches, strict=True):
-            for sample, ids in samples_of(tokens, micro_batch):
-                rows[sample] = ids
-        return rows
-    finally:
-        trainer.close()
+    batch = trainer.corpus.training_data(trainer.layout).step_batch(0)
+    corrupted = trainer.step.evaluate(batch, MetricSums(trainer.layout))
+    trainer.close()
+    pairs = zip(corrupted, batch.micro_batches, strict=True)
+    return dict(sample for tokens, micro_batch in pairs for sample in samples_of(tokens, micro_batch))
 
 
-def samples_of(tokens: torch.Tensor, micro_batch) -> list[tuple[int, list[int]]]:
+def samples_of(tokens: torch.Tensor, micro_batch: MicroBatch) -> list[tuple[int, list[int]]]:
     """(sample id, its ids) of every sample in a micro batch, packed or padded."""
     flat = tokens[micro_batch.is_real].tolist()
     samples, start_at = [], 0
@@ -184,7 +186,3 @@ def samples_of(tokens: torch.Tensor, micro_batch) -> list[tuple[int, list[int]]]
             samples.append((sample, flat[start_at : start_at + length]))
             start_at += length
     return samples
-
-
-def run_folder(output: Path) -> list[str]:
-    return sorted(path.name for path in output.iterdir() if re.match(r"iter_|latest", path.name))

@@ -1,0 +1,149 @@
+"""Whether a checkpoint folder is whole, and whether reading it is safe.
+
+integrity.json holds size and SHA-256 of every file. `.metadata`, which torch reads with plain pickle, may only refer
+to the classes that describe tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metro_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+INTEGRITY = "integrity.json"
+METADATA = ".metadata"
+_HASHING_THREADS = 8
+
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+ALLOWED_GLOBALS = frozenset(
+    [
+        *(("torch", name) for name in ("Size", *_DTYPES)),
+        ("torch.serialization", "_get_layout"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "Metadata"),
+        ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+        ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+        ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+        ("torch.distributed.checkpoint.planner", "SavePlan"),
+        ("torch.distributed.checkpoint.planner", "TensorWriteData"),
+        ("torch.distributed.checkpoint.planner", "WriteItem"),
+        ("torch.distributed.checkpoint.planner", "WriteItemType"),
+    ]
+)
+"""(module, name) of everything that a `.metadata` written by torch 2 and megatron-core refers to."""
+
+
+def write_integrity(folder: Path) -> None:
+    """Write integrity.json about all files of `folder`; the last thing to do to a checkpoint."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != INTEGRITY)
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        hashes = list(threads.map(_sha256, paths))
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha} for path, sha in zip(paths, hashes, strict=True)}
+    (folder / INTEGRITY).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_integrity(folder: Path) -> None:
+    """Compare every file with integrity.json. Raises UserError naming all that are missing or damaged."""
+    files = _read_integrity(folder)
+    problems = []
+    whole = []
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(
+                f"{path}: damaged, has {path.stat().st_size} bytes and was written with {expected['bytes']}"
+            )
+        else:
+            whole.append(path)
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        for path, sha in zip(whole, threads.map(_sha256, whole), strict=True):
+            if sha != files[path.name]["sha256"]:
+                problems.append(f"{path}: damaged, its contents are not what was written (SHA-256 {sha[:12]}...)")
+    if problems:
+        raise UserError([*problems, f"{folder}: use another copy of this checkpoint, or an older one"])
+
+
+def check_metadata(folder: Path) -> Metadata:
+    """Read `.metadata` without running anything it contains, and return it.
+
+    Raises UserError if it is unreadable, refers to anything but ALLOWED_GLOBALS, or to files outside the folder.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    path = folder / METADATA
+    try:
+        with path.open("rb") as file:
+            metadata = SafeUnpickler(file, path).load()
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: no .metadata in it, so not a checkpoint; give a folder such as iter_0000500"
+        ) from None
+    except UserError:
+        raise
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:
+        raise UserError(f"{path}: unreadable ({error}); use another copy of this checkpoint") from error
+    if not isinstance(metadata, Metadata):
+        raise UserError(f"{path}: holds a {type(metadata).__name__}, not a checkpoint's metadata")
+    names = {info.relative_path for info in (metadata.storage_data or {}).values()}
+    outside = sorted(name for name in names if os.path.basename(name) != name)
+    if outside:
+        raise UserError(f"{path}: refers to {outside[0]!r} outside its folder; do not use this checkpoint")
+    return metadata
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """Loads only what ALLOWED_GLOBALS names; anything else raises UserError before it is imported."""
+
+    def __init__(self, file: Any, path: Path):
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise UserError(
+                f"{self._path}: refers to {module}.{name}, which no checkpoint does and which could run code; "
+                "do not use this checkpoint"
+            )
+        return super().find_class(module, name)
+
+
+def _read_integrity(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / INTEGRITY
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        if all({"bytes", "sha256"} <= entry.keys() and os.path.basename(name) == name for name, entry in files.items()):
+            return files
+        problem = "has an entry without bytes and sha256, or outside the folder"
+    except FileNotFoundError:
+        problem = "missing: the checkpoint is not complete, or not one of ours"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"unreadable ({error})"
+    raise UserError(f"{path}: {problem}; use another copy of this checkpoint, or an older one")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

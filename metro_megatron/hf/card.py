@@ -1,0 +1,70 @@
+"""The model card of an exported folder."""
+
+from collections.abc import Mapping
+
+from metro_megatron.config import ModelConfig
+
+HEADER = """---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags:
+- metro-lm
+- electra
+- pretraining
+---
+"""
+
+TEXT = """
+# METRO-LM encoder
+
+A text encoder pretrained with METRO-LM (model-generated corruption): an auxiliary masked language model replaces
+tokens, and the main model detects the replaced ones and predicts the originals. It is meant to be fine-tuned; the
+main model has {num_layers} layers of width {hidden_size}, the auxiliary model {auxiliary_num_layers}.
+
+## Use
+
+`trust_remote_code=True` runs `modeling_metro.py` of this folder, which imports torch and transformers only.
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True, num_labels=2)
+inputs = tokenizer(["a text"], ["its pair, or leave this out"], truncation=True, padding=True, return_tensors="pt")
+logits = model(**inputs).logits
+```
+
+| class | weights |
+|---|---|
+| AutoModel | main encoder |
+| AutoModelForSequenceClassification, ...TokenClassification, ...QuestionAnswering | main encoder, fresh head |
+| AutoModelForMaskedLM | main encoder, corrective head |
+| AutoModelForPreTraining | auxiliary and main encoder, all heads |
+
+The corrective head gives the original token at every place of a text in which some tokens were replaced; it has never
+seen `<mask>`. `MetroForAuxiliaryMaskedLM` in `modeling_metro.py` fills `<mask>`, and `MetroForReplacedTokenDetection`
+says how probable it is that a token is the original.
+
+Texts of at most {max_position_embeddings} tokens, `<s>` and `</s>` included; padding on the right.
+
+## Facts
+
+| | |
+|---|---|
+"""
+
+
+def model_card(model: ModelConfig, facts: Mapping[str, object]) -> str:
+    """README.md: what it is, how to load it, and `facts` as a table."""
+    text = TEXT.format(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        auxiliary_num_layers=model.auxiliary_num_layers,
+        max_position_embeddings=model.max_position_embeddings,
+    )
+    rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items())
+    return HEADER + text + rows
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

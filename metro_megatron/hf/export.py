@@ -1,0 +1,137 @@
+"""A folder for transformers from the trainer's tensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metro_megatron.config import ModelConfig
+from metro_megatron.data.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    MASK_ID,
+    PAD_ID,
+    TOKENIZER_FILES,
+    Tokenizer,
+    copy_tokenizer,
+)
+from metro_megatron.errors import UserError
+from metro_megatron.hf import configuration_metro, modeling_metro
+from metro_megatron.hf.card import model_card
+from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.hf.weights import hf_state_dict
+
+CODE_FILES = tuple(Path(str(module.__file__)) for module in (configuration_metro, modeling_metro))
+AUTO_MAP = {
+    "AutoConfig": "configuration_metro.MetroConfig",
+    "AutoModel": "modeling_metro.MetroModel",
+    "AutoModelForPreTraining": "modeling_metro.MetroForPreTraining",
+    "AutoModelForMaskedLM": "modeling_metro.MetroForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_metro.MetroForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_metro.MetroForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_metro.MetroForQuestionAnswering",
+}
+
+
+def metro_config(model: ModelConfig) -> MetroConfig:
+    """The transformers configuration of a model configuration."""
+    return MetroConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_auxiliary_layers=model.auxiliary_num_layers,
+        num_attention_heads=model.num_attention_heads,
+        intermediate_size=model.ffn_hidden_size,
+        max_position_embeddings=model.max_position_embeddings,
+        relative_attention_num_buckets=model.relative_attention_num_buckets,
+        relative_attention_max_distance=model.relative_attention_max_distance,
+        relative_bucket=model.relative_bucket,
+        layer_norm_eps=model.layer_norm_eps,
+        hidden_dropout_prob=model.hidden_dropout,
+        attention_probs_dropout_prob=model.attention_dropout,
+        initializer_range=model.init_method_std,
+        scaled_init_targets=model.scaled_init_targets,
+        bos_token_id=BOS_ID,
+        pad_token_id=PAD_ID,
+        eos_token_id=EOS_ID,
+        mask_token_id=MASK_ID,
+        auto_map=dict(AUTO_MAP),
+    )
+
+
+def write_hf_folder(
+    output: Path,
+    tensors: Mapping[str, Tensor],
+    model_config: ModelConfig,
+    tokenizer_folder: Path,
+    card: Mapping[str, object],
+    verify: Callable[[Path], Mapping[str, object]] | None = None,
+) -> None:
+    """Write a folder that transformers' Auto classes load: weights, code, tokenizer, model card with facts.
+
+    The folder is made under another name and appears as `output` when all is written and `verify` has accepted it;
+    the facts it returns join the card. An earlier export at `output` is replaced. Raises UserError if output
+    holds anything else, or tensors or tokenizer do not fit the configuration; nothing is written then.
+    """
+    refuse_foreign(output)
+    vocab_size = Tokenizer.from_folder(tokenizer_folder).vocab_size
+    if vocab_size != model_config.vocab_size:
+        raise UserError(
+            f"{tokenizer_folder} has {vocab_size} ids, the model {model_config.vocab_size}; use the run's tokenizer"
+        )
+    state = hf_state_dict(tensors, model_config)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        with torch.device("meta"):
+            model = MetroForPreTraining(metro_config(model_config))
+        model.load_state_dict(state, strict=True, assign=True)
+        model.tie_weights()
+        model.save_pretrained(unfinished)
+        for path in CODE_FILES:
+            shutil.copyfile(path, unfinished / path.name)
+        _write_tokenizer(tokenizer_folder, unfinished, model_config.max_position_embeddings)
+        facts = {**card, **(verify(unfinished) if verify else {})}
+        (unfinished / "README.md").write_text(model_card(model_config, facts), encoding="utf-8")
+        _put_in_place(unfinished, output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_foreign(output: Path) -> None:
+    """Raise UserError if `output` exists and is anything but an earlier export."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"{output} is a file; choose a folder")
+    ours = {"config.json", "README.md", "__pycache__", *TOKENIZER_FILES, *(path.name for path in CODE_FILES)}
+    foreign = sorted(p.name for p in output.iterdir() if p.name not in ours and not p.name.startswith("model"))
+    if foreign:
+        raise UserError(f"{output} holds {foreign[0]!r}, which is no part of an export; choose another folder")
+
+
+def _write_tokenizer(source: Path, target: Path, max_length: int) -> None:
+    copy_tokenizer(source, target)
+    path = target / "tokenizer_config.json"
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    settings["model_max_length"] = max_length
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _put_in_place(unfinished: Path, output: Path) -> None:
+    if not output.exists():
+        unfinished.rename(output)
+        return
+    earlier = output.with_name(f".{output.name}.replaced")
+    shutil.rmtree(earlier, ignore_errors=True)
+    output.rename(earlier)
+    unfinished.rename(output)
+    shutil.rmtree(earlier)

@@ -1,0 +1,611 @@
+"""METRO-LM for transformers, in one file: this is what an exported folder carries, and what tests compare with.
+
+Post-LN encoder with learned absolute positions and one table of relative-position biases per encoder, shared by
+its layers. Samples stand at the left of their rows: position 0 is <s>, padding is on the right.
+
+Legend: B rows, S positions, H hidden, N heads, K head dimension, V vocabulary, b buckets, C labels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_metro import MetroConfig
+
+IGNORED = -100
+"""Label of positions that have none."""
+
+INIT_TARGETS = {
+    "ffn": ("intermediate", "output"),
+    "ffn_out": ("output",),
+    "residual_out": ("attention.output", "output"),
+    "none": (),
+}
+"""Matrices of layer l (0-based) that start divided by sqrt(2 (l + 1)) (METRO eq. 10)."""
+
+
+def distance_buckets(config: MetroConfig) -> Tensor:
+    """Bucket of every relative position -(P - 1) ... P - 1 (key minus query), P = max_position_embeddings.
+
+    The lower half of each side's b / 2 buckets is exact, the upper half logarithmic up to the largest distance.
+    coco: rounded up, ids in the order of the positions, the smallest is 0; b - 1 is unused. t5: rounded down, later
+    keys in the upper half; b / 2 is unused. Double precision on the CPU, whatever the model runs in.
+    """
+    places = config.max_position_embeddings
+    side = config.relative_attention_num_buckets // 2
+    exact = side // 2
+    position = torch.arange(1 - places, places, device="cpu")
+    distance = position.abs()
+    share = torch.log(distance.clamp(min=1).double() / exact)
+    if config.relative_bucket == "coco":
+        share = share / math.log((config.relative_attention_max_distance - 1) / exact)
+        bucket = exact + (share * (side - 1 - exact)).ceil().long()
+    else:
+        share = share / math.log(config.relative_attention_max_distance / exact)
+        bucket = exact + (share * (side - exact)).floor().long()
+    bucket = torch.where(distance < exact, distance, bucket.clamp(max=side - 1))
+    if config.relative_bucket == "coco":
+        bucket = bucket * position.sign()
+        return bucket - bucket.min()
+    return bucket + side * (position > 0)
+
+
+def relative_buckets(config: MetroConfig, length: int, device: torch.device) -> Tensor:
+    """Row of the bias table for every (query, key), [S, S].
+
+    Position 0 is reset (TUPE's "reset [CLS]"): as a query it reads the row that no distance uses, as a key of
+    others the additional row b.
+    """
+    position = torch.arange(length, device=device)
+    relative = position[None, :] - position[:, None]
+    buckets = distance_buckets(config).to(device)[relative + config.max_position_embeddings - 1]
+    num_buckets = config.relative_attention_num_buckets
+    buckets[:, 0] = num_buckets
+    buckets[0, :] = num_buckets - 1 if config.relative_bucket == "coco" else num_buckets // 2
+    return buckets
+
+
+class MetroEmbeddings(nn.Module):
+    """drop(LN(E[token] + P[position])); an auxiliary encoder has no token embedding of its own."""
+
+    def __init__(self, config: MetroConfig, is_auxiliary: bool):
+        super().__init__()
+        self.max_length = config.max_position_embeddings
+        if not is_auxiliary:
+            self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        """Token embeddings [B, S, H] to the input of layer 0 [B, S, H]."""
+        length = inputs_embeds.size(1)
+        if length > self.max_length:
+            raise ValueError(
+                f"a row has {length} tokens, the model has {self.max_length} positions; "
+                f"tokenize with truncation=True, max_length={self.max_length}"
+            )
+        return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
+
+
+class MetroAttention(nn.Module):
+    """Multi-head attention with an additive bias; the softmax is computed in FP32 (or FP64)."""
+
+    def __init__(self, config: MetroConfig, is_auxiliary: bool):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.dropout = 0.0 if is_auxiliary else config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+        """hidden [B, S, H] and bias [1 or B, N, S, S] to [B, S, H] and, if asked for, probabilities [B, N, S, S]."""
+        q, k, v = (self._split(layer(hidden)) for layer in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        probabilities = None
+        if self.config._attn_implementation == "sdpa" and not output_attentions:
+            context = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        else:
+            wide = torch.promote_types(q.dtype, torch.float32)
+            scores = (q @ k.transpose(-1, -2)).to(wide) * q.size(-1) ** -0.5 + bias
+            probabilities = scores.softmax(dim=-1).to(v.dtype)
+            context = functional.dropout(probabilities, dropout) @ v
+        return self.output(context.transpose(1, 2).flatten(2)), probabilities if output_attentions else None
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, S, H] to [B, N, S, K]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class MetroLayer(GradientCheckpointingLayer):
+    """x <- LN(x + drop(attention(x))), then x <- LN(x + drop(W2 gelu(W1 x))); exact GELU."""
+
+    def __init__(self, config: MetroConfig, index: int, is_auxiliary: bool):
+        super().__init__()
+        self.attention = MetroAttention(config, is_auxiliary)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
+        for name in INIT_TARGETS[config.scaled_init_targets]:
+            self.get_submodule(name).init_scale = (2 * (index + 1)) ** -0.5
+
+    def forward(self, hidden: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+        """See `MetroAttention.forward`."""
+        attended, probabilities = self.attention(hidden, bias, output_attentions)
+        hidden = self.attention_norm(hidden + self.dropout(attended))
+        changed = self.output(functional.gelu(self.intermediate(hidden)))
+        return self.output_norm(hidden + self.dropout(changed)), probabilities
+
+
+class MetroEncoder(nn.Module):
+    """The layers and the bias table they share."""
+
+    def __init__(self, config: MetroConfig, is_auxiliary: bool):
+        super().__init__()
+        self.config = config
+        depth = config.num_auxiliary_layers if is_auxiliary else config.num_hidden_layers
+        self.relative_attention_bias = nn.Embedding(
+            config.relative_attention_num_buckets + 1, config.num_attention_heads
+        )
+        self.layer = nn.ModuleList(MetroLayer(config, index, is_auxiliary) for index in range(depth))
+
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None, output_hidden_states: bool, output_attentions: bool
+    ) -> BaseModelOutput:
+        """hidden [B, S, H] and attention_mask [B, S] (0 where there is no token)."""
+        bias = self._bias(hidden, attention_mask)
+        states, attentions = [hidden], []
+        for layer in self.layer:
+            hidden, probabilities = layer(hidden, bias, output_attentions)
+            states.append(hidden)
+            attentions.append(probabilities)
+        return BaseModelOutput(
+            last_hidden_state=hidden,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _bias(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """[1, N, S, S], or [B, N, S, S] with the lowest finite number where there is no key."""
+        buckets = relative_buckets(self.config, hidden.size(1), hidden.device)
+        bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden.dtype)
+        if attention_mask is None:
+            return bias
+        if attention_mask.shape != hidden.shape[:2]:
+            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, must be {tuple(hidden.shape[:2])}")
+        return bias.masked_fill(~attention_mask.bool()[:, None, None, :], torch.finfo(bias.dtype).min)
+
+
+class MetroPreTrainedModel(PreTrainedModel):
+    """What all classes share. A saved file may hold the whole pair: parts that a class has no use for are skipped."""
+
+    config_class = MetroConfig
+    base_model_prefix = "metro"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["MetroEmbeddings", "MetroLayer"]
+    _keys_to_ignore_on_load_unexpected = [r"^auxiliary\.", r"^auxiliary_head\.", r"^rtd_head\.", r"^clm_head\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            scale = getattr(module, "init_scale", 1.0)
+            nn.init.normal_(module.weight, std=self.config.initializer_range * scale)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class MetroModel(MetroPreTrainedModel):
+    """The encoder. The auxiliary one is shallower, has no dropout and borrows its token embeddings."""
+
+    def __init__(self, config: MetroConfig, is_auxiliary: bool = False):
+        super().__init__(config)
+        self.embeddings = MetroEmbeddings(config, is_auxiliary)
+        self.encoder = MetroEncoder(config, is_auxiliary)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.set_submodule("embeddings.word_embeddings", value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutput:
+        """input_ids [B, S] or inputs_embeds [B, S, H] to hidden states [B, S, H]; attention_mask [B, S]."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embeddings.word_embeddings(input_ids)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        return self.encoder(self.embeddings(inputs_embeds), attention_mask, output_hidden_states, output_attentions)
+
+
+class MetroCLMHead(nn.Module):
+    """h E^T + b with the tied token embedding E (METRO eq. 8)."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__()
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, H] to logits [B, S, V]."""
+        return self.decoder(hidden)
+
+
+class MetroMLMHead(MetroCLMHead):
+    """LN(gelu(h W + b)) before the tied decoder: the auxiliary model's head (METRO eq. 4, with COCO-LM's layers)."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, H] to logits [B, S, V]."""
+        return super().forward(self.norm(functional.gelu(self.dense(hidden))))
+
+
+def token_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    """Mean over labelled positions; logits [B, S, C], labels [B, S] with IGNORED elsewhere."""
+    if labels is None:
+        return None
+    return functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
+
+
+class MetroForMaskedLM(MetroPreTrainedModel):
+    """The main encoder with its corrective language modeling head: the original token at every position.
+
+    It was pretrained on text in which plausible tokens stand where the auxiliary model guessed wrong, not on
+    <mask>: give it text to correct. `MetroForAuxiliaryMaskedLM` fills <mask>.
+    """
+
+    _tied_weights_keys = {"clm_head.decoder.weight": "metro.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.metro = MetroModel(config)
+        self.clm_head = MetroCLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.clm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.clm_head.decoder = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MaskedLMOutput:
+        """Logits [B, S, V]; loss: mean over labels [B, S] other than -100."""
+        outputs = self.metro(input_ids, attention_mask, inputs_embeds, output_hidden_states, output_attentions)
+        logits = self.clm_head(outputs.last_hidden_state)
+        return MaskedLMOutput(
+            loss=token_cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
+    """The auxiliary encoder with its masked language modeling head: fills <mask>."""
+
+    _tied_weights_keys = {"auxiliary_head.decoder.weight": "metro.embeddings.word_embeddings.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"^metro\.", r"^embeddings\.", r"^encoder\.", r"^rtd_head\.", r"^clm_head\."]
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        # The shared token embedding, under the name it has in the pair's file.
+        words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.metro = nn.ModuleDict({"embeddings": nn.ModuleDict({"word_embeddings": words})})
+        self.auxiliary = MetroModel(config, is_auxiliary=True)
+        self.auxiliary_head = MetroMLMHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_submodule("metro.embeddings.word_embeddings")
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.set_submodule("metro.embeddings.word_embeddings", value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.auxiliary_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.auxiliary_head.decoder = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MaskedLMOutput:
+        """Logits [B, S, V]; loss: mean over labels [B, S] other than -100."""
+        words = self.get_input_embeddings()(input_ids)
+        outputs = self.auxiliary(None, attention_mask, words, output_hidden_states, output_attentions)
+        logits = self.auxiliary_head(outputs.last_hidden_state)
+        return MaskedLMOutput(
+            loss=token_cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class MetroForReplacedTokenDetection(MetroPreTrainedModel):
+    """The main encoder with its replaced token detection head: sigmoid(logit) is the probability of "original"."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.metro = MetroModel(config)
+        self.rtd_head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> TokenClassifierOutput:
+        """Logits [B, S]; loss: mean over labels [B, S] (1 original, 0 replaced) other than -100."""
+        outputs = self.metro(input_ids, attention_mask, inputs_embeds, output_hidden_states, output_attentions)
+        logits = self.rtd_head(outputs.last_hidden_state).squeeze(-1)
+        loss = None
+        if labels is not None:
+            labelled = labels != IGNORED
+            targets = labels[labelled].float()
+            loss = functional.binary_cross_entropy_with_logits(logits[labelled].float(), targets)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@dataclass
+class MetroForPreTrainingOutput(ModelOutput):
+    """mlm_logits, clm_logits [B, S, V]; rtd_logits, noised_input_ids [B, S]; main's last hidden state [B, S, H]."""
+
+    mlm_logits: Tensor | None = None
+    rtd_logits: Tensor | None = None
+    clm_logits: Tensor | None = None
+    noised_input_ids: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class MetroForPreTraining(MetroPreTrainedModel):
+    """The whole pair as it is pretrained: auxiliary and main encoder, one token embedding, all three heads."""
+
+    _tied_weights_keys = {
+        "clm_head.decoder.weight": "metro.embeddings.word_embeddings.weight",
+        "auxiliary_head.decoder.weight": "metro.embeddings.word_embeddings.weight",
+    }
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.metro = MetroModel(config)
+        self.auxiliary = MetroModel(config, is_auxiliary=True)
+        self.auxiliary_head = MetroMLMHead(config)
+        self.rtd_head = nn.Linear(config.hidden_size, 1)
+        self.clm_head = MetroCLMHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        noised_input_ids: Tensor | None = None,
+    ) -> MetroForPreTrainingOutput:
+        """All logits for masked input_ids [B, S] (the auxiliary's input) and noised_input_ids [B, S] (main's).
+
+        Without noised_input_ids, every <mask> is replaced by a sample from the auxiliary model (torch's generator).
+        """
+        words = self.metro.embeddings.word_embeddings
+        auxiliary = self.auxiliary(attention_mask=attention_mask, inputs_embeds=words(input_ids))
+        mlm_logits = self.auxiliary_head(auxiliary.last_hidden_state)
+        if noised_input_ids is None:
+            is_masked = input_ids == self.config.mask_token_id
+            samples = mlm_logits[is_masked].detach().float().softmax(-1).multinomial(1).squeeze(-1)
+            noised_input_ids = input_ids.masked_scatter(is_masked, samples)
+        hidden = self.metro(noised_input_ids, attention_mask).last_hidden_state
+        return MetroForPreTrainingOutput(
+            mlm_logits=mlm_logits,
+            rtd_logits=self.rtd_head(hidden).squeeze(-1),
+            clm_logits=self.clm_head(hidden),
+            noised_input_ids=noised_input_ids,
+            last_hidden_state=hidden,
+        )
+
+
+class MetroClassificationHead(nn.Module):
+    """Dropout, dense, tanh, dropout, linear on the hidden state of <s>."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__()
+        self.dropout = nn.Dropout(task_dropout(config))
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, H] to logits [B, C]."""
+        pooled = torch.tanh(self.dense(self.dropout(hidden[:, 0])))
+        return self.out_proj(self.dropout(pooled))
+
+
+def task_dropout(config: MetroConfig) -> float:
+    """Dropout of fine-tuning heads."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+class MetroForSequenceClassification(MetroPreTrainedModel):
+    """The main encoder with a fresh classifier, or a regressor if num_labels is 1 or problem_type says so."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.metro = MetroModel(config)
+        self.classifier = MetroClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Logits [B, C]; loss: cross-entropy of labels [B], mean squared error, or one binary one per label [B, C]."""
+        outputs = self.metro(input_ids, attention_mask, inputs_embeds, output_hidden_states, output_attentions)
+        logits = self.classifier(outputs.last_hidden_state)
+        return SequenceClassifierOutput(
+            loss=self._loss(logits.float(), labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
+        if labels is None:
+            return None
+        if self.config.problem_type == "regression" or self.config.num_labels == 1:
+            return functional.mse_loss(logits.view(labels.shape), labels.float())
+        if self.config.problem_type == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits, labels.float())
+        return functional.cross_entropy(logits, labels)
+
+
+class MetroForTokenClassification(MetroPreTrainedModel):
+    """The main encoder with a fresh classifier of every token."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.metro = MetroModel(config)
+        self.dropout = nn.Dropout(task_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> TokenClassifierOutput:
+        """Logits [B, S, C]; loss: mean over labels [B, S] other than -100."""
+        outputs = self.metro(input_ids, attention_mask, inputs_embeds, output_hidden_states, output_attentions)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        return TokenClassifierOutput(
+            loss=token_cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class MetroForQuestionAnswering(MetroPreTrainedModel):
+    """The main encoder with two fresh heads for the first and the last token of an answer; <s> means no answer."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.metro = MetroModel(config)
+        self.start_head = nn.Linear(config.hidden_size, 1)
+        self.end_head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        p_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> QuestionAnsweringModelOutput:
+        """Start and end logits [B, S]; loss: mean of both cross-entropies of positions [B].
+
+        Padding, and where p_mask [B, S] is 1 (question, specials), gets the lowest finite logit; <s> never does.
+        """
+        outputs = self.metro(input_ids, attention_mask, inputs_embeds, output_hidden_states, output_attentions)
+        hidden = outputs.last_hidden_state
+        impossible = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        if attention_mask is not None:
+            impossible = impossible | (attention_mask == 0)
+        if p_mask is not None:
+            impossible = impossible | (p_mask == 1)
+        impossible[:, 0] = False
+        start, end = (
+            head(hidden).squeeze(-1).masked_fill(impossible, torch.finfo(hidden.dtype).min)
+            for head in (self.start_head, self.end_head)
+        )
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            losses = [
+                functional.cross_entropy(logits.float(), positions, ignore_index=IGNORED)
+                for logits, positions in ((start, start_positions), (end, end_positions))
+            ]
+            loss = (losses[0] + losses[1]) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start,
+            end_logits=end,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -1,0 +1,99 @@
+"""The layout does not change the mathematics: real gloo ranks against one process, fp32, no dropout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metro_megatron.config import Config
+from tests.distributed import run_ranks
+from tests.parity.small_run import Record, corrupted_samples, small_config, train_in_layouts
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "losses.txt"
+LOSSES = ("aux_loss", "rtd_loss", "clm_loss")
+TOLERANCE = 1e-6  # relative; fp32 sums in another order
+
+
+def layout(tp: int = 1, pp: int = 1, vpp: int = 1, **parallel: object) -> Config:
+    return small_config(
+        parallel={
+            "tensor_model_parallel_size": tp,
+            "pipeline_model_parallel_size": pp,
+            "virtual_pipeline_model_parallel_size": vpp,
+            **parallel,
+        }
+    )
+
+
+LAYOUTS = {
+    1: [layout(overlap=False), layout(recompute="full"), small_config(data={"row_format": "padded"})],
+    2: [
+        layout(),
+        layout(tp=2),
+        layout(pp=2),
+        layout(tp=2, sequence_parallel=True),
+        layout(pp=2, vpp=2),
+        small_config(data={"row_format": "padded"}, parallel={"pipeline_model_parallel_size": 2}),
+    ],
+    4: [
+        layout(),
+        layout(tp=2, pp=2),
+        layout(tp=2, pp=2, vpp=2, sequence_parallel=True, recompute="full"),
+        layout(pp=4, overlap=False),
+    ],
+    8: [layout(tp=2, pp=2)],
+}
+"""World size to configurations; data parallelism is what remains. With pp = 4 some ranks have no auxiliary work."""
+
+
+@pytest.fixture(scope="module")
+def reference() -> Record:
+    return run_ranks(train_in_layouts, 1, [small_config()])[0][0]
+
+
+def losses(record: Record) -> np.ndarray:
+    """[steps, 3] losses."""
+    return np.array([[figures[name] for name in LOSSES] for figures in record.figures])
+
+
+def norms(record: Record) -> np.ndarray:
+    """[steps] gradient norms over both homes."""
+    return np.array([total for total, _, _ in record.grad_norms])
+
+
+@pytest.mark.parametrize("world_size", LAYOUTS)
+def test_layouts_equal_one_process(reference: Record, world_size: int) -> None:
+    """Losses, norms, metrics and weights of six steps; replicas are compared bit for bit on the ranks."""
+    configs = LAYOUTS[world_size]
+    for config, record in zip(configs, run_ranks(train_in_layouts, world_size, configs)[0], strict=True):
+        message = str((world_size, config.parallel, config.data.row_format))
+        np.testing.assert_allclose(losses(record), losses(reference), rtol=TOLERANCE, err_msg=message)
+        np.testing.assert_allclose(norms(record), norms(reference), rtol=TOLERANCE, err_msg=message)
+        for figures, expected in zip(record.figures, reference.figures, strict=True):
+            same = {name: value for name, value in expected.items() if name != "non_pad_fraction"}
+            assert {name: figures[name] for name in same} == pytest.approx(same, rel=1e-5), message
+        assert record.weights.keys() == reference.weights.keys()
+        for name, weight in reference.weights.items():
+            torch.testing.assert_close(record.weights[name], weight, rtol=0, atol=1e-6, msg=f"{message} {name}")
+
+
+def test_losses_are_golden(reference: Record) -> None:
+    """Losses and norms never change by accident; processors differ in the last bits only.
+
+    One line per step: MLM, RTD, CLM loss, gradient norm.
+    """
+    expected = np.loadtxt(GOLDEN)
+    np.testing.assert_allclose(np.column_stack([losses(reference), norms(reference)]), expected, rtol=1e-5)
+
+
+def test_corrupted_ids_are_the_same_everywhere() -> None:
+    """Sampled replacements of the first step, token by token, for every layout and row format."""
+    (expected,) = run_ranks(corrupted_samples, 1, small_config())
+    padded = small_config(data={"row_format": "padded", "micro_batch_size": 2})
+    for world_size, config in ((1, padded), (2, layout(tp=2)), (2, layout()), (4, layout(tp=2, pp=2))):
+        merged: dict[int, list[int]] = {}
+        for samples in run_ranks(corrupted_samples, world_size, config):
+            for sample, ids in samples.items():
+                assert merged.setdefault(sample, ids) == ids, sample
+        assert merged == expected, (world_size, config.parallel)

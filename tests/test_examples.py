@@ -1,0 +1,61 @@
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from metro_megatron.config import Config
+from metro_megatron.config_file import parse_config
+from metro_megatron.config_problems import problems
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PRESETS = sorted(EXAMPLES.glob("*.yaml"))
+
+# METRO Tables 3 and 13: H, F, heads, main layers, auxiliary layers, buckets, distance, lr, warm-up, clip, steps.
+PAPER = {
+    "base": (768, 3072, 12, 12, 4, 64, 128, 5e-4, 10000, 2.0, 125000),
+    "base_pp": (768, 3072, 12, 12, 4, 64, 128, 1.75e-4, 10000, 2.0, 1950000),
+    "large_pp": (1024, 4096, 16, 24, 6, 128, 256, 1e-4, 10000, 2.0, 1950000),
+    "xl": (1536, 6144, 24, 48, 8, 512, 512, 5e-5, 30000, 1.0, 1950000),
+    "xxl": (2560, 10240, 40, 64, 8, 512, 512, 3e-5, 30000, 1.0, 1950000),
+}
+
+
+def load(path: Path) -> Config:
+    return parse_config(["--config", str(path), "--data.train", "shard", "--train.output", "run"])
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_no_problems_on_its_number_of_processes(path):
+    stated = re.search(r"^# Processes: (\d+)$", path.read_text(), re.MULTILINE)
+    assert stated, "state the number of processes in a comment"
+    assert problems(load(path), int(stated.group(1))) == []
+
+
+@pytest.mark.parametrize(("name", "expected"), PAPER.items(), ids=PAPER)
+def test_the_paper_s_sizes(name, expected):
+    config = load(EXAMPLES / f"{name}.yaml")
+    model, optimizer, train = config.model, config.optimizer, config.train
+    assert expected == (
+        model.hidden_size,
+        model.ffn_hidden_size,
+        model.num_attention_heads,
+        model.num_layers,
+        model.auxiliary_num_layers,
+        model.relative_attention_num_buckets,
+        model.relative_attention_max_distance,
+        optimizer.lr,
+        optimizer.lr_warmup_steps,
+        optimizer.clip_grad,
+        train.train_steps,
+    )
+    assert model.hidden_size == 64 * model.num_attention_heads
+    assert (config.data.seq_length, train.global_batch_size, config.objective.rtd_weight) == (512, 2048, 50)
+    assert (optimizer.adam_beta1, optimizer.adam_beta2, optimizer.adam_eps) == (0.9, 0.98, 1e-6)
+    assert (model.hidden_dropout, model.attention_dropout, optimizer.weight_decay) == (0.1, 0.1, 0.01)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.sh")), ids=lambda path: path.name)
+def test_a_launcher_is_sound_shell(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert path.stat().st_mode & 0o111

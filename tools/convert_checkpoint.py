@@ -1,0 +1,91 @@
+"""Turn a training checkpoint into a folder for transformers."""
+
+import json
+from pathlib import Path
+
+from metro_megatron.command_line import run_tool
+from metro_megatron.config import Config
+from metro_megatron.config_file import load_config
+from metro_megatron.errors import UserError
+from metro_megatron.hf.export import refuse_foreign, write_hf_folder
+from metro_megatron.hf.load import find_iteration, read_model_tensors
+from metro_megatron.hf.verify import hf_outputs, largest_differences, random_probe, refuse_differences
+
+
+def main(load: str, output: str) -> None:
+    """Turn a training checkpoint into a folder for transformers.
+
+    The folder appears only after its outputs (hidden states, MLM, RTD and CLM logits) were found equal to the
+    trainer's own model within 1e-4 in fp32. An earlier export at the same place is replaced.
+
+    Args:
+        load: a run folder (its newest checkpoint is taken) or one of its iter_ folders
+        output: folder to write: config.json, model.safetensors, tokenizer, modeling code and model card
+    """
+    iteration, target = find_iteration(Path(load)), Path(output)
+    refuse_foreign(target)
+    config = load_config(iteration / "run_config.yaml")
+    tensors = read_model_tensors(iteration)
+    num_parameters = sum(tensor.numel() for tensor in tensors.values())
+    print(
+        f"{iteration}: {len(tensors)} tensors, {num_parameters / 1e6:.1f}M parameters; writing and comparing",
+        flush=True,
+    )
+    write_hf_folder(
+        target,
+        tensors,
+        config.model,
+        find_tokenizer(iteration),
+        training_facts(iteration, config),
+        lambda folder: compare_with_trainer(folder, iteration, config),
+    )
+    print(
+        f"made {target}, a Hugging Face folder with model card and code\n"
+        f"next: tools/finetune.py --model {target} --task classification "
+        "--train_file TRAIN.csv --validation_file VALIDATION.csv --output DIR\n"
+        f'or:   transformers.AutoModel.from_pretrained("{target}", trust_remote_code=True)'
+    )
+
+
+def find_tokenizer(iteration: Path) -> Path:
+    """The run's tokenizer folder, beside its checkpoints. Raises UserError if it is not there."""
+    folder = iteration.resolve().parent / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a checkpoint's tokenizer is expected beside it in the run folder")
+    return folder
+
+
+def training_facts(iteration: Path, config: Config) -> dict[str, object]:
+    """What the model card says about the run."""
+    facts: dict[str, object] = {
+        "checkpoint": iteration.name,
+        "steps of the whole run": config.train.train_steps,
+        "global batch size": f"{config.train.global_batch_size} samples of at most {config.data.seq_length} tokens",
+        "training shards": ", ".join(Path(prefix).name for prefix in config.data.train),
+        "peak learning rate": config.optimizer.lr,
+        "mask probability": config.objective.mask_probability,
+        "vocabulary": config.model.vocab_size,
+        "seed": config.train.seed,
+    }
+    progress = iteration / "progress.json"
+    if progress.is_file():
+        facts |= {name.replace("_", " "): value for name, value in json.loads(progress.read_text()).items()}
+    return facts
+
+
+def compare_with_trainer(folder: Path, iteration: Path, config: Config) -> dict[str, object]:
+    """Print and return the largest difference of every output. Raises UserError if one is too large."""
+    from metro_megatron.train.unsharded import trainer_outputs
+
+    probe = random_probe(config.model)
+    differences = largest_differences(
+        hf_outputs(folder, probe), trainer_outputs(iteration, config, *probe), probe.lengths
+    )
+    figures = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    print(f"largest differences to the trainer's model over {int(probe.lengths.sum())} tokens: {figures}")
+    refuse_differences(differences)
+    return {"largest difference to the trainer's outputs (fp32)": figures}
+
+
+if __name__ == "__main__":
+    run_tool(main)
