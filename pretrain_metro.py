@@ -1,4 +1,7 @@
-"""Pretrain METRO-LM: `torchrun --nproc-per-node N pretrain_metro.py --config YAML --data.train PREFIX... --train.output DIR`."""
+"""Pretrain METRO-LM.
+
+torchrun --nproc-per-node N pretrain_metro.py --config YAML --data.train PREFIX... --train.output DIR
+"""
 
 import sys
 

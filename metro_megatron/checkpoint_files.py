@@ -27,6 +27,7 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16
 ALLOWED_GLOBALS = frozenset(
     [
         *(("torch", name) for name in ("Size", *_DTYPES)),
+        ("pathlib", "PosixPath"),
         ("torch.serialization", "_get_layout"),
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
         ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
@@ -95,15 +96,7 @@ def check_metadata(folder: Path) -> Metadata:
         ) from None
     except UserError:
         raise
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:
+    except Exception as error:  # a damaged pickle raises anything, MemoryError included
         raise UserError(f"{path}: unreadable ({error}); use another copy of this checkpoint") from error
     if not isinstance(metadata, Metadata):
         raise UserError(f"{path}: holds a {type(metadata).__name__}, not a checkpoint's metadata")

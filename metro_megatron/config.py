@@ -1,8 +1,8 @@
 """Everything a run can be told, one frozen dataclass per concern.
 
 Leaf names are Megatron's where Megatron has one. Defaults are METRO-LM base (METRO Tables 3 and 13).
-Reading YAML and command lines is the business of `metro_megatron.command_line`; checking what only the
-combination of fields can show is `problems` below.
+Reading YAML and command lines is `metro_megatron.config_file`, checking what only the combination of fields can
+show `metro_megatron.config_problems`.
 """
 
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class ModelConfig:
     attention_dropout: float = 0.1
     """Dropout of main's attention probabilities; the auxiliary has none."""
     init_method_std: float = 0.02
-    """Standard deviation of the normal initialisation."""
+    """Standard deviation of the normal initialization."""
     scaled_init_targets: Literal["ffn", "ffn_out", "residual_out", "none"] = "ffn"
     """Which matrices of layer l (0-based) start divided by sqrt(2 (l + 1)): METRO eq. 10."""
 

@@ -44,7 +44,7 @@ def _transformer_config(
 ) -> TransformerConfig:
     model, dtype = config.model, DTYPES[config.train.precision]
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
-    recompute = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     # With two stages "previous" and "next" are one peer, and batched sends of the interleaved schedule
     # pair up crosswise: wrong gradients without an error.
     unbatched = vpp > 1 and pp == 2
@@ -149,9 +149,11 @@ def distributed_optimizer(
         hysteresis=options.hysteresis,
         use_distributed_optimizer=True,
     )
-    overrides = {} if options.decay_all else None
     chained = get_megatron_optimizer(
-        config, ddps, config_overrides=overrides, use_gloo_process_groups=False, pg_collection=groups
+        config,
+        ddps,
+        config_overrides={} if options.decay_all else None,  # None: biases and norms are not decayed
+        use_gloo_process_groups=False, pg_collection=groups
     )
     (optimizer,) = chained.chained_optimizers
     return optimizer

@@ -7,7 +7,8 @@ from metro_megatron.command_line import run_tool
 from metro_megatron.config import Config
 from metro_megatron.config_file import load_config
 from metro_megatron.errors import UserError
-from metro_megatron.hf.export import refuse_foreign, write_hf_folder
+from metro_megatron.folders import refuse_foreign
+from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
 from metro_megatron.hf.load import find_iteration, read_model_tensors
 from metro_megatron.hf.verify import hf_outputs, largest_differences, random_probe, refuse_differences
 
@@ -23,7 +24,7 @@ def main(load: str, output: str) -> None:
         output: folder to write: config.json, model.safetensors, tokenizer, modeling code and model card
     """
     iteration, target = find_iteration(Path(load)), Path(output)
-    refuse_foreign(target)
+    refuse_foreign(target, EXPORTED_FILES)
     config = load_config(iteration / "run_config.yaml")
     tensors = read_model_tensors(iteration)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())

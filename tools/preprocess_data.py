@@ -27,7 +27,7 @@ def main(
         input: Files: .jsonl (a JSON object per line) or .txt (blank lines between documents); .gz, .zst too.
         tokenizer: Folder written by tools/train_tokenizer.py.
         output_prefix: Path of the output without its endings, for example data/wikipedia.
-        workers: Processes that encode; one more reads and writes.
+        workers: Processes that encode, beside the one that reads and writes; 1: one process does all.
         text_key: Key of the text in JSON objects.
         strict: Stop at the first record that gives no document.
         max_reject_fraction: Share of rejected records above which nothing is written.

@@ -1,7 +1,7 @@
 """The batches of a run, by step number: no state to save, nothing that depends on the number of ranks."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
@@ -82,7 +82,7 @@ class PretrainingData:
         first = step * self._global_batch_size
         return self._batch(step, np.arange(first, first + self._global_batch_size))
 
-    def prefetch(self, first_step: int, end_step: int) -> Iterator[StepBatch]:
+    def prefetch(self, first_step: int, end_step: int) -> Generator[StepBatch, None, None]:
         """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
 
         What step_batch raises is raised here at its step. Closing the iterator ends the thread.

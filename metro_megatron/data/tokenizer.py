@@ -90,10 +90,6 @@ class Tokenizer:
         """Text of the ids; specials give nothing, except `<unk>`."""
         return self._processor.decode(list(map(int, ids)))
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary's spelling of every id."""
-        return [self._processor.id_to_piece(int(i)) for i in ids]
-
     def _encode_word(self, word: str) -> list[int]:
         ids: list[int] = self._processor.encode(word) if word else [self._boundary_id]
         if len(self._cache) < _MAX_CACHED_WORDS and len(word) <= _MAX_CACHED_CHARACTERS:

@@ -1,7 +1,7 @@
 """The equal tokenizer.json: a SentencePiece model as a `tokenizers` pipeline, for AutoTokenizer.
 
-The conversion relies on three settings of the model: identity normalization, no whitespace removal, byte fallback.
-`check_equal` shows the equality on given text.
+The conversion relies on three settings of the model: identity normalization, no whitespace removal, byte
+fallback. `check_equal` shows the equality on given text.
 """
 
 import json

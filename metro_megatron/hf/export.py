@@ -22,6 +22,7 @@ from metro_megatron.data.tokenizer import (
     copy_tokenizer,
 )
 from metro_megatron.errors import UserError
+from metro_megatron.folders import refuse_foreign, whole_folder
 from metro_megatron.hf import configuration_metro, modeling_metro
 from metro_megatron.hf.card import model_card
 from metro_megatron.hf.configuration_metro import MetroConfig
@@ -38,6 +39,18 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "modeling_metro.MetroForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_metro.MetroForQuestionAnswering",
 }
+
+
+EXPORTED_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    *TOKENIZER_FILES,
+    *(path.name for path in CODE_FILES),
+    "__pycache__",
+)
+"""Patterns of all that an export may hold."""
 
 
 def metro_config(model: ModelConfig) -> MetroConfig:
@@ -76,46 +89,33 @@ def write_hf_folder(
 ) -> None:
     """Write a folder that transformers' Auto classes load: weights, code, tokenizer, model card with facts.
 
-    The folder is made under another name and appears as `output` when all is written and `verify` has accepted it;
-    the facts it returns join the card. An earlier export at `output` is replaced. Raises UserError if output
-    holds anything else, or tensors or tokenizer do not fit the configuration; nothing is written then.
+    It appears as `output` when all is written and `verify` has accepted it (by not raising); the facts that verify
+    returns join the card. An earlier export at `output` is replaced. Raises UserError if output holds anything
+    else, or tensors or tokenizer do not fit the configuration; nothing is written then.
     """
-    refuse_foreign(output)
+    refuse_foreign(output, EXPORTED_FILES)
     vocab_size = Tokenizer.from_folder(tokenizer_folder).vocab_size
     if vocab_size != model_config.vocab_size:
         raise UserError(
             f"{tokenizer_folder} has {vocab_size} ids, the model {model_config.vocab_size}; use the run's tokenizer"
         )
     state = hf_state_dict(tensors, model_config)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with whole_folder(output, EXPORTED_FILES) as folder:
         with torch.device("meta"):
             model = MetroForPreTraining(metro_config(model_config))
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
-        model.save_pretrained(unfinished)
-        for path in CODE_FILES:
-            shutil.copyfile(path, unfinished / path.name)
-        _write_tokenizer(tokenizer_folder, unfinished, model_config.max_position_embeddings)
-        facts = {**card, **(verify(unfinished) if verify else {})}
-        (unfinished / "README.md").write_text(model_card(model_config, facts), encoding="utf-8")
-        _put_in_place(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save_pretrained(folder)
+        copy_code(folder)
+        _write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
+        facts = {**card, **(verify(folder) if verify else {})}
+        (folder / "README.md").write_text(model_card(model_config, facts), encoding="utf-8")
 
 
-def refuse_foreign(output: Path) -> None:
-    """Raise UserError if `output` exists and is anything but an earlier export."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"{output} is a file; choose a folder")
-    ours = {"config.json", "README.md", "__pycache__", *TOKENIZER_FILES, *(path.name for path in CODE_FILES)}
-    foreign = sorted(p.name for p in output.iterdir() if p.name not in ours and not p.name.startswith("model"))
-    if foreign:
-        raise UserError(f"{output} holds {foreign[0]!r}, which is no part of an export; choose another folder")
+def copy_code(folder: Path) -> None:
+    """Put the modeling code, which config.json's auto_map names, beside it."""
+    for path in CODE_FILES:
+        shutil.copyfile(path, folder / path.name)
 
 
 def _write_tokenizer(source: Path, target: Path, max_length: int) -> None:
@@ -124,14 +124,3 @@ def _write_tokenizer(source: Path, target: Path, max_length: int) -> None:
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     settings["model_max_length"] = max_length
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _put_in_place(unfinished: Path, output: Path) -> None:
-    if not output.exists():
-        unfinished.rename(output)
-        return
-    earlier = output.with_name(f".{output.name}.replaced")
-    shutil.rmtree(earlier, ignore_errors=True)
-    output.rename(earlier)
-    unfinished.rename(output)
-    shutil.rmtree(earlier)

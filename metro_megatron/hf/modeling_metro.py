@@ -169,9 +169,17 @@ class MetroEncoder(nn.Module):
         self.layer = nn.ModuleList(MetroLayer(config, index, is_auxiliary) for index in range(depth))
 
     def forward(
-        self, hidden: Tensor, attention_mask: Tensor | None, output_hidden_states: bool, output_attentions: bool
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutput:
-        """hidden [B, S, H] and attention_mask [B, S] (0 where there is no token)."""
+        """hidden [B, S, H] and attention_mask [B, S] (0 where there is no token); None: as the configuration says."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         bias = self._bias(hidden, attention_mask)
         states, attentions = [hidden], []
         for layer in self.layer:
@@ -203,7 +211,11 @@ class MetroPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["MetroEmbeddings", "MetroLayer"]
-    _keys_to_ignore_on_load_unexpected = [r"^auxiliary\.", r"^auxiliary_head\.", r"^rtd_head\.", r"^clm_head\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^auxiliary\.",
+        r"^(auxiliary|rtd|clm|start|end)_head\.",
+        r"^classifier\.",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -221,13 +233,32 @@ class MetroPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class MetroModel(MetroPreTrainedModel):
-    """The encoder. The auxiliary one is shallower, has no dropout and borrows its token embeddings."""
+class MetroAuxiliaryEncoder(nn.Module):
+    """The auxiliary model's encoder: shallower, without dropout, on token embeddings that belong to the main model."""
 
-    def __init__(self, config: MetroConfig, is_auxiliary: bool = False):
+    def __init__(self, config: MetroConfig):
+        super().__init__()
+        self.embeddings = MetroEmbeddings(config, is_auxiliary=True)
+        self.encoder = MetroEncoder(config, is_auxiliary=True)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutput:
+        """inputs_embeds [B, S, H] to hidden states [B, S, H]; attention_mask [B, S]."""
+        return self.encoder(self.embeddings(inputs_embeds), attention_mask, output_hidden_states, output_attentions)
+
+
+class MetroModel(MetroPreTrainedModel):
+    """The main encoder."""
+
+    def __init__(self, config: MetroConfig):
         super().__init__(config)
-        self.embeddings = MetroEmbeddings(config, is_auxiliary)
-        self.encoder = MetroEncoder(config, is_auxiliary)
+        self.embeddings = MetroEmbeddings(config, is_auxiliary=False)
+        self.encoder = MetroEncoder(config, is_auxiliary=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -250,10 +281,6 @@ class MetroModel(MetroPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
         return self.encoder(self.embeddings(inputs_embeds), attention_mask, output_hidden_states, output_attentions)
 
 
@@ -335,14 +362,14 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
     """The auxiliary encoder with its masked language modeling head: fills <mask>."""
 
     _tied_weights_keys = {"auxiliary_head.decoder.weight": "metro.embeddings.word_embeddings.weight"}
-    _keys_to_ignore_on_load_unexpected = [r"^metro\.", r"^embeddings\.", r"^encoder\.", r"^rtd_head\.", r"^clm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^metro\.", r"^rtd_head\.", r"^clm_head\."]
 
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         # The shared token embedding, under the name it has in the pair's file.
         words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.metro = nn.ModuleDict({"embeddings": nn.ModuleDict({"word_embeddings": words})})
-        self.auxiliary = MetroModel(config, is_auxiliary=True)
+        self.auxiliary = MetroAuxiliaryEncoder(config)
         self.auxiliary_head = MetroMLMHead(config)
         self.post_init()
 
@@ -369,7 +396,7 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
     ) -> MaskedLMOutput:
         """Logits [B, S, V]; loss: mean over labels [B, S] other than -100."""
         words = self.get_input_embeddings()(input_ids)
-        outputs = self.auxiliary(None, attention_mask, words, output_hidden_states, output_attentions)
+        outputs = self.auxiliary(words, attention_mask, output_hidden_states, output_attentions)
         logits = self.auxiliary_head(outputs.last_hidden_state)
         return MaskedLMOutput(
             loss=token_cross_entropy(logits, labels),
@@ -433,7 +460,7 @@ class MetroForPreTraining(MetroPreTrainedModel):
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         self.metro = MetroModel(config)
-        self.auxiliary = MetroModel(config, is_auxiliary=True)
+        self.auxiliary = MetroAuxiliaryEncoder(config)
         self.auxiliary_head = MetroMLMHead(config)
         self.rtd_head = nn.Linear(config.hidden_size, 1)
         self.clm_head = MetroCLMHead(config)
@@ -451,7 +478,7 @@ class MetroForPreTraining(MetroPreTrainedModel):
         Without noised_input_ids, every <mask> is replaced by a sample from the auxiliary model (torch's generator).
         """
         words = self.metro.embeddings.word_embeddings
-        auxiliary = self.auxiliary(attention_mask=attention_mask, inputs_embeds=words(input_ids))
+        auxiliary = self.auxiliary(words(input_ids), attention_mask)
         mlm_logits = self.auxiliary_head(auxiliary.last_hidden_state)
         if noised_input_ids is None:
             is_masked = input_ids == self.config.mask_token_id

@@ -31,13 +31,19 @@ def global_parameters(module: MegatronModule, prefix: str) -> Iterator[tuple[str
         yield prefix + name, parameter
 
 
+def split_dimension(parameter: torch.nn.Parameter) -> int | None:
+    """The dimension that tensor-parallel ranks divide among them; None if each holds the whole."""
+    is_split = getattr(parameter, "tensor_model_parallel", False)
+    return int(parameter.partition_dim) if is_split else None  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def initialize(
     module: MegatronModule, prefix: str, model: ModelConfig, seed: int, tensor_group: ProcessGroup
 ) -> None:
     """Fill every parameter of module in place; tensor-parallel ranks take their parts of one whole tensor."""
     for name, parameter in global_parameters(module, prefix):
-        split = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        split = split_dimension(parameter)
         shape = list(parameter.shape)
         if split is not None:
             shape[split] *= tensor_group.size()

@@ -6,6 +6,7 @@ tracker, and for streams and events around communication; on gloo all of these h
 """
 
 import contextlib
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -86,6 +87,8 @@ def install() -> None:
     tensor.type = _type_name(tensor.type)
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
+    # On the CPU there is one generator, so that the tracker's warning about it says nothing.
+    logging.getLogger(mcore_random.__name__).setLevel(logging.ERROR)
     rng: Any = mcore_random
     rng._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     rng._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,6 +16,7 @@ from metro_megatron.config_file import parse_config
 from metro_megatron.config_problems import problems
 from metro_megatron.errors import UserError
 
+Device = Literal["cpu", "cuda"]
 SECONDS_FOR_FIRST_PROCESS = 5.0
 """How long other processes wait before they end with the first one's mistake, so that its message is printed:
 torchrun ends all processes when one has failed."""
@@ -31,10 +34,11 @@ def pretrain(argv: Sequence[str]) -> None:
     try:
         config = parse_config(argv)
         device = choose_device(config)
-        found = problems(config, int(os.environ.get("WORLD_SIZE", 1)))
+        found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
         if found:
             raise UserError(found)
         prepare_run_folder(Path(config.train.output))
+        import_megatron()
 
         from metro_megatron.train.corpus import Corpus
 
@@ -46,7 +50,7 @@ def pretrain(argv: Sequence[str]) -> None:
 
     from metro_megatron.train.trainer import Trainer
 
-    trainer = Trainer(config, corpus, device)
+    trainer = Trainer(config, corpus, torch.device(device))
     try:
         trainer.restore()
         trainer.train()
@@ -54,15 +58,31 @@ def pretrain(argv: Sequence[str]) -> None:
         trainer.close()
 
 
-def choose_device(config: Config) -> torch.device:
+def choose_device(config: Config) -> Device:
     """The device that train.device means on this machine.
 
     Raises UserError when cuda is asked for and there is none.
     """
     has_cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not has_cuda:
-        raise UserError("train.device is cuda, but torch finds no GPU here: set train.device to cpu, or check the driver")
-    return torch.device("cuda" if has_cuda and config.train.device != "cpu" else "cpu")
+        raise UserError("train.device is cuda, but torch finds no GPU: set train.device to cpu, or check the driver")
+    return "cuda" if has_cuda and config.train.device != "cpu" else "cpu"
+
+
+def import_megatron() -> None:
+    """Import megatron-core; what it says about libraries that are absent is left out.
+
+    Raises UserError when a Transformer Engine is installed that cannot be loaded, of which megatron-core dies.
+    """
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of its calls there
+    try:
+        import megatron.core  # noqa: F401
+    except RuntimeError as error:
+        raise UserError(
+            f"megatron-core cannot be imported because an installed library does not load ({error}): if it is "
+            "Transformer Engine, install the release for this torch and cuDNN, or uninstall it (training works without)"
+        ) from error
 
 
 def prepare_run_folder(run: Path) -> None:

@@ -24,7 +24,7 @@ class Report:
         if self.path.exists():
             lines = self.path.read_text().splitlines()
             replace_text(self.path, "".join(f"{line}\n" for line in lines if _step(line) <= first_step))
-        self.file = open(self.path, "a")
+        self.file = self.path.open("a")
         self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self.started = time.monotonic()
 

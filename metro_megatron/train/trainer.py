@@ -139,10 +139,9 @@ class Trainer:
         if not report:
             return
         tokens = figures.pop("tokens")
-        objective = self.config.objective
-        figures["loss"] = (
-            figures["aux_loss"] + objective.rtd_weight * figures["rtd_loss"] + objective.clm_weight * figures["clm_loss"]
-        )
+        weights = self.config.objective
+        main_loss = weights.rtd_weight * figures["rtd_loss"] + weights.clm_weight * figures["clm_loss"]
+        figures["loss"] = figures["aux_loss"] + main_loss
         report.training(
             self.done,
             {

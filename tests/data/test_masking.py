@@ -40,7 +40,7 @@ def test_positions_are_the_smallest_hashes_of_the_content():
     counts = MASKING.counts(draws, lengths)
     expected = []
     for sample, length in enumerate(lengths.tolist()):
-        by_hash = sorted(range(1, length + 1), key=lambda p: int(hash64(1, 3, 2, sample, p)))  # noqa: B023
+        by_hash = sorted(range(1, length + 1), key=lambda p: int(hash64(1, 3, 2, sample, p)))
         expected += [(sample, p) for p in sorted(by_hash[: counts[sample]])]
     assert list(zip(place.tolist(), position.tolist(), strict=True)) == expected
 

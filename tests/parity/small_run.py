@@ -22,13 +22,15 @@ from metro_megatron.config import (
 )
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.samples import build_sample_index
-from metro_megatron.model.init import global_parameters
+from metro_megatron.model.init import global_parameters, split_dimension
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
 
 VOCAB_SIZE = 300  # padded to 384 rows: ranks of tensor parallelism hold different numbers of real ones
 STEPS = 6
+Figures = dict[str, float]
+Norms = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def random_vectors(trainer: Trainer) -> None:
     with torch.no_grad():
         for prefix, module in trainer.pair.modules():
             for name, parameter in global_parameters(module, prefix):
-                if parameter.dim() == 1 and not getattr(parameter, "tensor_model_parallel", False):
+                if parameter.dim() == 1 and split_dimension(parameter) is None:
                     generator = torch.Generator().manual_seed(sum(name.encode()))
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     for optimizer in (trainer.optimizer.shared, trainer.optimizer.stage):
@@ -112,8 +114,8 @@ def start(config: Config) -> Trainer:
 class Record:
     """What one run showed."""
 
-    figures: list[dict[str, float]]
-    grad_norms: list[tuple[float, float, float]]
+    figures: list[Figures]
+    grad_norms: list[Norms]
     weights: dict[str, torch.Tensor]
 
 
@@ -122,7 +124,7 @@ def use_small_buckets() -> None:
     mcore.DistributedDataParallelConfig = partial(mcore.DistributedDataParallelConfig, bucket_size=4000)
 
 
-def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[dict[str, float]], list[tuple[float, float, float]]]:
+def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[Figures], list[Norms]]:
     """Train steps first to last; figures of each and its gradient norms (both homes, shared, stage)."""
     data = trainer.corpus.training_data(trainer.layout)
     metrics, figures, norms = MetricSums(trainer.layout), [], []
@@ -153,10 +155,11 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     for prefix, module in trainer.pair.modules():
         for name, parameter in global_parameters(module, prefix):
             tensor = parameter.detach().contiguous()
-            if getattr(parameter, "tensor_model_parallel", False):
+            split = split_dimension(parameter)
+            if split is not None:
                 parts = [torch.empty_like(tensor) for _ in range(group.size())]
                 dist.all_gather(parts, tensor, group=group)
-                tensor = torch.cat(parts, parameter.partition_dim)
+                tensor = torch.cat(parts, split)
             own[name] = tensor.clone()
     everyone: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, own)

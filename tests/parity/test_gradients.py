@@ -1,0 +1,99 @@
+"""Every gradient of the step against torch's autograd through the unsharded transformers model."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metro_megatron.config import Config
+from metro_megatron.data.batch import MicroBatch
+from metro_megatron.hf.export import metro_config
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.hf.weights import hf_state_dict
+from metro_megatron.model.init import global_parameters
+from metro_megatron.train.metrics import MetricSums
+from tests.distributed import run_ranks
+from tests.parity.small_run import Figures, small_config, start, whole_weights
+
+
+@dataclass
+class OneStep:
+    """The first step of a run with a single micro batch of padded rows."""
+
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    batch: MicroBatch
+    corrupted: Tensor
+    figures: Figures
+    num_masked: int
+    num_tokens: int
+
+
+def one_step(config: Config) -> OneStep:
+    """On a single rank: gradients of all parameters, before the optimizer uses them."""
+    trainer = start(config)
+    batch = trainer.corpus.training_data(trainer.layout).step_batch(0)
+    (micro_batch,) = batch.micro_batches
+    weights = whole_weights(trainer)
+    metrics = MetricSums(trainer.layout)
+    (corrupted,) = trainer.step.evaluate(batch, metrics)
+    figures = metrics.reduce()
+    trainer.optimizer.step = lambda step: None  # type: ignore[method-assign,assignment]
+    trainer.step.train(batch, metrics)
+    gradients = {
+        name: parameter.main_grad.clone()  # type: ignore[attr-defined]
+        for prefix, module in trainer.pair.modules()
+        for name, parameter in global_parameters(module, prefix)
+    }
+    trainer.close()
+    return OneStep(weights, gradients, micro_batch, corrupted, figures, batch.num_masked, batch.num_tokens)
+
+
+@pytest.mark.parametrize("bucket", ["coco", "t5"])
+def test_every_gradient_equals_autograd(bucket: str) -> None:
+    """eq. 7 + eq. 9 written once more from logits at all positions, in float64."""
+    config = small_config(
+        model={"relative_bucket": bucket},
+        data={"row_format": "padded", "micro_batch_size": 24},
+        train={"global_batch_size": 24},
+    )
+    (step,) = run_ranks(one_step, 1, config)
+    model = MetroForPreTraining(metro_config(config.model))
+    model.load_state_dict(hf_state_dict(step.weights, config.model))
+    model.double().train()
+
+    batch = step.batch
+    output = model(batch.masked_tokens, batch.is_real, noised_input_ids=step.corrupted)
+    is_masked = batch.masked_tokens != batch.tokens
+    assert int(is_masked.sum()) == step.num_masked and int(batch.is_real.sum()) == step.num_tokens
+    targets = batch.tokens[is_masked]
+    is_original = (step.corrupted == batch.tokens).double()
+    mlm = functional.cross_entropy(output.mlm_logits[is_masked], targets)
+    clm = functional.cross_entropy(output.clm_logits[is_masked], targets)
+    rtd = functional.binary_cross_entropy_with_logits(output.rtd_logits[batch.is_real], is_original[batch.is_real])
+    (mlm + 50 * rtd + clm).backward()
+
+    assert step.figures["aux_loss"] == pytest.approx(mlm.item(), rel=1e-5)
+    assert step.figures["rtd_loss"] == pytest.approx(rtd.item(), rel=1e-5)
+    assert step.figures["clm_loss"] == pytest.approx(clm.item(), rel=1e-5)
+    ours = hf_state_dict(step.gradients, config.model)  # linear: it maps gradients as it maps weights
+    theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert set(theirs) == set(ours) - {"clm_head.decoder.weight", "auxiliary_head.decoder.weight"}
+    for name, expected in theirs.items():
+        assert expected is not None, name
+        error = (ours[name].double() - expected).norm()
+        if name.endswith("key.bias"):  # softmax does not see it: its gradient is zero but for rounding
+            assert expected.norm() < 1e-12 and error < 1e-4, (name, error)
+        else:
+            assert error < 3e-5 * expected.norm(), (name, error / expected.norm())
+
+
+def test_replacements_differ_only_at_masked_positions() -> None:
+    config = small_config(data={"row_format": "padded", "micro_batch_size": 24})
+    (step,) = run_ranks(one_step, 1, config)
+    is_masked = step.batch.masked_tokens != step.batch.tokens
+    assert torch.equal(step.corrupted[~is_masked], step.batch.tokens[~is_masked])
+    changed = (step.corrupted != step.batch.tokens).sum().item()
+    assert step.figures["replace_rate"] == pytest.approx(changed / step.num_tokens)
