@@ -1,7 +1,10 @@
 """Turn a training checkpoint into a folder for transformers."""
 
 import json
+import warnings
 from pathlib import Path
+
+from transformers.utils import logging
 
 from metro_megatron.command_line import run_tool
 from metro_megatron.config import Config
@@ -23,6 +26,9 @@ def main(load: str, output: str) -> None:
         load: a run folder (its newest checkpoint is taken) or one of its iter_ folders
         output: folder to write: config.json, model.safetensors, tokenizer, modeling code and model card
     """
+    warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     iteration, target = find_iteration(Path(load)), Path(output)
     refuse_foreign(target, EXPORTED_FILES)
     config = load_config(iteration / "run_config.yaml")

@@ -15,6 +15,7 @@ from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -27,7 +28,7 @@ from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.scores import classification_scores
 from metro_megatron.folders import refuse_foreign, whole_folder
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import EXPORTED_FILES, copy_code
+from metro_megatron.hf.export import EXPORTED_FILES, finish_folder
 from metro_megatron.hf.modeling_metro import MetroForSequenceClassification, MetroModel
 
 OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
@@ -51,7 +52,7 @@ class Recipe:
 
     def problems(self) -> list[str]:
         """What is wrong with it."""
-        lowest = {"batch_size": 1, "epochs": 1, "warmup_steps": 0, "max_length": 0}
+        lowest = {"batch_size": 1, "epochs": 1, "warmup_steps": 0, "max_length": 0, "seed": 0}
         lowest |= {"learning_rate": 0, "weight_decay": 0, "clip_grad": 0}
         values = asdict(self)
         found = [
@@ -79,9 +80,9 @@ def classify(
         raise UserError(problems)
     names = label_names(train, validation)
     config = _read_config(model_folder, names)
-    tokenizer = _read_tokenizer(model_folder, config, recipe.max_length)
-    train_rows, train_cut = _encode(tokenizer, train, names)
-    validation_rows, validation_cut = _encode(tokenizer, validation, names)
+    tokenizer = read_tokenizer(model_folder, config, recipe.max_length)
+    train_rows, train_cut = encode_texts(tokenizer, train, names)
+    validation_rows, validation_cut = encode_texts(tokenizer, validation, names)
     print(
         f"{len(train)} training and {len(validation)} validation texts, {len(names)} classes; "
         f"{train_cut} and {validation_cut} cut to {tokenizer.model_max_length} tokens",
@@ -100,6 +101,7 @@ def classify(
             compute_metrics=_scores,
             callbacks=[progress],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         logits = torch.from_numpy(trainer.predict(validation_rows).predictions)  # type: ignore[arg-type]
     result = {
@@ -137,7 +139,8 @@ def _read_config(folder: Path, names: list[str]) -> MetroConfig:
     )
 
 
-def _read_tokenizer(folder: Path, config: MetroConfig, max_length: int) -> PreTrainedTokenizerFast:
+def read_tokenizer(folder: Path, config: MetroConfig, max_length: int) -> PreTrainedTokenizerFast:
+    """The folder's tokenizer, cutting at max_length tokens (0: at the model's positions). Raises UserError."""
     missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; export the model again")
@@ -149,11 +152,16 @@ def _read_tokenizer(folder: Path, config: MetroConfig, max_length: int) -> PreTr
     return PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=max_length or longest)
 
 
-def _encode(
+def encode_texts(
     tokenizer: PreTrainedTokenizerFast, texts: LabelledTexts, names: list[str]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Rows for the Trainer, and how many texts had to be cut."""
-    encoded = tokenizer(texts.first, texts.second, truncation=True, return_attention_mask=False)
+    """Rows for the Trainer, and how many texts had to be cut.
+
+    Text that spells a special token stays text, as in pretraining.
+    """
+    encoded = tokenizer(
+        texts.first, texts.second, truncation=True, split_special_tokens=True, return_attention_mask=False
+    )
     num_cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
     number = {name: i for i, name in enumerate(names)}
     rows = [
@@ -218,7 +226,7 @@ def _prediction_lines(logits: torch.Tensor, texts: LabelledTexts, names: list[st
 def _write(output: Path, model: Any, model_folder: Path, result: dict[str, Any], predictions: list[str]) -> None:
     with whole_folder(output, OUTPUT_FILES) as folder:
         model.save_pretrained(folder)
-        copy_code(folder)
+        finish_folder(folder)
         for name in TOKENIZER_FILES:
             (folder / name).write_bytes((model_folder / name).read_bytes())
         (folder / "predictions.jsonl").write_text("\n".join(predictions) + "\n", encoding="utf-8")

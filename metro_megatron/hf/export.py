@@ -106,16 +106,18 @@ def write_hf_folder(
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         model.save_pretrained(folder)
-        copy_code(folder)
+        finish_folder(folder)
         _write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
         facts = {**card, **(verify(folder) if verify else {})}
         (folder / "README.md").write_text(model_card(model_config, facts), encoding="utf-8")
 
 
-def copy_code(folder: Path) -> None:
-    """Put the modeling code, which config.json's auto_map names, beside it."""
+def finish_folder(folder: Path) -> None:
+    """Put the modeling code, which config.json's auto_map names, beside it; make weights as readable as it is."""
     for path in CODE_FILES:
         shutil.copyfile(path, folder / path.name)
+    for path in folder.glob("model*.safetensors"):
+        shutil.copymode(folder / "config.json", path)
 
 
 def _write_tokenizer(source: Path, target: Path, max_length: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def read_model_tensors(iteration_folder: Path) -> dict[str, Tensor]:
     }
     if not tensors:
         raise UserError(f"{iteration_folder}: holds no model tensors")
-    dcp.load(tensors, storage_reader=_CheckedReader(iteration_folder, metadata), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it should be
+        dcp.load(tensors, storage_reader=_CheckedReader(iteration_folder, metadata), no_dist=True)
     return tensors
 
 

@@ -26,7 +26,7 @@ def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_export(tmp_path_factory.mktemp("hf"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def remote_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Code of trust_remote_code is cached in a folder of the tests."""
     from transformers import dynamic_module_utils
@@ -34,4 +34,6 @@ def remote_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setattr(sys, "path", [*sys.path])
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+            patch.delitem(sys.modules, name)  # imported from another test's folder
         yield

@@ -1,0 +1,131 @@
+"""A run's figures over its steps, from metrics.jsonl, as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from metro_megatron.errors import UserError
+
+VALIDATION = "validation/"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    curves: dict[str, str]
+    """What is drawn: name in metrics.jsonl, and its label."""
+    is_share: bool = False
+    """Drawn from 0 to 1, instead of where the values lie."""
+
+
+PANELS = (
+    Panel("MLM loss of the auxiliary model (nats)", {"aux_loss": "MLM"}),
+    Panel("CLM loss of the main model (nats)", {"clm_loss": "CLM"}),
+    Panel("RTD loss (nats)", {"rtd_loss": "RTD"}),
+    Panel("replace rate", {"replace_rate": "replaced tokens"}),
+    Panel(
+        "replaced token detection",
+        {"replace_accuracy": "replaced found", "rtd_precision": "precision", "rtd_auc": "AUC"},
+        True,
+    ),
+    Panel("language modeling accuracy", {"mlm_accuracy": "MLM", "clm_accuracy": "CLM"}),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The lines of one metrics.jsonl, each kind in order."""
+
+    name: str
+    training: list[dict[str, float]]
+    validation: list[dict[str, float]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read a run folder. Raises UserError if it has no metrics.jsonl or no line of training in it."""
+        path = folder / "metrics.jsonl"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; give a run folder (train.output of pretrain_metro.py)")
+        training: list[dict[str, float]] = []
+        validation: list[dict[str, float]] = []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                figures: dict[str, float] = json.loads(line)
+                is_validation = any(name.startswith(VALIDATION) for name in figures)
+                figures["step"] = int(figures["step"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if number == len(lines):  # cut short while the run goes on
+                    break
+                raise UserError(f"{path}, line {number}: not a line of metrics ({error})") from error
+            (validation if is_validation else training).append(
+                {name.removeprefix(VALIDATION): value for name, value in figures.items()}
+            )
+        if not training:
+            raise UserError(f"{path}: holds no logged step yet")
+        return cls(folder.name, training, validation)
+
+    def tokens_per_second(self) -> float:
+        """Tokens over the seconds spent on steps, evaluation and saving left out."""
+        seconds = tokens = before = 0.0
+        for line in self.training:
+            seconds += (line["consumed_tokens"] - before) / line["tokens_per_second"]
+            tokens, before = line["consumed_tokens"], line["consumed_tokens"]
+        return tokens / seconds
+
+
+def draw(runs: Sequence[Run], output: Path) -> None:
+    """Draw every panel with all runs and write the picture; its kind is that of the name's ending."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        _draw_panel(axes, panel, runs)
+    title = ", ".join(run.name for run in runs)
+    figure.suptitle(f"{title}: training (lines, averaged) and validation (points)")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(output, dpi=120)
+    except ValueError as error:
+        raise UserError(f"--output {output}: {error}; name a .png, .svg or .pdf file") from error
+
+
+def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run]) -> None:
+    color = 0
+    for run in runs:
+        for name, label in panel.curves.items():
+            label = label if len(runs) == 1 else f"{run.name}: {label}"
+            style: dict[str, Any] = {"color": f"C{color}"}
+            steps, values = _points(run.training, name)
+            axes.plot(steps, values, **style, alpha=0.25, linewidth=1)
+            axes.plot(steps, smooth(values, max(1, len(values) // 40)), **style, linewidth=1.8, label=label)
+            axes.plot(*_points(run.validation, name), **style, marker="o", markersize=4, linestyle="none")
+            color += 1
+    axes.set_title(panel.title)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    if panel.is_share:
+        axes.set_ylim(0, 1)
+    if color > 1:
+        axes.legend(fontsize="small")
+
+
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """Mean over up to `width` values on either side of each one."""
+    means = []
+    for place in range(len(values)):
+        window = values[max(0, place - width) : place + width + 1]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def _points(lines: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    present = [line for line in lines if name in line]
+    return [line["step"] for line in present], [line[name] for line in present]

@@ -1,0 +1,34 @@
+"""tools/finetune.py from its command line."""
+
+from pathlib import Path
+
+import pytest
+
+from metro_megatron.command_line import call_with_options, exit_code
+from tests.finetune.test_classification import good_or_bad
+from tools.finetune import main
+
+
+def write_csv(path: Path, count: int, seed: int) -> str:
+    texts = good_or_bad(count, seed)
+    path.write_text("text,label\n" + "".join(f"{a},{b}\n" for a, b in zip(texts.first, texts.labels, strict=True)))
+    return str(path)
+
+
+def test_says_what_it_made(export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model", str(export_folder), "--task", "classification", "--output", str(tmp_path / "out")]
+    argv += ["--train_file", write_csv(tmp_path / "t.csv", 32, 1), "--device", "cpu", "--epochs", "1"]
+    argv += ["--validation_file", write_csv(tmp_path / "v.csv", 8, 2), "--seed", "3", "--from_scratch"]
+    assert exit_code(lambda: call_with_options(main, argv)) == 0
+    assert f"made {tmp_path / 'out'}: classifier" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_both_bad_files_are_reported(export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model", str(export_folder), "--task", "classification", "--output", str(tmp_path / "out")]
+    argv += ["--train_file", str(tmp_path / "t.csv"), "--validation_file", str(tmp_path / "v.txt")]
+    assert exit_code(lambda: call_with_options(main, argv)) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all(error.startswith("error: ") for error in errors)
+    assert not (tmp_path / "out").exists()

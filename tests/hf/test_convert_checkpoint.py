@@ -1,0 +1,68 @@
+"""tools/convert_checkpoint.py on the folder of a real, if short, run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metro_megatron.config import Config
+from metro_megatron.train.checkpoint import Checkpoints
+from tests.distributed import run_ranks
+from tests.hf.pair import write_tokenizer
+from tests.parity.small_run import run_steps, small_config, start
+
+ROOT = Path(__file__).parents[2]
+
+
+def train_two_steps(config: Config) -> None:
+    trainer = start(config)
+    try:
+        run_steps(trainer, 0, 2)
+        trainer.homes.fetch_parameters()
+        Checkpoints(config, trainer.layout, trainer.pair, trainer.optimizer).save(2, {"consumed_samples": 48})
+    finally:
+        trainer.close()
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    run_ranks(train_two_steps, 1, small_config(train={"output": str(run)}))
+    write_tokenizer(run / "tokenizer")
+    return run
+
+
+def convert(load: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "tools.convert_checkpoint", "--load", str(load), "--output", str(output)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=200, cwd=ROOT)
+
+
+def test_a_run_becomes_a_folder_equal_to_the_trainer(run_folder: Path, tmp_path: Path) -> None:
+    done = convert(run_folder, tmp_path / "hf")
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    figures = done.stdout.split("over 85 tokens: ")[1].splitlines()[0]
+    differences = {name: float(value) for name, value in (figure.split() for figure in figures.split(", "))}
+    assert differences.keys() == {"hidden", "mlm", "rtd", "clm"}
+    assert 0 < max(differences.values()) < 1e-5
+    assert f"tools/finetune.py --model {tmp_path / 'hf'}" in done.stdout
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "| checkpoint | iter_0000002 |" in card
+    assert "| consumed samples | 48 |" in card
+    assert figures in card
+
+
+def test_a_damaged_checkpoint_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    path = run_folder / "iter_0000002" / "__0_0.distcp"
+    contents = bytearray(path.read_bytes())
+    contents[1000] ^= 1
+    path.write_bytes(contents)
+    try:
+        done = convert(run_folder / "iter_0000002", tmp_path / "hf")
+    finally:
+        contents[1000] ^= 1
+        path.write_bytes(contents)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {path}: damaged")
+    assert not list(tmp_path.iterdir())

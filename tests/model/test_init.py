@@ -1,0 +1,48 @@
+"""Initial weights: distribution, eq. 10, and that a name alone decides."""
+
+import pytest
+import torch
+
+from metro_megatron.config import ModelConfig
+from metro_megatron.data.tokenizer import PAD_ID
+from metro_megatron.model.init import initial_value, scaled_init_divisor
+
+FACTORS = {0: 0.707, 1: 0.5, 11: 0.204, 23: 0.144, 47: 0.102, 63: 0.088}
+MATRICES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+
+
+@pytest.mark.parametrize(("layer", "factor"), FACTORS.items())
+def test_factors_of_equation_10(layer: int, factor: float) -> None:
+    name = f"main.block.layers.{layer}.mlp.linear_fc1.weight"
+    assert 1 / scaled_init_divisor(name, ModelConfig()) == pytest.approx(factor, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "scaled"), [("ffn", (2, 3)), ("ffn_out", (3,)), ("residual_out", (1, 3)), ("none", ())]
+)
+def test_targets(targets: str, scaled: tuple[int, ...]) -> None:
+    model = ModelConfig(scaled_init_targets=targets)  # type: ignore[arg-type]
+    for i, matrix in enumerate(MATRICES):
+        divisor = scaled_init_divisor(f"aux.block.layers.3.{matrix}.weight", model)
+        assert divisor == (pytest.approx(8**0.5) if i in scaled else 1.0), matrix
+        assert scaled_init_divisor(f"aux.block.layers.3.{matrix}.bias", model) == 1.0
+    assert scaled_init_divisor("tied.word.weight", model) == 1.0
+
+
+def test_values() -> None:
+    model = ModelConfig(vocab_size=300)
+    word = initial_value("tied.word.weight", [384, 768], model, seed=1)
+    assert word[PAD_ID].abs().max() == 0 and word[300:].abs().max() == 0
+    assert word[5:300].std() == pytest.approx(0.02, rel=0.02) and word[5:300].mean().abs() < 1e-3
+    fc2 = initial_value("main.block.layers.7.mlp.linear_fc2.weight", [768, 3072], model, seed=1)
+    assert fc2.std() == pytest.approx(0.02 / 4, rel=0.02)
+    assert (initial_value("main.embedding.norm.weight", [768], model, 1) == 1).all()
+    assert (initial_value("main.rtd_head.bias", [1], model, 1) == 0).all()
+
+
+def test_name_and_seed_decide() -> None:
+    name, shape, model = "main.block.layers.7.mlp.linear_fc2.weight", [16, 8], ModelConfig()
+    value = initial_value(name, shape, model, seed=1)
+    assert torch.equal(value, initial_value(name, shape, model, seed=1))
+    for other in (initial_value(name, shape, model, 2), initial_value(name.replace("main", "aux"), shape, model, 1)):
+        assert not torch.equal(value, other)

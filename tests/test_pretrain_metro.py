@@ -1,0 +1,178 @@
+"""The program as users start it: on real text, with torchrun, interrupted, and with mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metro_megatron.data.preprocess import PreprocessOptions, preprocess
+from metro_megatron.data.tokenizer_training import train_tokenizer
+from metro_megatron.train.checkpoint import TRACKER
+
+ROOT = Path(__file__).parents[1]
+VOCAB_SIZE = 700
+LINE_KEYS = {
+    "step",
+    "consumed_samples",
+    "aux_loss",
+    "rtd_loss",
+    "clm_loss",
+    "grad_norm",
+    "shared_grad_norm",
+    "stage_grad_norm",
+    "replace_rate",
+    "replace_accuracy",
+    "non_replace_accuracy",
+    "rtd_auc",
+    "rtd_precision",
+    "sampled_accuracy",
+    "mlm_accuracy",
+    "clm_accuracy",
+    "non_pad_fraction",
+    "learning_rate",
+    "loss_scale",
+    "skipped_steps",
+    "tokens_per_second",
+    "data_share",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, real_texts: list[str]) -> Path:
+    """Prefix of a shard of real reviews."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = folder / "reviews.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in real_texts))
+    train_tokenizer([[text] for text in real_texts], VOCAB_SIZE, folder / "tokenizer")
+    preprocess(PreprocessOptions([str(texts)], str(folder / "tokenizer"), str(folder / "reviews")))
+    return folder / "reviews"
+
+
+@pytest.fixture(scope="module")
+def yaml_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("yaml") / "tiny.yaml"
+    tiny = {
+        "model": {
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "ffn_hidden_size": 64,
+            "num_layers": 2,
+            "auxiliary_num_layers": 1,
+            "vocab_size": VOCAB_SIZE,
+            "max_position_embeddings": 64,
+        },
+        "data": {"seq_length": 64, "micro_batch_tokens": 256, "validation_fraction": 0.1},
+        "optimizer": {"lr": 1e-3, "lr_warmup_steps": 2},
+        "checkpoint": {"save_interval": 3, "keep_last": 2},
+        "train": {
+            "train_steps": 7,
+            "global_batch_size": 8,
+            "precision": "fp32",
+            "device": "cpu",
+            "log_interval": 2,
+            "eval_interval": 4,
+            "eval_samples": 16,
+        },
+    }
+    path.write_text(yaml.safe_dump(tiny))
+    return path
+
+
+def command(yaml_file: Path, corpus: Path, output: Path, *options: str, processes: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [
+        *launcher,
+        str(ROOT / "pretrain_metro.py"),
+        *("--config", str(yaml_file), "--data.train", str(corpus), "--train.output", str(output)),
+        *options,
+    ]
+
+
+def run(*args: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    words = command(*args, processes=processes)  # type: ignore[arg-type]
+    return subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def lines(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_evaluate_save_and_continue(yaml_file: Path, corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = run(yaml_file, corpus, output, processes=2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("step 7/7") == 1
+    training = [line for line in lines(output) if "aux_loss" in line]
+    validation = [line for line in lines(output) if "validation/aux_loss" in line]
+    assert [line["step"] for line in training] == [2, 4, 6, 7]
+    assert [line["step"] for line in validation] == [4, 7]
+    assert all(line.keys() >= LINE_KEYS for line in training)
+    assert [line["consumed_samples"] for line in training] == [16, 32, 48, 56]
+    assert (output / TRACKER).read_text() == "7\n"
+    assert sorted(path.name for path in output.glob("iter_*")) == ["iter_0000006", "iter_0000007"]
+    names = {path.name for path in (output / "iter_0000007").iterdir()}
+    assert names >= {"run_config.yaml", "progress.json", "integrity.json", "metadata.json", "common.pt"}
+    assert {path.name for path in output.iterdir()} >= {"run_config.yaml", "tokenizer", "tensorboard"}
+    assert list((output / "tensorboard").iterdir())
+
+    again = run(yaml_file, corpus, output)  # complete, and under another layout: nothing is left to do
+    assert again.returncode == 0 and "step" not in again.stdout.replace("after step 7", "").split("continuing")[-1]
+    assert lines(output) == training[:2] + validation[:1] + training[2:] + validation[1:]
+
+
+def test_sigterm_saves_and_the_same_command_continues(yaml_file: Path, corpus: Path, tmp_path: Path) -> None:
+    """The lines of the interrupted run equal those of a straight one."""
+    options = ("--train.train_steps", "60", "--train.log_interval", "1", "--checkpoint.save_interval", "1000")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run(yaml_file, corpus, straight, *options).returncode == 0
+    process = subprocess.Popen(command(yaml_file, corpus, broken, *options), env=environment(), stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not ((broken / "metrics.jsonl").exists() and lines(broken)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    stopped = int((broken / TRACKER).read_text())
+    assert 1 <= stopped < 60
+    assert run(yaml_file, corpus, broken, *options).returncode == 0
+    timed = {"tokens_per_second", "seconds_per_step", "data_share"}
+    same = [{name: value for name, value in line.items() if name not in timed} for line in lines(straight)]
+    assert [{name: value for name, value in line.items() if name not in timed} for line in lines(broken)] == same
+
+
+def test_mistakes_are_printed_once_with_remedies(yaml_file: Path, corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    options = ("--model.num_attention_heads", "3", "--data.seq_length", "100", "--optimizer.lr_warmup_steps", "9")
+    result = run(yaml_file, corpus, output, *options, processes=2)
+    assert result.returncode == 1 and not output.exists()
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(set(errors)) >= 3
+    for part in ("num_attention_heads", "seq_length", "lr_warmup_steps"):
+        assert sum(part in error for error in errors) == 1, (part, errors)
+    alone = run(yaml_file, corpus, output, "--data.trian", "x")
+    assert alone.returncode == 2 and "data.train" in alone.stderr and "Traceback" not in alone.stderr
+
+
+def test_data_that_does_not_fit_is_refused(yaml_file: Path, corpus: Path, tmp_path: Path) -> None:
+    wrong = run(yaml_file, corpus, tmp_path / "run", "--model.vocab_size", "701")
+    assert wrong.returncode == 2 and f"set model.vocab_size to {VOCAB_SIZE}" in wrong.stderr
+    missing = run(yaml_file, tmp_path / "nothing", tmp_path / "run")
+    assert missing.returncode == 2 and str(tmp_path / "nothing") in missing.stderr
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("reader")
+    foreign = run(yaml_file, corpus, tmp_path / "letters")
+    assert foreign.returncode == 2 and "not a run folder" in foreign.stderr
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "reader"
+    for result in (wrong, missing, foreign):
+        assert "Traceback" not in result.stderr and result.stderr.count("error: ") == 1

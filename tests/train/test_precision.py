@@ -1,0 +1,70 @@
+"""bf16 and fp16 follow fp32; the loss scale of fp16 is one for both homes."""
+
+import numpy as np
+import pytest
+
+from metro_megatron.config import Config
+from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.optim import Update, learning_rate
+from tests.distributed import run_ranks
+from tests.parity.small_run import STEPS, small_config, start, train_in_layouts
+
+LOSSES = ("aux_loss", "rtd_loss", "clm_loss")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 1e-2), ("fp16", 2e-3)])
+def test_half_precision_follows_fp32_in_every_layout(precision: str, tolerance: float) -> None:
+    """Losses of six steps; 8 and 11 bits of mantissa. Layouts differ by less than precisions."""
+    (exact,) = run_ranks(train_in_layouts, 1, [small_config()])[0]
+    half = [
+        small_config(train={"precision": precision}, optimizer={"initial_loss_scale": 1024.0}, parallel=parallel)
+        for parallel in ({"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2})
+    ]
+    for record in run_ranks(train_in_layouts, 2, half)[0]:
+        for figures, expected in zip(record.figures, exact.figures, strict=True):
+            for name in LOSSES:
+                assert figures[name] == pytest.approx(expected[name], rel=tolerance), name
+        exact_norms = [norm for norm, _, _ in exact.grad_norms]
+        np.testing.assert_allclose([norm for norm, _, _ in record.grad_norms], exact_norms, rtol=10 * tolerance)
+
+
+def overflowing_steps(config: Config) -> tuple[list[Update], bool]:
+    """On every rank: updates from a loss scale that is far too large, and whether skipped steps left weights alone."""
+    trainer = start(config)
+    data, metrics, updates = trainer.corpus.training_data(trainer.layout), MetricSums(trainer.layout), []
+    weight = trainer.pair.tied.word.weight
+    before = weight.detach().clone()
+    for step in range(STEPS):
+        updates.append(trainer.step.train(data.step_batch(step), metrics))
+        if updates[-1].is_skipped:
+            trainer.homes.fetch_parameters()
+            assert (weight == before).all()
+    trainer.homes.fetch_parameters()
+    has_changed = bool((weight != before).any())
+    assert trainer.optimizer.shared.grad_scaler is trainer.optimizer.stage.grad_scaler
+    trainer.close()
+    return updates, has_changed
+
+
+def test_overflow_skips_the_step_and_halves_one_scale() -> None:
+    """hysteresis 1: every overflow halves the scale; the same decision on all ranks and for both homes."""
+    options = {"initial_loss_scale": 2.0**17, "hysteresis": 1, "loss_scale_window": 2}
+    config = small_config(train={"precision": "fp16"}, optimizer=options, parallel={"pipeline_model_parallel_size": 2})
+    (first, has_changed), (second, _) = run_ranks(overflowing_steps, 2, config)
+    assert [update.is_skipped for update in first] == [update.is_skipped for update in second]
+    assert first[0].is_skipped and not all(update.is_skipped for update in first) and has_changed
+    scale = 2.0**17
+    good_in_a_row = 0
+    for update in first:
+        assert update.loss_scale == scale
+        good_in_a_row = 0 if update.is_skipped else good_in_a_row + 1
+        if update.is_skipped:
+            scale /= 2
+        elif good_in_a_row == 2:
+            scale, good_in_a_row = scale * 2, 0
+
+
+def test_learning_rate_is_linear_up_and_down() -> None:
+    options = small_config(optimizer={"lr": 1.0, "lr_warmup_steps": 4}).optimizer
+    rates = [learning_rate(step, options, 10) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
