@@ -41,6 +41,9 @@ class ModelConfig:
     """Dropout of main's attention probabilities; the auxiliary has none."""
     init_method_std: float = 0.02
     """Standard deviation of the normal initialization."""
+    relative_bias_init: Literal["normal", "decay"] = "normal"
+    """normal: as all weights. decay: head h starts at -2^-h times the distance, which lets small models on little text
+    leave the plateau of word frequencies early; not METRO's."""
     scaled_init_targets: Literal["ffn", "ffn_out", "residual_out", "none"] = "ffn"
     """Which matrices of layer l (0-based) start divided by sqrt(2 (l + 1)): METRO eq. 10."""
 

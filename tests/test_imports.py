@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the top down; a package or module may import its own row and those below.
 LAYERS = (
-    ("pretrain_metro", "tools"),
+    ("pretrain_metro", "tools", "metro_megatron.demo"),
     ("metro_megatron.train", "metro_megatron.finetune"),
     ("metro_megatron.corruption", "metro_megatron.objective"),
     ("metro_megatron.model", "metro_megatron.hf", "metro_megatron.plan"),

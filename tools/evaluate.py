@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from metro_megatron.command_line import run_tool
 from metro_megatron.data.documents import Reject, check_inputs, read_documents
@@ -48,6 +49,7 @@ def main(
         raise UserError(f"--batch_size {batch_size} must be at least 1, --sentences {sentences} at least 0")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no GPU; use auto or cpu")
+    logging.disable_progress_bar()
     check_inputs(input)
     pair = load_pair(Path(model))
     counts = count_tokens(unigram_from, Path(model), pair.config.vocab_size)
@@ -55,7 +57,7 @@ def main(
     documents = list(read_documents(input, rejects))
     text = HeldOutText.encode(documents, Tokenizer.from_folder(model))
     use_cuda = device != "cpu" and torch.cuda.is_available()
-    pair.to("cuda" if use_cuda else "cpu")
+    pair.to("cuda" if use_cuda else "cpu")  # type: ignore[arg-type]  # transformers' decorator hides the types
     figures = evaluate(pair, text, counts, batch_size, seed, _print_progress)
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+import psutil
+
+from metro_megatron.demo.clock import Clock, Stage
 from metro_megatron.demo.journal import Journal, Step
 from metro_megatron.errors import UserError
 
@@ -27,52 +28,6 @@ SECONDS_TO_STOP = 120.0
 """How long a command may take to save and end when the demonstration is interrupted."""
 
 _STEP = re.compile(r"\bstep (\d+)/(\d+)\b")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps that belong together under one title, some at a time."""
-
-    name: str
-    title: str
-    steps: tuple[Step, ...]
-    expected_seconds: float
-    """On the machine that the preset is sized for; weighs the stages in the estimate of the time left."""
-    at_a_time: int = 1
-
-
-@dataclass
-class Clock:
-    """Time passed and time left over all stages."""
-
-    stages: Sequence[Stage]
-    started: float = field(default_factory=time.monotonic)
-    stage_started: float = 0.0
-    number: int = -1
-    expected_done: float = 0.0
-    """Expected seconds of the stages that were run, not skipped."""
-
-    def begin(self, number: int) -> None:
-        """The stage with this number starts."""
-        self.number = number
-        self.stage_started = time.monotonic()
-
-    def end(self, was_run: bool) -> None:
-        """The current stage is over."""
-        self.expected_done += self.stages[self.number].expected_seconds * was_run
-
-    def line(self, share: float) -> str:
-        """Stage k/n, its title, time passed and left when `share` of the stage is done."""
-        now = time.monotonic()
-        stage = self.stages[self.number]
-        in_stage = now - self.stage_started
-        before = self.stage_started - self.started
-        speed = before / self.expected_done if self.expected_done else 1.0
-        rest_of_stage = in_stage * (1 - share) / share if share > 0.02 else stage.expected_seconds * speed - in_stage
-        later = sum(one.expected_seconds for one in self.stages[self.number + 1 :]) * speed
-        left = timedelta(seconds=round(max(0.0, rest_of_stage) + later))
-        passed = timedelta(seconds=round(now - self.started))
-        return f"[{self.number + 1}/{len(self.stages)}] {stage.title} | {passed} passed, about {left} left"
 
 
 class Runner:
@@ -88,7 +43,8 @@ class Runner:
         Raises UserError when a command fails, KeyboardInterrupt on Ctrl-C, SIGTERM or SIGHUP after the commands
         have been asked to save and end; both leave what is needed to continue.
         """
-        clock = Clock(stages)
+        done = [stage.name for stage in stages if not self._missing(stage)]
+        clock = Clock(stages, to_skip=frozenset(done))
         with _signals_interrupt():
             for number, stage in enumerate(stages):
                 clock.begin(number)
@@ -96,19 +52,24 @@ class Runner:
 
     def _run_stage(self, stage: Stage, clock: Clock) -> bool:
         states = {step.name: self.journal.state(step) for step in stage.steps}
-        missing = [step for step in stage.steps if step.always or states[step.name] != "done"]
+        missing = self._missing(stage)
         print(f"\n{clock.line(0.0)}", flush=True)
         if not missing:
             print("  done before, nothing has changed", flush=True)
             return False
-        reused = [step for step in stage.steps if step.resumes and states[step.name] == "started"]
-        is_fresh = len(missing) == len(stage.steps) and not reused
+        is_fresh = not any(
+            states[step.name] == "done" or (step.resumes and states[step.name] == "started") for step in stage.steps
+        )
         start = time.monotonic()
         try:
             _Commands(self.journal, self.environment, stage, missing, clock).run()
         finally:
-            self.journal.add_seconds(stage.name, time.monotonic() - start, is_fresh)
+            if any(states[step.name] != "done" for step in stage.steps):
+                self.journal.add_seconds(stage.name, time.monotonic() - start, is_fresh)
         return True
+
+    def _missing(self, stage: Stage) -> list[Step]:
+        return [step for step in stage.steps if step.always or self.journal.state(step) != "done"]
 
 
 class _Commands:
@@ -143,7 +104,7 @@ class _Commands:
         process = subprocess.Popen(
             step.command,
             cwd=self.journal.directory,
-            env=dict(self.environment),
+            env={**self.environment, "OMP_NUM_THREADS": str(self.stage.threads)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -183,8 +144,7 @@ class _Commands:
         if found:
             self.shares[name] = int(found.group(1)) / max(1, int(found.group(2)))
         label = f"{name}: " if self.stage.at_a_time > 1 else ""
-        if line.strip():
-            print(f"  {label}{line}", flush=True)
+        print(f"  {label}{line}".rstrip(), flush=True)
 
     def _end(self, name: str) -> None:
         step, process = self.running[name]
@@ -211,21 +171,29 @@ class _Commands:
         if not self.running:
             return
         print("\nstopping: what is under way saves its state (Ctrl-C again: at once)", flush=True)
-        _signal_groups(self.running, signal.SIGTERM)
+        processes = [process for _, process in self.running.values()]
+        family = [one for process in processes for one in _family(process.pid)]
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
         try:
-            deadline = time.monotonic() + SECONDS_TO_STOP
-            for _, process in self.running.values():
-                process.wait(max(0.0, deadline - time.monotonic()))
-        except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            pass
-        finally:
-            _signal_groups(self.running, signal.SIGKILL)
+            psutil.wait_procs(family, SECONDS_TO_STOP)
+        except KeyboardInterrupt:
+            print("stopping at once", flush=True)
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        for process in processes:
+            process.wait()
 
 
-def _signal_groups(running: Mapping[str, tuple[Step, subprocess.Popen[str]]], number: signal.Signals) -> None:
-    for _, process in running.values():
-        if process.poll() is None:
-            os.killpg(process.pid, number)
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all that come from it; torchrun's workers are not in its group."""
+    try:
+        parent = psutil.Process(pid)
+        return [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return []
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,8 @@ class Shown:
 
 def choose_sentences(documents: Iterable[Sequence[str]], wanted: int, num_words: range = range(9, 19)) -> list[str]:
     """The first sentence with so many words of each of the first documents that have one."""
-    found: list[str] = []
-    for document in documents:
-        if len(found) == wanted:
-            break
-        candidates = (match.group().strip() for unit in document for match in _SENTENCE.finditer(unit))
-        found += [next((one for one in candidates if len(one.split()) in num_words), "")]
-        found = [one for one in found if one]
-    return found
+    first_of_each = (next(_sentences(document, num_words), None) for document in documents)
+    return list(islice(filter(None, first_of_each), wanted))
 
 
 @torch.no_grad()
@@ -72,13 +67,18 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
         )
 
 
+def _sentences(document: Sequence[str], num_words: range) -> Iterator[str]:
+    found = (match.group().strip() for unit in document for match in _SENTENCE.finditer(unit))
+    return (sentence for sentence in found if len(sentence.split()) in num_words)
+
+
 def _text(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], is_marked: Sequence[bool], brackets: str) -> str:
     """Text of ids without specials (but `<mask>`), marked ones in brackets; a space before a piece stays outside."""
     text = b""
     for i, marked in zip(ids, is_marked, strict=True):
         if i < NUM_SPECIALS and i != MASK_ID and not marked:
             continue
-        piece = tokenizer.id_to_token(i)
+        piece = tokenizer.id_to_token(i) or ""
         byte = _BYTE.fullmatch(piece)
         content = bytes([int(byte.group(1), 16)]) if byte else piece.replace(WORD_BOUNDARY, " ").encode()
         if i == MASK_ID:

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 from metro_megatron.config import ModelConfig
 from metro_megatron.data.tokenizer import PAD_ID
+from metro_megatron.model.position import bucket_table
 from metro_megatron.randomness import Purpose, hash64
 
 SCALED: dict[str, tuple[str, ...]] = {
@@ -55,20 +56,33 @@ def initialize(
 def initial_value(name: str, shape: list[int], model: ModelConfig, seed: int) -> Tensor:
     """The whole tensor of a global name.
 
-    Biases 0; LayerNorm (1, 0); all else N(0, init_method_std), and divided by sqrt(2 (l + 1)) for the
-    matrices of layer l that scaled_init_targets names (METRO eq. 10). The <pad> row and the rows that only
-    pad the vocabulary are 0.
+    Biases 0; LayerNorm (1, 0); all else N(0, init_method_std), and divided by sqrt(2 (l + 1)) for the matrices of
+    layer l that scaled_init_targets names (METRO eq. 10); tables of relative biases as relative_bias_init says. The
+    <pad> row and the rows that only pad the vocabulary are 0.
     """
     if name.endswith("bias"):
         return torch.zeros(shape)
     if "norm." in name:
         return torch.ones(shape)
+    if name.endswith("table.weight") and model.relative_bias_init == "decay":
+        return decaying_biases(model)
     generator = torch.Generator().manual_seed(int(hash64(seed, Purpose.INIT, zlib.crc32(name.encode()))) >> 1)
     value = torch.randn(shape, generator=generator) * model.init_method_std
     if name.endswith("word.weight"):
         value[PAD_ID] = 0
         value[model.vocab_size :] = 0
     return value / scaled_init_divisor(name, model)
+
+
+def decaying_biases(model: ModelConfig) -> Tensor:
+    """[b + 1, heads]: -2^-h times the smallest distance of a bucket; 0 for [CLS] and where there is none."""
+    buckets = bucket_table(model)[1:, 1:]
+    place = torch.arange(len(buckets))
+    distance = (place[None, :] - place[:, None]).abs()
+    smallest = torch.full((model.relative_attention_num_buckets + 1,), len(buckets))
+    smallest.scatter_reduce_(0, buckets.flatten(), distance.flatten(), "amin")
+    smallest[smallest == len(buckets)] = 0
+    return -smallest[:, None] * 2.0 ** -torch.arange(model.num_attention_heads)
 
 
 def scaled_init_divisor(name: str, model: ModelConfig) -> float:

@@ -1,28 +1,31 @@
 """What must be equal for a run to be the continuation of another."""
 
-from dataclasses import asdict
-
 from metro_megatron.config import Config
+from metro_megatron.config_file import differences
 
-FREE = {
-    "parallel": None,
-    "checkpoint": None,
-    "data": {"micro_batch_tokens", "micro_batch_size", "prefetch_steps", "row_format", "train", "validation"},
-    "train": {"output", "log_interval", "eval_interval", "eval_samples", "device"},
-}
-"""What may differ: layout, rows and reporting. None stands for a whole concern. Shards may have moved: their
-contents are compared by the manifests' hashes instead."""
+FREE = (
+    "parallel.",
+    "checkpoint.",
+    "data.micro_batch_tokens",
+    "data.micro_batch_size",
+    "data.prefetch_steps",
+    "data.row_format",
+    "data.train",
+    "data.validation",
+    "train.output",
+    "train.log_interval",
+    "train.eval_interval",
+    "train.eval_samples",
+    "train.device",
+)
+"""What may differ: layout, rows and reporting. Shards may have moved: their contents are compared instead. A name
+that ends with a dot stands for its whole concern."""
 
 
 def config_differences(saved: Config, given: Config) -> list[str]:
     """One line per field whose change would make another run of it."""
-    there, here = asdict(saved), asdict(given)
-    lines = []
-    for concern, fields in there.items():
-        free = FREE.get(concern, set())
-        if free is None:
-            continue
-        for name, value in fields.items():
-            if name not in free and here[concern][name] != value:
-                lines.append(f"{concern}.{name} is {here[concern][name]!r}, but the checkpoint was made with {value!r}")
-    return lines
+    return [
+        f"{name} is {here!r}, but the checkpoint was made with {there!r}"
+        for name, (there, here) in differences(saved, given).items()
+        if not any(name == free or (free.endswith(".") and name.startswith(free)) for free in FREE)
+    ]

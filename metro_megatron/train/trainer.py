@@ -118,10 +118,20 @@ class Trainer:
         save_config(self.config, self.run / "run_config.yaml")
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
         report = Report(self.run, self.done, self.config.train.train_steps)
+        report.say(self._description())
         report.say(self.corpus.description)
         if self.done:
             report.say(f"continuing {self.run} after step {self.done}")
         return report
+
+    def _description(self) -> str:
+        layout, train = self.layout, self.config.train
+        adam = type(self.optimizer.shared.optimizer)
+        return (
+            f"{layout.world.size()} processes on {layout.device.type} (tensor {layout.tensor.size()}, pipeline "
+            f"{layout.pipeline.size()}, data {layout.data.size()}), {train.precision}, reference operators, "
+            f"{adam.__name__} of {adam.__module__.split('.')[0]}"
+        )
 
     def _count_skipped(self, update: Update) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped else 0

@@ -6,6 +6,7 @@ import torch
 from metro_megatron.config import ModelConfig
 from metro_megatron.data.tokenizer import PAD_ID
 from metro_megatron.model.init import initial_value, scaled_init_divisor
+from metro_megatron.model.position import bucket_table
 
 FACTORS = {0: 0.707, 1: 0.5, 11: 0.204, 23: 0.144, 47: 0.102, 63: 0.088}
 MATRICES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
@@ -46,3 +47,20 @@ def test_name_and_seed_decide() -> None:
     assert torch.equal(value, initial_value(name, shape, model, seed=1))
     for other in (initial_value(name, shape, model, 2), initial_value(name.replace("main", "aux"), shape, model, 1)):
         assert not torch.equal(value, other)
+
+
+@pytest.mark.parametrize("bucket", ["coco", "t5"])
+def test_decaying_biases(bucket: str) -> None:
+    model = ModelConfig(
+        relative_bucket=bucket,  # type: ignore[arg-type]
+        relative_bias_init="decay",
+        num_attention_heads=4,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=128,
+        max_position_embeddings=128,
+    )
+    biases = initial_value("aux.table.weight", [33, 4], model, seed=1)[bucket_table(model)]
+    assert biases[:, 0].abs().max() == 0 and biases[0].abs().max() == 0
+    for distance, start in ((0, 0), (1, 1), (7, 7), (100, 86 if bucket == "coco" else 91)):
+        for query, key in ((1, 1 + distance), (1 + distance, 1)):
+            assert biases[query, key].tolist() == [-start, -start / 2, -start / 4, -start / 8]

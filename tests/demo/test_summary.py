@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from metro_megatron.demo.journal import Journal
+from metro_megatron.demo.summary import INTRINSIC, collect, main, table, verdict
+
+PROMISED = {
+    "mlm_loss",
+    "unigram_loss",
+    "clm_loss",
+    "rtd_auc",
+    "replace_rate",
+    "replace_accuracy",
+    "pretrained_accuracy",
+    "random_init_accuracy",
+    "tfidf_accuracy",
+    "tokens_seen",
+    "tokens_per_second",
+    "seconds",
+}
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """The files of all stages, as they leave them."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "run"
+    journal = Journal(root, tmp_path)
+    journal.add_seconds("texts", 5.0, True)
+    journal.add_seconds("pretraining", 400.0, True)
+    figures = dict.fromkeys(INTRINSIC, 0.25) | {"mlm_loss": 5.25, "unigram_loss": 6.625, "rtd_auc": 0.75}
+    write(root / "evaluation.json", figures)
+    write(root / "text" / "counts.json", {"overlaps": 63, "train": 600, "test": 150})
+    write(root / "baseline.json", {"tfidf_accuracy": 0.77})
+    recipe = {"epochs": 2, "learning_rate": 0.0005, "batch_size": 32}
+    for start, base in (("pretrained", 0.7), ("random", 0.71)):
+        for seed in (1, 2, 3):
+            accuracy = {"accuracy": base + seed / 100, "recipe": recipe}
+            write(root / "finetuning" / f"{start}-{seed}" / "metrics.json", accuracy)
+    lines = [
+        {"step": 10, "consumed_tokens": 1000, "tokens_per_second": 100.0, "aux_loss": 8.0},
+        {"step": 10, "validation/aux_loss": 8.1},
+        {"step": 20, "consumed_tokens": 3000, "tokens_per_second": 50.0, "aux_loss": 7.0},
+    ]
+    (root / "pretraining").mkdir()
+    (root / "pretraining" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def test_summary_has_what_is_promised(results, capsys):
+    main("run")
+    summary = json.loads((results / "summary.json").read_text())
+    assert set(summary) >= PROMISED
+    assert summary == collect(results)
+    assert summary["pretrained_accuracy"] == pytest.approx([0.71, 0.72, 0.73])
+    assert summary["random_init_accuracy"] == pytest.approx([0.72, 0.73, 0.74])
+    assert (summary["tokens_seen"], summary["steps"], summary["seconds"]) == (3000, 20, 405.0)
+    assert summary["tokens_per_second"] == pytest.approx(3000 / (10 + 40))
+    assert summary["overlaps_removed"] == 63
+    printed = capsys.readouterr().out
+    assert "does not yet help" in printed and "1.38 below, at least 1.00 below: goal reached" in printed
+    assert "72.0" in printed and "71.0 72.0 73.0" in printed and "77.0" in printed
+    assert "make learn" in printed
+
+
+def test_a_missed_goal_is_said(results):
+    summary = collect(results) | {"mlm_loss": 6.0, "rtd_auc": 0.59}
+    assert table(summary).count("goal MISSED") == 2
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "random", "expected"),
+    [
+        ([0.80, 0.81, 0.79], [0.70, 0.72, 0.78], "Pretraining helped"),
+        ([0.80, 0.81, 0.78], [0.70, 0.72, 0.78], "overlap"),
+        ([0.70, 0.71, 0.72], [0.73, 0.75, 0.74], "worse than every one"),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_seeds_show(pretrained, random, expected):
+    assert expected in verdict(pretrained, random)
+    assert ("Pretraining helped" in verdict(pretrained, random)) == (min(pretrained) > max(random))

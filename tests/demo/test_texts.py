@@ -1,0 +1,84 @@
+import csv
+import json
+from collections import Counter
+
+import pytest
+
+from metro_megatron.data.documents import read_documents
+from metro_megatron.demo.baseline import tfidf_accuracy
+from metro_megatron.demo.texts import Sentence, find_overlaps, installed_table, read_table, split_texts, write_texts
+from metro_megatron.errors import UserError
+from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
+
+REVIEWS = [
+    f"Review number {i} has words of its own.<br /><br />It ends w{i} x{i} y{i} z{i} v{i} u{i}." for i in range(40)
+]
+
+
+def test_overlaps_are_six_words_in_a_row_whatever_the_case_and_the_signs():
+    documents = ["He said: The QUICK brown fox, jumps over it!", "one two three four five"]
+    sentences = [
+        "the quick brown fox jumps over the lazy dog",  # six words, signs between them in the document
+        "the quick brown fox jumps",  # five words only
+        "quick the brown fox jumps over it",  # another order: "brown fox jumps over it" is five
+        "one two three four five",  # a whole document, but five words
+        "",
+    ]
+    assert find_overlaps(sentences, documents) == {0}
+
+
+def test_an_overlap_does_not_span_two_documents():
+    assert find_overlaps(["a b c d e f"], ["a b c", "d e f"]) == set()
+
+
+def test_split_drops_duplicates_and_overlaps_and_keeps_everything_else():
+    sentences = [Sentence(f"sentence {i} is about thing {i} and more", str(i % 2)) for i in range(200)]
+    stolen = Sentence("w3 x3 y3 z3 v3 u3, he wrote", "1")
+    texts = split_texts([*REVIEWS, REVIEWS[0], REVIEWS[7]], [*sentences, stolen], held_out=10)
+    assert (texts.duplicates, len(texts.reviews), len(texts.held_out)) == (2, 30, 10)
+    assert not set(texts.reviews) & set(texts.held_out)
+    is_in_training = any("w3 x3" in review for review in texts.reviews)
+    assert texts.overlaps == is_in_training == (stolen not in texts.train + texts.test)
+    assert {*texts.train, *texts.test} - {stolen} == set(sentences)
+    assert not set(texts.train) & set(texts.test)
+    assert 20 <= len(texts.test) <= 60
+    assert all("<br" not in review and "\n\n" in review for review in texts.reviews)
+
+
+def test_parts_do_not_depend_on_the_order():
+    sentences = [Sentence(f"sentence {i} of many", "0") for i in range(50)]
+    one, other = split_texts(REVIEWS, sentences, 10), split_texts(REVIEWS[::-1], sentences[::-1], 10)
+    for name in ("reviews", "held_out", "train", "test"):
+        assert set(getattr(one, name)) == set(getattr(other, name))
+
+
+def test_too_few_reviews_are_an_error():
+    with pytest.raises(UserError, match="40 different reviews"):
+        split_texts(REVIEWS, [], held_out=40)
+
+
+def test_files_are_what_the_tools_read(tmp_path):
+    sentences = [Sentence(f'sentence "{i}", with\ncommas', str(i % 2)) for i in range(30)]
+    texts = split_texts(REVIEWS, sentences, held_out=5)
+    write_texts(texts, tmp_path)
+    documents = list(read_documents([str(tmp_path / "reviews.jsonl")], rejects := Counter()))
+    assert documents == [review.split("\n\n") for review in texts.reviews] and not rejects
+    train = read_labelled_texts(tmp_path / "train.csv")
+    assert list(zip(train.first, train.labels, strict=True)) == [(one.text, one.label) for one in texts.train]
+    assert json.loads((tmp_path / "counts.json").read_text()) == texts.counts()
+    assert texts.counts()["reviews"] == 35
+
+
+def test_the_table_gives_reviews_and_labelled_sentences(tmp_path):
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("text", "label", "source"), ("a\nb", 0, "imdb"), ("c", 1, "rotten_tomatoes"), ("d", 1, "x")])
+    assert read_table(path) == (["a\nb"], [Sentence("c", "1")])
+    assert installed_table().is_file()
+
+
+def test_tfidf_finds_a_telling_word():
+    train = LabelledTexts(["good film", "good plot", "bad film", "bad plot"] * 5, None, list("1100") * 5)
+    test = LabelledTexts(["good story", "bad story", "a bad one", "bad"], None, list("1001"))
+    assert tfidf_accuracy(train, test) == 0.75

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import pytest
+
+import tools.plot_run as tool
+from metro_megatron.errors import UserError
+from metro_megatron.train.curves import PANELS, VALIDATION, Run, smooth
+
+LOGGED = [name for panel in PANELS for name in panel.curves]
+
+
+def write_run(folder: Path, num_lines: int) -> Path:
+    folder.mkdir()
+    lines: list[dict[str, float]] = []
+    for i in range(1, num_lines + 1):
+        lines.append({"step": i, **dict.fromkeys(LOGGED, 1 / i), "consumed_tokens": 100 * i, "tokens_per_second": 50})
+        if i % 5 == 0:
+            lines.append({"step": i, **{VALIDATION + name: 1 / i for name in LOGGED}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_lines_of_training_and_validation_are_told_apart(tmp_path):
+    run = Run.read(write_run(tmp_path / "one", 20))
+    assert [len(run.training), len(run.validation)] == [20, 4]
+    assert run.validation[1]["aux_loss"] == 0.1 and run.tokens_per_second() == pytest.approx(50)
+
+
+def test_an_unfinished_last_line_is_left_out_and_another_is_an_error(tmp_path):
+    path = write_run(tmp_path / "one", 3) / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 4, "aux')
+    assert len(Run.read(tmp_path / "one").training) == 3
+    path.write_text('{"step": 4, "aux\n' + whole)
+    with pytest.raises(UserError, match="line 1"):
+        Run.read(tmp_path / "one")
+
+
+def test_smoothing_is_a_mean_over_neighbors():
+    assert smooth([0, 3, 6, 3], 1) == [1.5, 3, 4, 4.5]
+
+
+@pytest.mark.parametrize("name", ["curves.png", "curves.svg"])
+def test_the_picture_of_two_runs(tmp_path, name):
+    runs = [str(write_run(tmp_path / "one", 30)), str(write_run(tmp_path / "two", 1))]
+    tool.main(runs, str(tmp_path / "pictures" / name))
+    content = (tmp_path / "pictures" / name).read_bytes()
+    assert len(content) > 10_000
+    if name.endswith("svg"):
+        assert all(f"<!-- {panel.title} -->" in content.decode() for panel in PANELS)
+        assert "<!-- one: AUC -->" in content.decode() and "<!-- two: MLM -->" in content.decode()
+
+
+def test_mistakes_are_reported_together(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metrics.jsonl").touch()
+    with pytest.raises(UserError) as caught:
+        tool.main([str(tmp_path / "empty"), str(tmp_path / "none")], str(tmp_path / "x.png"))
+    assert ["no logged step" in caught.value.problems[0], "no such file" in caught.value.problems[1]] == [True, True]
+    run = str(write_run(tmp_path / "one", 3))
+    with pytest.raises(UserError, match=r"\.png"):
+        tool.main([run], str(tmp_path / "x.doc"))
