@@ -31,10 +31,10 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 demo: $(STAMP)
-	$(BIN)/python tools/demo.py --config examples/demo.yaml
+	$(BIN)/python tools/demo.py --preset demo --output runs/demo
 
 learn: $(STAMP)
-	$(BIN)/python tools/demo.py --config examples/learn.yaml
+	$(BIN)/python tools/demo.py --preset learn --output runs/learn
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Iterable
 
 import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import (
     _allreduce_non_tensor_model_parallel_grads as reduce_sequence_parallel_gradients,
@@ -167,3 +169,16 @@ def finish_gradients(
     for ddp in ddps:
         ddp.finish_grad_sync()
     reduce_sequence_parallel_gradients(ddps, config, layout.tensor)
+
+
+def start_checkpoint_writer() -> None:
+    """Start, once, the helper process of megatron-core's checkpoint writer, deaf to SIGTERM.
+
+    torchrun passes SIGTERM on to all processes of a worker's group. The run answers it with a checkpoint, which
+    needs the helper alive.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        filesystem_async._get_write_results_queue()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

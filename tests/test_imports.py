@@ -24,6 +24,7 @@ LAYERS = (
         "metro_megatron.command_line",
         "metro_megatron.options",
         "metro_megatron.errors",
+        "metro_megatron.folders",
         "metro_megatron.randomness",
         "metro_megatron.vocabulary",
         "fused",

@@ -132,16 +132,26 @@ def test_two_processes_train_evaluate_save_and_continue(yaml_file: Path, corpus:
     assert lines(output) == training[:2] + validation[:1] + training[2:] + validation[1:]
 
 
-def test_sigterm_saves_and_the_same_command_continues(yaml_file: Path, corpus: Path, tmp_path: Path) -> None:
-    """The lines of the interrupted run equal those of a straight one."""
-    options = ("--train.train_steps", "60", "--train.log_interval", "1", "--checkpoint.save_interval", "1000")
+@pytest.mark.parametrize("first_save", [1000, 2])
+def test_sigterm_saves_and_the_same_command_continues(
+    yaml_file: Path, corpus: Path, tmp_path: Path, first_save: int
+) -> None:
+    """Before and after a first checkpoint; the signal goes to the whole process group, as torchrun and Slurm send it.
+
+    The lines of the interrupted run equal those of a straight one.
+    """
+    steps, intervals = "60", ("--train.log_interval", "1", "--checkpoint.save_interval", str(first_save))
+    options = ("--train.train_steps", steps, *intervals, "--checkpoint.keep_last", "1")
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run(yaml_file, corpus, straight, *options).returncode == 0
-    process = subprocess.Popen(command(yaml_file, corpus, broken, *options), env=environment(), stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(yaml_file, corpus, broken, *options), env=environment(), stdout=subprocess.PIPE, start_new_session=True
+    )
+    awaited = broken / (TRACKER if first_save == 2 else "metrics.jsonl")
     deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and not ((broken / "metrics.jsonl").exists() and lines(broken)):
+    while time.monotonic() < deadline and not (awaited.exists() and awaited.read_text()):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 0
     stopped = int((broken / TRACKER).read_text())
     assert 1 <= stopped < 60

@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
+from metro_megatron import mcore
 from metro_megatron.checkpoint_files import check_metadata, verify_integrity, write_integrity
 from metro_megatron.config import Config
 from metro_megatron.config_file import load_config, save_config
@@ -71,6 +72,7 @@ class Checkpoints:
         final = iteration_folder(self.run, step)
         unfinished = final.with_name(final.name + ".unfinished")
         self._on_first_rank(lambda: self._prepare(unfinished))
+        mcore.start_checkpoint_writer()
         try:
             state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=False)
             problem = _attempt(lambda: dist_checkpointing.save(state, str(unfinished)))

@@ -58,6 +58,15 @@ def memory_shard(seed: int, num_documents: int = 200) -> MemoryShard:
     return MemoryShard(tokens.astype(np.uint16), unit_lengths, index.astype(np.int64))
 
 
+def edge_shard() -> MemoryShard:
+    """Documents of 1, 45, 46 (seq_length - 2), 47 and 1,000 tokens, the last one as one unit and as many."""
+    documents = [[1], [1], [45], [46], [47], [1000], [7] * 140, [1, 46, 1], [2], [1]] * 4
+    lengths = np.array([length for units in documents for length in units], dtype=np.int32)
+    tokens = 5 + np.arange(lengths.sum()) * 7 % (VOCAB_SIZE - 5)
+    index = np.concatenate([[0], np.cumsum([len(units) for units in documents])])
+    return MemoryShard(tokens.astype(np.uint16), lengths, index.astype(np.int64))
+
+
 def small_config(**concerns: dict[str, Any]) -> Config:
     """A pair of 2 and 4 layers on rows of 128 tokens; keyword arguments override fields of a concern."""
     config = Config(
@@ -88,7 +97,7 @@ def small_config(**concerns: dict[str, Any]) -> Config:
 
 
 def small_corpus(config: Config) -> Corpus:
-    shard = memory_shard(seed=7)
+    shard = edge_shard() if config.data.train == ["edge"] else memory_shard(seed=7)
     return Corpus(config, [shard], build_sample_index([shard], config.data.seq_length), [], None)
 
 

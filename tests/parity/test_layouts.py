@@ -78,6 +78,15 @@ def test_layouts_equal_one_process(reference: Record, world_size: int) -> None:
             torch.testing.assert_close(record.weights[name], weight, rtol=0, atol=1e-6, msg=f"{message} {name}")
 
 
+def test_packed_equals_padded_on_edge_cases() -> None:
+    """One-token documents, documents of one token more and less than a sample holds, very long ones."""
+    packed = small_config(data={"train": ["edge"]})
+    padded = small_config(data={"train": ["edge"], "row_format": "padded"})
+    one, other = run_ranks(train_in_layouts, 1, [packed, padded])[0]
+    np.testing.assert_allclose(losses(one), losses(other), rtol=TOLERANCE)
+    np.testing.assert_allclose(norms(one), norms(other), rtol=TOLERANCE)
+
+
 def test_losses_are_golden(reference: Record) -> None:
     """Losses and norms never change by accident; processors differ in the last bits only.
 
