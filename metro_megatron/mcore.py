@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 from collections.abc import Iterable
+from multiprocessing import resource_tracker
 
 import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -177,6 +178,7 @@ def start_checkpoint_writer() -> None:
     torchrun passes SIGTERM on to all processes of a worker's group. The run answers it with a checkpoint, which
     needs the helper alive.
     """
+    resource_tracker.ensure_running()  # would be started with the helper, and unblocks SIGTERM when it is
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         filesystem_async._get_write_results_queue()
