@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INTEGRITY = "integrity.json"
 METADATA = ".metadata"
+TRACKER = "latest_checkpointed_iteration.txt"
 _HASHING_THREADS = 8
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -45,6 +46,29 @@ ALLOWED_GLOBALS = frozenset(
     ]
 )
 """(module, name) of everything that a `.metadata` written by torch 2 and megatron-core refers to."""
+
+
+def iteration_folder(run: Path, step: int) -> Path:
+    """Folder of a run's checkpoint after `step` steps."""
+    return run / f"iter_{step:07d}"
+
+
+def tracked_step(run: Path) -> int | None:
+    """Steps of the newest complete checkpoint of a run folder; None if the run has none.
+
+    Raises UserError when the tracker is there but its checkpoint is not.
+    """
+    tracker = run / TRACKER
+    if not tracker.is_file():
+        return None
+    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    step = int(text) if text.isascii() and text.isdigit() else None
+    if step is None or not iteration_folder(run, step).is_dir():
+        raise UserError(
+            f"{tracker} says {text[:40]!r}, but {run} has no such checkpoint: "
+            "write the number of an existing iter_ folder into it, or use another folder"
+        )
+    return step
 
 
 def write_integrity(folder: Path) -> None:

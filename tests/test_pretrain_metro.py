@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metro_megatron.checkpoint_files import TRACKER
 from metro_megatron.data.preprocess import PreprocessOptions, preprocess
 from metro_megatron.data.tokenizer_training import train_tokenizer
-from metro_megatron.train.checkpoint import TRACKER
 
 ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 700
@@ -127,6 +127,9 @@ def test_two_processes_train_evaluate_save_and_continue(yaml_file: Path, corpus:
     assert {path.name for path in output.iterdir()} >= {"run_config.yaml", "tokenizer", "tensorboard"}
     assert list((output / "tensorboard").iterdir())
 
+    other = run(yaml_file, corpus, output, "--optimizer.lr", "0.5", processes=2)
+    assert other.returncode == 1
+    assert other.stderr.count("optimizer.lr is 0.5, but the checkpoint was made with 0.001") == 1
     again = run(yaml_file, corpus, output)  # complete, and under another layout: nothing is left to do
     assert again.returncode == 0 and "step" not in again.stdout.replace("after step 7", "").split("continuing")[-1]
     assert lines(output) == training[:2] + validation[:1] + training[2:] + validation[1:]

@@ -11,10 +11,16 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from metro_megatron.checkpoint_files import METADATA, check_metadata, verify_integrity
+from metro_megatron.checkpoint_files import (
+    METADATA,
+    TRACKER,
+    check_metadata,
+    iteration_folder,
+    tracked_step,
+    verify_integrity,
+)
 from metro_megatron.errors import UserError
 
-TRACKER = "latest_checkpointed_iteration.txt"
 OPTIMIZER_PREFIX = "optimizer."
 
 
@@ -25,17 +31,13 @@ def find_iteration(path: Path) -> Path:
     """
     if (path / METADATA).is_file():
         return path
-    tracker = path / TRACKER
-    if not tracker.is_file():
+    step = tracked_step(path)
+    if step is None:
         raise UserError(
             f"{path}: neither a checkpoint (no {METADATA}) nor a run folder with one (no {TRACKER}); "
             "give the folder of train.output or one of its iter_ folders"
         )
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    folder = path / f"iter_{int(text):07d}" if text.isascii() and text.isdigit() else None
-    if folder is None or not folder.is_dir():
-        raise UserError(f"{tracker} says {text[:40]!r}, but there is no such checkpoint; give an iter_ folder instead")
-    return folder
+    return iteration_folder(path, step)
 
 
 def read_model_tensors(iteration_folder: Path) -> dict[str, Tensor]:

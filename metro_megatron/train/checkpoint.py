@@ -17,40 +17,24 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from metro_megatron import mcore
-from metro_megatron.checkpoint_files import check_metadata, verify_integrity, write_integrity
+from metro_megatron.checkpoint_files import (
+    TRACKER,
+    check_metadata,
+    iteration_folder,
+    verify_integrity,
+    write_integrity,
+)
 from metro_megatron.config import Config
-from metro_megatron.config_file import load_config, save_config
+from metro_megatron.config_file import save_config
 from metro_megatron.errors import UserError
 from metro_megatron.model.pair import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.train.optim import Optimizer
-from metro_megatron.train.resume import config_differences
+from metro_megatron.train.resume import refuse_other_run
 from metro_megatron.train.sharded_state import load_model_state, load_state, model_state, sharded_state
 
-TRACKER = "latest_checkpointed_iteration.txt"
 BYTES_PER_PARAMETER = 16
 """Room wanted before a save: weights, masters and two moments in fp32."""
-
-
-def iteration_folder(run: Path, step: int) -> Path:
-    return run / f"iter_{step:07d}"
-
-
-def latest_step(run: Path) -> int | None:
-    """Steps done in the newest complete checkpoint of a run folder; None if there is none.
-
-    Raises UserError when the tracker is there but its checkpoint is not.
-    """
-    tracker = run / TRACKER
-    if not tracker.exists():
-        return None
-    text = tracker.read_text().strip()
-    if not text.isdigit() or not iteration_folder(run, int(text)).is_dir():
-        raise UserError(
-            f"{tracker} says {text[:40]!r}, but {run} has no such checkpoint: "
-            "write the number of an existing iter_ folder into it, or choose another train.output"
-        )
-    return int(text)
 
 
 class Checkpoints:
@@ -126,9 +110,7 @@ class Checkpoints:
         """Refuse a damaged or foreign checkpoint before a byte of it is loaded."""
         verify_integrity(folder)
         check_metadata(folder)
-        differences = config_differences(load_config(folder / "run_config.yaml"), self.config)
-        if differences:
-            raise UserError([*differences, "give the values of the checkpoint, or choose another train.output"])
+        refuse_other_run(folder, self.config)
 
     def _on_first_rank(self, action: Callable[[], None]) -> None:
         problem = _attempt(action) if self.layout.rank == 0 else None

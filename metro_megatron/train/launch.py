@@ -7,14 +7,19 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from metro_megatron.checkpoint_files import iteration_folder, tracked_step
 from metro_megatron.config import Config
 from metro_megatron.config_file import parse_config
 from metro_megatron.config_problems import problems
 from metro_megatron.errors import UserError
+from metro_megatron.train.resume import refuse_other_run
+
+if TYPE_CHECKING:
+    from metro_megatron.train.corpus import Corpus
 
 Device = Literal["cpu", "cuda"]
 SECONDS_FOR_FIRST_PROCESS = 5.0
@@ -32,22 +37,33 @@ def pretrain(argv: Sequence[str]) -> None:
     Raises UserError with every problem found before the processes are joined.
     """
     try:
-        config = parse_config(argv)
-        device = choose_device(config)
-        found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
-        if found:
-            raise UserError(found)
-        prepare_run_folder(Path(config.train.output))
-        import_megatron()
-
-        from metro_megatron.train.corpus import Corpus
-
-        corpus = Corpus.open(config)
+        _train(*_prepare(argv))
     except (UserError, OSError):
         if not is_first_process():
             time.sleep(SECONDS_FOR_FIRST_PROCESS)
         raise
 
+
+def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
+    """Everything that can be wrong before processes are joined."""
+    config = parse_config(argv)
+    device = choose_device(config)
+    found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
+    if found:
+        raise UserError(found)
+    run = Path(config.train.output)
+    prepare_run_folder(run)
+    step = tracked_step(run)
+    if step is not None:
+        refuse_other_run(iteration_folder(run, step), config)
+    import_megatron()
+
+    from metro_megatron.train.corpus import Corpus
+
+    return config, Corpus.open(config), device
+
+
+def _train(config: Config, corpus: Corpus, device: Device) -> None:
     from metro_megatron.train.trainer import Trainer
 
     trainer = Trainer(config, corpus, torch.device(device))

@@ -1,7 +1,10 @@
 """What must be equal for a run to be the continuation of another."""
 
+from pathlib import Path
+
 from metro_megatron.config import Config
-from metro_megatron.config_file import differences
+from metro_megatron.config_file import differences, load_config
+from metro_megatron.errors import UserError
 
 FREE = (
     "parallel.",
@@ -29,3 +32,10 @@ def config_differences(saved: Config, given: Config) -> list[str]:
         for name, (there, here) in differences(saved, given).items()
         if not any(name == free or (free.endswith(".") and name.startswith(free)) for free in FREE)
     ]
+
+
+def refuse_other_run(iteration: Path, config: Config) -> None:
+    """Raise UserError naming all differences if `config` does not continue the run of a checkpoint folder."""
+    found = config_differences(load_config(iteration / "run_config.yaml"), config)
+    if found:
+        raise UserError([*found, f"{iteration}: give the values of this checkpoint, or choose another train.output"])

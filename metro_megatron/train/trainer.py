@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from metro_megatron.checkpoint_files import tracked_step
 from metro_megatron.config import Config
 from metro_megatron.config_file import save_config
 from metro_megatron.data.tokenizer import copy_tokenizer
@@ -18,7 +19,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.model.pair import Pair
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.train.checkpoint import Checkpoints, latest_step
+from metro_megatron.train.checkpoint import Checkpoints
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.optim import Optimizer, Update
@@ -51,7 +52,7 @@ class Trainer:
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the run folder, if there is one."""
-        step = latest_step(self.run)
+        step = tracked_step(self.run)
         if step is None:
             return
         progress = self.checkpoints.restore(step)

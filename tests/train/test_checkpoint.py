@@ -12,11 +12,10 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
+from metro_megatron.checkpoint_files import TRACKER, tracked_step, write_integrity
 from metro_megatron.config import Config, ParallelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.train import checkpoint
-from metro_megatron.train.checkpoint import latest_step
 from tests.distributed import run_ranks
 from tests.parity.small_run import (
     STEPS,
@@ -154,7 +153,7 @@ def test_other_shards_are_refused(saved: Path, tmp_path: Path) -> None:
     folder = run / f"iter_{HALF:07d}"
     progress = json.loads((folder / "progress.json").read_text())
     (folder / "progress.json").write_text(json.dumps({**progress, "data": ["other"]}))
-    checkpoint.write_integrity(folder)
+    write_integrity(folder)
     assert "not those that" in run_ranks(restore_problem, 1, config_for(run))[0][0]
 
 
@@ -171,7 +170,7 @@ def test_damaged_checkpoint_is_refused_by_name(saved: Path, tmp_path: Path, dama
     elif damage == "remove":
         victim.unlink()
     else:
-        victim = run / checkpoint.TRACKER
+        victim = run / TRACKER
         victim.write_text("77")
     problems = run_ranks(restore_problem, 1, config_for(run))[0]
     assert str(victim) in "\n".join(problems)
@@ -217,8 +216,8 @@ def test_retention_and_failed_saves_keep_what_is_complete(tmp_path: Path) -> Non
         assert "iter_0000006 could not be written" in failed and "No space left" in failed
     complete = sorted(path.name for path in tmp_path.glob("iter_*") if not path.name.endswith(".unfinished"))
     assert complete == ["iter_0000004", "iter_0000005"]
-    assert latest_step(tmp_path) == 5
+    assert tracked_step(tmp_path) == 5
 
 
 def test_run_folder_without_checkpoint_starts_from_scratch(tmp_path: Path) -> None:
-    assert latest_step(tmp_path) is None
+    assert tracked_step(tmp_path) is None
