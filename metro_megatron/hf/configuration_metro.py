@@ -8,10 +8,10 @@ from transformers import PretrainedConfig
 class MetroConfig(PretrainedConfig):
     """Sizes of the pair: the main encoder, and the shallower auxiliary encoder it was pretrained with.
 
-    relative_bucket is "coco" or "t5"; scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none" and
-    matters only where weights start at random. classifier_dropout None means hidden_dropout_prob. Dropout
-    belongs to the main encoder; the auxiliary has none. Raises ValueError when heads do not divide the width
-    or a choice is unknown.
+    relative_bucket is "coco" or "t5"; scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none",
+    relative_bias_init "normal" or "decay"; both matter only where weights start at random. classifier_dropout
+    None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError
+    when heads do not divide the width or a choice is unknown.
     """
 
     model_type = "metro"
@@ -34,6 +34,7 @@ class MetroConfig(PretrainedConfig):
         classifier_dropout: float | None = None,
         initializer_range: float = 0.02,
         scaled_init_targets: str = "ffn",
+        relative_bias_init: str = "normal",
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -51,6 +52,8 @@ class MetroConfig(PretrainedConfig):
             raise ValueError(
                 f"scaled_init_targets is {scaled_init_targets!r}; choose 'ffn', 'ffn_out', 'residual_out' or 'none'"
             )
+        if relative_bias_init not in ("normal", "decay"):
+            raise ValueError(f"relative_bias_init is {relative_bias_init!r}; choose 'normal' or 'decay'")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -67,6 +70,7 @@ class MetroConfig(PretrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.initializer_range = initializer_range
         self.scaled_init_targets = scaled_init_targets
+        self.relative_bias_init = relative_bias_init
         self.mask_token_id = mask_token_id
         kwargs["bos_token_id"] = bos_token_id
         kwargs["pad_token_id"] = pad_token_id

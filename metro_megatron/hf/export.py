@@ -71,6 +71,7 @@ def metro_config(model: ModelConfig) -> MetroConfig:
         attention_probs_dropout_prob=model.attention_dropout,
         initializer_range=model.init_method_std,
         scaled_init_targets=model.scaled_init_targets,
+        relative_bias_init=model.relative_bias_init,
         bos_token_id=BOS_ID,
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,

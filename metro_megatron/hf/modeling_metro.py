@@ -79,6 +79,23 @@ def relative_buckets(config: MetroConfig, length: int, device: torch.device) -> 
     return buckets
 
 
+class MetroBiasTable(nn.Embedding):
+    """Relative-position biases [b + 1, N] of one encoder."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config.relative_attention_num_buckets + 1, config.num_attention_heads)
+        self.config = config
+
+    def decaying(self) -> Tensor:
+        """A start that is not METRO's: -2^-h times the smallest distance of a bucket; 0 for <s>."""
+        places = self.config.max_position_embeddings
+        distance = torch.arange(2 - places, places - 1, device="cpu").abs()  # between positions other than that of <s>
+        smallest = torch.full((self.num_embeddings,), places)
+        smallest.scatter_reduce_(0, distance_buckets(self.config)[1:-1], distance, "amin")
+        smallest[smallest == places] = 0
+        return -smallest[:, None] * 2.0 ** -torch.arange(self.embedding_dim)
+
+
 class MetroEmbeddings(nn.Module):
     """drop(LN(E[token] + P[position])); an auxiliary encoder has no token embedding of its own."""
 
@@ -163,9 +180,7 @@ class MetroEncoder(nn.Module):
         super().__init__()
         self.config = config
         depth = config.num_auxiliary_layers if is_auxiliary else config.num_hidden_layers
-        self.relative_attention_bias = nn.Embedding(
-            config.relative_attention_num_buckets + 1, config.num_attention_heads
-        )
+        self.relative_attention_bias = MetroBiasTable(config)
         self.layer = nn.ModuleList(MetroLayer(config, index, is_auxiliary) for index in range(depth))
 
     def forward(
@@ -226,8 +241,12 @@ class MetroPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+            if getattr(module.weight, "_is_hf_initialized", False):
+                return
+            if module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
+            if isinstance(module, MetroBiasTable) and module.config.relative_bias_init == "decay":
+                module.weight.copy_(module.decaying())
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)

@@ -5,6 +5,8 @@ import torch
 
 from metro_megatron.config import ModelConfig
 from metro_megatron.data.tokenizer import PAD_ID
+from metro_megatron.hf.export import metro_config
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.model.init import initial_value, scaled_init_divisor
 from metro_megatron.model.position import bucket_table
 
@@ -58,8 +60,13 @@ def test_decaying_biases(bucket: str) -> None:
         relative_attention_num_buckets=32,
         relative_attention_max_distance=128,
         max_position_embeddings=128,
+        vocab_size=300,
     )
-    biases = initial_value("aux.table.weight", [33, 4], model, seed=1)[bucket_table(model)]
+    table = initial_value("aux.table.weight", [33, 4], model, seed=1)
+    pair = MetroForPreTraining(metro_config(model))
+    for encoder in (pair.metro, pair.auxiliary):
+        assert torch.equal(encoder.encoder.relative_attention_bias.weight, table)
+    biases = table[bucket_table(model)]
     assert biases[:, 0].abs().max() == 0 and biases[0].abs().max() == 0
     for distance, start in ((0, 0), (1, 1), (7, 7), (100, 86 if bucket == "coco" else 91)):
         for query, key in ((1, 1 + distance), (1 + distance, 1)):
