@@ -200,6 +200,7 @@ def _arguments(recipe: Recipe, scratch: str, num_train: int) -> TrainingArgument
         num_train_epochs=recipe.epochs,
         seed=recipe.seed,
         use_cpu=recipe.device == "cpu",
+        dataloader_pin_memory=recipe.device != "cpu" and torch.cuda.is_available(),
         eval_strategy="epoch",
         save_strategy="no",
         logging_steps=max(1, steps // 20),
