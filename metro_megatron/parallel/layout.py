@@ -75,14 +75,6 @@ class Layout:
     def rank(self) -> int:
         return self.world.rank()
 
-    @property
-    def is_first_stage(self) -> bool:
-        return self.pipeline.rank() == 0
-
-    @property
-    def is_last_stage(self) -> bool:
-        return self.pipeline.rank() == self.pipeline.size() - 1
-
     def seed_dropout(self, key: int) -> None:
         """Start torch's generators of this rank from a key of the step, so that no state needs saving."""
         shared = key + self.data.rank() * self.pipeline.size() + self.pipeline.rank()
