@@ -3,11 +3,14 @@
 `install` is called once, by `Layout.create`, and only when the device is the CPU. megatron-core 0.16 asks
 for `device="cuda"` in its optimizer, schedules and checkpoints, for CUDA's random state in its dropout
 tracker, and for streams and events around communication; on gloo all of these have plain CPU meanings.
+
+Collectives that megatron-core would overlap are done when the call returns. In torch 2.13 gloo's asynchronous
+coalesced reduce-scatter damages the heap: a process that does nothing else dies within some 100,000 of them.
 """
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -57,12 +60,33 @@ def _type_name(original: Callable[..., Any]) -> Callable[..., Any]:
     return type_name
 
 
+class _Done:
+    """Stands for the handle of collectives that were done one by one."""
+
+    def wait(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _one_by_one(group: object, async_ops: bool = False) -> Iterator[_Done]:
+    yield _Done()
+
+
+def _at_once(collective: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(collective)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return collective(*args, **{**kwargs, "async_op": False})
+
+    return run
+
+
 def _nothing_to_do() -> Callable[..., None]:
     return lambda *args, **kwargs: None
 
 
 def install() -> None:
     """Answer CUDA's calls for the CPU in this process, for as long as it lives. Safe to call again."""
+    import megatron.core.distributed.param_and_grad_buffer as mcore_buffers
     import megatron.core.tensor_parallel.random as mcore_random
 
     cuda: Any = torch.cuda
@@ -92,3 +116,7 @@ def install() -> None:
     rng: Any = mcore_random
     rng._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     rng._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    buffers: Any = mcore_buffers
+    buffers._coalescing_manager = _one_by_one
+    for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
+        setattr(buffers, name, _at_once(getattr(buffers, name)))

@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,9 +51,6 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
     found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
     if found:
         raise UserError(found)
-    if device == "cpu":
-        # Nothing to hide communication behind on the CPU, and a process was seen to die inside gloo with it.
-        config = replace(config, parallel=replace(config.parallel, overlap=False))
     run = Path(config.train.output)
     prepare_run_folder(run)
     step = tracked_step(run)
