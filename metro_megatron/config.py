@@ -127,7 +127,7 @@ class ParallelConfig:
     recompute: Literal["none", "full"] = "none"
     """full: layers are recomputed in the backward pass."""
     overlap: bool = True
-    """Overlap parameter gathering and gradient reduction with computation; always off on the CPU."""
+    """Overlap parameter gathering and gradient reduction with computation; on the CPU nothing overlaps."""
     timeout_minutes: int = 10
     """A collective that waits longer ends the run."""
 
