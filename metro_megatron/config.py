@@ -65,9 +65,13 @@ class DataConfig:
     """Which shards are read, and how samples become rows."""
 
     train: list[str] = field(default_factory=list)
-    """Shard prefixes written by tools/preprocess_data.py."""
+    """Dataset prefixes written by tools/preprocess_data.py; each is a source."""
+    weights: list[float] = field(default_factory=list)
+    """How often the sources of data.train are drawn from, in any unit; none: in proportion to their samples."""
+    index_cache: str = ""
+    """Folder of the sample indices, built on first use; default: sample_index beside the first dataset."""
     validation: list[str] = field(default_factory=list)
-    """Shard prefixes for evaluation; or set validation_fraction."""
+    """Dataset prefixes for evaluation; or set validation_fraction."""
     validation_fraction: float = 0.0
     """Share of the training documents held out for evaluation, chosen by a hash of the document's place."""
     seq_length: int = 512
@@ -150,8 +154,10 @@ class TrainConfig:
     """Run folder: checkpoints, metrics.jsonl, TensorBoard, resolved configuration. An existing one is resumed."""
     train_steps: int = 125000
     """Optimizer steps of the whole run."""
-    global_batch_size: int = 2048
-    """Samples per step over all ranks."""
+    global_batch_tokens: int = 1 << 20
+    """Places for tokens in a step over all ranks, filled with as many samples as fit."""
+    global_batch_size: int = 0
+    """Samples per step over all ranks, as in the paper (2048); 0: as many as global_batch_tokens holds."""
     seed: int = 1
     """Seed of weights, order, masks, sampling noise and dropout."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

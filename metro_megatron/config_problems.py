@@ -71,7 +71,8 @@ RANGES = {
     "checkpoint.save_interval": _ONE_OR_MORE,
     "checkpoint.keep_last": _NOT_NEGATIVE,
     "train.train_steps": _ONE_OR_MORE,
-    "train.global_batch_size": _ONE_OR_MORE,
+    "train.global_batch_tokens": _ONE_OR_MORE,
+    "train.global_batch_size": _NOT_NEGATIVE,
     "train.seed": Range(0, 2**63),
     "train.log_interval": _ONE_OR_MORE,
     "train.eval_interval": _NOT_NEGATIVE,
@@ -184,7 +185,9 @@ def _batch(config: Config, world_size: int) -> Iterator[str]:
     if world_size % model_ranks:
         return
     dp = world_size // model_ranks
-    if data.row_format == "padded" and batch % (data.micro_batch_size * dp):
+    if batch == 0:
+        yield from _token_batch(config, dp)
+    elif data.row_format == "padded" and batch % (data.micro_batch_size * dp):
         chunk = data.micro_batch_size * dp
         yield (
             f"train.global_batch_size is {batch}, must be divisible by {chunk} = data.micro_batch_size "
@@ -195,6 +198,22 @@ def _batch(config: Config, world_size: int) -> Iterator[str]:
         yield (
             f"train.global_batch_size is {batch}, less than one sample for each of {dp} data-parallel ranks; "
             f"use {dp} or more, or start fewer processes"
+        )
+
+
+def _token_batch(config: Config, dp: int) -> Iterator[str]:
+    parallel, data, tokens = config.parallel, config.data, config.train.global_batch_tokens
+    is_packed = data.row_format == "packed"
+    micro_batch = data.micro_batch_tokens if is_packed else data.micro_batch_size * data.seq_length
+    name = "data.micro_batch_tokens" if is_packed else "data.micro_batch_size x seq_length"
+    interleaved = parallel.virtual_pipeline_model_parallel_size > 1
+    stages = parallel.pipeline_model_parallel_size if interleaved else 1
+    chunk = micro_batch * dp * stages
+    if tokens % chunk:
+        yield (
+            f"train.global_batch_tokens is {tokens}, must be divisible by {chunk} = {name} {micro_batch} x {dp} "
+            f"data-parallel ranks{f' x {stages} pipeline stages' if interleaved else ''}; use "
+            f"{_nearest_multiple(tokens, chunk)}, or give train.global_batch_size in samples"
         )
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the top down; a package or module may import its own row and those below.
 LAYERS = (
-    ("pretrain_metro", "tools", "metro_megatron.demo"),
+    ("pretrain_metro", "tools", "metro_megatron.demo", "metro_megatron.bench"),
     ("metro_megatron.train", "metro_megatron.finetune"),
     ("metro_megatron.corruption", "metro_megatron.objective"),
     ("metro_megatron.model", "metro_megatron.hf", "metro_megatron.plan"),
@@ -38,12 +38,16 @@ WITHOUT_MEGATRON = (
     "metro_megatron.command_line",
     "metro_megatron.data.tokenizer",
     "metro_megatron.data.documents",
+    "metro_megatron.data.preprocess",
+    "metro_megatron.data.index_cache",
     "metro_megatron.data.shards",
     "metro_megatron.hf",
     "metro_megatron.finetune",
     "fused",
     "tools.train_tokenizer",
     "tools.preprocess_data",
+    "tools.merge_shards",
+    "tools.build_index",
     "tools.finetune",
 )
 

@@ -67,7 +67,11 @@ def training_facts(iteration: Path, config: Config) -> dict[str, object]:
     facts: dict[str, object] = {
         "checkpoint": iteration.name,
         "steps of the whole run": config.train.train_steps,
-        "global batch size": f"{config.train.global_batch_size} samples of at most {config.data.seq_length} tokens",
+        "global batch": (
+            f"{config.train.global_batch_size} samples of at most {config.data.seq_length} tokens"
+            if config.train.global_batch_size
+            else f"{config.train.global_batch_tokens} tokens in samples of at most {config.data.seq_length}"
+        ),
         "training shards": ", ".join(Path(prefix).name for prefix in config.data.train),
         "peak learning rate": config.optimizer.lr,
         "mask probability": config.objective.mask_probability,

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from metro_megatron.command_line import run_tool
-from metro_megatron.data.documents import Reject, check_inputs, read_documents
-from metro_megatron.data.shards import Shard
+from metro_megatron.data.documents import Reject, read_documents
+from metro_megatron.data.inputs import find_inputs
+from metro_megatron.data.shards import open_shards
 from metro_megatron.data.tokenizer import Tokenizer
 from metro_megatron.errors import UserError
 from metro_megatron.hf.intrinsic import HeldOutText, evaluate
@@ -50,7 +51,7 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no GPU; use auto or cpu")
     logging.disable_progress_bar()
-    check_inputs(input)
+    find_inputs(input)
     pair = load_pair(Path(model))
     counts = count_tokens(unigram_from, Path(model), pair.config.vocab_size)
     rejects: Counter[Reject] = Counter()
@@ -78,15 +79,15 @@ def load_pair(folder: Path) -> MetroForPreTraining:
 
 
 def count_tokens(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]:
-    """Frequencies [V] of a shard's ids. Raises UserError if its tokenizer is not the model's."""
-    shard = Shard.open(prefix)
+    """Frequencies [V] of a dataset's ids. Raises UserError if its tokenizer is not the model's."""
+    shards = open_shards([prefix])
     sha256 = Tokenizer.from_folder(model).sha256
-    if shard.tokenizer_sha256 != sha256:
+    if shards[0].tokenizer_sha256 != sha256:
         raise UserError(
-            f"{prefix} has tokenizer {shard.tokenizer_sha256[:12]}, {model} has {sha256[:12]}; "
+            f"{prefix} has tokenizer {shards[0].tokenizer_sha256[:12]}, {model} has {sha256[:12]}; "
             "give the shard that the model was trained on"
         )
-    return np.bincount(shard.tokens, minlength=vocab_size)
+    return sum((np.bincount(shard.tokens, minlength=vocab_size) for shard in shards), np.zeros(vocab_size, np.int64))
 
 
 def describe(figures: dict[str, float], num_documents: int, num_rejected: int) -> str:

@@ -1,4 +1,4 @@
-"""Documents to a tokenizer folder: tokenizer.model, the equal tokenizer.json, tokenizer_config.json."""
+"""Documents to a tokenizer folder: tokenizer.model, the equal tokenizer.json, tokenizer_config.json, report.json."""
 
 import shlex
 import sys
@@ -6,20 +6,23 @@ from collections import Counter
 from pathlib import Path
 
 from metro_megatron.command_line import run_tool
-from metro_megatron.data.documents import Reject, check_inputs, read_documents
+from metro_megatron.data.documents import MAX_DOCUMENT_BYTES, ReadOptions, Reject
+from metro_megatron.data.inputs import find_inputs
 from metro_megatron.data.progress import ReadingProgress
 from metro_megatron.data.tokenizer import TOKENIZER_FILES
-from metro_megatron.data.tokenizer_training import TrainingReport, sample_documents, train_tokenizer
+from metro_megatron.data.tokenizer_report import measure, table, write_report
+from metro_megatron.data.tokenizer_sample import read_sourced_documents, sample_documents
+from metro_megatron.data.tokenizer_training import TrainingReport, train_tokenizer
 from metro_megatron.errors import UserError
 
 
 def main(
     input: list[str],
-    vocab_size: int,
     output: str,
+    vocab_size: int = 128_000,
     sample_bytes: int = 1_000_000_000,
-    text_key: str = "text",
-    max_document_bytes: int = 10_000_000,
+    text_key: list[str] = ["text"],  # noqa: B006 - read only; the command line shows it
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
     seed: int = 1,
     overwrite: bool = False,
 ) -> None:
@@ -28,60 +31,67 @@ def main(
     Equal input and options give equal files.
 
     Args:
-        input: Files: .jsonl (a JSON object per line) or .txt (blank lines between documents); .gz, .zst too.
-        vocab_size: Number of ids, the 5 specials and 256 bytes included.
+        input: Files, folders or globs; NAME=PATTERN gives them a source. .jsonl, .txt (.gz, .zst, .bz2), .parquet.
         output: Folder to write.
+        vocab_size: Number of ids, the 5 specials and 256 bytes included.
         sample_bytes: Text to train on in bytes; memory needed is about 6 times that.
-        text_key: Key of the text in JSON objects.
+        text_key: Keys of the text in JSON objects; several are joined.
         max_document_bytes: Longest record in bytes; longer ones are left out.
         seed: Which documents are sampled, if not all.
         overwrite: Replace a tokenizer that is there already.
     """
     if sample_bytes < 1 or max_document_bytes < 1:
-        raise UserError(
-            f"--sample_bytes {sample_bytes}, --max_document_bytes {max_document_bytes}: must be positive"
-        )
-    check_inputs(input)
-    existing = [name for name in TOKENIZER_FILES if (Path(output) / name).exists()]
+        raise UserError(f"--sample_bytes {sample_bytes}, --max_document_bytes {max_document_bytes}: must be positive")
+    files = find_inputs(input)
+    folder = Path(output)
+    existing = [name for name in TOKENIZER_FILES if (folder / name).exists()]
     if existing and not overwrite:
-        raise UserError(
-            f"--output {output} holds {existing[0]} already; choose another folder or add --overwrite"
-        )
+        raise UserError(f"--output {output} holds {existing[0]} already; choose another folder or add --overwrite")
     rejects: Counter[Reject] = Counter()
-    with ReadingProgress("reading", sum(Path(path).stat().st_size for path in input)) as progress:
-        documents = read_documents(
-            input, rejects, text_key, max_document_bytes, lambda position: progress.update(position, position)
+    options = ReadOptions(tuple(text_key), max_document_bytes)
+    with ReadingProgress("reading", sum(file.size for file in files)) as progress:
+        documents = read_sourced_documents(
+            files, options, rejects, lambda position: progress.update(position, position)
         )
         sample = sample_documents(documents, sample_bytes, seed)
     print(f"training on {len(sample):,} documents", file=sys.stderr, flush=True)
-    report = train_tokenizer(sample, vocab_size, Path(output))
-    print(describe(report, rejects, output))
+    report = train_tokenizer([document.units for document in sample], vocab_size, folder)
+    figures = measure(folder, sample)
+    write_report(
+        folder,
+        figures,
+        {
+            "vocab_size": vocab_size,
+            "seed": seed,
+            "sampled_documents": report.sampled_documents,
+            "sampled_bytes": report.sampled_bytes,
+            "rejects": dict(sorted(rejects.items())),
+        },
+    )
+    print("\n".join([*describe(report, rejects, output), *table(figures), *next_command(output)]))
 
 
-def describe(report: TrainingReport, rejects: Counter[Reject], output: str) -> str:
-    """The closing report, ending with the next command."""
+def describe(report: TrainingReport, rejects: Counter[Reject], output: str) -> list[str]:
+    """What was made of what, a line each."""
     lines = [
         (
             f"{output}: {report.vocab_size:,} ids, trained on {report.sampled_bytes / 1e6:,.1f} MB in "
             f"{report.sampled_documents:,} documents, {report.seconds:,.1f} s"
         ),
         f"  tokenizer.json equals tokenizer.model on {report.checked_bytes / 1e6:,.1f} MB of them",
-        (
-            f"  fertility {report.tokens_per_word:.3f} tokens per word, {report.bytes_per_token:.2f} bytes "
-            f"per token, byte fallback {report.byte_fallback_rate:.3%} of tokens"
-        ),
     ]
     if rejects:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items()))
         lines.append(f"  rejected records: {counts}")
-    lines += [
+    return lines
+
+
+def next_command(output: str) -> list[str]:
+    """What to run with the tokenizer."""
+    return [
         "next:",
-        (
-            f"  python tools/preprocess_data.py --input FILE... --tokenizer {shlex.quote(output)} "
-            "--output_prefix PREFIX --workers 2"
-        ),
+        (f"  python tools/preprocess_data.py --input FILE... --tokenizer {shlex.quote(output)} --output_prefix PREFIX"),
     ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

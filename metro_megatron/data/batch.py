@@ -16,7 +16,7 @@ from torch.nn import functional
 from metro_megatron.config import DataConfig
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
-from metro_megatron.data.packing import pack
+from metro_megatron.data.packing import pack, pack_prefix
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
 from metro_megatron.data.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
@@ -87,6 +87,8 @@ class StepBatch:
     """Masked tokens of the step over all ranks."""
     num_tokens: int
     """Tokens of the step over all ranks, <s> and </s> included, padding not."""
+    end: int
+    """Global position of the first sample after the step."""
 
 
 def micro_batch_rows(
@@ -97,14 +99,26 @@ def micro_batch_rows(
     Micro batch m belongs to data-parallel rank m % dp_size. Micro batches without samples are added until
     every rank has equally many, a multiple of micro_batch_multiple.
     """
+    is_packed = data.row_format == "packed"
+    rows = pack(lengths, data.micro_batch_tokens) if is_packed else list(np.arange(len(lengths)).reshape(-1, 1))
+    return _micro_batches(rows, 1 if is_packed else data.micro_batch_size, dp_size * micro_batch_multiple)
+
+
+def token_batch_rows(
+    lengths: NDArray[np.integer], data: DataConfig, num_rows: int, dp_size: int
+) -> list[Rows]:
+    """As micro_batch_rows, for as many of the first samples as fit into num_rows rows, a multiple of what
+    dp_size asks for."""
     if data.row_format == "packed":
-        row_count = 1
-        rows = pack(lengths, data.micro_batch_tokens)
-    else:
-        row_count = data.micro_batch_size
-        rows = list(np.arange(len(lengths)).reshape(-1, 1))
-    chunk = row_count * dp_size * micro_batch_multiple
-    rows += [np.empty(0, dtype=np.int64)] * (-len(rows) % chunk)
+        rows = pack_prefix(lengths, data.micro_batch_tokens, num_rows)
+        rows += [np.empty(0, dtype=np.int64)] * (num_rows - len(rows))
+        return _micro_batches(rows, 1, dp_size)
+    return _micro_batches(list(np.arange(num_rows).reshape(-1, 1)), data.micro_batch_size, dp_size)
+
+
+def _micro_batches(rows: Rows, row_count: int, multiple: int) -> list[Rows]:
+    """Micro batches of row_count rows each, a multiple of `multiple` of them."""
+    rows += [np.empty(0, dtype=np.int64)] * (-len(rows) % (row_count * multiple))
     return [rows[first : first + row_count] for first in range(0, len(rows), row_count)]
 
 

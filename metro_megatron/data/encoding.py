@@ -1,119 +1,189 @@
-"""Records to token ids, in this process or in others; chunks come out in the order they went in."""
+"""The worker's side: one chunk of input becomes one part in the work folder, read, filtered, encoded and written."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
 from functools import cache
-from multiprocessing.connection import wait
+from itertools import chain, compress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.data.documents import Record, Reject, is_json_lines, parse_record
+from metro_megatron.data.decontamination import EvaluationNgrams
+from metro_megatron.data.documents import ChunkReader, ReadOptions, Record, Reject, parse_record
+from metro_megatron.data.engines import Engine
+from metro_megatron.data.inputs import Chunk
+from metro_megatron.data.journal import Journal, whole_files
+from metro_megatron.data.parts import HASH_BYTES, PartWriter, part_paths
+from metro_megatron.data.shards import token_dtype
 from metro_megatron.data.tokenizer import Tokenizer
-from metro_megatron.errors import UserError
 
-_CHUNKS_AHEAD = 3
-"""Chunks under way per worker: what bounds the memory between reader and writer."""
+NUM_EXAMPLES = 5
+TOO_SHORT, CONTAMINATED, DUPLICATE = DROPPED = ("too_short", "contaminated", "duplicate")
+"""Why a good document is left out on request."""
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive records of one file."""
-
-    path: str
-    text_key: str
-    records: list[Record]
+_BATCH_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
-class EncodedChunk:
-    """Documents of a chunk as `ShardWriter.append` takes them, and what was rejected."""
+class EncodingOptions:
+    """What workers need to know, beside the chunk; picklable."""
 
-    path: str
-    tokens: NDArray[np.int32]
-    unit_lengths: NDArray[np.int32]
-    document_units: NDArray[np.int64]
-    rejects: list[tuple[int, Reject]]
-    """Line and reason, in order."""
-    text_bytes: int
-
-
-def encode_chunk(chunk: Chunk, tokenizer: Tokenizer) -> EncodedChunk:
-    """Parse and encode the records of a chunk."""
-    units: list[str] = []
-    document_units: list[int] = []
-    rejects: list[tuple[int, Reject]] = []
-    is_json = is_json_lines(chunk.path)
-    for record in chunk.records:
-        document = parse_record(record.raw, is_json, chunk.text_key)
-        if isinstance(document, Reject):
-            rejects.append((record.line, document))
-        else:
-            units += document
-            document_units.append(len(document))
-    ids = tokenizer.encode_batch(units)
-    return EncodedChunk(
-        path=chunk.path,
-        tokens=np.array([i for unit in ids for i in unit], dtype=np.int32),
-        unit_lengths=np.array([len(unit) for unit in ids], dtype=np.int32),
-        document_units=np.array(document_units, dtype=np.int64),
-        rejects=rejects,
-        text_bytes=sum(len(record.raw or b"") for record in chunk.records),
-    )
+    work_folder: Path
+    tokenizer: str
+    engine: str
+    reading: ReadOptions
+    min_tokens: int = 1
+    has_hashes: bool = False
+    """Whether parts hold a hash of every document."""
+    decontaminate: tuple[str, ...] = ()
+    """Files of evaluation texts."""
 
 
-def encode_all(chunks: Iterator[Chunk], tokenizer: Tokenizer, workers: int) -> Iterator[EncodedChunk]:
-    """Every chunk encoded, in order; by `workers` processes if there are several."""
-    if workers == 1:
-        yield from (encode_chunk(chunk, tokenizer) for chunk in chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
-        yield from _in_order(pool, chunks, str(tokenizer.path), _CHUNKS_AHEAD * workers)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process ended unexpectedly, most likely for want of memory; nothing was written. "
-            f"Lower --workers ({workers}) or --max_document_bytes"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+@dataclass(frozen=True)
+class Progress:
+    """How far reading and encoding have come."""
+
+    bytes_read: int = 0
+    text_bytes: int = 0
+    """Of all records, decompressed."""
+    tokens: int = 0
+    rejected: int = 0
+
+    def __add__(self, other: "Progress") -> "Progress":
+        return Progress(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @classmethod
+    def of_entry(cls, entry: dict[str, Any]) -> "Progress":
+        """What the journal says of a finished chunk."""
+        return cls(entry["bytes_read"], entry["text_bytes"], entry["tokens"], sum(entry["rejects"].values()))
 
 
-def _in_order(
-    pool: ProcessPoolExecutor, chunks: Iterator[Chunk], folder: str, ahead: int
-) -> Iterator[EncodedChunk]:
-    waiting: deque[Future[EncodedChunk]] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(_encode_in_worker, chunk, folder))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+@dataclass
+class _Batch:
+    documents: list[list[str]] = field(default_factory=list)
+    """Units of each."""
+    texts: list[str] = field(default_factory=list)
+    """Units joined by line ends."""
+    characters: int = 0
+
+    def keep(self, is_kept: NDArray[np.bool_]) -> None:
+        """Drop the documents that are not kept."""
+        self.documents = list(compress(self.documents, is_kept))
+        self.texts = list(compress(self.texts, is_kept))
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+class ChunkEncoder:
+    """Encodes chunks; made once per process, as tokenizer and evaluation texts take seconds to load."""
 
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
+    def __init__(self, options: EncodingOptions):
+        self._options = options
+        self._engine = Engine.create(options.tokenizer, options.engine)
+        self._dtype = token_dtype(Tokenizer.from_folder(options.tokenizer).vocab_size)
+        files = options.decontaminate
+        self._evaluation = EvaluationNgrams.from_files(list(files)) if files else None
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    def encode(self, chunk: Chunk, on_progress: Callable[[Progress], object]) -> dict[str, Any]:
+        """Write the chunk's part and its journal entry, which is returned; `on_progress` hears of every batch.
+
+        Raises UserError if the input cannot be read or has changed, OSError if the work folder cannot be written.
+        """
+        stem = self._options.work_folder / chunk_name(chunk.number)
+        work = _ChunkWork(chunk)
+        with whole_files(part_paths(stem)) as files:
+            writer = PartWriter(files, self._dtype)
+            reader = ChunkReader(chunk, self._options.reading)
+            for record in reader:
+                work.text_bytes += 0 if isinstance(record.raw, Reject) else len(record.raw)
+                self._take(record, work)
+                if work.batch.characters >= _BATCH_CHARACTERS:
+                    self._flush(work, writer)
+                    on_progress(Progress(reader.bytes_read, work.text_bytes, writer.tokens, work.rejects.total()))
+            self._flush(work, writer)
+        entry = work.entry(writer) | {
+            "bytes_read": reader.bytes_read,
+            "sha256": reader.sha256,
+            "engine": self._engine.name,
+        }
+        Journal(self._options.work_folder).write_entry(f"{stem.name}.json", entry)
+        on_progress(Progress.of_entry(entry))
+        return entry
+
+    def _take(self, record: Record, work: "_ChunkWork") -> None:
+        units = parse_record(record, self._options.reading)
+        if isinstance(units, Reject):
+            work.reject(record.place, units)
+            return
+        text = "\n".join(units)
+        work.batch.documents.append(units)
+        work.batch.texts.append(text)
+        work.batch.characters += len(text)
+
+    def _flush(self, work: "_ChunkWork", writer: PartWriter) -> None:
+        batch, work.batch = work.batch, _Batch()
+        if self._evaluation and batch.texts:
+            is_hit = self._evaluation.overlapping(batch.texts)
+            work.dropped[CONTAMINATED] += int(is_hit.sum())
+            batch.keep(~is_hit)
+        if not batch.documents:
+            return
+        tokens, lengths = self._engine.encode(list(chain.from_iterable(batch.documents)))
+        document_units = np.array(list(map(len, batch.documents)), np.int64)
+        is_kept = _document_tokens(lengths, document_units) >= self._options.min_tokens
+        if not is_kept.all():
+            work.dropped[TOO_SHORT] += int((~is_kept).sum())
+            batch.keep(is_kept)
+            is_kept_unit = np.repeat(is_kept, document_units)
+            tokens = tokens[np.repeat(is_kept_unit, lengths)]
+            lengths, document_units = lengths[is_kept_unit], document_units[is_kept]
+        hashes = map(_content_hash, batch.texts) if self._options.has_hashes else ()
+        writer.append(tokens, lengths, document_units, b"".join(hashes))
 
 
-def _encode_in_worker(chunk: Chunk, folder: str) -> EncodedChunk:
-    return encode_chunk(chunk, _load_once(folder))
+class _ChunkWork:
+    """What is known of a chunk on the way."""
+
+    def __init__(self, chunk: Chunk):
+        self._chunk = chunk
+        self.batch = _Batch()
+        self.text_bytes = 0
+        self.dropped: Counter[str] = Counter()
+        self.rejects: Counter[str] = Counter()
+        self._examples: list[str] = []
+
+    def reject(self, place: int, reason: Reject) -> None:
+        self.rejects[str(reason)] += 1
+        if len(self._examples) < NUM_EXAMPLES:
+            self._examples.append(f"{self._chunk.file.path} at {place:,}: {reason}")
+
+    def entry(self, writer: PartWriter) -> dict[str, Any]:
+        return {
+            "documents": writer.documents,
+            "units": writer.units,
+            "tokens": writer.tokens,
+            "text_bytes": self.text_bytes,
+            "rejects": dict(self.rejects),
+            "dropped": dict(+self.dropped),
+            "examples": self._examples,
+        }
 
 
-_load_once: Callable[[str], Tokenizer] = cache(Tokenizer.from_folder)
+encoder_of_process: Callable[[EncodingOptions], ChunkEncoder] = cache(ChunkEncoder)
+"""The encoder of this process for these options."""
+
+
+def chunk_name(number: int) -> str:
+    """Name of a chunk's part in the work folder."""
+    return f"chunk-{number:06d}"
+
+
+def _content_hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+
+
+def _document_tokens(unit_lengths: NDArray[np.int32], document_units: NDArray[np.int64]) -> NDArray[np.int64]:
+    ends = np.concatenate([[0], np.cumsum(unit_lengths, dtype=np.int64)])
+    return np.diff(ends[np.concatenate([[0], np.cumsum(document_units)])])

@@ -1,15 +1,18 @@
 """The batches of a run, by step number: no state to save, nothing that depends on the number of ranks."""
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.config import Config
-from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, micro_batch_rows
+from metro_megatron.data.batch import MicroBatchBuilder, Rows, StepBatch, micro_batch_rows, token_batch_rows
+from metro_megatron.data.blending import Blend, source_weights
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws, SampleOrder
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex, UnitShard
@@ -20,10 +23,10 @@ from metro_megatron.randomness import Purpose, hash64
 class PretrainingData:
     """Batches of one data-parallel rank.
 
-    A step takes the samples at global positions step * global_batch_size onwards. Which samples those are,
-    their masks, their noise keys and the counts over the step are the same for every dp_size and every row
-    format. Every rank computes the rows of the whole step from the samples' lengths, and reads the tokens of
-    its own rows only.
+    A step takes the samples at consecutive global positions: train.global_batch_size of them, or as many as fit
+    into the rows of train.global_batch_tokens. Which samples those are, their masks, their noise keys and the
+    counts over the step are the same for every dp_size, and with batches of samples for every row format. Every
+    rank computes the rows of the whole step from the samples' lengths, and reads the tokens of its own rows only.
 
     With split "validation" the same holds under a seed of its own. Batches get at least micro_batch_multiple
     micro batches per rank, and a multiple of it, as the interleaved pipeline schedule wants.
@@ -54,7 +57,9 @@ class PretrainingData:
         if split == "validation":
             seed = int(hash64(seed, Purpose.VALIDATION))
         self._index, self._data = index, data
-        self._order = SampleOrder(len(index), seed)
+        sizes = np.diff(index.source_bounds).tolist()
+        weights = source_weights(data.weights if split == "train" else [], sizes)
+        self._order = SampleOrder(index.source_bounds, Blend(weights), seed)
         self._masking = Masking(seed, config.objective.mask_probability)
         self._builder = MicroBatchBuilder(
             index=index,
@@ -63,7 +68,7 @@ class PretrainingData:
             row_length=data.micro_batch_tokens if data.row_format == "packed" else data.seq_length,
             is_packed=data.row_format == "packed",
         )
-        self._global_batch_size = config.train.global_batch_size
+        self._train = config.train
         self._dp_rank, self._dp_size, self._micro_batch_multiple = dp_rank, dp_size, micro_batch_multiple
         self._pin_memory = pin_memory
 
@@ -77,25 +82,31 @@ class PretrainingData:
         """Tokens of one epoch, <s> and </s> included."""
         return self._index.num_tokens
 
-    def step_batch(self, step: int) -> StepBatch:
-        """This rank's batch of a step (0-based): a pure function of the step."""
-        first = step * self._global_batch_size
-        return self._batch(step, np.arange(first, first + self._global_batch_size))
+    def step_batch(self, step: int, first: int) -> StepBatch:
+        """This rank's batch of a step (0-based) whose first sample has the global position `first`.
 
-    def prefetch(self, first_step: int, end_step: int) -> Generator[StepBatch, None, None]:
+        The next step begins at the batch's `end`; step 0 at position 0.
+        """
+        if self._train.global_batch_size:
+            return self._batch(step, np.arange(first, first + self._train.global_batch_size))
+        return self._token_batch(step, first)
+
+    def prefetch(self, first_step: int, end_step: int, first: int) -> Generator[StepBatch, None, None]:
         """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
 
-        What step_batch raises is raised here at its step. Closing the iterator ends the thread.
+        `first` is the global position at which first_step begins. What step_batch raises is raised here at its
+        step. Closing the iterator ends the thread.
         """
+        steps = self._steps(first_step, first)
         if self._data.prefetch_steps == 0:
-            yield from map(self.step_batch, range(first_step, end_step))
+            yield from islice(steps, end_step - first_step)
             return
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         ahead: deque[Future[StepBatch]] = deque()
         try:
             for step in range(first_step, end_step + self._data.prefetch_steps):
                 if step < end_step:
-                    ahead.append(thread.submit(self.step_batch, step))
+                    ahead.append(thread.submit(next, steps))
                 if step >= first_step + self._data.prefetch_steps:
                     yield ahead.popleft().result()
         finally:
@@ -110,11 +121,39 @@ class PretrainingData:
         for step, first in enumerate(range(0, num_samples, batch_size)):
             yield self._batch(step, np.arange(first, min(first + batch_size, num_samples)))
 
+    def _steps(self, step: int, first: int) -> Iterator[StepBatch]:
+        """Batches without end."""
+        while True:
+            batch = self.step_batch(step, first)
+            yield batch
+            step, first = step + 1, batch.end
+
     def _batch(self, step: int, positions: NDArray[np.int64]) -> StepBatch:
         draws: Draws = self._order[positions]
         content = self._index.length[draws.sample]
         lengths = content + NUM_SAMPLE_SPECIALS
         rows = micro_batch_rows(lengths, self._data, self._dp_size, self._micro_batch_multiple)
+        return self._read(step, draws, content, rows, int(positions[-1]) + 1)
+
+    def _token_batch(self, step: int, first: int) -> StepBatch:
+        data, tokens = self._data, self._train.global_batch_tokens
+        is_packed = data.row_format == "packed"
+        num_rows = tokens // (data.micro_batch_tokens if is_packed else data.seq_length)
+        count = math.ceil(1.05 * tokens * len(self._index) / self._index.num_tokens) if is_packed else num_rows
+        while True:
+            draws: Draws = self._order[np.arange(first, first + count)]
+            content = self._index.length[draws.sample]
+            lengths = content + NUM_SAMPLE_SPECIALS
+            if not is_packed or lengths.sum(dtype=np.int64) > tokens:
+                break
+            count += count // 4 + 1
+        rows = token_batch_rows(lengths, data, num_rows, self._dp_size)
+        taken = sum(len(row) for micro_batch in rows for row in micro_batch)
+        return self._read(step, draws[np.arange(taken)], content[:taken], rows, first + taken)
+
+    def _read(
+        self, step: int, draws: Draws, content: NDArray[np.int32], rows: list[Rows], end: int
+    ) -> StepBatch:
         micro_batches = [self._builder.build(own, draws) for own in rows[self._dp_rank :: self._dp_size]]
         if self._pin_memory:
             micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
@@ -122,5 +161,6 @@ class PretrainingData:
             step=step,
             micro_batches=micro_batches,
             num_masked=int(self._masking.counts(draws, content).sum()),
-            num_tokens=int(lengths.sum(dtype=np.int64)),
+            num_tokens=int(content.sum(dtype=np.int64)) + NUM_SAMPLE_SPECIALS * len(content),
+            end=end,
         )

@@ -1,6 +1,7 @@
 """The order in which samples are seen: a pure function of the global position, the same for every layout.
 
-Position g counts the samples of the whole run from 0; epoch g // n is a keyed permutation of all n samples.
+Position g counts the samples of the whole run from 0. The blend names a source and a place g' in it; epoch g' // n
+of a source of n samples is a keyed permutation of them.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metro_megatron.data.blending import Blend
 from metro_megatron.randomness import Permutation, Purpose
 
 
@@ -16,7 +18,7 @@ class Draws:
     """Samples drawn at some positions: what every mask and every noise key is computed from."""
 
     epoch: NDArray[np.int64]
-    """[n] pass over the data, from 0."""
+    """[n] pass over the sample's source, from 0."""
     sample: NDArray[np.int64]
     """[n] sample id."""
 
@@ -29,17 +31,22 @@ class Draws:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Every sample once per epoch, each epoch in its own random order."""
+    """Every sample of a source once per epoch of the source, each epoch in its own random order."""
 
-    num_samples: int
+    source_bounds: tuple[int, ...]
+    """Source k has samples source_bounds[k] to source_bounds[k + 1]."""
+    blend: Blend
     seed: int
 
     def __getitem__(self, positions: ArrayLike) -> Draws:
         """The draws at global positions [n], which are unbounded above."""
-        epoch, place = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
+        source, place = self.blend.draw(positions)
+        bounds = np.asarray(self.source_bounds)
+        epoch, place = np.divmod(place, np.diff(bounds)[source])
         sample = np.empty_like(place)
-        for number in np.unique(epoch):
-            permutation = Permutation(self.num_samples, self.seed, Purpose.ORDER, int(number))
-            is_here = epoch == number
-            sample[is_here] = permutation[place[is_here]]
+        for number, passes in np.unique(np.stack([source, epoch]), axis=1).T.tolist():
+            size = self.source_bounds[number + 1] - self.source_bounds[number]
+            permutation = Permutation(size, self.seed, Purpose.ORDER, passes)
+            is_here = (source == number) & (epoch == passes)
+            sample[is_here] = bounds[number] + permutation[place[is_here]]
         return Draws(epoch, sample)

@@ -33,3 +33,16 @@ def pack(lengths: ArrayLike, capacity: int) -> list[NDArray[np.int64]]:
         rows[row].append(place)
         insort(room, (left - size, row))
     return [np.sort(np.asarray(row, dtype=np.int64)) for row in rows]
+
+
+def pack_prefix(lengths: ArrayLike, capacity: int, num_rows: int) -> list[NDArray[np.int64]]:
+    """`pack` of as many of the first lengths as fit into `num_rows` rows; all rows together hold places 0 to n - 1.
+
+    From the end, as many are left out as lie in the rows too many, until none is too many: what n is, is a pure
+    function of the arguments.
+    """
+    sizes = np.asarray(lengths)
+    count = int(np.searchsorted(np.cumsum(sizes), capacity * num_rows, side="right"))
+    while len(rows := pack(sizes[:count], capacity)) > num_rows:
+        count -= sum(map(len, rows[num_rows:]))
+    return rows

@@ -3,7 +3,7 @@
 A sample is a slice of one shard's token stream. U units, D documents, n samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -34,6 +34,14 @@ class UnitShard(Protocol):
     def tokens(self) -> NDArray[np.integer]:
         """[T] the token stream."""
 
+    @property
+    def dataset(self) -> str:
+        """Prefix of the dataset it belongs to."""
+
+    @property
+    def first_document(self) -> int:
+        """Number of its first document in the dataset."""
+
 
 @dataclass(frozen=True)
 class SampleIndex:
@@ -45,16 +53,34 @@ class SampleIndex:
     """[n] first token in the shard's token stream."""
     length: NDArray[np.int32]
     """[n] content tokens, 1 to seq_length - 2."""
+    source_bounds: tuple[int, ...]
+    """Source k, the k-th dataset, has sample ids source_bounds[k] to source_bounds[k + 1]."""
+    content_tokens: int
+    """Tokens of all samples, without <s> and </s>."""
     seq_length: int
     """Longest sample in tokens, <s> and </s> included."""
 
     def __len__(self) -> int:
-        return len(self.start)
+        return self.source_bounds[-1]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all samples, <s> and </s> included."""
-        return int(self.length.sum(dtype=np.int64)) + NUM_SAMPLE_SPECIALS * len(self)
+        return self.content_tokens + NUM_SAMPLE_SPECIALS * len(self)
+
+
+@dataclass(frozen=True)
+class SampleRule:
+    """Which samples the shards are cut into."""
+
+    seq_length: int
+    split: Split = "all"
+    validation_fraction: float = 0.0
+
+    @property
+    def max_content(self) -> int:
+        """Tokens of the longest sample without <s> and </s>."""
+        return self.seq_length - NUM_SAMPLE_SPECIALS
 
 
 def build_sample_index(
@@ -63,50 +89,90 @@ def build_sample_index(
     """Samples of the documents of one split, greedily filled with whole units up to seq_length - 2 tokens.
 
     Documents are never joined. A unit longer than seq_length - 2 counts as several units, cut every
-    seq_length - 2 tokens. A document is held out ("validation") if a hash of its shard's place in the list
-    and its own number in the shard lies below validation_fraction; the seed of the run plays no part, so all
-    runs hold out the same.
+    seq_length - 2 tokens. A document is held out ("validation") if a hash of its dataset's place in the list
+    and its own number in the dataset lies below validation_fraction; the seed of the run plays no part, so all
+    runs hold out the same, however the dataset is cut into shards.
 
     Raises UserError when seq_length has no room for content or the split has no samples.
     """
-    if seq_length <= NUM_SAMPLE_SPECIALS:
-        raise UserError(f"data.seq_length is {seq_length}; it must be at least 3: <s>, one token and </s>")
-    assert len(shards) < np.iinfo(np.int16).max, len(shards)
-    parts = [
-        _shard_samples(shard, _documents_of_split(number, shard, split, validation_fraction), seq_length - 2)
-        for number, shard in enumerate(shards)
-    ]
-    index = SampleIndex(
-        shard=np.repeat(np.arange(len(parts), dtype=np.int16), [len(start) for start, _ in parts]),
-        start=np.concatenate([np.empty(0, np.int64), *(start for start, _ in parts)]),
-        length=np.concatenate([np.empty(0, np.int32), *(length for _, length in parts)]),
+    blocks = list(sample_blocks(shards, SampleRule(seq_length, split, validation_fraction)))
+    lengths = np.concatenate([np.empty(0, np.int32), *(block.length for block in blocks)])
+    shard = np.repeat([block.shard for block in blocks], [len(block.start) for block in blocks])
+    return SampleIndex(
+        shard=shard.astype(np.int16),
+        start=np.concatenate([np.empty(0, np.int64), *(block.start for block in blocks)]),
+        length=lengths,
+        source_bounds=source_bounds(shards, np.bincount(shard, minlength=len(shards))),
+        content_tokens=int(lengths.sum(dtype=np.int64)),
         seq_length=seq_length,
     )
-    if len(index) == 0:
-        raise UserError(_no_samples(shards, split, validation_fraction))
-    return index
 
 
-def _documents_of_split(
-    shard_number: int, shard: UnitShard, split: Split, validation_fraction: float
-) -> NDArray[np.int64]:
-    documents = np.arange(len(shard.document_index) - 1)
-    if split == "all":
-        return documents
-    is_held_out = uniform(Purpose.SPLIT, shard_number, documents) < validation_fraction
-    return documents[is_held_out if split == "validation" else ~is_held_out]
+@dataclass(frozen=True)
+class SampleBlock:
+    """The samples of consecutive documents of one shard, ascending."""
+
+    shard: int
+    start: NDArray[np.int64]
+    length: NDArray[np.int32]
 
 
-def _shard_samples(
-    shard: UnitShard, documents: NDArray[np.int64], max_content: int
+def sample_blocks(
+    shards: Sequence[UnitShard], rule: SampleRule, block_documents: int = 1 << 16
+) -> Iterator[SampleBlock]:
+    """The samples of all shards in order, in bounded memory. Raises UserError as build_sample_index."""
+    if rule.seq_length <= NUM_SAMPLE_SPECIALS:
+        raise UserError(f"data.seq_length is {rule.seq_length}; it must be at least 3: <s>, one token and </s>")
+    assert len(shards) < np.iinfo(np.int16).max, len(shards)
+    sources = source_numbers(shards)
+    is_empty = True
+    for number, shard in enumerate(shards):
+        token = 0
+        num_documents = len(shard.document_index) - 1
+        for first in range(0, num_documents, block_documents):
+            last = min(first + block_documents, num_documents)
+            document_index = np.asarray(shard.document_index[first : last + 1], dtype=np.int64)
+            lengths = np.asarray(shard.unit_lengths[document_index[0] : document_index[-1]])
+            document_index = document_index - document_index[0]
+            chosen = _chosen(sources[number], shard.first_document + np.arange(first, last), rule)
+            start, length = _samples(lengths, document_index, chosen, rule.max_content)
+            is_empty = is_empty and not len(start)
+            yield SampleBlock(number, start + token, length)
+            token += int(lengths.sum(dtype=np.int64))
+    if is_empty:
+        raise UserError(_no_samples(shards, rule))
+
+
+def source_numbers(shards: Sequence[UnitShard]) -> list[int]:
+    """For each shard the number of its dataset among those of all shards, which come dataset by dataset."""
+    starts_source = [shard.dataset != before.dataset for before, shard in zip(shards, shards[1:], strict=False)]
+    return np.cumsum([0, *starts_source]).tolist()[: len(shards)]
+
+
+def source_bounds(shards: Sequence[UnitShard], samples_per_shard: NDArray[np.integer]) -> tuple[int, ...]:
+    """SampleIndex.source_bounds."""
+    counts = np.bincount(source_numbers(shards), samples_per_shard)
+    return tuple(np.cumsum([0, *counts]).astype(int).tolist())
+
+
+def _chosen(source: int, documents: NDArray[np.int64], rule: SampleRule) -> NDArray[np.bool_]:
+    """Which documents, by their numbers in the dataset, belong to the split."""
+    if rule.split == "all":
+        return np.ones(len(documents), np.bool_)
+    is_held_out = uniform(Purpose.SPLIT, source, documents) < rule.validation_fraction
+    return is_held_out if rule.split == "validation" else ~is_held_out
+
+
+def _samples(
+    lengths: NDArray[np.integer], document_index: NDArray[np.int64], chosen: NDArray[np.bool_], max_content: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Start and length of the samples of these documents, ascending.
+    """Start and length of the samples of the chosen documents, ascending.
 
     All documents advance together, one sample at a time, so the number of array operations is the number of
     samples of the longest document.
     """
-    unit_ends, document_index = _split_long_units(shard, max_content)
-    unit, last = document_index[documents], document_index[documents + 1]
+    unit_ends, document_index = _split_long_units(lengths, document_index, max_content)
+    unit, last = document_index[:-1][chosen], document_index[1:][chosen]
     starts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     while unit.size:
         following = np.searchsorted(unit_ends, unit_ends[unit] + max_content, side="right") - 1
@@ -122,10 +188,10 @@ def _shard_samples(
     return start[ascending], (end - start)[ascending].astype(np.int32)
 
 
-def _split_long_units(shard: UnitShard, max_content: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split_long_units(
+    lengths: NDArray[np.integer], document_index: NDArray[np.int64], max_content: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Token offsets of unit boundaries [U' + 1] and document_index [D + 1], long units cut."""
-    lengths = np.asarray(shard.unit_lengths)
-    document_index = np.asarray(shard.document_index).astype(np.int64)
     pieces = np.maximum(1, -(-lengths // max_content)).astype(np.int64)
     if len(lengths) and pieces.max() > 1:
         first_piece = np.concatenate([[0], np.cumsum(pieces)])
@@ -135,11 +201,11 @@ def _split_long_units(shard: UnitShard, max_content: int) -> tuple[NDArray[np.in
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), document_index
 
 
-def _no_samples(shards: Sequence[UnitShard], split: Split, validation_fraction: float) -> str:
+def _no_samples(shards: Sequence[UnitShard], rule: SampleRule) -> str:
     num_documents = sum(len(shard.document_index) - 1 for shard in shards)
-    found = f"no samples in the {split} split of {len(shards)} shards with {num_documents} documents"
-    if split == "all" or num_documents == 0:
+    found = f"no samples in the {rule.split} split of {len(shards)} shards with {num_documents} documents"
+    if rule.split == "all" or num_documents == 0:
         return f"{found}; preprocess some text that is not empty"
-    if split == "validation":
-        return f"{found}; raise data.validation_fraction ({validation_fraction}) or set data.validation"
-    return f"{found}; lower data.validation_fraction ({validation_fraction})"
+    if rule.split == "validation":
+        return f"{found}; raise data.validation_fraction ({rule.validation_fraction}) or set data.validation"
+    return f"{found}; lower data.validation_fraction ({rule.validation_fraction})"

@@ -1,8 +1,9 @@
-"""Shards: token ids in megatron-core's IndexedDataset format (`.bin`, `.idx`), manifest and tokenizer.
+"""Datasets of token ids: numbered shards in megatron-core's IndexedDataset format, one manifest, one tokenizer.
 
-One sequence of the IndexedDataset is one unit; its document index marks documents. `.idx`, little-endian:
-`MMIDIDX\\0\\0`, version u64, dtype code u8, U u64, D + 1 u64, lengths i32 [U], byte offsets i64 [U],
-document index i64 [D + 1]. U units, D documents, T tokens. Written by `shard_writer`.
+A dataset prefix names PREFIX.manifest.json, PREFIX.tokenizer/ and PREFIX_00000.bin, .idx, PREFIX_00001... One sequence
+of an IndexedDataset is one unit; its document index marks documents. `.idx`, little-endian: `MMIDIDX\\0\\0`, version
+u64, dtype code u8, U u64, D + 1 u64, lengths i32 [U], byte offsets i64 [U], document index i64 [D + 1]. U units,
+D documents, T tokens. Written by `assembly`.
 """
 
 import json
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from metro_megatron.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_HEADER = struct.Struct("<9sQBQQ")
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 INDEX_VERSION = 1
@@ -31,8 +32,10 @@ _MANIFEST_TYPES = {
     "documents": int,
     "units": int,
     "tokens": int,
-    "files": dict,
+    "sources": list,
+    "shards": list,
 }
+_COUNTS = ("documents", "units", "tokens")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -42,7 +45,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """The files of a shard, from its prefix."""
+    """The files of a shard, from its own prefix, PREFIX_00000."""
 
     prefix: str
 
@@ -54,6 +57,13 @@ class ShardPaths:
     def idx(self) -> Path:
         return Path(f"{self.prefix}.idx")
 
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """The files of a dataset, from its prefix."""
+
+    prefix: str
+
     @property
     def manifest(self) -> Path:
         return Path(f"{self.prefix}.manifest.json")
@@ -62,13 +72,39 @@ class ShardPaths:
     def tokenizer(self) -> Path:
         return Path(f"{self.prefix}.tokenizer")
 
+    @property
+    def hashes(self) -> Path:
+        """Hashes of all documents, of a part whose duplicates are dropped when parts are merged."""
+        return Path(f"{self.prefix}.hashes")
+
+    @property
+    def work(self) -> Path:
+        """Folder of an unfinished run."""
+        return Path(f"{self.prefix}.work")
+
+    def shard(self, number: int) -> ShardPaths:
+        return ShardPaths(f"{self.prefix}{shard_suffix(number)}")
+
+
+def shard_suffix(number: int) -> str:
+    """What follows the dataset's prefix in the names of a shard."""
+    return f"_{number:05d}"
+
 
 @dataclass(frozen=True)
 class Shard:
     """A finished shard, memory-mapped."""
 
     prefix: str
+    """The shard's own, PREFIX_00000."""
+    dataset: str
+    """The dataset's prefix."""
+    number: int
+    """In the dataset, from 0."""
+    first_document: int
+    """Number in the dataset of this shard's first document."""
     manifest: dict[str, Any]
+    """The dataset's."""
     unit_lengths: NDArray[np.int32]
     """[U] tokens of each unit."""
     document_index: NDArray[np.int64]
@@ -77,30 +113,48 @@ class Shard:
     """[T] all ids, without specials; uint16 or int32."""
 
     @classmethod
-    def open(cls, prefix: str) -> "Shard":
-        """Check the shard's files against each other, in a time independent of their size, and map them.
+    def open_all(cls, prefix: str) -> "list[Shard]":
+        """All shards of a dataset, in order, each checked in a time independent of its size.
 
-        Raises UserError if the manifest is missing or unreadable, a size is not the manifest's, or the index
-        is damaged or speaks of other tokens than `.bin` holds.
+        Raises UserError if the manifest is missing or unreadable, a size is not the manifest's, an index is damaged
+        or speaks of other tokens than `.bin` holds, or there is no document.
         """
-        paths = ShardPaths(prefix)
-        manifest = _read_manifest(paths)
+        manifest = read_manifest(prefix)
+        if not manifest["shards"]:
+            raise UserError(f"{prefix}: holds no documents; merge it with other parts (tools/merge_shards.py)")
+        shards: list[Shard] = []
+        problems: list[str] = []
+        first = 0
+        for number, entry in enumerate(manifest["shards"]):
+            try:
+                shards.append(cls._open(prefix, manifest, number, first))
+            except UserError as error:
+                problems += error.problems
+            first += entry["documents"]
+        if problems:
+            raise UserError(problems)
+        return shards
+
+    @classmethod
+    def _open(cls, prefix: str, manifest: dict[str, Any], number: int, first_document: int) -> "Shard":
+        entry = manifest["shards"][number]
+        paths = DatasetPaths(prefix).shard(number)
         for path, name in ((paths.bin, "bin"), (paths.idx, "idx")):
-            _check_size(path, manifest["files"][name]["bytes"])
-        dtype, unit_lengths, document_index = _read_index(paths.idx, manifest)
-        if paths.bin.stat().st_size != manifest["tokens"] * dtype.itemsize:
+            _check_size(path, entry[name]["bytes"])
+        dtype = token_dtype(manifest["vocab_size"])
+        unit_lengths, document_index = _read_index(paths.idx, dtype, entry)
+        if paths.bin.stat().st_size != entry["tokens"] * dtype.itemsize:
             raise UserError(
                 f"{paths.bin}: {paths.bin.stat().st_size:,} bytes, but its index counts "
-                f"{manifest['tokens']:,} {dtype} tokens; {_REMEDY}"
+                f"{entry['tokens']:,} {dtype} tokens; {_REMEDY}"
             )
-        return cls(
-            prefix, manifest, unit_lengths, document_index, np.memmap(paths.bin, dtype=dtype, mode="r")
-        )
+        tokens = np.memmap(paths.bin, dtype=dtype, mode="r")
+        return cls(paths.prefix, prefix, number, first_document, manifest, unit_lengths, document_index, tokens)
 
     @property
     def tokenizer_path(self) -> Path:
         """The tokenizer folder these ids come from."""
-        return ShardPaths(self.prefix).tokenizer
+        return DatasetPaths(self.dataset).tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -112,34 +166,50 @@ class Shard:
         """SHA-256 of the tokenizer's `tokenizer.model`."""
         return str(self.manifest["tokenizer_sha256"])
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the ids, `.bin`, as the manifest says."""
+        return str(self.manifest["shards"][self.number]["bin"]["sha256"])
+
+    @property
+    def index_sha256(self) -> str:
+        """SHA-256 of units and documents, `.idx`, as the manifest says."""
+        return str(self.manifest["shards"][self.number]["idx"]["sha256"])
+
 
 def open_shards(prefixes: Sequence[str]) -> list[Shard]:
-    """Open all; raises one UserError for all that is wrong with them, different tokenizers included."""
-    shards: list[Shard] = []
+    """All shards of all datasets, in order of prefix and number.
+
+    Raises one UserError for all that is wrong with them, different tokenizers included.
+    """
+    datasets: list[list[Shard]] = []
     problems = [] if prefixes else ["no shards given; name prefixes written by tools/preprocess_data.py"]
     for prefix in prefixes:
         try:
-            shards.append(Shard.open(prefix))
+            datasets.append(Shard.open_all(prefix))
         except UserError as error:
             problems += error.problems
-    for shard in shards[1:]:
-        if (shard.tokenizer_sha256, shard.vocab_size) != (shards[0].tokenizer_sha256, shards[0].vocab_size):
+    for shard, *_ in datasets[1:]:
+        first = datasets[0][0]
+        if (shard.tokenizer_sha256, shard.vocab_size) != (first.tokenizer_sha256, first.vocab_size):
             problems.append(
-                f"{shard.prefix} has tokenizer {shard.tokenizer_sha256[:12]} with {shard.vocab_size:,} ids, "
-                f"{shards[0].prefix} has {shards[0].tokenizer_sha256[:12]} with {shards[0].vocab_size:,}; "
+                f"{shard.dataset} has tokenizer {shard.tokenizer_sha256[:12]} with {shard.vocab_size:,} ids, "
+                f"{first.dataset} has {first.tokenizer_sha256[:12]} with {first.vocab_size:,}; "
                 "preprocess both with one tokenizer"
             )
     if problems:
         raise UserError(problems)
-    return shards
+    return [shard for shards in datasets for shard in shards]
 
 
-def _read_manifest(paths: ShardPaths) -> dict[str, Any]:
-    path = paths.manifest
+def read_manifest(prefix: str) -> dict[str, Any]:
+    """The manifest of a finished dataset. Raises UserError if there is none or it is damaged."""
+    path = DatasetPaths(prefix).manifest
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        what = "it was not finished" if paths.bin.exists() else "there is no such shard"
+        begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
+        what = "it was not finished" if begun else "there is no such dataset"
         raise UserError(f"{path}: no such file, so {what}; {_REMEDY}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -149,14 +219,18 @@ def _read_manifest(paths: ShardPaths) -> dict[str, Any]:
         found = manifest.get("format_version") if isinstance(manifest, dict) else None
         raise UserError(f"{path}: format_version {found}, this program reads {FORMAT_VERSION}; {_REMEDY}")
     wrong = [key for key, kind in _MANIFEST_TYPES.items() if not isinstance(manifest.get(key), kind)]
-    wrong += [] if wrong else [name for name in ("bin", "idx") if not _has_size(manifest["files"].get(name))]
+    if not wrong and not all(_is_entry(number, one) for number, one in enumerate(manifest["shards"])):
+        wrong = ["shards"]
     if wrong:
         raise UserError(f"{path}: damaged (no usable {', '.join(wrong)}); {_REMEDY}")
     return manifest
 
 
-def _has_size(entry: object) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("bytes"), int)
+def _is_entry(number: int, entry: object) -> bool:
+    if not isinstance(entry, dict) or entry.get("name") != shard_suffix(number):
+        return False
+    sizes = [entry[name].get("bytes") if isinstance(entry.get(name), dict) else None for name in ("bin", "idx")]
+    return all(isinstance(count, int) for count in [*sizes, *(entry.get(name) for name in _COUNTS)])
 
 
 def _check_size(path: Path, expected: int) -> None:
@@ -168,12 +242,9 @@ def _check_size(path: Path, expected: int) -> None:
         raise UserError(f"{path}: {size:,} bytes, its manifest says {expected:,}: damaged; {_REMEDY}")
 
 
-def _read_index(
-    path: Path, manifest: dict[str, Any]
-) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64]]:
-    """Token dtype, unit lengths, document index; the ends of the arrays are checked, not their middles."""
-    units, documents, tokens = manifest["units"], manifest["documents"], manifest["tokens"]
-    dtype = token_dtype(manifest["vocab_size"])
+def _read_index(path: Path, dtype: np.dtype[Any], entry: dict[str, Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Unit lengths and document index; the ends of the arrays are checked, not their middles."""
+    documents, units, tokens = (entry[name] for name in _COUNTS)
     damaged = UserError(f"{path}: damaged (contradicts its manifest); {_REMEDY}")
     try:
         with open(path, "rb") as file:
@@ -193,4 +264,4 @@ def _read_index(
         raise damaged
     if document_index[0] != 0 or document_index[-1] != units:
         raise damaged
-    return dtype, lengths, document_index
+    return lengths, document_index

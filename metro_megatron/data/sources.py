@@ -1,5 +1,6 @@
 """Input files as streams of bytes: counted, hashed, decompressed; damage is told from the end of the file."""
 
+import bz2
 import gzip
 import hashlib
 import io
@@ -12,21 +13,22 @@ import zstandard
 
 from metro_megatron.errors import UserError
 
-COMPRESSIONS = (".gz", ".zst")
 BUFFER_BYTES = 1 << 20
 _ZSTD_INPUT_BYTES = 128
 """Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays within 4 MiB."""
 
 
 class Source(io.RawIOBase):
-    """A file read once from beginning to end, which counts (`position`) and hashes its bytes on the way."""
+    """A file from byte `start` on, which counts its bytes (`position`) and hashes those of [begin, end)."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, begin: int = 0, end: int | None = None, start: int | None = None):
         self.path = path
-        self.position = 0
+        self.position = begin if start is None else start
+        self._begin, self._end = begin, end
         self._hash = hashlib.sha256()
         try:
             self._file = io.FileIO(path)
+            self._file.seek(self.position)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -35,16 +37,19 @@ class Source(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         count = self._file.readinto(buffer) or 0
+        first = max(0, self._begin - self.position)
+        last = count if self._end is None else min(count, self._end - self.position)
+        if first < last:
+            self._hash.update(memoryview(buffer)[first:last])
         self.position += count
-        self._hash.update(memoryview(buffer)[:count])
         return count
 
-    def finish(self) -> tuple[int, str]:
-        """Read what a decompressor left, close, and return the file's bytes and SHA-256."""
-        while self.read(BUFFER_BYTES):
+    def finish(self) -> str:
+        """Read on to the end, close, and return the SHA-256 of bytes [begin, end)."""
+        while (self._end is None or self.position < self._end) and self.read(BUFFER_BYTES):
             pass
         self.close()
-        return self.position, self._hash.hexdigest()
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         if not self.closed and hasattr(self, "_file"):
@@ -83,7 +88,7 @@ class _ZstdFile(io.RawIOBase):
 
 @contextmanager
 def decompressed(source: Source, compression: str) -> Iterator[io.BufferedReader]:
-    """The source's content; `compression` is one of COMPRESSIONS, or empty.
+    """The source's content; `compression` is .gz, .zst, .bz2 or empty.
 
     Raises UserError for what goes wrong while the context reads from it; leaves the source open.
     """
@@ -93,14 +98,16 @@ def decompressed(source: Source, compression: str) -> Iterator[io.BufferedReader
             yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER_BYTES)  # type: ignore[arg-type]
         elif compression == ".zst":
             yield io.BufferedReader(_ZstdFile(stream), BUFFER_BYTES)
+        elif compression == ".bz2":
+            yield io.BufferedReader(bz2.BZ2File(stream), BUFFER_BYTES)  # type: ignore[arg-type]
         else:
             yield stream
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise UserError(
-            f"{source.path}: {compression} data damaged or cut off after {source.position:,} bytes "
-            f"({error}); fetch or write the file again"
-        ) from error
-    except OSError as error:
+    except (EOFError, zlib.error, zstandard.ZstdError, OSError) as error:
+        if not isinstance(error, OSError) or error.errno is None:  # bz2 and gzip call damage an OSError
+            raise UserError(
+                f"{source.path}: {compression} data damaged or cut off after {source.position:,} bytes "
+                f"({error}); fetch or write the file again"
+            ) from error
         raise UserError(f"{source.path}: cannot be read ({error.strerror or error})") from error
     finally:
         stream.detach()

@@ -55,16 +55,13 @@ class Tokenizer:
         missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
         if missing:
             raise UserError(
-                f"tokenizer folder {folder} lacks {', '.join(missing)}; "
-                "write one with tools/train_tokenizer.py"
+                f"tokenizer folder {folder} lacks {', '.join(missing)}; write one with tools/train_tokenizer.py"
             )
         try:
             model = (folder / MODEL_FILE).read_bytes()
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{folder / MODEL_FILE} is not a readable SentencePiece model ({error})"
-            ) from error
+            raise UserError(f"{folder / MODEL_FILE} is not a readable SentencePiece model ({error})") from error
         problems = check_model(processor)
         if problems:
             raise UserError([f"{folder / MODEL_FILE}: {problem}" for problem in problems])
@@ -113,9 +110,7 @@ def check_model(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
         problems.append(f"pieces such as {crossing[0]!r} cross a space; train with split_by_whitespace")
     as_it_is = "\u00a0 \t ab\u200d\ufb01 "
     if not problems and processor.decode(processor.encode(as_it_is)) != as_it_is:
-        problems.append(
-            "normalizes its input; train with identity normalization and remove_extra_whitespaces=false"
-        )
+        problems.append("normalizes its input; train with identity normalization and remove_extra_whitespaces=false")
     return problems
 
 

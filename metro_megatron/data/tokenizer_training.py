@@ -1,19 +1,16 @@
-"""Training a tokenizer folder: a uniform sample of documents, SentencePiece, and the equal tokenizer.json.
+"""Training a tokenizer folder: SentencePiece, and the equal tokenizer.json.
 
 The result is compared with SentencePiece on the sample before anything is written under its final name.
 """
 
-import heapq
 import io
 import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
 from metro_megatron.data.tokenizer import (
@@ -23,59 +20,29 @@ from metro_megatron.data.tokenizer import (
     PAD_ID,
     SPECIAL_TOKENS,
     UNK_ID,
-    Tokenizer,
     copy_tokenizer,
 )
 from metro_megatron.data.tokenizer_json import check_equal, write_folder
 from metro_megatron.errors import UserError
-from metro_megatron.randomness import Purpose, hash64
 
 CHARACTER_COVERAGE = 0.9995
 """Share of the sample's characters that get pieces of their own; the rest is spelled in bytes."""
 
 _CHECK_BYTES = 8_000_000
-_HASH_BLOCK = 1024
 _TRAINER_THREADS = 8
 """Recorded in the model, so a constant: the file must not depend on the machine."""
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a trained tokenizer makes of (a part of) its own sample."""
+    """What a tokenizer was trained on."""
 
     vocab_size: int
     sampled_documents: int
     sampled_bytes: int
     checked_bytes: int
-    tokens_per_word: float
-    bytes_per_token: float
-    byte_fallback_rate: float
-    """Share of tokens that are single bytes."""
+    """On which tokenizer.json was shown to equal tokenizer.model."""
     seconds: float
-
-
-def sample_documents(documents: Iterable[list[str]], sample_bytes: int, seed: int = 1) -> list[list[str]]:
-    """A uniform sample of the documents in their order, of at most `sample_bytes` UTF-8 bytes in memory.
-
-    Documents are put in a random order by a hash of (seed, number), and the first of that order stay. The
-    sample is a pure function of the documents and the seed.
-    """
-    heap: list[tuple[int, int, int, list[str]]] = []
-    total, bound, number = 0, 1 << 64, 0
-    iterator = iter(documents)
-    while block := list(islice(iterator, _HASH_BLOCK)):
-        keys = hash64(seed, Purpose.ORDER, np.arange(number, number + len(block), dtype=np.uint64))
-        for key, document in zip(keys.tolist(), block, strict=True):
-            number += 1
-            if key >= bound:
-                continue
-            size = sum(len(unit.encode()) for unit in document)
-            heapq.heappush(heap, (-key, number, size, document))
-            total += size
-            while total > sample_bytes:
-                negative, _, size, _ = heapq.heappop(heap)
-                bound, total = -negative, total - size
-    return [document for _, _, _, document in sorted(heap, key=lambda entry: entry[1])]
 
 
 def train_tokenizer(documents: Sequence[list[str]], vocab_size: int, output: Path) -> TrainingReport:
@@ -97,11 +64,11 @@ def train_tokenizer(documents: Sequence[list[str]], vocab_size: int, output: Pat
         write_folder(model, partial)
         check = units[:: 1 + sampled_bytes // _CHECK_BYTES]
         check_equal(partial, check)
-        figures = _measure(Tokenizer.from_folder(partial), check)
         copy_tokenizer(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return TrainingReport(vocab_size, len(documents), sampled_bytes, *figures, time.monotonic() - start)
+    checked_bytes = sum(len(unit.encode()) for unit in check)
+    return TrainingReport(vocab_size, len(documents), sampled_bytes, checked_bytes, time.monotonic() - start)
 
 
 def train_sentencepiece(units: Sequence[str], vocab_size: int) -> bytes:
@@ -132,16 +99,6 @@ def train_sentencepiece(units: Sequence[str], vocab_size: int) -> bytes:
     except RuntimeError as error:
         raise UserError(_explain(str(error), vocab_size)) from error
     return writer.getvalue()
-
-
-def _measure(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, float, float, float]:
-    """UTF-8 bytes, tokens per word, bytes per token, share of byte tokens."""
-    ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in tokenizer.encode_batch(texts)])
-    first_byte, last_byte = NUM_SPECIALS, NUM_SPECIALS + 255
-    num_bytes = sum(len(text.encode()) for text in texts)
-    num_words = max(1, sum(len(text.split()) for text in texts))
-    fallback = np.count_nonzero((ids >= first_byte) & (ids <= last_byte))
-    return num_bytes, len(ids) / num_words, num_bytes / len(ids), fallback / len(ids)
 
 
 def _explain(message: str, vocab_size: int) -> str:

@@ -152,7 +152,9 @@ def _shards(path: _Paths) -> tuple[Step, ...]:
         text, prefix = path.text(f"{name}.jsonl"), str(path.shard(name))
         options = ("--input", str(text), "--tokenizer", str(path.tokenizer), "--output_prefix", prefix)
         command = (*path.tool("preprocess_data"), *options, "--workers", "2")
-        outputs = tuple(Path(f"{prefix}.{ending}") for ending in ("bin", "idx", "manifest.json", "tokenizer"))
+        outputs = tuple(
+            Path(f"{prefix}{ending}") for ending in ("_00000.bin", "_00000.idx", ".manifest.json", ".tokenizer")
+        )
         steps.append(Step(f"shards-{name}", command, (text, path.tokenizer), outputs))
     return tuple(steps)
 

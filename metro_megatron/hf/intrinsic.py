@@ -37,6 +37,8 @@ class HeldOutText:
     """Tokens of each unit."""
     document_index: NDArray[np.int64]
     """Document d is units document_index[d] to document_index[d + 1]."""
+    dataset: str = ""
+    first_document: int = 0
 
     @classmethod
     def encode(cls, documents: Iterable[Sequence[str]], tokenizer: Tokenizer) -> HeldOutText:

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from metro_megatron.config import Config
+from metro_megatron.data.blending import source_weights
+from metro_megatron.data.index_cache import sample_indices
 from metro_megatron.data.loader import PretrainingData
-from metro_megatron.data.samples import SampleIndex, Split, build_sample_index
-from metro_megatron.data.shards import Shard, open_shards
+from metro_megatron.data.samples import SampleIndex
+from metro_megatron.data.shards import Shard, open_shards, read_manifest
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
 
@@ -39,22 +43,11 @@ class Corpus:
                 f"model.vocab_size is {config.model.vocab_size}, but the shards' tokenizer has {vocab_size} ids: "
                 f"set model.vocab_size to {vocab_size}, or preprocess with another tokenizer"
             )
-        train, validation = shards[: len(data.train)], shards[len(data.train) :]
-        fraction = data.validation_fraction
-        train_split: Split = "train" if fraction > 0.0 else "all"
-        validation_index = None
-        if validation:
-            validation_index = build_sample_index(validation, data.seq_length, split="all")
-        elif fraction > 0.0:
-            validation = train
-            validation_index = build_sample_index(train, data.seq_length, "validation", fraction)
-        return cls(
-            config,
-            train,
-            build_sample_index(train, data.seq_length, train_split, fraction),
-            validation,
-            validation_index,
-        )
+        num_train = len(shards) - sum(len(read_manifest(prefix)["shards"]) for prefix in data.validation)
+        train, validation = shards[:num_train], shards[num_train:]
+        train_index, validation_index = sample_indices(data, train, validation)
+        source_weights(data.weights, np.diff(train_index.source_bounds).tolist())
+        return cls(config, train, train_index, validation or train, validation_index)
 
     @property
     def has_validation(self) -> bool:
@@ -67,16 +60,22 @@ class Corpus:
     @property
     def fingerprint(self) -> list[str]:
         """Hashes of the training shards' contents, in order."""
-        return [shard.manifest["files"]["bin"]["sha256"] for shard in self.train_shards]
+        return [shard.sha256 for shard in self.train_shards]
 
     @property
     def description(self) -> str:
         config, index = self.config, self.train_index
-        epochs = config.train.train_steps * config.train.global_batch_size / len(index)
+        train = config.train
+        if train.global_batch_size:
+            batch = f"{train.global_batch_size:,} samples"
+            epochs = train.train_steps * train.global_batch_size / len(index)
+        else:
+            batch = f"{train.global_batch_tokens:,} tokens"
+            epochs = train.train_steps * train.global_batch_tokens / index.num_tokens
         held_out = f", {len(self.validation_index)} samples held out" if self.validation_index else ""
         return (
             f"{len(index):,} samples with {index.num_tokens:,} tokens{held_out}; "
-            f"{config.train.train_steps:,} steps of {config.train.global_batch_size:,} samples: {epochs:.2f} epochs"
+            f"{train.train_steps:,} steps of {batch}: {epochs:.2f} epochs"
         )
 
     def training_data(self, layout: Layout) -> PretrainingData:

@@ -11,6 +11,7 @@ FREE = (
     "checkpoint.",
     "data.micro_batch_tokens",
     "data.micro_batch_size",
+    "data.index_cache",
     "data.prefetch_steps",
     "data.row_format",
     "data.train",

@@ -46,6 +46,8 @@ class Trainer:
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
         self.done = 0
         """Steps done."""
+        self.seen_samples = 0
+        """Global position of the next step's first sample."""
         self.seen_tokens = 0
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
@@ -62,6 +64,7 @@ class Trainer:
                 "(their hashes differ): give the same shards, or choose another train.output"
             )
         self.done = step
+        self.seen_samples = progress["consumed_samples"]
         self.seen_tokens = progress["seen_tokens"]
         self.skipped_steps = progress["skipped_steps"]
 
@@ -72,11 +75,12 @@ class Trainer:
         stop = _StopSignal()
         metrics = MetricSums(self.layout)
         clock = _Clock()
-        batches = data.prefetch(self.done, self.config.train.train_steps)
+        batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
             for batch in clock.waiting(batches):
                 update = self.step.train(batch, metrics)
                 self.done += 1
+                self.seen_samples = batch.end
                 self.seen_tokens += batch.num_tokens
                 self._count_skipped(update)
                 is_last = self.done == self.config.train.train_steps
@@ -101,7 +105,9 @@ class Trainer:
         metrics = MetricSums(self.layout)
         data = self.corpus.validation_data(self.layout)
         num_samples = min(self.config.train.eval_samples, data.num_samples)
-        for batch in data.evaluation_batches(num_samples, self.config.train.global_batch_size):
+        train, seq_length = self.config.train, self.config.data.seq_length
+        batch_size = train.global_batch_size or max(1, train.global_batch_tokens // seq_length)
+        for batch in data.evaluation_batches(num_samples, batch_size):
             self.step.evaluate(batch, metrics)
         return metrics.reduce()
 
@@ -156,7 +162,7 @@ class Trainer:
         report.training(
             self.done,
             {
-                "consumed_samples": self.done * self.config.train.global_batch_size,
+                "consumed_samples": self.seen_samples,
                 "consumed_tokens": self.seen_tokens,
                 **figures,
                 "grad_norm": update.grad_norm,
@@ -180,7 +186,7 @@ class Trainer:
         self.homes.fetch_parameters()
         progress: dict[str, Any] = {
             "step": self.done,
-            "consumed_samples": self.done * self.config.train.global_batch_size,
+            "consumed_samples": self.seen_samples,
             "seen_tokens": self.seen_tokens,
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,

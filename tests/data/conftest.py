@@ -19,6 +19,8 @@ class MemoryShard:
     unit_lengths: np.ndarray
     document_index: np.ndarray
     tokens: np.ndarray
+    dataset: str
+    first_document: int = 0
 
 
 @pytest.fixture
@@ -32,6 +34,7 @@ def make_shard() -> Callable[..., MemoryShard]:
             unit_lengths=lengths,
             document_index=np.cumsum([0, *map(len, documents)], dtype=np.int64),
             tokens=np.arange(lengths.sum(), dtype=np.int32) + 5 + number * TOKENS_PER_SHARD,
+            dataset=f"dataset {number}",
         )
 
     return make

@@ -145,7 +145,7 @@ def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps({"text": "\n".join(units)}) + "\n" for units in DOCUMENTS) + "{broken\n")
     prefix = str(tmp_path / "shard")
-    with pytest.raises(UserError, match="no such shard"):
+    with pytest.raises(UserError, match="no such dataset"):
         tool.main(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix)
     preprocess(PreprocessOptions([str(held_out)], str(export_folder), prefix, max_reject_fraction=0.5))
     tool.main(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=0)

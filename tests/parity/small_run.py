@@ -40,10 +40,11 @@ class MemoryShard:
     tokens: np.ndarray
     unit_lengths: np.ndarray
     document_index: np.ndarray
+    dataset: str = "memory"
+    first_document: int = 0
     tokenizer_path: str = ""
-    manifest: dict[str, Any] = field(
-        default_factory=lambda: {"vocab_size": VOCAB_SIZE, "files": {"bin": {"sha256": "memory"}}}
-    )
+    sha256: str = "memory"
+    manifest: dict[str, Any] = field(default_factory=lambda: {"vocab_size": VOCAB_SIZE})
 
 
 def memory_shard(seed: int, num_documents: int = 200) -> MemoryShard:
@@ -138,7 +139,9 @@ def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[Figures], l
     data = trainer.corpus.training_data(trainer.layout)
     metrics, figures, norms = MetricSums(trainer.layout), [], []
     for step in range(first, last):
-        update = trainer.step.train(data.step_batch(step), metrics)
+        batch = data.step_batch(step, trainer.seen_samples)
+        update = trainer.step.train(batch, metrics)
+        trainer.seen_samples = batch.end
         assert not update.is_skipped
         figures.append(metrics.reduce())
         norms.append((update.grad_norm, update.shared_grad_norm, update.stage_grad_norm))
@@ -182,7 +185,7 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def corrupted_samples(config: Config) -> dict[int, list[int]]:
     """On every rank: the corrupted ids of this data-parallel rank's samples in the first step, by sample id."""
     trainer = start(config)
-    batch = trainer.corpus.training_data(trainer.layout).step_batch(0)
+    batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
     corrupted = trainer.step.evaluate(batch, MetricSums(trainer.layout))
     trainer.close()
     pairs = zip(corrupted, batch.micro_batches, strict=True)

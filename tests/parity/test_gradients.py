@@ -34,7 +34,7 @@ class OneStep:
 def one_step(config: Config) -> OneStep:
     """On a single rank: gradients of all parameters, before the optimizer uses them."""
     trainer = start(config)
-    batch = trainer.corpus.training_data(trainer.layout).step_batch(0)
+    batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
     (micro_batch,) = batch.micro_batches
     weights = whole_weights(trainer)
     metrics = MetricSums(trainer.layout)

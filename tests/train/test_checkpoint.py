@@ -70,10 +70,14 @@ def resumed_run(config: Config, copy: Path | None = None) -> Record:
     return record
 
 
-@pytest.mark.parametrize(("world_size", "tp", "pp"), [(1, 1, 1), (4, 2, 2)])
-def test_resumed_run_equals_straight_run_bit_for_bit(tmp_path: Path, world_size: int, tp: int, pp: int) -> None:
-    """With dropout on: losses, norms and weights."""
+@pytest.mark.parametrize(("world_size", "tp", "pp", "tokens"), [(1, 1, 1, 1024), (4, 2, 2, 0)])
+def test_resumed_run_equals_straight_run_bit_for_bit(
+    tmp_path: Path, world_size: int, tp: int, pp: int, tokens: int
+) -> None:
+    """With dropout on, by batches of tokens and of samples: losses, norms and weights."""
     config = config_for(tmp_path, tp, pp, **DROPOUT)
+    if tokens:
+        config = replace(config, train=replace(config.train, global_batch_size=0, global_batch_tokens=tokens))
     straight = run_ranks(straight_run, world_size, config)[0]
     resumed = run_ranks(resumed_run, world_size, config)[0]
     assert resumed.figures == straight.figures[HALF:]

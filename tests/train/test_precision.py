@@ -35,7 +35,9 @@ def overflowing_steps(config: Config) -> tuple[list[Update], bool]:
     weight = trainer.pair.tied.word.weight
     before = weight.detach().clone()
     for step in range(STEPS):
-        updates.append(trainer.step.train(data.step_batch(step), metrics))
+        updates.append(
+            trainer.step.train(data.step_batch(step, step * trainer.config.train.global_batch_size), metrics)
+        )
         if updates[-1].is_skipped:
             trainer.homes.fetch_parameters()
             assert (weight == before).all()

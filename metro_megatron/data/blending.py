@@ -1,0 +1,72 @@
+"""From which source the sample at a global position comes: exact proportions at every prefix, in O(1) memory.
+
+Sources have integer weights w_0 ... w_{k-1} that sum to W. Of the first g positions the first source gets
+floor(g w_0 / W), of the rest the second floor(rest w_1 / (W - w_0)), and so on. Every W positions each source has
+had exactly its weight, and no source is ever k or more samples away from its share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metro_megatron.errors import UserError
+
+_RESOLUTION = 1 << 24
+"""Weights that are not sizes are rounded to multiples of 1 / _RESOLUTION."""
+
+
+def source_weights(weights: Sequence[float], sizes: Sequence[int]) -> tuple[int, ...]:
+    """Integer weights in proportion to `weights`, or to the sources' sizes in samples if there are none.
+
+    Raises UserError if there are not as many weights as sources, or one is not positive.
+    """
+    if not weights:
+        return tuple(sizes)
+    problems = []
+    if len(weights) != len(sizes):
+        problems.append(
+            f"data.weights has {len(weights)} numbers for {len(sizes)} datasets; give as many"
+        )
+    for number, weight in enumerate(weights):
+        if not 0 < weight < np.inf:
+            problems.append(f"data.weights has {weight:g} at place {number}; each must be positive and finite")
+    empty = np.flatnonzero(np.equal(sizes, 0))
+    problems += [f"dataset {number} of data.train has no samples, but a weight" for number in empty]
+    if problems:
+        raise UserError(problems)
+    return tuple(max(1, round(weight / sum(weights) * _RESOLUTION)) for weight in weights)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Sources with integer weights, whose sum is below 2**31; those of weight 0 never come."""
+
+    weights: tuple[int, ...]
+
+    def draw(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Source [n] of each position [n], and how many samples of that source come before it [n]."""
+        rest = np.asarray(positions, dtype=np.int64)
+        source = np.zeros_like(rest)
+        place = np.zeros_like(rest)
+        is_open = np.ones(rest.shape, np.bool_)
+        total = sum(self.weights)
+        assert total < 1 << 31, total
+        for number, weight in enumerate(self.weights):
+            if weight == 0:
+                continue
+            before, after = (_share(rest + step, weight, total) for step in (0, 1))
+            is_here = is_open & (after > before)
+            source[is_here], place[is_here] = number, before[is_here]
+            is_open &= ~is_here
+            rest = rest - before
+            total -= weight
+        assert not is_open.any()
+        return source, place
+
+
+def _share(count: NDArray[np.int64], weight: int, total: int) -> NDArray[np.int64]:
+    """floor(count * weight / total) without leaving 64 bits."""
+    whole, part = np.divmod(count, total)
+    return whole * weight + part * weight // total
