@@ -45,7 +45,7 @@ def main(
     max_bytes: int = 120_000_000,
     small_bytes: int = 20_000_000,
     processes: list[int] = [],  # noqa: B006 - read only
-    index_documents: int = 2_000_000,
+    index_samples: int = 20_000_000,
     work: str = "",
 ) -> None:
     """Measure preprocessing end to end, building the sample index, and loading batches.
@@ -61,12 +61,12 @@ def main(
         max_bytes: Text that ours encodes, in bytes.
         small_bytes: Text that the slower programs encode, in bytes.
         processes: Numbers of processes for ours; by default 1, 2, 4, ... up to the machine's cores.
-        index_documents: Synthetic documents in the sample index.
+        index_samples: Samples of synthetic documents in the sample index; 14 bytes of disk each.
         work: Folder for text and shards, which stays; a temporary one by default.
     """
     counts = processes or _powers(os.cpu_count() or 1)
-    if min([*counts, max_bytes, small_bytes, index_documents]) < 1:
-        raise UserError("--processes, --max_bytes, --small_bytes, --index_documents: must be positive")
+    if min([*counts, max_bytes, small_bytes, index_samples]) < 1:
+        raise UserError("--processes, --max_bytes, --small_bytes, --index_samples: must be positive")
     if megatron and not (Path(megatron) / "tools" / "preprocess_data.py").is_file():
         raise UserError(f"--megatron {megatron}: no checkout of Megatron-LM, as it lacks tools/preprocess_data.py")
     folder = Path(work or tempfile.mkdtemp(prefix="bench_data_")).absolute()
@@ -76,14 +76,17 @@ def main(
         rows += [_baseline(inputs, name) for name in ENCODERS]
         rows += [_megatron(inputs, Path(megatron).absolute())] if megatron else []
         _compare(rows)
-        rates = _rates(inputs, index_documents)
+        rates = _rates(inputs, index_samples)
     finally:
         if not work:
             shutil.rmtree(folder, ignore_errors=True)
     _write(Path(output), {"machine": _machine(), "preprocessing": rows, **rates})
     print(_table(rows))
     index, loader = rates["index"], rates["loader"]
-    print(f"sample index: {index['samples_per_s'] / 1e6:,.2f} M samples/s, {index['samples']:,} samples")
+    print(
+        f"sample index: {index['samples_per_s'] / 1e6:,.2f} M samples/s, {index['samples']:,} samples in "
+        f"{index['seconds']:,.0f} s, {index['max_rss_mb']:,.0f} MB of memory"
+    )
     print(f"loader: {loader['tokens_per_s'] / 1e6:,.2f} M tokens/s on one core")
     print(f"wrote {output}.json and {output}.csv")
 
@@ -176,12 +179,14 @@ def _compare(rows: list[dict[str, Any]]) -> None:
             row["ratio"] = round(single[0]["mb_per_s"] / row["mb_per_s"], 2)
 
 
-def _rates(inputs: Inputs, index_documents: int) -> dict[str, Any]:
-    from metro_megatron.bench.loading import index_rate, loader_rate
+def _rates(inputs: Inputs, index_samples: int) -> dict[str, Any]:
+    from metro_megatron.bench.loading import loader_rate
 
+    built = run_measured(python("-m", "metro_megatron.bench.loading", str(index_samples), inputs.work / "index"))
+    index = json.loads(built.output) | {"max_rss_mb": round(built.max_rss_mb, 1)}
     prefix = next(inputs.work.glob("ours-*.manifest.json")).name.removesuffix(".manifest.json")
     vocab_size = Tokenizer.from_folder(inputs.tokenizer).vocab_size
-    return {"index": index_rate(index_documents), "loader": loader_rate(str(inputs.work / prefix), vocab_size)}
+    return {"index": index, "loader": loader_rate(str(inputs.work / prefix), vocab_size)}
 
 
 def _powers(limit: int) -> list[int]:

@@ -49,9 +49,8 @@ def main(
     for number, prefix in enumerate(train):
         print(f"  {prefix}: {index.source_bounds[number + 1] - index.source_bounds[number]:,} samples")
     prefixes = " ".join(map(shlex.quote, train))
-    print(
-        f"next:\n  torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml --data.train {prefixes} ..."
-    )
+    command = "torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml"
+    print(f"next:\n  {command} --data.train {prefixes} ...")
 
 
 def describe(index: SampleIndex) -> str:

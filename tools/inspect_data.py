@@ -1,172 +1,171 @@
-"""Datasets of token ids looked at: statistics and pictures, documents and steps as text, every byte verified."""
+"""Look into datasets: statistics, documents, samples and batches as text, and whether every byte is as it should."""
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import replace
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from metro_megatron.command_line import run_tool
-from metro_megatron.config import Config, ParallelConfig
 from metro_megatron.config_file import parse_config
-from metro_megatron.config_problems import problems as config_problems
-from metro_megatron.data.assembly import Statistics
-from metro_megatron.data.index_cache import sample_indices
-from metro_megatron.data.inspection import TextView, describe_document
-from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.inspection import all_sources, describe, source_statistics
+from metro_megatron.data.length_picture import draw
 from metro_megatron.data.progress import ReadingProgress
-from metro_megatron.data.shards import Shard, open_shards
-from metro_megatron.data.step_inspection import describe_step, first_position, logged_positions
-from metro_megatron.data.verification import dataset_bytes
-from metro_megatron.data.verification import verify as verify_dataset
-from metro_megatron.data.waste import PACKED_ROW, Waste, measure_waste
+from metro_megatron.data.readback import DatasetReader, TokenText, describe_step
+from metro_megatron.data.shards import read_manifest
+from metro_megatron.data.tokenizer import NUM_SPECIALS, Tokenizer
+from metro_megatron.data.verification import Verified, dataset_bytes, verify
 from metro_megatron.errors import UserError
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def main(
-    prefix: list[str] = [],  # noqa: B006 - read only; the command line shows it
-    config: list[str] = [],  # noqa: B006
-    documents: list[int] = [],  # noqa: B006
-    step: int = -1,
-    samples: int = 5,
-    verify: bool = False,
+    dataset: list[str] = [],  # noqa: B006 - read only; the command line shows it
     picture: str = "",
+    documents: int = 0,
+    samples: int = 0,
+    shuffle_seed: int = 0,
+    seq_length: int = 512,
+    step: int = 0,
+    config: list[str] = [],  # noqa: B006
+    verify: bool = False,
 ) -> None:
-    """Show what datasets hold. Without --documents, --step or --verify: counts, lengths and what padding would cost.
+    """Show what datasets hold: by default counts, histograms of lengths and padding, by source.
 
-    Text is exact, but for control characters, shown as escapes; masked text stands in \u27e6 \u27e7. Exit codes: 0 done
-    and sound, 2 refused or, with --verify, not sound, with all problems, 130 Ctrl-C.
+    In samples, tokens in brackets are masked: `a long [ film]`. Exit codes: 0 done and nothing damaged, 2 refused or
+    damaged, with every reason, 130 Ctrl-C.
 
     Args:
-        prefix: Prefixes of datasets; default: data.train of the configuration.
-        config: YAML files of a run, such as its run_config.yaml; default: the default configuration.
-        documents: Print these documents, numbered from 0 over all datasets, a line for each unit.
-        step: Print what this step of the run trains on; 0 is the first.
-        samples: Number of samples printed of the step.
-        verify: Read everything and compare it with the manifests.
-        picture: Draw lengths and padding of every source into this file: .png, .svg or .pdf.
+        dataset: Prefixes written by tools/preprocess_data.py.
+        picture: Draw lengths and padding into this .png, .svg or .pdf (needs matplotlib, extra demo).
+        documents: Print so many documents, a line for each unit.
+        samples: Print so many samples; with --step at most so many, 0 all of them.
+        shuffle_seed: Choose documents, and a sample of each, at random by this seed; 0: the first.
+        seq_length: Longest sample in tokens, <s> and </s> included.
+        step: Print the samples of this step of a run, counted from 1 as metrics.jsonl does; asks for --config.
+        config: run_config.yaml of a run, or what pretrain_metro.py OPTIONS --print_config prints; a later file
+            overrides an earlier one.
+        verify: Read everything and compare sizes, hashes, indices, ids, counts and tokenizer with the manifest.
     """
-    run = parse_config(["--config", *config]) if config else Config()
-    prefixes = [name.removesuffix(".manifest.json") for name in prefix] or run.data.train
-    if not prefixes:
-        raise UserError("no dataset given; name one with --prefix, or a run's YAML file with --config")
-    run = replace(run, data=replace(run.data, train=prefixes))
+    _refuse(dataset, step, config, {"documents": documents, "samples": samples, "step": step})
     if verify:
-        _verify([*prefixes, *([] if prefix else run.data.validation)])
-    shards = open_shards(prefixes)
-    if documents:
-        view = TextView(shards[0].tokenizer_path)
-        print(*(describe_document(shards, number, view) for number in documents), sep="\n\n")
-    if step >= 0:
-        _print_step(run, shards, step, samples, Path(config[-1]).parent if config else Path())
-    if picture or not (documents or step >= 0 or verify):
-        _print_statistics(shards, picture)
+        _verify(dataset)
+    if documents or (samples and not step):
+        for prefix in dataset:
+            reader = DatasetReader(prefix)
+            _print(reader[number].describe(reader.text) for number in reader.numbers(documents, shuffle_seed))
+            _print(reader.samples(samples, seq_length, shuffle_seed) if samples else iter(()))
+    if step:
+        _show_step(config, step, samples)
+    if picture or not (verify or documents or samples or step):
+        _show_statistics(dataset, picture)
 
 
-def _verify(prefixes: Sequence[str]) -> None:
-    found: list[str] = []
-    total, done = 0, 0
+def _refuse(dataset: list[str], step: int, config: list[str], counts: dict[str, int]) -> None:
+    problems = [f"--{name} {count}: must not be negative" for name, count in counts.items() if count < 0]
+    if step > 0 and not config:
+        problems.append(f"--step {step}: needs --config, the run_config.yaml of the run")
+    if config and not step:
+        problems.append("--config: is read for --step; give the number of a step")
+    if not dataset and not step:
+        problems.append("--dataset: needed for all but --step; name prefixes written by tools/preprocess_data.py")
+    if problems:
+        raise UserError(problems)
+
+
+@contextmanager
+def _reading(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Progress as a function that hears of bytes that were read."""
+    position = 0
+    with ReadingProgress(title, total_bytes) as progress:
+
+        def on_bytes(size: int) -> None:
+            nonlocal position
+            position += size
+            progress.update(position, position)
+
+        yield on_bytes
+
+
+def _verify(prefixes: list[str]) -> None:
+    problems = []
     for prefix in prefixes:
+        start = time.monotonic()
         try:
-            total += dataset_bytes(prefix)
+            with _reading(f"{prefix}: verifying", dataset_bytes(prefix)) as on_bytes:
+                verified = verify(prefix, on_bytes)
         except UserError as error:
-            found += error.problems
-    if found:
-        raise UserError(found)
-    with ReadingProgress("verifying", total) as progress:
-
-        def show(count: int) -> None:
-            nonlocal done
-            done += count
-            progress.update(done, done)
-
-        for prefix in prefixes:
-            try:
-                verify_dataset(prefix, show)
-            except UserError as error:
-                found += error.problems
-    if found:
-        raise UserError(found)
-    print(f"sound: {', '.join(prefixes)}: {total / 1e6:,.1f} MB of shards are what their manifests say")
+            problems += error.problems
+        else:
+            print(_describe(prefix, verified, time.monotonic() - start))
+    if problems:
+        raise UserError(problems)
 
 
-def _print_step(run: Config, shards: Sequence[Shard], step: int, samples: int, folder: Path) -> None:
-    vocab_size, output = shards[0].vocab_size, run.train.output or "."
-    run = replace(
-        run,
-        model=replace(run.model, vocab_size=vocab_size),
-        train=replace(run.train, output=output),
-        parallel=ParallelConfig(),
-    )
-    if found := config_problems(run, 1):
-        raise UserError(found)
-    index, _ = sample_indices(run.data, shards, [])
-    data = PretrainingData(index, shards, run)
-    known = logged_positions(folder / "metrics.jsonl")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("counting samples of earlier steps", total=step)
-        first = first_position(data, run, step, known, lambda number: bar.update(task, completed=number + 1))
-    batch = data.step_batch(step, first)
-    print(
-        f"step {step:,}: samples {first:,} to {batch.end - 1:,} of the run in {len(batch.micro_batches):,} "
-        f"micro batches over all data-parallel ranks; {batch.num_tokens:,} tokens, {batch.num_masked:,} masked"
-    )
-    view = TextView(shards[0].tokenizer_path)
-    for text in describe_step(batch, index, shards, view, samples):
-        print(f"\n{text}")
+def _describe(prefix: str, verified: Verified, seconds: float) -> str:
+    manifest, size = verified.manifest, verified.num_bytes
+    counts = ", ".join(f"{manifest[name]:,} {name}" for name in ("documents", "units", "tokens"))
+    rows = [
+        ("files", f"{verified.num_files:,}, {size / 1e6:,.1f} MB, have the manifest's sizes and SHA-256"),
+        ("indices", "are well formed and speak of the ids that are there"),
+        ("ids", f"lie in {NUM_SPECIALS} to {manifest['vocab_size'] - 1:,}: no specials"),
+        ("counts and histograms", f"add up over shards and sources: {counts}"),
+        ("tokenizer", f"is {manifest['tokenizer_sha256'][:12]}"),
+        ("read", f"in {seconds:,.1f} s: {size / 1e6 / seconds:,.1f} MB/s"),
+    ]
+    return "\n".join([f"{prefix} is whole", *(f"  {name:<24} {value}" for name, value in rows)])
 
 
-def _print_statistics(shards: Sequence[Shard], picture: str) -> None:
-    sources: dict[str, tuple[Statistics, Waste]] = {}
-    datasets = {shard.dataset: [one for one in shards if one.dataset == shard.dataset] for shard in shards}
-    for dataset, own in datasets.items():
-        manifest = own[0].manifest
-        size = sum(shard.tokens.nbytes for shard in own)
-        print(f"{dataset}: {len(own):,} shards, {size / 1e6:,.1f} MB, {manifest['vocab_size']:,} ids")
-        for entry, waste in zip(manifest["sources"], measure_waste(own), strict=True):
-            statistics = Statistics.from_json(entry)
-            print(f"  {entry['name']}")
-            print(*(f"    {name:<28} {value}" for name, value in _rows(statistics, entry, waste)), sep="\n")
-            if waste:
-                name = entry["name"] if entry["name"] not in sources else f"{entry['name']} ({dataset})"
-                sources[name] = (statistics, waste)
+def _print(texts: Iterator[str]) -> None:
+    for text in texts:
+        print(text, end="\n\n")
+
+
+def _show_statistics(prefixes: list[str], picture: str) -> None:
+    found = []
+    for prefix in prefixes:
+        shards = read_manifest(prefix)["shards"]
+        with _reading(f"{prefix}: cutting samples", sum(shard["bin"]["bytes"] for shard in shards)) as on_bytes:
+            sources = source_statistics(prefix, on_bytes)
+        print(f"{prefix}: {len(shards):,} shards, {dataset_bytes(prefix) / 1e6:,.1f} MB\n")
+        _print(map(describe, [*sources, all_sources(sources)] if len(sources) > 1 else sources))
+        found += sources
     if picture:
-        _draw(sources, Path(picture))
-    print(f"next:\n  python tools/inspect_data.py --prefix {' '.join(map(shlex.quote, datasets))} --step 0")
+        draw(found, Path(picture))
+        print(f"made {picture}")
+    print(f"next, to read every byte:\n  python tools/inspect_data.py --dataset {shlex.join(prefixes)} --verify")
 
 
-def _rows(statistics: Statistics, entry: dict, waste: Waste | None) -> list[tuple[str, str]]:
-    rows = [("documents", f"{statistics.documents:,}")]
-    rows += [(name, f"{getattr(statistics, name):,}") for name in ("units", "tokens")]
-    for name, histogram, count in (
-        ("tokens of a document", statistics.document_lengths, statistics.documents),
-        ("tokens of a unit", statistics.unit_lengths, statistics.units),
-    ):
-        tenth, half, most = (histogram.quantile(share) for share in (0.1, 0.5, 0.9))
-        mean = statistics.tokens / max(1, count)
-        rows.append((name, f"mean {mean:,.1f}; 10%, 50%, 90% of them: about {tenth:,}, {half:,}, {most:,}"))
-    if waste:
-        for length in waste.padded:
-            shares = f"{waste.padded[length]:.1%} padded, {waste.packed[length]:.2%} in packed rows of {PACKED_ROW:,}"
-            rows.append((f"padding at {length} tokens", shares))
-    for what in ("rejects", "dropped"):
-        rows += [(f"{what}: {reason}", f"{count:,}") for reason, count in entry[what].items()]
-    return rows
+def _show_step(config: list[str], step: int, samples: int) -> None:
+    from metro_megatron.train.launch import import_megatron
+
+    import_megatron()
+    from metro_megatron.train.past_step import past_step
+
+    batch, corpus = past_step(parse_config(["--config", *config]), step, _Lines(f"steps before {step:,}").show)
+    text = TokenText(Tokenizer.from_folder(corpus.tokenizer_folder))
+    texts = describe_step(batch, corpus.train_index, corpus.train_shards, text)
+    print(f"step {step}: {next(texts)}\n")
+    _print(islice(texts, samples or None))
 
 
-def _draw(sources: dict[str, tuple[Statistics, Waste]], output: Path) -> None:
-    try:
-        from metro_megatron.data.statistics_picture import SourceFigures, draw
-    except ImportError as error:
-        raise UserError(f"--picture needs {error.name}; install it with: pip install metro_megatron[demo]") from error
-    figures = {
-        name: SourceFigures(one.document_lengths, one.unit_lengths, waste) for name, (one, waste) in sources.items()
-    }
-    draw(figures, output)
-    print(f"made {output}")
+class _Lines:
+    """A line now and then."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last = time.monotonic()
+
+    def show(self, done: int) -> None:
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            print(f"{self._what}: made {done:,}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what is printed may go to head or less
     run_tool(main)

@@ -6,6 +6,7 @@ import time
 from typing import Literal
 
 from metro_megatron.command_line import run_tool
+from metro_megatron.data.documents import CHUNK_BYTES
 from metro_megatron.data.preprocess import PlanOptions, PreprocessOptions, Summary, preprocess
 
 
@@ -24,7 +25,7 @@ def main(
     strict: bool = False,
     max_reject_fraction: float = 0.001,
     max_document_bytes: int = 10_000_000,
-    chunk_bytes: int = 64 << 20,
+    chunk_bytes: int = CHUNK_BYTES,
     shard_bytes: int = 4_000_000_000,
     shard_index: int = 0,
     num_shards: int = 1,
@@ -49,7 +50,7 @@ def main(
         engine: What encodes; all give the same ids.
         engine_cluster: ray: encode on the Ray cluster of RAY_ADDRESS (extra ray), which shares this file system.
         strict: Stop at the first record that gives no document.
-        max_reject_fraction: Share of rejected records above which nothing is finished.
+        max_reject_fraction: Share of rejected records above which nothing is finished, in each of --num_shards tasks.
         max_document_bytes: Longest record in bytes; longer ones are rejected.
         chunk_bytes: Input of one unit of work; large files are cut so.
         shard_bytes: Largest .bin.
@@ -105,6 +106,8 @@ def describe(summary: Summary, seconds: float) -> str:
         rows.append(("input", f"{rate}: {summary.text_bytes / 1e6 / seconds:,.1f} MB/s"))
     rows += [(f"rejected, {reason}", f"{count:,}") for reason, count in manifest["rejects"].items()]
     rows += [(f"left out, {reason}", f"{count:,}") for reason, count in manifest["dropped"].items()]
+    hits = manifest["sources"][0]["evaluation_hits"]
+    rows += [(f"  repeat {name}", f"{count:,}") for name, count in hits.items()]
     rows += [("  for example", place) for place in summary.examples]
     return "\n".join([f"{summary.prefix}{state}", *(f"  {name:<24} {value}" for name, value in rows)])
 

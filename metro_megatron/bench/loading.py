@@ -1,7 +1,10 @@
 """Rates of what feeds a training step: building the sample index, and batches of a rank."""
 
+import json
+import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from metro_megatron.config import Config
-from metro_megatron.data.samples import build_sample_index
+from metro_megatron.data.index_cache import cached_sample_index
+from metro_megatron.data.samples import SampleRule, build_sample_index
 from metro_megatron.train.corpus import Corpus
 
 SEQ_LENGTH = 512
 _MEDIAN_TOKENS, _SIGMA = 280.0, 1.28
 """Of a document's lognormal length, as Wikipedia's."""
 _UNIT_TOKENS = 25
+_SHARD_DOCUMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,11 @@ class SyntheticShard:
 
     unit_lengths: NDArray[np.int32]
     document_index: NDArray[np.int64]
-    tokens: NDArray[np.int32]
-    dataset: str = ""
     first_document: int = 0
+    tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    dataset: str = "synthetic"
+    sha256: str = ""
+    index_sha256: str = ""
 
     @classmethod
     def of_documents(cls, num_documents: int) -> "SyntheticShard":
@@ -37,14 +44,17 @@ class SyntheticShard:
         units = np.maximum(1, (tokens / _UNIT_TOKENS).astype(np.int64))
         document_index = np.concatenate([[0], np.cumsum(units)])
         lengths = generator.integers(5, 2 * _UNIT_TOKENS - 4, document_index[-1], dtype=np.int32)
-        return cls(lengths, document_index, np.empty(0, np.int32))
+        return cls(lengths, document_index)
 
 
-def index_rate(num_documents: int) -> dict[str, float]:
-    """Samples per second of build_sample_index on synthetic documents, in memory."""
-    shard = SyntheticShard.of_documents(num_documents)
+def build_index(num_samples: int, folder: Path) -> dict[str, float]:
+    """Build the sample index of at least `num_samples` samples in `folder`: shards of a million documents."""
+    shard = SyntheticShard.of_documents(_SHARD_DOCUMENTS)
+    per_shard = len(build_sample_index([shard], SEQ_LENGTH))
+    count = -(-num_samples // per_shard)
+    shards = [replace(shard, first_document=number * _SHARD_DOCUMENTS) for number in range(count)]
     start = time.perf_counter()
-    index = build_sample_index([shard], SEQ_LENGTH)
+    index = cached_sample_index(cast(Any, shards), SampleRule(SEQ_LENGTH), folder)
     seconds = time.perf_counter() - start
     return {"samples": len(index), "seconds": seconds, "samples_per_s": len(index) / seconds}
 
@@ -68,3 +78,7 @@ def loader_rate(prefix: str, vocab_size: int, seconds: float = 5.0) -> dict[str,
         tokens += batch.num_tokens
     elapsed = time.perf_counter() - start
     return {"steps": step, "tokens": tokens, "seconds": elapsed, "tokens_per_s": tokens / elapsed}
+
+
+if __name__ == "__main__":
+    print(json.dumps(build_index(int(sys.argv[1]), Path(sys.argv[2]))), end="")

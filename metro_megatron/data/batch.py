@@ -70,9 +70,7 @@ class MicroBatch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {
-            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
-        }
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **changed)
 
 
@@ -104,9 +102,7 @@ def micro_batch_rows(
     return _micro_batches(rows, 1 if is_packed else data.micro_batch_size, dp_size * micro_batch_multiple)
 
 
-def token_batch_rows(
-    lengths: NDArray[np.integer], data: DataConfig, num_rows: int, dp_size: int
-) -> list[Rows]:
+def token_batch_rows(lengths: NDArray[np.integer], data: DataConfig, num_rows: int, dp_size: int) -> list[Rows]:
     """As micro_batch_rows, for as many of the first samples as fit into num_rows rows, a multiple of what
     dp_size asks for."""
     if data.row_format == "packed":
@@ -186,9 +182,7 @@ class MicroBatchBuilder:
         return tokens, position_ids, is_real
 
 
-def _first_cells(
-    row_of: NDArray[np.int64], lengths: NDArray[np.integer], row_length: int
-) -> NDArray[np.int64]:
+def _first_cells(row_of: NDArray[np.int64], lengths: NDArray[np.integer], row_length: int) -> NDArray[np.int64]:
     """Cell b * S + s of the first token of each sample; samples of a row follow one another without a gap."""
     earlier = np.cumsum(lengths, dtype=np.int64) - lengths
     first_of_row = np.searchsorted(row_of, row_of)

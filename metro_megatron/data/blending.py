@@ -26,9 +26,7 @@ def source_weights(weights: Sequence[float], sizes: Sequence[int]) -> tuple[int,
         return tuple(sizes)
     problems = []
     if len(weights) != len(sizes):
-        problems.append(
-            f"data.weights has {len(weights)} numbers for {len(sizes)} datasets; give as many"
-        )
+        problems.append(f"data.weights has {len(weights)} numbers for {len(sizes)} datasets; give as many")
     for number, weight in enumerate(weights):
         if not 0 < weight < np.inf:
             problems.append(f"data.weights has {weight:g} at place {number}; each must be positive and finite")

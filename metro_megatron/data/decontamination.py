@@ -2,12 +2,13 @@
 
 Words are runs of letters and digits in lower case; everything else separates. A document overlaps if it has 13
 consecutive words of an evaluation text, or all words of one that has 8 to 12. Shorter texts would meet by chance
-and are ignored. Two different n-grams have one hash with probability about 2**-64.
+and are ignored. Two different n-grams have one hash with probability about 2**-64. F evaluation files.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from metro_megatron.data.documents import ChunkReader, ReadOptions, Reject
-from metro_megatron.data.inputs import find_inputs, plan_chunks
+from metro_megatron.data.inputs import InputFile, find_inputs, plan_chunks
 from metro_megatron.errors import UserError
 from metro_megatron.randomness import hash64
 
@@ -24,72 +25,109 @@ SHORTEST_TEXT = 8
 
 _BASE = 0xD6E8FEB86659FD93
 _INVERSE = pow(_BASE, -1, 1 << 64)
-_FILTER_BITS = 20
+_BLOCK = 1 << 16
+"""Bytes or words hashed at once: the arrays stay in a core's cache, and small."""
+
+
+@dataclass(frozen=True)
+class _Ngrams:
+    """Hashes of the n-grams of one number of words [h], and the files that have them."""
+
+    hashes: NDArray[np.uint64]
+    """Ascending; one that several files have is there for each."""
+    files: NDArray[np.int32]
+    is_used: NDArray[np.bool_]
+    """Whether any hash begins with these bits: most look-ups end here."""
+
+    @classmethod
+    def of(cls, hashes: NDArray[np.uint64], files: NDArray[np.int32]) -> "_Ngrams":
+        order = np.lexsort((files, hashes))
+        hashes, files = hashes[order], files[order]
+        is_new = np.ones(len(hashes), np.bool_)
+        is_new[1:] = (hashes[1:] != hashes[:-1]) | (files[1:] != files[:-1])
+        hashes, files = hashes[is_new], files[is_new]
+        bits = min(26, max(16, 4 + len(hashes).bit_length()))
+        is_used = np.zeros(1 << bits, np.bool_)
+        is_used[hashes >> np.uint64(64 - bits)] = True
+        return cls(hashes, files, is_used)
+
+    def find(self, ngrams: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Places in `ngrams` of those that are known, with a file that has each; a place for every such file."""
+        shift = np.uint64(65 - len(self.is_used).bit_length())
+        places = np.flatnonzero(self.is_used[ngrams >> shift])
+        first = np.searchsorted(self.hashes, ngrams[places])
+        is_known = self.hashes[np.minimum(first, len(self.hashes) - 1)] == ngrams[places]
+        places, first = places[is_known], first[is_known]
+        counts = np.searchsorted(self.hashes, ngrams[places], side="right") - first
+        steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(places, counts), self.files[np.repeat(first, counts) + steps]
 
 
 @dataclass(frozen=True)
 class EvaluationNgrams:
     """Hashes of the n-grams of evaluation texts; picklable."""
 
-    hashes: dict[int, NDArray[np.uint64]]
-    """Ascending, by number of words."""
-    filters: dict[int, NDArray[np.bool_]]
-    """Whether any hash begins with these bits: most look-ups end here."""
+    num_files: int
+    """F."""
     texts: int
     """Evaluation texts that are looked for."""
     ignored: int
     """Evaluation texts that are too short."""
+    by_size: dict[int, _Ngrams]
+    """By number of words."""
 
     @classmethod
     def from_files(cls, patterns: Sequence[str]) -> "EvaluationNgrams":
         """From JSON Lines (every string in an object is a text) or plain text (every document is one).
 
-        Raises UserError if a file cannot be read or none holds a text that is long enough.
+        Files are numbered as find_inputs orders them. Raises UserError if one cannot be read or none holds a text that
+        is long enough.
         """
         found: dict[int, list[NDArray[np.uint64]]] = {}
+        numbers: dict[int, list[NDArray[np.int32]]] = {}
         texts = ignored = 0
-        for text in _texts(patterns):
-            words, _ = _words([text])
-            if len(words) < SHORTEST_TEXT:
-                ignored += 1
-                continue
-            texts += 1
-            size = min(NGRAM_WORDS, len(words))
-            found.setdefault(size, []).append(_ngram_hashes(words, size))
+        files = find_inputs(patterns)
+        for number, file in enumerate(files):
+            for text in _texts(file):
+                words, _ = _words([text])
+                if len(words) < SHORTEST_TEXT:
+                    ignored += 1
+                    continue
+                texts += 1
+                size = min(NGRAM_WORDS, len(words))
+                found.setdefault(size, []).append(_ngram_hashes(words, size))
+                numbers.setdefault(size, []).append(np.full(len(words) - size + 1, number, np.int32))
         if not texts:
             raise UserError(
                 f"no evaluation text of at least {SHORTEST_TEXT} words in {', '.join(patterns)}; check --decontaminate"
             )
-        hashes = {size: np.unique(np.concatenate(parts)) for size, parts in found.items()}
-        return cls(hashes, {size: _filter(values) for size, values in hashes.items()}, texts, ignored)
+        by_size = {size: _Ngrams.of(np.concatenate(found[size]), np.concatenate(numbers[size])) for size in found}
+        return cls(len(files), texts, ignored, by_size)
 
-    def overlapping(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """[n] whether each text repeats an evaluation text; many at once are faster than one by one."""
+    def hits(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """[n, F] whether each text repeats one of each evaluation file; a megabyte of texts at once is fast."""
+        is_hit = np.zeros((len(texts), self.num_files), np.bool_)
         words, words_before = _words(texts)
-        is_hit = np.zeros(len(texts), np.bool_)
-        for size, hashes in self.hashes.items():
-            ngrams = _ngram_hashes(words, size)
-            places = np.flatnonzero(self.filters[size][ngrams >> np.uint64(64 - _FILTER_BITS)])
-            found = np.searchsorted(hashes, ngrams[places])
-            places = places[hashes[np.minimum(found, len(hashes) - 1)] == ngrams[places]]
+        for size, known in self.by_size.items():
+            places, files = known.find(_ngram_hashes(words, size))
             first, last = (np.searchsorted(words_before, place, side="right") for place in (places, places + size - 1))
-            is_hit[first[first == last] - 1] = True
+            is_inside = first == last
+            is_hit[first[is_inside] - 1, files[is_inside]] = True
         return is_hit
 
 
-def _texts(patterns: Sequence[str]) -> Iterator[str]:
-    for file in find_inputs(patterns):
-        (chunk,) = plan_chunks([file], max(1, file.size))
-        for record in ChunkReader(chunk, ReadOptions()):
-            if isinstance(record.raw, Reject):
-                raise UserError(f"{file.path}: record at byte {record.place:,} is too long for an evaluation text")
-            try:
-                if record.is_json:
-                    yield from _strings(orjson.loads(record.raw))
-                else:
-                    yield record.raw if isinstance(record.raw, str) else record.raw.decode()
-            except ValueError as error:
-                raise UserError(f"{file.path}: record at byte {record.place:,} cannot be read ({error})") from error
+def _texts(file: InputFile) -> Iterator[str]:
+    (chunk,) = plan_chunks([file], max(1, file.size))
+    for record in ChunkReader(chunk, ReadOptions()):
+        if isinstance(record.raw, Reject):
+            raise UserError(f"{file.path}: record at byte {record.place:,} is too long for an evaluation text")
+        try:
+            if record.is_json:
+                yield from _strings(orjson.loads(record.raw))
+            else:
+                yield record.raw if isinstance(record.raw, str) else record.raw.decode()
+        except ValueError as error:
+            raise UserError(f"{file.path}: record at byte {record.place:,} cannot be read ({error})") from error
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -107,7 +145,7 @@ def _words(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]
     is_word = np.concatenate([[False], _IS_WORD[characters], [False]])
     borders = np.flatnonzero(is_word[1:] != is_word[:-1])
     begins, ends = borders[::2], borders[1::2]
-    hashes = _window_hashes(characters.astype(np.uint64) + np.uint64(1), begins, ends)
+    hashes = _window_hashes(characters, begins, ends)
     starts = np.cumsum([0, *(len(text) + 1 for text in encoded[:-1])])
     return hashes, np.searchsorted(begins, starts)
 
@@ -119,12 +157,22 @@ def _ngram_hashes(words: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
 
 
 def _window_hashes(
-    values: NDArray[np.uint64], begins: NDArray[np.int64], ends: NDArray[np.int64]
+    values: NDArray[np.unsignedinteger], begins: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.uint64]:
-    """Hashes of values[begin:end] for every window: polynomials in _BASE modulo 2**64, from prefix sums, mixed."""
-    sums = np.zeros(len(values) + 1, np.uint64)
-    np.cumsum(values * _powers(_BASE, len(values)), out=sums[1:])
-    return hash64((sums[ends] - sums[begins]) * _powers(_INVERSE, len(values) + 1)[begins])
+    """Hashes of values[begin:end] for every window, begins ascending: mixed polynomials in _BASE modulo 2**64.
+
+    Prefix sums of value x power give all windows that begin in one block.
+    """
+    hashes = np.empty(len(begins), np.uint64)
+    borders = np.flatnonzero(np.diff(begins // _BLOCK, prepend=-1, append=-1))
+    for first, last in pairwise(borders.tolist()):
+        start = begins[first]
+        block = values[start : ends[last - 1]].astype(np.uint64) + np.uint64(1)
+        sums = np.zeros(len(block) + 1, np.uint64)
+        np.cumsum(block * _powers(_BASE, len(block)), out=sums[1:])
+        begin, end = begins[first:last] - start, ends[first:last] - start
+        hashes[first:last] = (sums[end] - sums[begin]) * _powers(_INVERSE, int(begin[-1]) + 1)[begin]
+    return hash64(hashes)
 
 
 @lru_cache(maxsize=64)
@@ -139,12 +187,6 @@ def _powers_to(base: int, bits: int) -> NDArray[np.uint64]:
 def _powers(base: int, count: int) -> NDArray[np.uint64]:
     """[count] base**i modulo 2**64."""
     return _powers_to(base, max(0, count - 1).bit_length())[:count]
-
-
-def _filter(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    table = np.zeros(1 << _FILTER_BITS, np.bool_)
-    table[hashes >> np.uint64(64 - _FILTER_BITS)] = True
-    return table
 
 
 _IS_WORD = np.array([chr(code).isalnum() if code < 128 else True for code in range(256)])

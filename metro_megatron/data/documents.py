@@ -20,7 +20,7 @@ from metro_megatron.data.units import UNITS
 MAX_DOCUMENT_BYTES = 10_000_000
 """Default limit of a record. The longest books are about half as long; encoding so much takes below 1 GB."""
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 32 << 20
 """Size of the chunks that large files are cut into; also of the pieces whose hashes manifests hold."""
 
 _BOM = b"\xef\xbb\xbf"

@@ -92,7 +92,7 @@ class ChunkEncoder:
         Raises UserError if the input cannot be read or has changed, OSError if the work folder cannot be written.
         """
         stem = self._options.work_folder / chunk_name(chunk.number)
-        work = _ChunkWork(chunk)
+        work = _ChunkWork(chunk, self._evaluation.num_files if self._evaluation else 0)
         with whole_files(part_paths(stem)) as files:
             writer = PartWriter(files, self._dtype)
             reader = ChunkReader(chunk, self._options.reading)
@@ -125,9 +125,11 @@ class ChunkEncoder:
     def _flush(self, work: "_ChunkWork", writer: PartWriter) -> None:
         batch, work.batch = work.batch, _Batch()
         if self._evaluation and batch.texts:
-            is_hit = self._evaluation.overlapping(batch.texts)
-            work.dropped[CONTAMINATED] += int(is_hit.sum())
-            batch.keep(~is_hit)
+            hits = self._evaluation.hits(batch.texts)
+            work.hits += hits.sum(axis=0)
+            is_clean = hits.sum(axis=1) == 0
+            work.dropped[CONTAMINATED] += int((~is_clean).sum())
+            batch.keep(is_clean)
         if not batch.documents:
             return
         tokens, lengths = self._engine.encode(list(chain.from_iterable(batch.documents)))
@@ -146,11 +148,13 @@ class ChunkEncoder:
 class _ChunkWork:
     """What is known of a chunk on the way."""
 
-    def __init__(self, chunk: Chunk):
+    def __init__(self, chunk: Chunk, num_evaluation_files: int):
         self._chunk = chunk
         self.batch = _Batch()
         self.text_bytes = 0
         self.dropped: Counter[str] = Counter()
+        self.hits = np.zeros(num_evaluation_files, np.int64)
+        """[F] documents that repeat a text of each evaluation file."""
         self.rejects: Counter[str] = Counter()
         self._examples: list[str] = []
 
@@ -167,6 +171,7 @@ class _ChunkWork:
             "text_bytes": self.text_bytes,
             "rejects": dict(self.rejects),
             "dropped": dict(+self.dropped),
+            "evaluation_hits": self.hits.tolist(),
             "examples": self._examples,
         }
 

@@ -15,7 +15,7 @@ from metro_megatron.data.assembly import Statistics
 from metro_megatron.data.packing import pack_prefix
 from metro_megatron.data.parts import Block
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleRule, sample_blocks
-from metro_megatron.data.shards import Shard
+from metro_megatron.data.shards import Shard, token_dtype
 from metro_megatron.data.source_parts import source_blocks
 from metro_megatron.data.statistics import EDGES, LengthHistogram
 
@@ -88,19 +88,20 @@ class SourceStatistics:
     """Rejected records and dropped documents by reason."""
 
 
-def source_statistics(prefix: str, on_tokens: Callable[[int], object] = lambda tokens: None) -> list[SourceStatistics]:
-    """All sources of a dataset; `on_tokens` hears of the tokens of every block of documents.
+def source_statistics(prefix: str, on_bytes: Callable[[int], object] = lambda size: None) -> list[SourceStatistics]:
+    """All sources of a dataset; `on_bytes` hears of the bytes of ids of every block of documents.
 
     Raises UserError as Shard.open_all.
     """
     manifest = Shard.open_all(prefix)[0].manifest
+    itemsize = token_dtype(manifest["vocab_size"]).itemsize
     counts = [[np.zeros(length + 1, np.int64) for length in SEQ_LENGTHS] for _ in manifest["sources"]]
     for source, block in source_blocks(prefix, manifest):
         documents = Documents.of_block(block, np.empty(0, np.int32))
         for seq_length, found in zip(SEQ_LENGTHS, counts[source], strict=True):
             for samples in sample_blocks([documents], SampleRule(seq_length)):
                 found += np.bincount(samples.length + NUM_SAMPLE_SPECIALS, minlength=seq_length + 1)
-        on_tokens(int(block.token_starts[-1]))
+        on_bytes(int(block.token_starts[-1]) * itemsize)
     return [
         SourceStatistics(
             source["name"],
@@ -153,7 +154,7 @@ def describe(source: SourceStatistics) -> str:
     rows += [(reason, f"{count:,}") for reason, count in source.left_out.items()]
     for samples in source.samples:
         text = f"{samples.num_samples:,}, {samples.num_tokens / samples.num_samples:,.1f} tokens each; padding"
-        packed = f"{samples.packed_waste:.2%} packed in rows of {_ROW_TOKENS:,}"
+        packed = f"{samples.packed_waste:.2%} in packed rows of {_ROW_TOKENS:,}"
         rows.append((f"samples of {samples.seq_length}", f"{text} {samples.padded_waste:.1%} in own rows, {packed}"))
     table = [f"  {name:<24} {value}" for name, value in rows]
     return "\n".join([source.name, *table, *_histograms(statistics)])
@@ -167,7 +168,7 @@ def _histograms(statistics: Statistics) -> list[str]:
         return []
     lines = [f"  {'length in tokens':<24} {'documents':<{_BAR + 16}} units"]
     for power in range(filled[0], filled[-1] + 1):
-        name = f"{1 << power:,} to {(2 << power) - 1:,}"
+        name = f"{1 << power:,} to {(2 << power) - 1:,}" if power else "1"
         cells = [f"{column[power]:>13,}  {_bar(column[power], column.max())}" for column in columns]
         lines.append(f"  {name:>22}  {cells[0]:<{_BAR + 16}}{cells[1]}".rstrip())
     return lines

@@ -22,8 +22,8 @@ def draw(sources: Sequence[SourceStatistics], output: Path) -> None:
         raise UserError("--picture needs matplotlib; pip install 'metro_megatron[demo]'") from error
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     documents, units, padding = figure.subplots(1, 3)
-    _draw_lengths(documents, "documents", {one.name: one.statistics.document_lengths for one in sources})
-    _draw_lengths(units, "units", {one.name: one.statistics.unit_lengths for one in sources})
+    _draw_lengths(documents, "documents", [(one.name, one.statistics.document_lengths) for one in sources])
+    _draw_lengths(units, "units", [(one.name, one.statistics.unit_lengths) for one in sources])
     _draw_padding(padding, sources)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -32,11 +32,11 @@ def draw(sources: Sequence[SourceStatistics], output: Path) -> None:
         raise UserError(f"--picture {output}: {error}; name a .png, .svg or .pdf file") from error
 
 
-def _draw_lengths(axes: Any, title: str, histograms: dict[str, LengthHistogram]) -> None:
-    for name, histogram in histograms.items():
+def _draw_lengths(axes: Any, title: str, histograms: list[tuple[str, LengthHistogram]]) -> None:
+    for name, histogram in histograms:
         counts = by_powers(histogram)
         axes.stairs(counts / max(1, counts.sum()), 2.0 ** np.arange(len(counts) + 1), label=name, linewidth=1.8)
-    longest = max((np.flatnonzero(by_powers(one)).max(initial=0) for one in histograms.values()), default=0)
+    longest = max((np.flatnonzero(by_powers(one)).max(initial=0) for _, one in histograms), default=0)
     axes.set_xscale("log", base=2)
     axes.set_xlim(1, 2.0 ** (longest + 1))
     axes.set_title(f"{title} by length")
@@ -63,4 +63,4 @@ def _draw_padding(axes: Any, sources: Sequence[SourceStatistics]) -> None:
     axes.invert_yaxis()
     axes.set_title("padding")
     axes.set_xlabel("% of all places")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)

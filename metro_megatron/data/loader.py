@@ -151,9 +151,7 @@ class PretrainingData:
         taken = sum(len(row) for micro_batch in rows for row in micro_batch)
         return self._read(step, draws[np.arange(taken)], content[:taken], rows, first + taken)
 
-    def _read(
-        self, step: int, draws: Draws, content: NDArray[np.int32], rows: list[Rows], end: int
-    ) -> StepBatch:
+    def _read(self, step: int, draws: Draws, content: NDArray[np.int32], rows: list[Rows], end: int) -> StepBatch:
         micro_batches = [self._builder.build(own, draws) for own in rows[self._dp_rank :: self._dp_size]]
         if self._pin_memory:
             micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metro_megatron.data.assembly import Statistics
-from metro_megatron.data.inputs import Chunk, InputFile
+from metro_megatron.data.inputs import Chunk, InputFile, find_inputs
 from metro_megatron.data.shards import FORMAT_VERSION, shard_suffix
 
 RUN_OPTIONS = ("shard_bytes", "shard_index", "num_shards")
@@ -55,6 +55,13 @@ def source_entry(
             for name, file in zip(relative_names(files), files, strict=True)
         ],
     }
+
+
+def evaluation_hits(patterns: Sequence[str], encoded: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Documents left out because of each evaluation file, from the journal entries of chunks."""
+    names = relative_names(find_inputs(patterns)) if patterns else []
+    counts = [sum(column) for column in zip(*(entry["evaluation_hits"] for entry in encoded), strict=True)]
+    return dict(zip(names, counts or [0] * len(names), strict=True))
 
 
 def dataset_manifest(
@@ -108,8 +115,10 @@ def _join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     counts = {
         name: dict(sorted((Counter(first[name]) + Counter(second[name])).items())) for name in ("rejects", "dropped")
     }
+    one, other = (source["evaluation_hits"] for source in (first, second))
+    hits = {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
     files = [
         one | {"pieces": one["pieces"] + other["pieces"]}
         for one, other in zip(first["files"], second["files"], strict=True)
     ]
-    return {**first, **statistics.to_json(), **counts, "files": files}
+    return {**first, **statistics.to_json(), **counts, "evaluation_hits": hits, "files": files}

@@ -33,9 +33,7 @@ class Masking:
         wanted = np.floor(self.probability * (lengths + 2) + dither).astype(np.int64)
         return np.minimum(wanted, lengths)
 
-    def positions(
-        self, draws: Draws, lengths: NDArray[np.integer]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def positions(self, draws: Draws, lengths: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Masked positions: places of their samples in `draws` [M], positions in the samples [M]; ascending.
 
         Positions count from <s> = 0, so content is 1 to l. Each subset of a sample's content is equally
@@ -47,9 +45,7 @@ class Masking:
         chunks = [by_length[at : at + _CHUNK_SAMPLES] for at in range(0, len(by_length), _CHUNK_SAMPLES)]
         found = [_smallest_hashes(states[chunk], lengths[chunk], counts[chunk]) for chunk in chunks]
         nothing = np.empty(0, dtype=np.int64)
-        places = np.concatenate(
-            [nothing, *(chunk[row] for chunk, (row, _) in zip(chunks, found, strict=True))]
-        )
+        places = np.concatenate([nothing, *(chunk[row] for chunk, (row, _) in zip(chunks, found, strict=True))])
         positions = np.concatenate([nothing, *(position for _, position in found)])
         ascending = np.argsort(places, kind="stable")
         return places[ascending], positions[ascending]

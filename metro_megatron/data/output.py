@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,16 @@ def output_prefix(pattern: str, source: str) -> str:
     return prefix
 
 
-def refuse_foreign(prefix: str) -> None:
-    """Raise UserError if anything of a dataset lies at the prefix."""
+def refuse_foreign(prefix: str, changes: Sequence[str] = ()) -> None:
+    """Raise UserError if anything of a dataset lies at the prefix; `changes` say how a finished one differs."""
     paths = DatasetPaths(prefix)
     shard = paths.shard(0)
     if paths.manifest.exists():
-        raise UserError(
+        advice = (
             f"--output_prefix {prefix}: a finished dataset of other inputs or options is there already; "
             "choose another or add --overwrite"
         )
+        raise UserError([*changes, advice])
     for path in (shard.bin, shard.idx, paths.tokenizer):
         if path.exists():
             raise UserError(f"--output_prefix {prefix}: {path} is there already; choose another or add --overwrite")

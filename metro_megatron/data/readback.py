@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +30,17 @@ class TokenText:
     def marked(self, ids: NDArray[np.integer], is_masked: NDArray[np.bool_]) -> str:
         """Text of a sample [n], the masked tokens in brackets: `<s> a long [ film] </s>` has `film` masked."""
         text = ""
-        run: list[int] = []
-        for token, masked in [*zip(ids.tolist(), is_masked.tolist(), strict=True), (EOS_ID, False)]:
-            if not masked and token >= NUM_SPECIALS:
-                run.append(token)
-                continue
-            text, run = text + self._inside(run), []
-            text += f"[{self._inside([token])}]" if masked else SPECIAL_TOKENS[token]
-        return text.removesuffix(SPECIAL_TOKENS[EOS_ID])
+        for kind, group in groupby(zip(ids.tolist(), is_masked.tolist(), strict=True), _kind):
+            tokens = [token for token, _ in group]
+            if kind == "masked":
+                text += "".join(f"[{self._inside([token])}]" for token in tokens)
+            else:
+                text += self._inside(tokens) if kind == "text" else "".join(SPECIAL_TOKENS[one] for one in tokens)
+        return text
 
     def _inside(self, ids: Sequence[int]) -> str:
         """Text of ids that follow others: the space before the first word stays."""
-        return visible(self._decode([*self._space, *ids])) if ids else ""
+        return visible(self._decode([*self._space, *ids]))
 
     def _decode(self, ids: Sequence[int]) -> str:
         wrong = [i for i in ids if not 0 <= i < self._tokenizer.vocab_size]
@@ -50,6 +50,12 @@ class TokenText:
                 "see what is damaged with --verify"
             )
         return self._tokenizer.decode(ids)
+
+
+def _kind(token: tuple[int, bool]) -> str:
+    if token[1]:
+        return "masked"
+    return "special" if 0 <= token[0] < NUM_SPECIALS else "text"
 
 
 def visible(text: str) -> str:
@@ -77,16 +83,12 @@ class Document:
         units = np.split(tokens, np.cumsum(lengths)[:-1])
         return "\n".join([head, *(f"  {text.plain(unit.tolist())}" for unit in units)])
 
-    def samples(self, seq_length: int, text: TokenText) -> list[str]:
-        """Where each of its samples is, and their texts."""
+    def samples(self, seq_length: int) -> list[NDArray[np.int64]]:
+        """Its samples, with <s> and </s>."""
         blocks = sample_blocks([self.documents], SampleRule(seq_length))
-        pairs = [pair for block in blocks for pair in zip(block.start.tolist(), block.length.tolist(), strict=True)]
-        described = []
-        for number, (start, length) in enumerate(pairs):
-            ids = np.concatenate([[BOS_ID], self.documents.tokens[start : start + length], [EOS_ID]])
-            head = f"{_place(self)}, sample {number + 1} of {len(pairs)}, {len(ids)} tokens"
-            described.append(f"{head}\n  {text.marked(ids, np.zeros(len(ids), np.bool_))}")
-        return described
+        places = [place for block in blocks for place in zip(block.start.tolist(), block.length.tolist(), strict=True)]
+        tokens = self.documents.tokens
+        return [np.concatenate([[BOS_ID], tokens[start : start + length], [EOS_ID]]) for start, length in places]
 
 
 def _place(document: Document) -> str:
@@ -128,16 +130,16 @@ class DatasetReader:
 
     def samples(self, count: int, seq_length: int, shuffle_seed: int) -> Iterator[str]:
         """The first `count` samples; or one, chosen at random, of each of `count` documents chosen at random."""
-        if shuffle_seed:
-            generator = np.random.default_rng(shuffle_seed)
-            for number in self.numbers(count, shuffle_seed):
-                samples = self[number].samples(seq_length, self.text)
-                yield samples[generator.integers(len(samples))]
-            return
-        for number in range(len(self)):
-            samples = self[number].samples(seq_length, self.text)[:count]
-            yield from samples
-            count -= len(samples)
+        generator = np.random.default_rng(shuffle_seed)
+        for number in self.numbers(count, shuffle_seed):
+            document = self[number]
+            samples = document.samples(seq_length)
+            chosen = [int(generator.integers(len(samples)))] if shuffle_seed else range(min(count, len(samples)))
+            for place in chosen:
+                ids = samples[place]
+                head = f"{_place(document)}, sample {place + 1} of {len(samples)}, {len(ids)} tokens"
+                yield f"{head}\n  {self.text.marked(ids, np.zeros(len(ids), np.bool_))}"
+                count -= 1
             if not count:
                 return
 

@@ -18,7 +18,14 @@ from metro_megatron.data.duplicates import find_duplicates
 from metro_megatron.data.encoding import DUPLICATE, NUM_EXAMPLES, EncodingOptions, Progress, chunk_name
 from metro_megatron.data.inputs import Chunk, InputFile, find_inputs, plan_chunks
 from metro_megatron.data.journal import Journal
-from metro_megatron.data.manifest import RUN_OPTIONS, dataset_manifest, file_entries, plan_of_manifest, source_entry
+from metro_megatron.data.manifest import (
+    RUN_OPTIONS,
+    dataset_manifest,
+    evaluation_hits,
+    file_entries,
+    plan_of_manifest,
+    source_entry,
+)
 from metro_megatron.data.output import (
     MANIFEST,
     differences,
@@ -132,7 +139,7 @@ class SourceRun:
             return
         earlier = self._journal.plan()
         if earlier is None or self._paths.manifest.exists():
-            refuse_foreign(self._paths.prefix)
+            refuse_foreign(self._paths.prefix, self._changes())
         refuse_work(self._paths.work, earlier, self._plan)
 
     def run(self) -> Summary:
@@ -146,8 +153,8 @@ class SourceRun:
             self._journal.begin_or_continue(self._plan)
             copy_tokenizer(self._tokenizer.path, self._paths.work / "tokenizer")
             entries = self._entries(summary)
-            self._check_rejects(summary, sum(entry["documents"] + sum(entry["dropped"].values()) for entry in entries))
             self._check_documents(summary, sum(entry["documents"] for entry in entries))
+            self._check_rejects(summary, sum(entry["documents"] + sum(entry["dropped"].values()) for entry in entries))
             with explained(prefix, sum(entry["tokens"] for entry in entries) * self._dtype.itemsize):
                 if self._journal.entry(MANIFEST) is None:
                     self._journal.write_entry(MANIFEST, self._assemble(entries))
@@ -155,15 +162,21 @@ class SourceRun:
         return summary
 
     def _is_finished(self) -> bool:
+        return self._paths.manifest.exists() and not self._changes()
+
+    def _changes(self) -> list[str]:
+        """How the finished dataset at the prefix, if any, differs from what this run would make."""
         if not self._paths.manifest.exists():
-            return False
+            return []
         try:
             manifest = read_manifest(self._paths.prefix)
-        except UserError:
-            return False
+        except UserError as error:
+            return error.problems
         written = self._paths.manifest.stat().st_mtime_ns
-        is_older = all(file.mtime_ns <= written for file in self._files)
-        return is_older and not differences(plan_of_manifest(manifest), self._plan)
+        newer = [
+            f"{file.path}: changed after the dataset was written" for file in self._files if file.mtime_ns > written
+        ]
+        return [*differences(plan_of_manifest(manifest), self._plan), *newer]
 
     def _entries(self, summary: Summary) -> list[dict[str, Any]]:
         """Journal entries of all chunks, after encoding those that lack one."""
@@ -228,6 +241,7 @@ class SourceRun:
             dropped.update(entry["dropped"])
         encoded = list(zip(self._chunks, entries, strict=True))
         source = source_entry(self._plan, self._files, encoded, statistics, +dropped)
+        source["evaluation_hits"] = evaluation_hits(plan.decontaminate, entries)
         if is_pending:
             join_hashes(parts, work / "hashes")
         head = {
@@ -252,7 +266,7 @@ class SourceRun:
     def _check_rejects(self, summary: Summary, good: int) -> None:
         rejected = summary.rejects.total()
         fraction = rejected / max(1, rejected + good)
-        if good and fraction > self._options.max_reject_fraction:
+        if fraction > self._options.max_reject_fraction:
             raise UserError(
                 f"{rejected:,} of {rejected + good:,} records ({fraction:.2%}) rejected: {_describe_rejects(summary)}; "
                 f"repair them, or raise --max_reject_fraction ({self._options.max_reject_fraction})"

@@ -1,4 +1,4 @@
-"""How long documents and units are: histograms that can be added up, and what padding would cost."""
+"""How long documents and units are: histograms that can be added up."""
 
 from dataclasses import dataclass, field
 
@@ -35,11 +35,6 @@ class LengthHistogram:
         """How many lengths were counted."""
         return int(self.counts.sum())
 
-    def quantile(self, share: float) -> int:
-        """Smallest length of the bin in which `share` of all lengths is reached; 0 if there are none."""
-        reached = np.searchsorted(np.cumsum(self.counts), share * self.total)
-        return int(EDGES[reached]) if self.total else 0
-
     def to_json(self) -> dict[str, int]:
         """Count by the smallest length of a bin, empty bins left out."""
         return {str(edge): count for edge, count in zip(EDGES.tolist(), self.counts.tolist(), strict=True) if count}
@@ -51,8 +46,3 @@ class LengthHistogram:
         for edge, count in content.items():
             histogram.counts[np.searchsorted(EDGES, int(edge))] = count
         return histogram
-
-
-def padding_waste(sample_lengths: NDArray[np.integer], row_length: int) -> float:
-    """Share of padding if each sample (with <s> and </s>) had a row of its own."""
-    return 1.0 - float(sample_lengths.sum(dtype=np.int64)) / (len(sample_lengths) * row_length)

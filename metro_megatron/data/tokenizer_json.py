@@ -38,9 +38,7 @@ def write_folder(model: bytes, folder: Path) -> None:
         raise UserError(problems)
     (folder / MODEL_FILE).write_bytes(model)
     convert(processor).save(str(folder / TOKENIZER_FILES[1]))
-    (folder / TOKENIZER_FILES[2]).write_text(
-        json.dumps(_tokenizer_config(), indent=2) + "\n", encoding="utf-8"
-    )
+    (folder / TOKENIZER_FILES[2]).write_text(json.dumps(_tokenizer_config(), indent=2) + "\n", encoding="utf-8")
 
 
 def convert(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Tokenizer:
@@ -51,9 +49,7 @@ def convert(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Token
     """
     vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
     tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocabulary, _merges(processor, vocabulary), unk_token="<unk>", byte_fallback=True, fuse_unk=True
-        )
+        models.BPE(vocabulary, _merges(processor, vocabulary), unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     )
     # A space before the text, unless the "text" is the pattern of <mask>, which passes through here as well.
     tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?!<mask>\z)(?=[\s\S])"), " ")
@@ -91,9 +87,7 @@ def check_equal(folder: Path, texts: Sequence[str]) -> None:
         _refuse_difference(texts[block], expected[block], found, "tokenizer.json")
 
 
-def _refuse_difference(
-    texts: Sequence[str], expected: list[list[int]], found: list[list[int]], name: str
-) -> None:
+def _refuse_difference(texts: Sequence[str], expected: list[list[int]], found: list[list[int]], name: str) -> None:
     for text, these, those in zip(texts, expected, found, strict=True):
         if these != those:
             raise UserError(
@@ -102,9 +96,7 @@ def _refuse_difference(
             )
 
 
-def _merges(
-    processor: sentencepiece.SentencePieceProcessor, vocabulary: dict[str, int]
-) -> list[tuple[str, str]]:
+def _merges(processor: sentencepiece.SentencePieceProcessor, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, best score first, as SentencePiece would."""
     normal = {p: i for p, i in vocabulary.items() if i >= NUM_SPECIALS and not processor.is_byte(i)}
     ranked = [

@@ -86,7 +86,7 @@ def test_the_benchmark_runs(
         tokenizer=str(tokenizer_folder),
         processes=[1],
         small_bytes=200_000,
-        index_documents=100,
+        index_samples=100,
         work=str(tmp_path / "work"),
     )
     result = json.loads(output.with_name("data.json").read_text())
@@ -94,7 +94,7 @@ def test_the_benchmark_runs(
     assert list(rows) == ["ours", "sentencepiece", "tokenizers"]
     assert rows["sentencepiece"]["tokens"] == rows["tokenizers"]["tokens"] > 0
     assert rows["tokenizers"]["ratio"] == pytest.approx(
-        rows["ours"]["mb_per_s"] / rows["tokenizers"]["mb_per_s"], rel=0.01
+        rows["ours"]["mb_per_s"] / rows["tokenizers"]["mb_per_s"], rel=0.02, abs=0.02
     )
     assert result["loader"]["tokens_per_s"] > 0 < result["index"]["samples"]
     assert output.with_name("data.csv").read_text().startswith("program,processes,")

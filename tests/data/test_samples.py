@@ -80,10 +80,7 @@ def test_several_shards_and_types(make_shard):
 
 def test_validation_split_is_disjoint_complete_by_document_and_of_the_right_share(make_shard):
     shards = [make_shard([[5, 6, 7]] * 4000, number) for number in range(2)]
-    parts = {
-        split: build_sample_index(shards, 14, split, validation_fraction=0.1)
-        for split in ("train", "validation")
-    }
+    parts = {split: build_sample_index(shards, 14, split, validation_fraction=0.1) for split in ("train", "validation")}
     documents = {
         split: set(zip(index.shard.tolist(), (index.start // 18).tolist(), strict=True))
         for split, index in parts.items()

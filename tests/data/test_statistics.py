@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from metro_megatron.data.statistics import EDGES, LengthHistogram, padding_waste
+from metro_megatron.data.statistics import EDGES, LengthHistogram
 
 
 def test_bins_are_powers_of_the_root_of_two():
@@ -21,7 +21,3 @@ def test_counts_sums_and_json():
     assert LengthHistogram.from_json(json.loads(json.dumps(histogram.to_json()))) == histogram
     assert LengthHistogram.from_lengths([]) == LengthHistogram() and LengthHistogram().to_json() == {}
     assert LengthHistogram.from_lengths([1, 7, 8]).to_json() == {"1": 1, "6": 1, "8": 1}
-
-
-def test_padding():
-    assert padding_waste(np.array([512, 256, 256], np.int32), 512) == 1 - 1024 / 1536
