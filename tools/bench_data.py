@@ -43,7 +43,7 @@ def main(
     tokenizer: str = "",
     megatron: str = "",
     max_bytes: int = 120_000_000,
-    small_bytes: int = 20_000_000,
+    small_bytes: int = 120_000_000,
     processes: list[int] = [],  # noqa: B006 - read only
     index_samples: int = 20_000_000,
     work: str = "",
@@ -59,7 +59,7 @@ def main(
         tokenizer: Tokenizer folder; one of 128,000 ids is trained on the text where none is given.
         megatron: A checkout of Megatron-LM, whose tools/preprocess_data.py is measured too.
         max_bytes: Text that ours encodes, in bytes.
-        small_bytes: Text that the slower programs encode, in bytes.
+        small_bytes: Text that the slower programs encode, in bytes; less is another mix of texts, so compare with care.
         processes: Numbers of processes for ours; by default 1, 2, 4, ... up to the machine's cores.
         index_samples: Samples of synthetic documents in the sample index; 14 bytes of disk each.
         work: Folder for text and shards, which stays; a temporary one by default.
