@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import zstandard
 
 from metro_megatron.data.merging import merge
@@ -152,7 +153,7 @@ def wait_for(condition: Any) -> None:
 
 
 def test_killed_at_random_moments(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
-    """kill -9 of the parent, of everything or of a worker; the same command then gives the same bytes."""
+    """kill -9 of everything; the same command then gives the same bytes."""
     files = corpus(tmp_path, reviews)
     plan = {"drop_duplicates": True, "chunk_bytes": 20_000, "shard_bytes": 20_000}
     run(files, tokenizer_folder, tmp_path / "one" / "s", plan)
@@ -178,6 +179,42 @@ def test_killed_at_random_moments(tmp_path: Path, reviews: list[list[str]], toke
     assert result.returncode == 0, result.stderr
     assert len(made) > 5
     assert content(tmp_path / "one" / "s") == content(prefix)
+
+
+def test_a_worker_that_is_killed(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
+    """As the kernel does when memory runs out: refused with the reason, and nothing finished is lost."""
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines(reviews)) * 10)
+    prefix = tmp_path / "killed" / "s"
+    arguments = ("--input", tmp_path / "a.jsonl", "--tokenizer", tokenizer_folder, "--output_prefix", prefix)
+    whole = command("preprocess_data", *arguments, "--workers", 2, "--chunk_bytes", 300_000)
+    process = subprocess.Popen(whole, env=environment(), stderr=subprocess.PIPE)
+    wait_for(lambda: list(prefix.parent.glob("s.work/chunk-*.json")) or process.poll() is not None)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and b"a worker process ended unexpectedly" in errors, errors
+    result = subprocess.run(whole, env=environment(), capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    plan = {"chunk_bytes": 300_000, "shard_bytes": PlanOptions().shard_bytes}
+    run([str(tmp_path / "a.jsonl")], tokenizer_folder, tmp_path / "one" / "s", plan)
+    assert content(tmp_path / "one" / "s") == content(prefix)
+
+
+def test_control_strings_and_parquet(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Text that spells special tokens stays text, whichever kind of file and engine it comes through."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = ["plain words", "a <s> b</s>", "<mask><pad>\n<unk> x", "\u2581 caf\u00e9 \U0001f642\ttab"] * 50
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=30)
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\r\n" for text in texts))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_folder / "tokenizer.model"))
+    expected = [i for text in texts for unit in text.split("\n") for i in processor.encode(unit)]
+    for engine in ("gigatoken", "sentencepiece"):
+        for name in ("a.parquet", "b.jsonl"):
+            prefix = tmp_path / f"{engine}-{name}" / "s"
+            run([str(tmp_path / name)], tokenizer_folder, prefix, {"chunk_bytes": 500}, engine=engine)
+            assert [i for shard in open_shards([str(prefix)]) for i in shard.tokens.tolist()] == expected
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
