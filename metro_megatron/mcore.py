@@ -156,15 +156,14 @@ def distributed_optimizer(
         config,
         ddps,
         config_overrides={} if options.decay_all else None,  # None: biases and norms are not decayed
-        use_gloo_process_groups=False, pg_collection=groups
+        use_gloo_process_groups=False,
+        pg_collection=groups,
     )
     (optimizer,) = chained.chained_optimizers
     return optimizer
 
 
-def finish_gradients(
-    ddps: Iterable[DistributedDataParallel], config: TransformerConfig, layout: Layout
-) -> None:
+def finish_gradients(ddps: Iterable[DistributedDataParallel], config: TransformerConfig, layout: Layout) -> None:
     """Wait for a home's gradient sums, then add up what sequence parallelism left in parts."""
     ddps = list(ddps)
     for ddp in ddps:

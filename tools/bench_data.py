@@ -6,8 +6,9 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,15 @@ def main(
     max_bytes: int = 120_000_000,
     small_bytes: int = 120_000_000,
     processes: list[int] = [],  # noqa: B006 - read only
+    repeats: int = 3,
     index_samples: int = 20_000_000,
     work: str = "",
 ) -> None:
     """Measure preprocessing end to end, building the sample index, and loading batches.
 
     Preprocessing is measured from the start of the program to its end, less the time for a document per process.
-    Each ratio is ours on one process to another program on one process, in this run. Run it on a quiet machine.
+    Every program runs in every round; a row is its round of median time. Each ratio is ours on one process to another
+    program on one process, in this run. Run it on a quiet machine.
 
     Args:
         output: Path of the results without ending: .json and .csv are written.
@@ -61,20 +64,22 @@ def main(
         max_bytes: Text that ours encodes, in bytes.
         small_bytes: Text that the slower programs encode, in bytes; less is another mix of texts, so compare with care.
         processes: Numbers of processes for ours; by default 1, 2, 4, ... up to the machine's cores.
+        repeats: Rounds of preprocessing.
         index_samples: Samples of synthetic documents in the sample index; 14 bytes of disk each.
         work: Folder for text and shards, which stays; a temporary one by default.
     """
     counts = processes or _powers(os.cpu_count() or 1)
-    if min([*counts, max_bytes, small_bytes, index_samples]) < 1:
-        raise UserError("--processes, --max_bytes, --small_bytes, --index_samples: must be positive")
+    if min([*counts, max_bytes, small_bytes, repeats, index_samples]) < 1:
+        raise UserError("--processes, --max_bytes, --small_bytes, --repeats, --index_samples: must be positive")
     if megatron and not (Path(megatron) / "tools" / "preprocess_data.py").is_file():
         raise UserError(f"--megatron {megatron}: no checkout of Megatron-LM, as it lacks tools/preprocess_data.py")
     folder = Path(work or tempfile.mkdtemp(prefix="bench_data_")).absolute()
     try:
         inputs = _prepare(folder, text, tokenizer, (max_bytes, small_bytes))
-        rows = [_ours(inputs, count) for count in counts]
-        rows += [_baseline(inputs, name) for name in ENCODERS]
-        rows += [_megatron(inputs, Path(megatron).absolute())] if megatron else []
+        programs = [partial(_ours, inputs, count) for count in counts]
+        programs += [partial(_baseline, inputs, name) for name in ENCODERS]
+        programs += [partial(_megatron, inputs, Path(megatron).absolute())] if megatron else []
+        rows = _medians(programs, repeats)
         _compare(rows)
         rates = _rates(inputs, index_samples)
     finally:
@@ -89,6 +94,16 @@ def main(
     )
     print(f"loader: {loader['tokens_per_s'] / 1e6:,.2f} M tokens/s on one core")
     print(f"wrote {output}.json and {output}.csv")
+
+
+def _medians(programs: Sequence[Callable[[], dict[str, Any]]], rounds: int) -> list[dict[str, Any]]:
+    """The round of (lower) median wall time of every program, with the times of all."""
+    tries = [[program() for program in programs] for _ in range(rounds)]
+    rows = []
+    for of_program in zip(*tries, strict=True):
+        ordered = sorted(of_program, key=lambda row: row["wall_s"])
+        rows.append(ordered[(rounds - 1) // 2] | {"all_wall_s": [row["wall_s"] for row in of_program]})
+    return rows
 
 
 def _prepare(folder: Path, text: str, tokenizer: str, sizes: tuple[int, int]) -> Inputs:

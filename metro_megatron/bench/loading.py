@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,15 +49,20 @@ class SyntheticShard:
 
 
 def build_index(num_samples: int, folder: Path) -> dict[str, float]:
-    """Build the sample index of at least `num_samples` samples in `folder`: shards of a million documents."""
+    """Build the sample index of at least `num_samples` samples below `folder`, then drop it.
+
+    Its shards have a million documents each.
+    """
     shard = SyntheticShard.of_documents(_SHARD_DOCUMENTS)
     per_shard = len(build_sample_index([shard], SEQ_LENGTH))
     count = -(-num_samples // per_shard)
     shards = [replace(shard, first_document=number * _SHARD_DOCUMENTS) for number in range(count)]
-    start = time.perf_counter()
-    index = cached_sample_index(cast(Any, shards), SampleRule(SEQ_LENGTH), folder)
-    seconds = time.perf_counter() - start
-    return {"samples": len(index), "seconds": seconds, "samples_per_s": len(index) / seconds}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        start = time.perf_counter()
+        index = cached_sample_index(cast(Any, shards), SampleRule(SEQ_LENGTH), Path(fresh))
+        seconds = time.perf_counter() - start
+        return {"samples": len(index), "seconds": seconds, "samples_per_s": len(index) / seconds}
 
 
 def loader_rate(prefix: str, vocab_size: int, seconds: float = 5.0) -> dict[str, float]:

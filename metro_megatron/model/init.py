@@ -39,9 +39,7 @@ def split_dimension(parameter: torch.nn.Parameter) -> int | None:
 
 
 @torch.no_grad()
-def initialize(
-    module: MegatronModule, prefix: str, model: ModelConfig, seed: int, tensor_group: ProcessGroup
-) -> None:
+def initialize(module: MegatronModule, prefix: str, model: ModelConfig, seed: int, tensor_group: ProcessGroup) -> None:
     """Fill every parameter of module in place; tensor-parallel ranks take their parts of one whole tensor."""
     for name, parameter in global_parameters(module, prefix):
         split = split_dimension(parameter)

@@ -34,8 +34,10 @@ class _Event(_Stream):
 
 
 def _is_cuda(device: object) -> bool:
-    return device is not None and not isinstance(device, bool) and (
-        isinstance(device, int) or str(device).startswith("cuda")
+    return (
+        device is not None
+        and not isinstance(device, bool)
+        and (isinstance(device, int) or str(device).startswith("cuda"))
     )
 
 

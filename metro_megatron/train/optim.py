@@ -44,9 +44,7 @@ class Optimizer:
         self.train_steps = config.train.train_steps
         precision = config.train.precision
         layout = homes.layout
-        self.shared = mcore.distributed_optimizer(
-            homes.shared, self.options, precision, mcore.shared_groups(layout)
-        )
+        self.shared = mcore.distributed_optimizer(homes.shared, self.options, precision, mcore.shared_groups(layout))
         self.stage = mcore.distributed_optimizer(homes.stage, self.options, precision, mcore.stage_groups(layout))
         self.chained = ChainedOptimizer([self.shared, self.stage])
         self.scaler = _SharedScaler.adopt(self.chained) if precision == "fp16" else None

@@ -70,9 +70,7 @@ class Step:
         for _, module in self.pair.modules():
             module.train(is_training)
 
-    def _auxiliary_phase(
-        self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums
-    ) -> list[Tensor]:
+    def _auxiliary_phase(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums) -> list[Tensor]:
         """Samples [M] of this pipeline rank's share of the micro batches."""
         group = self.layout.tensor
         sampled = []

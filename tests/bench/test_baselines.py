@@ -11,7 +11,7 @@ import pytest
 
 from metro_megatron.bench.baselines import ENCODERS, encode_file
 from metro_megatron.bench.debian_text import write_corpus
-from metro_megatron.bench.loading import SyntheticShard
+from metro_megatron.bench.loading import SyntheticShard, build_index
 from metro_megatron.bench.processes import python, run_measured
 from metro_megatron.data.tokenizer import Tokenizer
 from metro_megatron.data.tokenizer_training import train_tokenizer
@@ -101,3 +101,9 @@ def test_the_benchmark_runs(
     assert "M tokens/s" in capsys.readouterr().out
     with pytest.raises(UserError, match="no checkout of Megatron-LM"):
         main(str(output), megatron=str(tmp_path))
+
+
+def test_every_index_is_built_anew(tmp_path: Path) -> None:
+    rates = [build_index(1_000, tmp_path) for _ in range(2)]
+    assert rates[0]["samples"] == rates[1]["samples"] >= 1_000
+    assert not list(tmp_path.iterdir())

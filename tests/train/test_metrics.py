@@ -29,9 +29,7 @@ def test_figures_of_a_batch_by_hand() -> None:
     is_replaced = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
     logits = torch.tensor([[3.0, -2.0, 1.0, -1.0], [2.0, 0.5, 0.1, -9.0]])
     sums = main_sums(torch.tensor(1.4), torch.tensor(6.0), logits.t(), is_replaced.t(), micro_batch(is_real))
-    sums |= auxiliary_sums(
-        torch.tensor(9.0), torch.tensor([7, 8, 9]), torch.tensor([7, 1, 2]), torch.tensor([7, 8, 1])
-    )
+    sums |= auxiliary_sums(torch.tensor(9.0), torch.tensor([7, 8, 9]), torch.tensor([7, 1, 2]), torch.tensor([7, 8, 1]))
     sums["clm_correct"] = torch.tensor(1)
     assert sums.keys() == SUMS.keys()
     result = figures(sums)
