@@ -1,0 +1,121 @@
+"""The one choice between Triton kernels and torch references, and the only import of Triton.
+
+`tl` and `jit` are importable without Triton, so that modules with kernels load anywhere; nothing launches then.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+jit: Callable[[Callable], Any]
+try:
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+    MISSING = ""
+except ImportError as error:
+    tl = SimpleNamespace(constexpr=lambda value: value)  # type: ignore[assignment]
+    jit = lambda function: function  # noqa: E731
+    MISSING = str(error)
+"""MISSING: why Triton cannot be imported; empty where it can."""
+
+INTERPRETED = tl.constexpr(not MISSING and os.environ.get("TRITON_INTERPRET") == "1")
+"""True in tests, where Triton can run kernels on the CPU in Python; kernels may read it."""
+
+LEAST_CAPABILITY = (8, 0)
+"""A100. bfloat16 and asynchronous copies start here, and no kernel was compiled for less."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a kernel: what is passed, by name and in order, and how it is laid out on the GPU."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def start(self) -> None:
+        """On the current stream of the tensors' device; nothing to do where the grid is empty."""
+        if min(self.grid) == 0:
+            return
+        with torch.cuda.device_of(next(x for x in self.arguments.values() if isinstance(x, Tensor))):
+            self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+
+
+class _Choice:
+    """Process-wide, not per thread: recomputation runs operators again in threads of autograd's own."""
+
+    references = 0
+    interpreted = 0
+
+
+@contextmanager
+def reference_only() -> Iterator[None]:
+    """Inside, every operator takes its torch reference; may be nested. Backward keeps what its forward took."""
+    _Choice.references += 1
+    try:
+        yield
+    finally:
+        _Choice.references -= 1
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """For tests: inside, operators on the CPU run their kernels in Triton's interpreter; TRITON_INTERPRET=1 is set."""
+    assert INTERPRETED, "TRITON_INTERPRET=1 must be in the environment before fused is imported"
+    _Choice.interpreted += 1
+    try:
+        yield
+    finally:
+        _Choice.interpreted -= 1
+
+
+def use_kernel(*tensors: Tensor) -> bool:
+    """Whether the operator that got these tensors launches its kernel; float64 always takes the reference."""
+    return all(x.dtype != torch.float64 and not _obstacle(x.device) for x in tensors)
+
+
+def describe(device: torch.device) -> str:
+    """One sentence for the start of a run: what the operators run on this device, and why."""
+    if obstacle := _obstacle(device):
+        return f"Fused operators: torch references, because {obstacle}."
+    if device.type != "cuda":
+        return "Fused operators: Triton's interpreter, for tests."
+    name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return f"Fused operators: Triton {triton.__version__} kernels on {name} (compute capability {major}.{minor})."
+
+
+def architecture(device: torch.device) -> int:
+    """Key into tables of tile sizes: 80 (A100 and its like, and the interpreter) or 90 (H100, H200 and later)."""
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return 90 if hopper else 80
+
+
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; the interpreter works as one of 4."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _obstacle(device: torch.device) -> str:
+    """Why no kernel can run on this device; empty where one can."""
+    if _Choice.references:
+        return "the run asks for them"
+    if MISSING:
+        return f"Triton cannot be imported ({MISSING}); `pip install triton` where there is a GPU"
+    if device.type != "cuda":
+        return "" if _Choice.interpreted else f"kernels need a CUDA device and this is {device.type}"
+    if INTERPRETED:
+        return "TRITON_INTERPRET is set, which is for tests without a GPU; unset it"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"kernels need compute capability 8.0 and this device has {capability[0]}.{capability[1]}"
+    return ""

@@ -1,0 +1,93 @@
+"""Counter-based dropout masks: Philox-4x32-10 (Salmon et al., 2011), equal in kernels and in torch.
+
+A mask is never stored: backward draws it again. One call of Philox gives 128 bits, which serve GROUP neighbouring
+elements with 16 bits each: about 60 integer operations a call, by count as many as an H100 has time for while it reads
+and writes one element.
+"""
+
+import torch
+from torch import Tensor
+
+from fused.dispatch import jit, tl
+
+GROUP = 8
+"""Elements of one call."""
+
+LEVELS = 2**16
+_WORD = 0xFFFFFFFF
+
+
+def check_dropout(rate: float, seed: Tensor | None, device: torch.device) -> None:
+    """Raise ValueError for a rate outside [0, 1), and for a seed that is not [1] int64 on this device."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout is {rate}; it must be in [0, 1)")
+    if seed is not None and (seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != device):
+        raise ValueError(
+            f"seed is {list(seed.shape)} {seed.dtype} on {seed.device}; it must be [1] torch.int64 on {device}"
+        )
+
+
+def drop_threshold(rate: float) -> int:
+    """16 random bits below it drop an element: rate rounded to 2^-16."""
+    return min(round(rate * LEVELS), LEVELS - 1)
+
+
+def keep_scale(threshold: int) -> float:
+    """What kept elements are multiplied with; the inverse of the rounded rate, so that the mean is exact."""
+    return LEVELS / (LEVELS - threshold)
+
+
+def seed_of(rate: float, seed: Tensor | None, device: torch.device) -> Tensor | None:
+    """The seed [1] to use: the given one; if none, one from the device's generator; None where nothing is dropped.
+
+    Recomputation and checkpoints restore that generator. No GPU sync.
+    """
+    if rate == 0.0:
+        return None
+    return torch.randint(2**62, (1,), device=device) if seed is None else seed
+
+
+@jit
+def keep_mask_kernel(seed, group, c1, c2, c3, threshold):
+    """Mask of GROUP elements for each counter in group [..., G] int32: [..., 8 G], elements of a group together.
+
+    c1, c2, c3: int32 scalars, or tensors that broadcast against group. seed: int64 scalar.
+    """
+    zero = group * 0
+    a, b, c, d = tl.philox(seed, group, zero + c1, zero + c2, zero + c3)
+    words = tl.join(tl.join(a, c), tl.join(b, d))  # [..., G, 2, 2]: a, b, c, d in memory order
+    bits = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
+    return tl.reshape(bits, group.shape[:-1] + [group.shape[-1] * 8]) >= threshold
+
+
+def keep_mask(seed: Tensor, threshold: int, columns: int, *counters: Tensor | int) -> Tensor:
+    """keep_mask_kernel's mask [..., columns] for counters c1, c2, c3 that broadcast to [...]; seed is [1]."""
+    group = torch.arange(-(-columns // GROUP), device=seed.device)
+    others = [torch.as_tensor(x, device=seed.device)[..., None] for x in counters]
+    words = torch.stack(philox(seed, group, *others), dim=-1)  # [..., G, 4]
+    bits = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
+    return (bits.flatten(-3) >= threshold)[..., :columns]
+
+
+def philox(seed: Tensor, *counters: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four 32-bit words of Philox-4x32-10, in int64; seed is int64, up to four counters below 2^32 broadcast.
+
+    Counters may be negative int32 values too; missing ones are 0.
+    """
+    given = [torch.as_tensor(x, device=seed.device) & _WORD for x in counters]
+    given += [torch.zeros_like(seed)] * (4 - len(given))
+    c0, c1, c2, c3 = torch.broadcast_tensors(*given)
+    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
+    for _ in range(10):
+        high_a, low_a = _product(0xD2511F53, c0)
+        high_b, low_b = _product(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
+
+
+def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a product of 32-bit numbers, without passing 63 bits."""
+    low = a * (b & 0xFFFF)
+    middle = a * (b >> 16) + (low >> 16)
+    return middle >> 16, (middle & 0xFFFF) << 16 | (low & 0xFFFF)

@@ -1,0 +1,123 @@
+"""What can be compiled is tested in processes of their own: here Triton's interpreter takes the compiler's place."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fused import ahead_of_time
+from fused.ahead_of_time import CompileCase, MachineCode, argument_type, meta, obstacle, read_code
+from fused.dispatch import Launch
+
+ROOT = Path(__file__).parents[2]
+GOOD = MachineCode(registers=64, stack=0, shared=8, spills=0, wide_loads=2, loads=3, matrix=1)
+
+
+def case(**expectations) -> CompileCase:
+    return CompileCase("layer_norm, H 64", Launch(None, (1,), {}), 90, max_registers=64, **expectations)
+
+
+def test_code_that_is_as_expected():
+    assert GOOD.problems(case(tensor_cores=True)) == []
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"registers": 65}, "65 registers, at most 64"),
+        ({"stack": 8}, "8 bytes of stack"),
+        ({"spills": 2}, "2 loads and stores of spilled"),
+        ({"wide_loads": 0}, "no 128-bit load among 3"),
+        ({"matrix": 0}, "no matrix instruction"),
+    ],
+)
+def test_each_expectation_is_checked(change, message):
+    (problem,) = MachineCode(**{**GOOD.__dict__, **change}).problems(case(tensor_cores=True))
+    assert problem.startswith("layer_norm, H 64, sm_90: ") and message in problem
+
+
+def test_code_is_read():
+    usage = "Function k:\n  REG:40 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:600"
+    code = """
+        /*0010*/ LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/ @!P0 LDG.E R4, desc[UR4][R2.64] ;
+        /*0030*/ LDGSTS.E.BYPASS.128 [R5], desc[UR4][R2.64] ;
+        /*0040*/ LDL R1, [R1] ;
+        /*0050*/ STL.64 [R1], R2 ;
+        /*0060*/ HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0070*/ STG.E.128 desc[UR4][R2.64], R4 ;
+    """
+    wanted = MachineCode(registers=40, stack=16, shared=99, spills=2, wide_loads=2, loads=3, matrix=1)
+    assert read_code(usage, code, 99) == wanted
+
+
+@pytest.mark.parametrize(
+    "value, is_constexpr, wanted",
+    [
+        (meta(2, 3, dtype=torch.bfloat16), False, "*bf16"),
+        (meta(1, dtype=torch.bool), False, "*i1"),
+        (None, False, "constexpr"),
+        (1, False, "constexpr"),
+        (7, True, "constexpr"),
+        (2**31 - 1, False, "i32"),
+        (2**31, False, "i64"),
+        (0.5, False, "fp32"),
+    ],
+)
+def test_types_are_those_of_a_launch(value, is_constexpr, wanted):
+    assert argument_type(value, is_constexpr) == wanted
+
+
+def test_shapes_are_those_of_the_presets():
+    models = [yaml.safe_load(path.read_text())["model"] for path in sorted((ROOT / "examples").glob("*.yaml"))]
+    full = [model for model in models if model["vocab_size"] == ahead_of_time.VOCABULARY]
+    shapes = sorted({(model["hidden_size"], model["num_attention_heads"]) for model in full})
+    assert shapes == list(zip(ahead_of_time.HIDDEN_SIZES, ahead_of_time.HEADS, strict=True))
+    assert {hidden // heads for hidden, heads in shapes} == {ahead_of_time.HEAD_DIM}
+
+
+def test_the_interpreter_compiles_nothing():
+    assert "TRITON_INTERPRET is set" in obstacle()
+
+
+def compiling(tmp_path: Path, *command: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def test_the_tool_writes_its_table(tmp_path):
+    table = tmp_path / "kernels.md"
+    only = "layer_norm backward, H 768, residual"
+    done = compiling(tmp_path, "tools/compile_kernels.py", "--only", only, "--output", str(table))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"compiled 2 kernels, 0 not as expected, table in {table}" in done.stdout
+    (row,) = [line for line in table.read_text().splitlines() if line.startswith("| layer_norm")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[0].startswith(only) and cells[3:5] == ["0", "0"]
+
+
+ONE_OF_EACH = """
+from fused.ahead_of_time import compile_case
+from tools.compile_kernels import all_cases
+first = {case.name.partition(",")[0] + str(case.launch.kernel): case for case in all_cases() if case.architecture == 90}
+problems = [problem for case in first.values() for problem in compile_case(case).problems(case)]
+print(len(first), "kernels", *problems, sep="\\n")
+raise SystemExit(len(problems))
+"""
+
+
+def test_every_kernel_compiles_as_expected(tmp_path):
+    """The last of each kernel's shapes; tools/compile_kernels.py compiles all."""
+    done = compiling(tmp_path, "-c", ONE_OF_EACH)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_unknown_kernels_are_named(tmp_path):
+    done = compiling(tmp_path, "tools/compile_kernels.py", "--only", "nothing")
+    assert done.returncode == 2
+    assert "--only nothing: no kernel is called that; there are" in done.stderr and "layer_norm" in done.stderr

@@ -1,0 +1,82 @@
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import fused
+from fused import dispatch
+from fused.dispatch import describe, reference_only, use_kernel
+
+CPU = torch.device("cpu")
+
+
+def test_kernels_need_a_gpu_or_a_test():
+    x = torch.zeros(1)
+    assert use_kernel(x) and use_kernel(x, x.half(), x.bfloat16())
+    assert not use_kernel(x, x.double())
+    assert "interpreter" in describe(CPU)
+
+
+def test_reference_only_nests_and_holds_in_every_thread():
+    seen = []
+    with reference_only():
+        with reference_only():
+            pass
+        thread = threading.Thread(target=lambda: seen.append(use_kernel(torch.zeros(1))))
+        thread.start()
+        thread.join()
+        assert "asks for them" in describe(CPU)
+    assert seen == [False] and use_kernel(torch.zeros(1))
+
+
+def test_the_references_come_back_after_an_error():
+    with pytest.raises(KeyError), reference_only():
+        raise KeyError
+    assert use_kernel(torch.zeros(1))
+
+
+@pytest.mark.parametrize("capability, wanted", [((7, 5), "8.0 and this device has 7.5"), ((9, 0), "on A GPU")])
+def test_gpus_are_described(monkeypatch, capability, wanted):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    device = torch.device("cuda", 0)
+    assert wanted in describe(device)
+    assert dispatch.architecture(device) == (90 if capability == (9, 0) else 80)
+
+
+def test_the_interpreter_does_not_train():
+    assert "unset it" in describe(torch.device("cuda", 0))
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+for name in {names}:
+    __import__(name)
+from fused.dispatch import describe
+from fused.layer_norm import layer_norm
+from fused.relative_bias import CompactBias
+from fused.softmax_dropout import softmax_dropout
+x = torch.randn(2, 1, 3, 3, requires_grad=True)
+y = layer_norm(x, torch.ones(3), torch.zeros(3), 1e-5, dropout=0.5)
+y = softmax_dropout(y, CompactBias(torch.zeros(1, 3), torch.zeros(1, 2)), torch.ones(2, 3, dtype=torch.bool), 1.0, 0.5)
+y.sum().backward()
+print(describe(torch.device("cpu")))
+"""
+
+
+def test_references_run_without_triton():
+    names = [f"fused.{module.name}" for module in pkgutil.iter_modules(fused.__path__)]
+    assert all(importlib.import_module(name) for name in names)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", WITHOUT_TRITON.format(names=names)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Triton cannot be imported" in done.stdout

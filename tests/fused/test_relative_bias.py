@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from fused.relative_bias import CompactBias, check_bias
+
+
+@pytest.mark.parametrize("reach, length", [(3, 9), (9, 4), (0, 3), (2, 1)])
+def test_expanded_bias_equals_its_definition(reach, length):
+    bias = CompactBias(torch.randn(2, 2 * reach + 1), torch.randn(2, 2))
+    dense = bias.expand(length)
+    for head in range(2):
+        for query in range(length):
+            for key in range(length):
+                wanted = bias.distances[head, max(-reach, min(reach, key - query)) + reach]
+                if query == 0:
+                    wanted = bias.cls[head, 0]
+                elif key == 0:
+                    wanted = bias.cls[head, 1]
+                assert dense[head, query, key] == wanted
+
+
+@pytest.mark.parametrize(
+    "distances, cls, message",
+    [
+        (torch.zeros(2, 4), torch.zeros(2, 2), r"bias.distances is \[2, 4\]"),
+        (torch.zeros(3, 5), torch.zeros(2, 2), r"bias.distances is \[3, 5\]"),
+        (torch.zeros(2, 5), torch.zeros(2, 1), r"bias.cls is \[2, 1\]"),
+        (torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 2), "bias.distances is torch.int64"),
+    ],
+)
+def test_bad_bias_is_named(distances, cls, message):
+    with pytest.raises(ValueError, match=message):
+        check_bias(CompactBias(distances, cls), 2, torch.device("cpu"))

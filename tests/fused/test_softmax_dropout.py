@@ -1,0 +1,171 @@
+"""The kernels, in the interpreter, against the reference in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fused import softmax_dropout as module
+from fused.dispatch import reference_only
+from fused.philox import drop_threshold, keep_mask
+from fused.relative_bias import CompactBias
+from fused.softmax_dropout import clip_distances, softmax_dropout, softmax_dropout_forward, softmax_dropout_ref
+from tests.fused.tolerances import assert_close
+
+SEED = torch.tensor([77])
+SCALE = 0.3
+
+
+def make(samples, heads, length, reach=3, dtype=torch.float32):
+    """Scores, distances, cls and is_key; the last of several samples has no key."""
+    generator = torch.Generator().manual_seed(samples * length + reach)
+    shapes = (samples, heads, length, length), (heads, 2 * reach + 1), (heads, 2)
+    scores, distances, cls = (torch.randn(shape, generator=generator) for shape in shapes)
+    is_key = torch.rand(samples, length, generator=generator) < 0.8
+    is_key[:, 0] = True
+    is_key[-1:] = samples == 1
+    return [scores.to(dtype), distances, cls, is_key]
+
+
+def run(function, parts, dropout=0.0, dtype=None):
+    """Probabilities and gradients of scores, distances and cls; the arriving gradient is exact in every type."""
+    *leaves, is_key = parts
+    scores, distances, cls = (part.detach().to(dtype or part.dtype).requires_grad_() for part in leaves)
+    p = function(scores, CompactBias(distances, cls), is_key, SCALE, dropout, SEED)
+    arriving = torch.randint(-8, 9, p.shape, generator=torch.Generator().manual_seed(1)) / 8
+    return [p.detach(), *torch.autograd.grad((p.double() * arriving).sum(), [scores, distances, cls])]
+
+
+def agree(parts, dropout=0.0):
+    got = run(softmax_dropout, parts, dropout)
+    for part, wanted in zip(got, run(softmax_dropout_ref, parts, dropout, torch.float64), strict=True):
+        assert_close(part, wanted, parts[0].dtype)
+    return got
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("samples, heads, length, reach", [(1, 1, 1, 0), (3, 2, 8, 3), (1, 2, 17, 40), (2, 1, 33, 0)])
+def test_values_and_gradients(samples, heads, length, reach, dropout):
+    agree(make(samples, heads, length, reach), dropout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    parts = make(2, 2, 16, dtype=dtype)
+    got = agree(parts, 0.1)
+    assert got[0].dtype == got[1].dtype == dtype and got[2].dtype == torch.float32
+
+
+def test_rows_longer_than_the_least_block():
+    agree(make(1, 1, 260, 5), 0.2)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 3), st.integers(1, 2), st.integers(1, 12), st.integers(0, 14), st.sampled_from([0.0, 0.5]))
+def test_random_shapes(samples, heads, length, reach, dropout):
+    agree(make(samples, heads, length, reach), dropout)
+
+
+def test_extreme_scores():
+    """All equal, at the largest half, and with one key that takes everything."""
+    for row in (torch.zeros(9), torch.full((9,), 65504.0), torch.tensor([-65504.0] * 4 + [65504.0] + [0.0] * 4)):
+        parts = make(1, 1, 9)
+        agree([row.expand(1, 1, 9, 9).half(), *parts[1:]])
+
+
+def test_padding_gets_no_probability_and_no_gradient():
+    parts = make(3, 1, 6)
+    p, grad_scores, _, _ = agree(parts, 0.3)
+    hidden = ~parts[3][:2, None, None, :].expand(2, 1, 6, 6)
+    assert (p[:2][hidden] == 0).all() and (grad_scores[:2][hidden] == 0).all()
+    assert torch.isfinite(p).all() and (grad_scores[2] == 0).all()
+
+
+def test_the_mask_of_forward_is_that_of_backward_and_of_philox():
+    parts = [*make(4, 2, 9)[:3], torch.ones(4, 9, dtype=torch.bool)]
+    scores = parts[0].requires_grad_()
+    p = softmax_dropout(scores, CompactBias(*parts[1:3]), parts[3], SCALE, 0.3, SEED)
+    kept = keep_mask(SEED, drop_threshold(0.3), 9, torch.arange(72)).view(p.shape)
+    assert torch.equal(p != 0, kept)
+    (gradient,) = torch.autograd.grad(p[0, 0, 0].sum(), scores)
+    plain = softmax_dropout(scores, CompactBias(*parts[1:3]), parts[3], SCALE)[0, 0, 0].detach()
+    arriving = kept[0, 0, 0] * (2**16 / (2**16 - drop_threshold(0.3)))
+    wanted = SCALE * plain * (arriving - (plain * arriving).sum())
+    torch.testing.assert_close(gradient[0, 0, 0], wanted, atol=1e-6, rtol=0)
+
+
+def test_layout_on_the_gpu_changes_nothing(monkeypatch):
+    parts = make(5, 2, 9)
+    before = agree(parts, 0.3)
+    assert all(torch.equal(*both) for both in zip(before, run(softmax_dropout, parts, 0.3), strict=True))
+    monkeypatch.setattr(module, "FORWARD_SAMPLES", 2)
+    monkeypatch.setattr(module, "BACKWARD_SAMPLES", 3)
+    monkeypatch.setattr(module, "DIAGONAL_TILE", (4, 8))
+    after = agree(parts, 0.3)
+    assert all(torch.equal(*both) for both in zip(before[:2], after[:2], strict=True))
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3, 4, 7])
+def test_distances_are_clipped_as_the_bias_is(reach):
+    sums = torch.randn(2, 9)
+    wanted = torch.zeros(2, 2 * reach + 1)
+    for distance in range(-4, 5):
+        wanted[:, max(-reach, min(reach, distance)) + reach] += sums[:, distance + 4]
+    torch.testing.assert_close(clip_distances(sums, reach), wanted)
+
+
+def test_a_dense_bias_is_the_expanded_one():
+    scores, distances, cls, is_key = make(2, 2, 6)
+    bias = CompactBias(distances, cls)
+    dense = softmax_dropout(scores, bias.expand(6), is_key, SCALE, 0.2, SEED)
+    with reference_only():
+        assert torch.equal(dense, softmax_dropout(scores, bias, is_key, SCALE, 0.2, SEED))
+
+
+def test_reference_is_the_softmax_of_the_sum():
+    scores, distances, cls, _ = make(1, 2, 6)
+    bias = CompactBias(distances, cls)
+    wanted = (scores * SCALE + bias.expand(6)).softmax(-1)
+    every = torch.ones(1, 6, dtype=torch.bool)
+    torch.testing.assert_close(softmax_dropout_ref(scores, bias, every, SCALE), wanted)
+
+
+@pytest.mark.parametrize("dropout, seed", [(0.0, None), (0.2, SEED)])
+def test_operator_obeys_torch(dropout, seed):
+    *leaves, is_key = make(2, 2, 5)
+    arguments = (*(part.requires_grad_() for part in leaves), is_key, SCALE, dropout, seed)
+    torch.library.opcheck(softmax_dropout_forward, arguments)
+
+
+def test_compilers_see_one_operator():
+    graphs = []
+    scores, distances, cls, is_key = make(2, 2, 5)
+    compiled = torch.compile(
+        lambda x: softmax_dropout(x, CompactBias(distances, cls), is_key, SCALE),
+        fullgraph=True,
+        backend=lambda graph, _: graphs.append(graph) or graph,
+    )
+    torch.testing.assert_close(compiled(scores), run(softmax_dropout, [scores, distances, cls, is_key])[0])
+    assert len([node for node in graphs[0].graph.nodes if "fused" in str(node.target)]) == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scores": torch.zeros(2, 5, 5)}, r"scores is \[2, 5, 5\]"),
+        ({"scores": torch.zeros(2, 2, 4, 5)}, r"scores is \[2, 2, 4, 5\]"),
+        ({"scores": torch.zeros(2, 2, 5, 5, dtype=torch.int32)}, "scores is .* torch.int32"),
+        ({"is_key": torch.ones(2, 4, dtype=torch.bool)}, r"is_key is \[2, 4\]"),
+        ({"is_key": torch.ones(2, 5)}, "is_key is .* torch.float32"),
+        ({"is_key": torch.ones(2, 5, dtype=torch.bool, device="meta")}, "on meta"),
+        ({"bias": CompactBias(torch.zeros(3, 5), torch.zeros(2, 2))}, r"bias.distances is \[3, 5\]"),
+        ({"bias": torch.zeros(2, 4, 5)}, r"bias is \[2, 4, 5\]"),
+        ({"dropout": -0.5}, "dropout is -0.5"),
+        ({"dropout": 0.5, "seed": torch.tensor(1)}, r"seed is \[\]"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    scores, distances, cls, is_key = make(2, 2, 5)
+    given = {"scores": scores, "bias": CompactBias(distances, cls), "is_key": is_key, "scale": SCALE}
+    with pytest.raises(ValueError, match=message):
+        softmax_dropout(**{**given, **change})
