@@ -38,7 +38,7 @@ def attention(
     """
     _check(q, k, v, samples, dropout, term)
     check_bias(bias, q.size(1), q.device)
-    if not use_kernel(q, k, v):
+    if not use_kernel("attention", q, k, v):
         return attention_ref(q, k, v, bias, samples, dropout, term)
     if q.size(2) not in HEAD_DIMS:
         raise ValueError(f"q is {list(q.shape)}; the kernels have head dimensions {HEAD_DIMS}")

@@ -4,6 +4,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,21 +52,30 @@ class Launch:
             self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
+OPERATORS = ("attention", "layer_norm", "linear_cross_entropy", "softmax_dropout")
+
+
 class _Choice:
     """Process-wide, not per thread: recomputation runs operators again in threads of autograd's own."""
 
-    references = 0
+    references: Counter[str] = Counter()
     interpreted = 0
 
 
 @contextmanager
-def reference_only() -> Iterator[None]:
-    """Inside, every operator takes its torch reference; may be nested. Backward keeps what its forward took."""
-    _Choice.references += 1
+def reference_only(*operators: str) -> Iterator[None]:
+    """Inside, the named operators (all where none is named) take their torch references; may be nested.
+
+    Backward keeps what its forward took. Raises ValueError for a name that is not in OPERATORS.
+    """
+    if unknown := set(operators) - set(OPERATORS):
+        raise ValueError(f"no operator is called {', '.join(sorted(unknown))}; there are {', '.join(OPERATORS)}")
+    names = operators or OPERATORS
+    _Choice.references.update(names)
     try:
         yield
     finally:
-        _Choice.references -= 1
+        _Choice.references.subtract(names)
 
 
 @contextmanager
@@ -79,13 +89,17 @@ def interpreted() -> Iterator[None]:
         _Choice.interpreted -= 1
 
 
-def use_kernel(*tensors: Tensor) -> bool:
+def use_kernel(operator: str, *tensors: Tensor) -> bool:
     """Whether the operator that got these tensors launches its kernel; float64 always takes the reference."""
-    return all(x.dtype != torch.float64 and not _obstacle(x.device) for x in tensors)
+    return not _Choice.references[operator] and all(
+        x.dtype != torch.float64 and not _obstacle(x.device) for x in tensors
+    )
 
 
 def describe(device: torch.device) -> str:
     """One sentence for the start of a run: what the operators run on this device, and why."""
+    if all(_Choice.references[name] for name in OPERATORS):
+        return "Fused operators: torch references, because the run asks for them."
     if obstacle := _obstacle(device):
         return f"Fused operators: torch references, because {obstacle}."
     if device.type != "cuda":
@@ -107,8 +121,6 @@ def processors(device: torch.device) -> int:
 
 def _obstacle(device: torch.device) -> str:
     """Why no kernel can run on this device; empty where one can."""
-    if _Choice.references:
-        return "the run asks for them"
     if MISSING:
         return f"Triton cannot be imported ({MISSING}); `pip install triton` where there is a GPU"
     if device.type != "cuda":

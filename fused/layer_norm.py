@@ -52,7 +52,7 @@ def layer_norm(
     _check(x, weight, bias, residual, x_bias)
     check_dropout(dropout, seed, x.device)
     seed = seed_of(dropout, seed, x.device)
-    if not use_kernel(x):
+    if not use_kernel("layer_norm", x):
         return layer_norm_ref(x, weight, bias, eps, residual=residual, x_bias=x_bias, dropout=dropout, seed=seed)
     if x.size(-1) > WIDEST:
         raise ValueError(f"x is {list(x.shape)}; the kernels take rows of at most {WIDEST}, reference_only() any")

@@ -55,7 +55,7 @@ def shard_statistics(
 ) -> Tensor:  # fmt: skip
     """What one shard says about the rows, [5, M] or with noise [7, M], for `combine`. Arguments as above."""
     _check(rows, weight, bias, targets, shard, noise_keys)
-    if not use_kernel(rows, weight):
+    if not use_kernel("linear_cross_entropy", rows, weight):
         return shard_statistics_ref(rows, weight, bias, targets, shard, noise_keys)
     return vocabulary_statistics(rows, weight, bias, targets, noise_keys, *shard)
 
@@ -70,7 +70,7 @@ def shard_loss(
             raise ValueError(
                 f"statistics.{name} is {list(x.shape)} on {x.device}; it must be {list(targets.shape)} on {rows.device}"
             )
-    if not use_kernel(rows, weight):
+    if not use_kernel("linear_cross_entropy", rows, weight):
         return shard_loss_ref(rows, weight, bias, targets, shard, statistics)
     return vocabulary_loss(rows, weight, bias, targets, statistics.lse, statistics.loss, *shard[:2])
 

@@ -53,7 +53,7 @@ def softmax_dropout(
     _check(scores, bias, is_key)
     check_dropout(dropout, seed, scores.device)
     seed = seed_of(dropout, seed, scores.device)
-    if isinstance(bias, Tensor) or not use_kernel(scores):
+    if isinstance(bias, Tensor) or not use_kernel("softmax_dropout", scores):
         return softmax_dropout_ref(scores, bias, is_key, scale, dropout, seed)
     if scores.size(-1) > LONGEST:
         raise ValueError(f"scores is {list(scores.shape)}; the kernels take rows of at most {LONGEST}")

@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 def test_kernels_need_a_gpu_or_a_test():
     x = torch.zeros(1)
-    assert use_kernel(x) and use_kernel(x, x.half(), x.bfloat16())
-    assert not use_kernel(x, x.double())
+    assert use_kernel("layer_norm", x) and use_kernel("layer_norm", x, x.half(), x.bfloat16())
+    assert not use_kernel("layer_norm", x, x.double())
     assert "interpreter" in describe(CPU)
 
 
@@ -27,17 +27,25 @@ def test_reference_only_nests_and_holds_in_every_thread():
     with reference_only():
         with reference_only():
             pass
-        thread = threading.Thread(target=lambda: seen.append(use_kernel(torch.zeros(1))))
+        thread = threading.Thread(target=lambda: seen.append(use_kernel("layer_norm", torch.zeros(1))))
         thread.start()
         thread.join()
         assert "asks for them" in describe(CPU)
-    assert seen == [False] and use_kernel(torch.zeros(1))
+    assert seen == [False] and use_kernel("layer_norm", torch.zeros(1))
+
+
+def test_single_operators_take_their_references():
+    with reference_only("attention", "layer_norm"):
+        assert not use_kernel("attention", torch.zeros(1)) and use_kernel("softmax_dropout", torch.zeros(1))
+        assert "interpreter" in describe(CPU)
+    with pytest.raises(ValueError, match="no operator is called flash; there are attention, "), reference_only("flash"):
+        pass
 
 
 def test_the_references_come_back_after_an_error():
     with pytest.raises(KeyError), reference_only():
         raise KeyError
-    assert use_kernel(torch.zeros(1))
+    assert use_kernel("layer_norm", torch.zeros(1))
 
 
 @pytest.mark.parametrize("capability, wanted", [((7, 5), "8.0 and this device has 7.5"), ((9, 0), "on A GPU")])
