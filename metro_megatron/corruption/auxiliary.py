@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from metro_megatron.config import ModelConfig
-from metro_megatron.corruption.sampling import gumbel_max_sample, vocabulary_argmax
 from metro_megatron.data.batch import MicroBatch
-from metro_megatron.data.tokenizer import NUM_SPECIALS
-from metro_megatron.objective.losses import cross_entropy_sum, real_logits
+from metro_megatron.objective.losses import vocabulary_statistics
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,9 @@ def propose(auxiliary: torch.nn.Module, batch: MicroBatch, model: ModelConfig, g
 
     auxiliary is an AuxiliaryModel, possibly wrapped; group is its tensor-parallel group.
     """
-    logits = real_logits(auxiliary(batch), model.vocab_size, group)
-    loss = cross_entropy_sum(logits, batch.masked_targets)
-    fixed = logits.detach()
-    sampled = gumbel_max_sample(fixed, batch.noise_keys, group, NUM_SPECIALS)
-    return Proposal(loss, sampled, vocabulary_argmax(fixed, group))
+    found = vocabulary_statistics(auxiliary(batch), batch.masked_targets, model.vocab_size, group, batch.noise_keys)
+    assert found.sampled is not None
+    return Proposal(found.loss.sum(), found.sampled, found.predicted)
 
 
 def corrupt(batch: MicroBatch, sampled: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from metro_megatron.config import ModelConfig
 from metro_megatron.data.batch import MicroBatch
-from metro_megatron.model.heads import CLMHead, MLMHead
+from metro_megatron.model.heads import CLMHead, Decoding, MLMHead
 from metro_megatron.model.layer import block_spec, linear
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
 from metro_megatron.model.position import RelativePositionTable, bucket_table
@@ -143,8 +143,8 @@ class AuxiliaryModel(Encoder):
         self.table = RelativePositionTable(config, model, groups.tp)
         self.head = MLMHead(config, model.vocab_size)
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """MLM logits at the masked positions, [M, V]."""
+    def forward(self, batch: MicroBatch) -> Decoding:
+        """The MLM head at the masked positions."""
         hidden = self.encode(batch.masked_tokens, batch, self.table.weight)
         return self.head(hidden.flatten(0, 1)[batch.masked_index], self.word)
 
@@ -166,8 +166,8 @@ class MainModel(Encoder):
             self.rtd_head = linear(model.hidden_size, 1)
             self.clm_head = CLMHead(config, model.vocab_size)
 
-    def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor | tuple[Tensor, Tensor]:
-        """Corrupted ids [B, S] to hidden states, on the last stage to (RTD logits [S, B], CLM logits [M, V])."""
+    def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor | tuple[Tensor, Decoding]:
+        """Corrupted ids [B, S] to hidden states, on the last stage to (RTD logits [S, B], the CLM head at masks)."""
         hidden = self.encode(tokens, batch, self.borrowed[0].main_table.weight)
         if not self.post_process:
             return hidden

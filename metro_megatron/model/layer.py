@@ -1,7 +1,6 @@
 """The post-LN transformer layer of BERT and METRO from megatron-core's parts."""
 
 import torch
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -31,17 +30,16 @@ class PostNormLayer(TransformerLayer):
         **unused: object,
     ) -> tuple[Tensor, None]:
         """hidden_states [S, B, H] to [S, B, H]; the None is megatron-core's context."""
-        attended = self.self_attention(
+        dropout = self.hidden_dropout if self.training else 0.0
+        attended, bias = self.self_attention(
             hidden_states,
             attention_mask=attention_mask,
             attention_bias=attention_bias,
             packed_seq_params=packed_seq_params,
         )
-        add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
-        hidden_states = self.input_layernorm(add(attended, hidden_states, self.hidden_dropout))
-        add = self.mlp_bda(self.training, self.config.bias_dropout_fusion)
-        fed_forward = self.mlp(hidden_states)
-        return self.pre_mlp_layernorm(add(fed_forward, hidden_states, self.hidden_dropout)), None
+        hidden_states = self.input_layernorm(attended, hidden_states, bias, dropout)
+        fed_forward, bias = self.mlp(hidden_states)
+        return self.pre_mlp_layernorm(fed_forward, hidden_states, bias, dropout), None
 
 
 def block_spec(num_layers: int, buckets: Tensor) -> TransformerBlockSubmodules:
@@ -59,13 +57,11 @@ def block_spec(num_layers: int, buckets: Tensor) -> TransformerBlockSubmodules:
                 params={"attn_mask_type": AttnMaskType.padding},
                 submodules=attention,
             ),
-            self_attn_bda=get_bias_dropout_add,
             input_layernorm=LayerNorm,
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
             ),
-            mlp_bda=get_bias_dropout_add,
             pre_mlp_layernorm=LayerNorm,
         ),
     )

@@ -22,8 +22,11 @@ class LayerNorm(torch.nn.Module):
         self.eps = eps
         mark_sequence_parallel(self, config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, x_bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        """LN(residual + dropout(x + x_bias)), any part absent; the mask's seed is drawn from torch's generator."""
+        return layer_norm(x, self.weight, self.bias, self.eps, residual=residual, x_bias=x_bias, dropout=dropout)
 
 
 def mark_sequence_parallel(module: torch.nn.Module, config: TransformerConfig) -> None:

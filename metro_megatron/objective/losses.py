@@ -3,30 +3,30 @@
 Legend: M masked positions, V vocabulary rows of this rank, S positions, B rows.
 """
 
-import torch
-from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-
-def real_logits(logits: Tensor, vocab_size: int, group: ProcessGroup) -> Tensor:
-    """FP32 logits [M, V] in which ids that only pad the vocabulary have -inf. Never the input itself."""
-    num_ids = logits.size(-1)
-    real = min(max(vocab_size - group.rank() * num_ids, 0), num_ids)
-    logits = logits.float()
-    if real == num_ids:
-        return logits
-    return functional.pad(logits[:, :real], (0, num_ids - real), value=-torch.inf)
+from fused.linear_cross_entropy import shard_loss, shard_statistics
+from fused.linear_cross_entropy_statistics import Statistics, VocabularyShard, combine
+from metro_megatron.data.tokenizer import NUM_SPECIALS
+from metro_megatron.model.heads import Decoding
 
 
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over M of -log softmax(logits)[target], for fp32 logits [M, V] and global ids [M]."""
-    if targets.numel() == 0:
-        return logits.sum()
-    # megatron-core's function works in place on what it is given.
-    losses = vocab_parallel_cross_entropy(logits.clone()[:, None], targets[:, None])
-    return losses.sum()
+def vocabulary_statistics(
+    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, noise_keys: Tensor | None = None
+) -> Statistics:
+    """Losses [M] with their graph, most probable ids, and with noise_keys [M, 2] samples; the same on every rank.
+
+    Ranks exchange 5 or 7 numbers a row. targets [M] are global ids.
+    """
+    shard = VocabularyShard(group.rank() * decoding.weight.size(0), vocab_size, NUM_SPECIALS)
+    partial = shard_statistics(*decoding, targets, shard, noise_keys)
+    gathered = partial.new_empty(group.size() * partial.size(0), partial.size(1))
+    dist.all_gather_into_tensor(gathered, partial, group=group)
+    statistics = combine(gathered.view(group.size(), *partial.shape))
+    return statistics._replace(loss=shard_loss(*decoding, targets, shard, statistics))
 
 
 def replaced_token_detection_sum(logits: Tensor, is_original: Tensor, is_real: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from metro_megatron.config import Config
 from metro_megatron.corruption.auxiliary import corrupt, propose
-from metro_megatron.corruption.sampling import vocabulary_argmax
 from metro_megatron.data.batch import MicroBatch, StepBatch
+from metro_megatron.model.heads import Decoding
 from metro_megatron.model.pair import Pair
-from metro_megatron.objective.losses import cross_entropy_sum, real_logits, replaced_token_detection_sum
+from metro_megatron.objective.losses import replaced_token_detection_sum, vocabulary_statistics
 from metro_megatron.parallel.exchange import exchange, share
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
@@ -118,17 +118,17 @@ class Step:
         metrics.add(sums)
 
     def main_loss(
-        self, output: tuple[Tensor, Tensor], tokens: Tensor, micro_batch: MicroBatch, batch: StepBatch
+        self, output: tuple[Tensor, Decoding], tokens: Tensor, micro_batch: MicroBatch, batch: StepBatch
     ) -> tuple[Tensor, Sums]:
-        """Main's share of eq. 9 from (RTD logits [S, B], CLM logits [M, V]), and its sums."""
-        rtd_logits, clm_logits = output
+        """Main's share of eq. 9 from (RTD logits [S, B], the CLM head at masks), and its sums."""
+        rtd_logits, decoding = output
         weights, group = self.config.objective, self.layout.tensor
         is_replaced = (tokens != micro_batch.tokens).t()
         rtd = replaced_token_detection_sum(rtd_logits, ~is_replaced, micro_batch.is_real.t())
-        logits = real_logits(clm_logits, self.config.model.vocab_size, group)
         targets = micro_batch.masked_targets
-        clm = cross_entropy_sum(logits, targets)
+        found = vocabulary_statistics(decoding, targets, self.config.model.vocab_size, group)
+        clm = found.loss.sum()
         sums = main_sums(rtd, clm, rtd_logits, is_replaced, micro_batch)
-        sums["clm_correct"] = (vocabulary_argmax(logits.detach(), group) == targets).sum()
+        sums["clm_correct"] = (found.predicted == targets).sum()
         loss = weights.rtd_weight * rtd / batch.num_tokens + weights.clm_weight * clm / max(batch.num_masked, 1)
         return loss, sums

@@ -44,10 +44,10 @@ def trainer_outputs(
         vocab_size = config.model.vocab_size
         rtd, clm = pair.main[0](noised_tokens, batch)
         return {
-            "mlm": _rows(pair.auxiliary(batch), masked_tokens)[..., :vocab_size],
+            "mlm": _rows(pair.auxiliary(batch).logits(), masked_tokens)[..., :vocab_size],
             "hidden": _hidden(pair.main[0], noised_tokens, batch),
             "rtd": rtd.t(),
-            "clm": _rows(clm, masked_tokens)[..., :vocab_size],
+            "clm": _rows(clm.logits(), masked_tokens)[..., :vocab_size],
         }
     finally:
         layout.destroy()

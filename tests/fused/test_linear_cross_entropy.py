@@ -1,11 +1,11 @@
 """The vocabulary head's kernels, under the interpreter, against plain torch."""
 
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch.nn import functional
 
 from fused import linear_cross_entropy as head
@@ -14,7 +14,6 @@ from fused.linear_cross_entropy import linear_cross_entropy, shard_loss, shard_s
 from fused.linear_cross_entropy_kernels import _gumbel, _uniform
 from fused.linear_cross_entropy_reference import gumbel_noise, shard_logits_ref
 from fused.linear_cross_entropy_statistics import VocabularyShard, combine
-from metro_megatron.corruption import sampling
 
 # Logits are rounded to the dtype of rows, as torch's own linear layer rounds them; they reach about 8 here.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -113,26 +112,42 @@ def noise_kernel(Keys, Ids, Out, COUNT: tl.constexpr):
 
 
 @pytest.mark.parametrize("keys", [(1, 2), (-3, 2**31 - 1), (-(2**31), 0)])
-def test_noise_is_that_of_the_unfused_sampler(keys):
+def test_noise_of_kernel_and_reference_is_one(keys):
     keys, ids = torch.tensor([keys], dtype=torch.int32), torch.arange(2**14, dtype=torch.int32) * 8
     noise = torch.empty(ids.numel())
     noise_kernel[(1,)](keys, ids, noise, ids.numel())
-    wanted = sampling.gumbel_noise(keys, ids)
-    assert torch.equal(gumbel_noise(keys, ids), wanted)
-    torch.testing.assert_close(noise[None], wanted, atol=1e-6, rtol=1e-6)  # two implementations of the logarithm
+    # Two implementations of the logarithm.
+    torch.testing.assert_close(noise[None], gumbel_noise(keys, ids), atol=1e-6, rtol=1e-6)
+
+
+def test_noise_is_standard_gumbel_with_its_upper_tail():
+    keys = torch.randint(-(2**31), 2**31, (400, 2), generator=torch.Generator().manual_seed(0)).int()
+    noise = gumbel_noise(keys, torch.arange(5000, dtype=torch.int32)).numpy()
+    assert np.isfinite(noise).all()
+    assert stats.kstest(noise[:, ::50].ravel(), "gumbel_r").pvalue > 1e-3
+    maxima = noise.max(axis=1) - np.log(5000)  # the maximum of n is Gumbel shifted by log n
+    assert stats.kstest(maxima, "gumbel_r").pvalue > 1e-3
+    rows = np.corrcoef(noise[:40])
+    assert np.abs(rows - np.eye(40)).max() < 0.08
+
+
+def test_noise_is_golden():
+    noise = gumbel_noise(torch.tensor([[1, 2], [-3, 2**31 - 1]], dtype=torch.int32), torch.tensor([0, 7, 127999]))
+    expected = torch.tensor([[-0.454177, 1.463489, 0.026575], [3.498928, -0.428101, 0.066627]])
+    torch.testing.assert_close(noise, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype, slack", [(torch.float32, 2e-4), (torch.bfloat16, 2e-4), (torch.float32, 2.0)])
-def test_samples_and_argmax_are_those_of_the_unfused_sampler(monkeypatch, dtype, slack):
+def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack):
     """A slack above 1 makes every piece compute all of its noise in full."""
     monkeypatch.setattr(head, "SLACK", slack)
     parts, targets, keys = make(60, 32, 120, 110, dtype, seed=3)
     statistics = linear_cross_entropy(*parts, targets, VocabularyShard(0, 110, SPECIALS), keys)
-    logits = functional.linear(*parts).float()
-    logits[:, 110:] = -torch.inf
-    alone = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
-    assert torch.equal(statistics.sampled, sampling.gumbel_max_sample(logits, keys, alone, SPECIALS))
-    assert torch.equal(statistics.predicted, sampling.vocabulary_argmax(logits, alone))
+    logits = functional.linear(*parts).float()[:, :110]
+    scores = logits + gumbel_noise(keys, torch.arange(110, dtype=torch.int32))
+    scores[:, :SPECIALS] = -torch.inf
+    assert torch.equal(statistics.sampled, scores.argmax(1))
+    assert torch.equal(statistics.predicted, logits.argmax(1))
 
 
 @pytest.mark.parametrize("reference", [False, True])

@@ -5,53 +5,71 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from fused.linear_cross_entropy_reference import gumbel_noise
 from metro_megatron.config import ParallelConfig
-from metro_megatron.objective.losses import cross_entropy_sum, real_logits, replaced_token_detection_sum
+from metro_megatron.data.tokenizer import NUM_SPECIALS
+from metro_megatron.model.heads import Decoding
+from metro_megatron.objective.losses import replaced_token_detection_sum, vocabulary_statistics
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
 
-VOCAB_SIZE, PADDED, ROWS = 200, 256, 17
+VOCAB_SIZE, PADDED, ROWS, HIDDEN = 200, 256, 17, 8
 
 
-def whole_logits() -> tuple[torch.Tensor, torch.Tensor]:
+def whole_head() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(ROWS, PADDED, generator=generator, dtype=torch.float32) * 3
-    return logits, torch.randint(VOCAB_SIZE, (ROWS,), generator=generator)
+    parts = [torch.randn(*shape, generator=generator) for shape in ((ROWS, HIDDEN), (PADDED, HIDDEN), (PADDED,))]
+    keys = torch.randint(2**31, (ROWS, 2), generator=generator).int()
+    return parts, torch.randint(VOCAB_SIZE, (ROWS,), generator=generator), keys
 
 
-def loss_on_rank() -> tuple[float, torch.Tensor, torch.Tensor]:
-    """Loss, gradient of all logits, and the logits after the loss."""
+def head_on_rank() -> list[torch.Tensor]:
+    """Loss, predicted and sampled ids, and the gradients of rows, weight and bias over all ranks."""
     layout = Layout.create(ParallelConfig(tensor_model_parallel_size=dist.get_world_size()), torch.device("cpu"))
-    logits, targets = whole_logits()
-    own = logits.chunk(layout.tensor.size(), dim=1)[layout.tensor.rank()].clone().requires_grad_()
-    real = real_logits(own, VOCAB_SIZE, layout.tensor)
-    before = real.detach().clone()
-    loss = cross_entropy_sum(real, targets)
-    assert torch.equal(real, before), "the loss changed its input"
-    loss.backward()
-    gradient = [torch.empty_like(own) for _ in range(layout.tensor.size())]
-    dist.all_gather(gradient, own.grad)
-    return loss.item(), torch.cat(gradient, 1), before
+    group = layout.tensor
+    (rows, weight, bias), targets, keys = whole_head()
+    own = [rows, weight.chunk(group.size())[group.rank()], bias.chunk(group.size())[group.rank()]]
+    own = [part.clone().requires_grad_() for part in own]
+    found = vocabulary_statistics(Decoding(*own), targets, VOCAB_SIZE, group, keys)
+    gradients = list(torch.autograd.grad(found.loss.sum(), own))
+    dist.all_reduce(gradients[0], group=group)  # the head's copy_to_tensor_model_parallel_region does it
+    whole = [[torch.empty_like(one) for _ in range(group.size())] for one in gradients[1:]]
+    for pieces, one in zip(whole, gradients[1:], strict=True):
+        dist.all_gather(pieces, one, group=group)
+    assert found.sampled is not None
+    return [found.loss.detach(), found.predicted, found.sampled, gradients[0], *(torch.cat(one) for one in whole)]
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
-def test_cross_entropy_ignores_padded_ids(world_size: int) -> None:
+def test_split_head_equals_torch_and_ignores_padded_ids(world_size: int) -> None:
     """With four ranks the last one holds 8 real ids and 56 padded ones."""
-    logits, targets = whole_logits()
-    logits = logits[:, :VOCAB_SIZE].double().requires_grad_()
-    expected = functional.cross_entropy(logits, targets, reduction="sum")
-    expected.backward()
-    for loss, gradient, _ in run_ranks(loss_on_rank, world_size):
-        assert loss == pytest.approx(expected.item(), rel=1e-6)
-        torch.testing.assert_close(gradient[:, :VOCAB_SIZE], logits.grad.float(), rtol=1e-5, atol=1e-6)
-        assert gradient[:, VOCAB_SIZE:].abs().max() == 0
+    parts, targets, keys = whole_head()
+    leaves = [part.double().requires_grad_() for part in parts]
+    logits = functional.linear(*leaves)[:, :VOCAB_SIZE]
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    exact = torch.autograd.grad(losses.sum(), leaves)
+    scores = logits + gumbel_noise(keys, torch.arange(VOCAB_SIZE, dtype=torch.int32))
+    scores[:, :NUM_SPECIALS] = -torch.inf
+    for loss, predicted, sampled, *gradients in run_ranks(head_on_rank, world_size):
+        torch.testing.assert_close(loss.double(), losses.detach(), rtol=1e-5, atol=1e-5)
+        assert torch.equal(predicted, logits.argmax(1))
+        assert torch.equal(sampled, scores.argmax(1))
+        for gradient, wanted in zip(gradients, exact, strict=True):
+            torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_empty_rows_give_zero_with_a_gradient() -> None:
-    logits = torch.empty(0, 8, requires_grad=True)
-    loss = cross_entropy_sum(logits, torch.empty(0, dtype=torch.int64))
-    loss.backward()
-    assert loss.item() == 0 and logits.grad is not None
+def no_rows_on_rank() -> tuple[float, float]:
+    layout = Layout.create(ParallelConfig(), torch.device("cpu"))
+    (rows, weight, bias), targets, _ = whole_head()
+    weight.requires_grad_()
+    found = vocabulary_statistics(Decoding(rows[:0], weight, bias), targets[:0], VOCAB_SIZE, layout.tensor)
+    found.loss.sum().backward()
+    assert weight.grad is not None
+    return found.loss.sum().item(), weight.grad.abs().max().item()
+
+
+def test_no_rows_give_zero_with_a_gradient() -> None:
+    assert run_ranks(no_rows_on_rank, 1) == [(0.0, 0.0)]
 
 
 def test_replaced_token_detection_is_over_real_tokens_with_original_as_label_one() -> None:
