@@ -1,10 +1,11 @@
 """LayerNorm of a residual stream: LN(residual + dropout(x + x_bias)), any part absent; FP32 inside.
 
-Legend: H hidden, R rows, G programs of the backward kernel. The dropout mask is a function of (seed, row, column)
-and is drawn again in backward.
+Legend: H hidden, R rows, G programs of the backward kernel. The dropout mask is a function of (seed, key of the row,
+column) and is drawn again in backward.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn import functional
 from fused.ahead_of_time import ARCHITECTURES, HIDDEN_SIZES, PROCESSORS, ROW_TOKENS, CompileCase, meta
 from fused.dispatch import Launch, architecture, processors, use_kernel
 from fused.layer_norm_kernels import backward_kernel, column_kernel, forward_kernel
-from fused.philox import check_dropout, drop_threshold, keep_mask, keep_scale, seed_of
+from fused.philox import check_dropout, drop_threshold, keep_mask, keep_scale
 from fused.rows import row_block, row_stages, row_warps
 
 WIDEST = 16_384
@@ -32,6 +33,19 @@ COLUMN_TILE = (256, 16)
 """Rows and columns that a program adds up at a time. Not measured on a GPU."""
 
 
+class RowDropout(NamedTuple):
+    """Drops an element by (seed, key of its row, column) and nothing else."""
+
+    rate: float
+    """In [0, 1); rounded to 2^-16."""
+    seed: Tensor
+    """[1] int64."""
+    keys: Tensor
+    """[R] int64: names of the rows, so that a mask does not depend on where in a batch they stand."""
+    is_last: bool = False
+    """Whether the result is dropped, in place of x: dropout(LN(residual + x + x_bias))."""
+
+
 def layer_norm(
     x: Tensor,
     weight: Tensor,
@@ -40,23 +54,22 @@ def layer_norm(
     *,
     residual: Tensor | None = None,
     x_bias: Tensor | None = None,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
+    dropout: RowDropout | None = None,
 ) -> Tensor:
     """LN(residual + dropout(x + x_bias)) over the last dimension of x [..., H], in x's dtype.
 
-    weight, bias, x_bias [H]; residual as x. dropout is a rate, rounded to 2^-16; seed [1] int64 on x's device, None
-    draws one from the device's generator, as torch's dropout does. Gradients reach all five tensors. Raises
-    ValueError for shapes, types and devices that do not fit; reads no tensor on a GPU.
+    weight, bias, x_bias [H]; residual as x. Gradients reach all five tensors. Raises ValueError for shapes, types and
+    devices that do not fit; reads no tensor on a GPU.
     """
-    _check(x, weight, bias, residual, x_bias)
-    check_dropout(dropout, seed, x.device)
-    seed = seed_of(dropout, seed, x.device)
+    _check(x, weight, bias, residual, x_bias, dropout)
+    if dropout is not None and dropout.rate == 0.0:
+        dropout = None
     if not use_kernel("layer_norm", x):
-        return layer_norm_ref(x, weight, bias, eps, residual=residual, x_bias=x_bias, dropout=dropout, seed=seed)
+        return layer_norm_ref(x, weight, bias, eps, residual=residual, x_bias=x_bias, dropout=dropout)
     if x.size(-1) > WIDEST:
         raise ValueError(f"x is {list(x.shape)}; the kernels take rows of at most {WIDEST}, reference_only() any")
-    return layer_norm_forward(x, weight, bias, eps, residual, x_bias, dropout, seed)[0]
+    mask = (0.0, None, None, False) if dropout is None else dropout
+    return layer_norm_forward(x, weight, bias, eps, residual, x_bias, *mask)[0]
 
 
 def layer_norm_ref(
@@ -67,25 +80,38 @@ def layer_norm_ref(
     *,
     residual: Tensor | None = None,
     x_bias: Tensor | None = None,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
+    dropout: RowDropout | None = None,
 ) -> Tensor:
-    """What layer_norm computes, in plain torch; half precision in FP32, float64 in float64. Dropout needs a seed."""
+    """What layer_norm computes, in plain torch; half precision in FP32, float64 in float64."""
     inner = torch.promote_types(x.dtype, torch.float32)
     z = x.to(inner)
     if x_bias is not None:
         z = z + x_bias.to(inner)
-    if dropout > 0.0:
-        assert seed is not None
-        threshold = drop_threshold(dropout)
-        rows = torch.arange(x.shape[:-1].numel(), device=x.device)
-        z = z * keep_mask(seed, threshold, x.size(-1), rows).view(x.shape) * keep_scale(threshold)
+    if dropout is not None and not dropout.is_last:
+        z = _drop(z, dropout)
     if residual is not None:
         z = z + residual.to(inner)
-    return functional.layer_norm(z, weight.shape, weight.to(inner), bias.to(inner), eps).to(x.dtype)
+    y = functional.layer_norm(z, weight.shape, weight.to(inner), bias.to(inner), eps)
+    if dropout is not None and dropout.is_last:
+        y = _drop(y, dropout)
+    return y.to(x.dtype)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, x_bias: Tensor | None) -> None:
+def _drop(x: Tensor, dropout: RowDropout) -> Tensor:
+    """dropout(x) of x [..., H]."""
+    threshold = drop_threshold(dropout.rate)
+    kept = keep_mask(dropout.seed, threshold, x.size(-1), dropout.keys, dropout.keys >> 32)  # [R, H]
+    return x * kept.view(x.shape) * keep_scale(threshold)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    x_bias: Tensor | None,
+    dropout: RowDropout | None,
+) -> None:
     """Raise ValueError for the first argument that does not fit x."""
     if x.dim() == 0 or x.size(-1) == 0 or not x.is_floating_point():
         raise ValueError(f"x is {list(x.shape)} {x.dtype}; it must be [..., H] of a floating point type")
@@ -102,6 +128,15 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, x_b
             f"residual is {list(residual.shape)} {residual.dtype} on {residual.device}; "
             f"it must be as x: {list(x.shape)} {x.dtype} on {x.device}"
         )
+    if dropout is None:
+        return
+    check_dropout(dropout.rate, dropout.seed, x.device)
+    keys, rows = dropout.keys, x.shape[:-1].numel()
+    if keys.shape != (rows,) or keys.dtype != torch.int64 or keys.device != x.device:
+        raise ValueError(
+            f"dropout.keys is {list(keys.shape)} {keys.dtype} on {keys.device}; "
+            f"it must be [{rows}] torch.int64 on {x.device}"
+        )
 
 
 def _forward_outputs(x: Tensor, is_sum: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -111,15 +146,16 @@ def _forward_outputs(x: Tensor, is_sum: bool) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _forward_launch(
-    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], eps: float, dropout: float, arch: int
+    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], eps: float, rate: float, is_last: bool, arch: int
 ) -> Launch:
-    """inputs: x, residual, x_bias, weight, bias, seed; outputs: those of _forward_outputs."""
-    (x, residual, x_bias, weight, bias, seed), (y, z, mean, rstd) = inputs, outputs
-    threshold, hidden = drop_threshold(dropout), y.size(-1)
+    """inputs: x, residual, x_bias, weight, bias, seed, keys; outputs: those of _forward_outputs."""
+    (x, residual, x_bias, weight, bias, seed, keys), (y, z, mean, rstd) = inputs, outputs
+    threshold, hidden = drop_threshold(rate), y.size(-1)
     arguments = {
-        "X": x, "Residual": residual, "XBias": x_bias, "Weight": weight, "Bias": bias, "Seed": seed,
+        "X": x, "Residual": residual, "XBias": x_bias, "Weight": weight, "Bias": bias, "Seed": seed, "Keys": keys,
         "Y": y, "Z": z if z.numel() else None, "Mean": mean, "Rstd": rstd,
-        "eps": eps, "threshold": threshold, "scale": keep_scale(threshold), "H": hidden, "BLOCK": row_block(hidden),
+        "eps": eps, "threshold": threshold, "scale": keep_scale(threshold),
+        "IS_LAST": is_last, "H": hidden, "BLOCK": row_block(hidden),
     }  # fmt: skip
     return Launch(forward_kernel, (mean.numel(),), arguments, row_warps(hidden, FORWARD_ELEMENTS[arch]))
 
@@ -127,45 +163,45 @@ def _forward_launch(
 @torch.library.custom_op("fused::layer_norm_forward", mutates_args=())
 def layer_norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, x_bias: Tensor | None,
-    dropout: float, seed: Tensor | None,
+    rate: float, seed: Tensor | None, keys: Tensor | None, is_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y; the sum that was normalized, empty where it is x; its mean and reciprocal deviation. seed None: no dropout."""
-    inputs = [None if one is None else one.contiguous() for one in (x, residual, x_bias, weight, bias, seed)]
-    outputs = _forward_outputs(x, _is_sum(residual, x_bias, seed))
-    _forward_launch(inputs, outputs, eps, dropout, architecture(x.device)).start()
+    inputs = [None if one is None else one.contiguous() for one in (x, residual, x_bias, weight, bias, seed, keys)]
+    outputs = _forward_outputs(x, _is_sum(residual, x_bias, seed, is_last))
+    _forward_launch(inputs, outputs, eps, rate, is_last, architecture(x.device)).start()
     return outputs
 
 
-def _is_sum(residual: Tensor | None, x_bias: Tensor | None, seed: Tensor | None) -> bool:
-    return residual is not None or x_bias is not None or seed is not None
+def _is_sum(residual: Tensor | None, x_bias: Tensor | None, seed: Tensor | None, is_last: bool) -> bool:
+    return residual is not None or x_bias is not None or (seed is not None and not is_last)
 
 
 @layer_norm_forward.register_fake
-def _(x, weight, bias, eps, residual, x_bias, dropout, seed):
-    return _forward_outputs(x, _is_sum(residual, x_bias, seed))
+def _(x, weight, bias, eps, residual, x_bias, rate, seed, keys, is_last):
+    return _forward_outputs(x, _is_sum(residual, x_bias, seed, is_last))
 
 
 def _backward_outputs(
-    z: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None, seed: Tensor | None
+    z: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None, is_x_dropped: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of z, x (empty where it is that of z), weight, bias, x_bias (empty where there is none)."""
     grad_weight, grad_bias = (vector.new_empty(vector.shape) for vector in (weight, bias))
     grad_x_bias = z.new_empty(0) if x_bias is None else x_bias.new_empty(x_bias.shape)
-    return z.new_empty(z.shape), z.new_empty(0 if seed is None else z.shape), grad_weight, grad_bias, grad_x_bias
+    return z.new_empty(z.shape), z.new_empty(z.shape if is_x_dropped else 0), grad_weight, grad_bias, grad_x_bias
 
 
 def _backward_launches(
-    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], dropout: float, arch: int, processors: int
+    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], rate: float, arch: int, processors: int
 ) -> tuple[Launch, Launch]:
-    """inputs: grad_y, z, mean, rstd, weight, seed; outputs: those of _backward_outputs."""
-    (grad_y, z, mean, rstd, weight, seed), (grad_z, grad_x, grad_weight, grad_bias, grad_x_bias) = inputs, outputs
+    """inputs: grad_y, z, mean, rstd, weight, seed, keys; outputs: those of _backward_outputs."""
+    (grad_y, z, mean, rstd, weight, seed, keys), (grad_z, grad_x, grad_weight, grad_bias, grad_x_bias) = inputs, outputs
     rows, hidden = grad_z.numel() // grad_z.size(-1), grad_z.size(-1)
-    threshold, warps = drop_threshold(dropout), row_warps(hidden, BACKWARD_ELEMENTS[arch])
+    threshold, warps = drop_threshold(rate), row_warps(hidden, BACKWARD_ELEMENTS[arch])
     programs = max(1, min(rows, processors * max(1, WARPS_PER_PROCESSOR[arch] // warps)))
     has_x_bias = grad_x_bias.numel() > 0
     sums = grad_z.new_empty(2 + has_x_bias, programs, hidden, dtype=torch.float32)
     arguments = {
-        "GradY": grad_y, "Z": z, "Mean": mean, "Rstd": rstd, "Weight": weight, "Seed": seed,
+        "GradY": grad_y, "Z": z, "Mean": mean, "Rstd": rstd, "Weight": weight, "Seed": seed, "Keys": keys,
         "GradZ": grad_z, "GradX": grad_x if grad_x.numel() else None, "Sums": sums,
         "rows": rows, "threshold": threshold, "scale": keep_scale(threshold),
         "HAS_X_BIAS": has_x_bias, "H": hidden, "BLOCK": row_block(hidden),
@@ -183,41 +219,43 @@ def _backward_launches(
 @torch.library.custom_op("fused::layer_norm_backward", mutates_args=())
 def layer_norm_backward(
     grad_y: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None,
-    dropout: float, seed: Tensor | None,
+    seed: Tensor | None, keys: Tensor | None, rate: float, is_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of z, x (empty without dropout: that of z), weight, bias and x_bias (empty where there is none)."""
-    outputs = _backward_outputs(z, weight, bias, x_bias, seed)
-    inputs = [grad_y.contiguous(), z.contiguous(), mean, rstd, weight.contiguous(), seed]
-    for launch in _backward_launches(inputs, outputs, dropout, architecture(z.device), processors(z.device)):
+    """Gradients of z, x (empty where x is not dropped: that of z), weight, bias and x_bias (empty where none)."""
+    outputs = _backward_outputs(z, weight, bias, x_bias, seed is not None and not is_last)
+    keys = None if keys is None else keys.contiguous()
+    inputs = [grad_y.contiguous(), z.contiguous(), mean, rstd, weight.contiguous(), seed, keys]
+    for launch in _backward_launches(inputs, outputs, rate, architecture(z.device), processors(z.device)):
         launch.start()
     return outputs
 
 
 @layer_norm_backward.register_fake
-def _(grad_y, z, mean, rstd, weight, bias, x_bias, dropout, seed):
-    return _backward_outputs(z, weight, bias, x_bias, seed)
+def _(grad_y, z, mean, rstd, weight, bias, x_bias, seed, keys, rate, is_last):
+    return _backward_outputs(z, weight, bias, x_bias, seed is not None and not is_last)
 
 
 def _setup(ctx, inputs, output):
-    x, weight, bias, _, residual, x_bias, ctx.dropout, seed = inputs
+    x, weight, bias, _, residual, x_bias, ctx.rate, seed, keys, ctx.is_last = inputs
     _, z, mean, rstd = output
     ctx.has_residual = residual is not None
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(z if _is_sum(residual, x_bias, seed) else x, mean, rstd, weight, bias, x_bias, seed)
+    normalized = z if _is_sum(residual, x_bias, seed, ctx.is_last) else x
+    ctx.save_for_backward(normalized, mean, rstd, weight, bias, x_bias, seed, keys)
 
 
 def _backward(ctx, grad_y, *_):
-    *saved, seed = ctx.saved_tensors
-    grad_z, grad_x, grad_weight, grad_bias, grad_x_bias = layer_norm_backward(grad_y, *saved, ctx.dropout, seed)
+    *_, x_bias, seed, _ = ctx.saved_tensors
+    gradients = layer_norm_backward(grad_y, *ctx.saved_tensors, ctx.rate, ctx.is_last)
+    grad_z, grad_x, grad_weight, grad_bias, grad_x_bias = gradients
     return (
-        grad_z if seed is None else grad_x,
+        grad_z if seed is None or ctx.is_last else grad_x,
         grad_weight,
         grad_bias,
         None,
         grad_z if ctx.has_residual else None,
-        grad_x_bias if saved[-1] is not None else None,
-        None,
-        None,
+        grad_x_bias if x_bias is not None else None,
+        *[None] * 4,
     )
 
 
@@ -225,27 +263,31 @@ layer_norm_forward.register_autograd(_backward, setup_context=_setup)
 
 
 def compile_cases() -> list[CompileCase]:
-    """Rows of 16K tokens in bfloat16: with every part, and x alone."""
+    """Rows of 16K tokens in bfloat16: with every part, as the embedding has it, and x alone."""
     return [
         case
         for arch in ARCHITECTURES
         for hidden in HIDDEN_SIZES
-        for is_full in (True, False)
-        for case in _cases(hidden, is_full, arch)
+        for name in ("residual, bias, dropout", "residual, dropout last", "plain")
+        for case in _cases(hidden, name, arch)
     ]
 
 
-def _cases(hidden: int, is_full: bool, arch: int) -> list[CompileCase]:
+def _cases(hidden: int, name: str, arch: int) -> list[CompileCase]:
     x, vector = meta(ROW_TOKENS, hidden, dtype=torch.bfloat16), meta(hidden, dtype=torch.bfloat16)
-    residual, x_bias = (x, vector) if is_full else (None, None)
-    dropout, seed = (0.1, meta(1, dtype=torch.int64)) if is_full else (0.0, None)
-    outputs = y, _, mean, rstd = _forward_outputs(x, is_full)
-    forward = _forward_launch([x, residual, x_bias, vector, vector, seed], outputs, 1e-5, dropout, arch)
-    gradients = _backward_outputs(x, vector, vector, x_bias, seed)
-    backward, columns = _backward_launches([y, x, mean, rstd, vector, seed], gradients, dropout, arch, PROCESSORS[arch])
-    name = f"H {hidden}, " + ("residual, bias, dropout" if is_full else "plain")
+    residual = x if "residual" in name else None
+    x_bias = vector if "bias" in name else None
+    has_dropout, is_last = "dropout" in name, "last" in name
+    seed = meta(1, dtype=torch.int64) if has_dropout else None
+    keys = meta(ROW_TOKENS, dtype=torch.int64) if has_dropout else None
+    rate = 0.1 if has_dropout else 0.0
+    outputs = y, _, mean, rstd = _forward_outputs(x, residual is not None)
+    forward = _forward_launch([x, residual, x_bias, vector, vector, seed, keys], outputs, 1e-5, rate, is_last, arch)
+    gradients = _backward_outputs(x, vector, vector, x_bias, has_dropout and not is_last)
+    inputs = [y, x, mean, rstd, vector, seed, keys]
+    backward, columns = _backward_launches(inputs, gradients, rate, arch, PROCESSORS[arch])
     return [
-        CompileCase(f"layer_norm forward, {name}", forward, arch, max_registers=48),
-        CompileCase(f"layer_norm backward, {name}", backward, arch, max_registers=128),
-        CompileCase(f"layer_norm column sums, {name}", columns, arch, max_registers=64),
+        CompileCase(f"layer_norm forward, H {hidden}, {name}", forward, arch, max_registers=48),
+        CompileCase(f"layer_norm backward, H {hidden}, {name}", backward, arch, max_registers=128),
+        CompileCase(f"layer_norm column sums, H {hidden}, {name}", columns, arch, max_registers=64),
     ]

@@ -1,13 +1,21 @@
 """Triton kernels of layer_norm: one row of H elements at a time, held in registers; FP32 inside, no atomics."""
 
 from fused.dispatch import jit, tl
-from fused.philox import keep_mask_kernel
+from fused.philox import keep_mask_kernel, key_words
+
+
+@jit
+def _drop(x, seed, key, threshold, scale, BLOCK: tl.constexpr):
+    """dropout(x) of the row [BLOCK] with this key; its own gradient too."""
+    low, high = key_words(key)
+    kept = keep_mask_kernel(seed, tl.arange(0, BLOCK // 8), low, high, 0, threshold)
+    return tl.where(kept, x * scale, 0.0)
 
 
 @jit
 def forward_kernel(
-    X, Residual, XBias, Weight, Bias, Seed, Y, Z, Mean, Rstd, eps, threshold, scale,
-    H: tl.constexpr, BLOCK: tl.constexpr,
+    X, Residual, XBias, Weight, Bias, Seed, Keys, Y, Z, Mean, Rstd, eps, threshold, scale,
+    IS_LAST: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row: Y, the sum Z that was normalized (where it is not X itself), Mean and Rstd [R]. Grid (R)."""
     row = tl.program_id(0)
@@ -17,9 +25,8 @@ def forward_kernel(
     z = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
     if XBias is not None:
         z += tl.load(XBias + cols, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-    if Seed is not None:
-        kept = keep_mask_kernel(tl.load(Seed), tl.arange(0, BLOCK // 8), row, 0, 0, threshold)
-        z = tl.where(kept, z * scale, 0.0)
+    if Seed is not None and not IS_LAST:
+        z = _drop(z, tl.load(Seed), tl.load(Keys + row), threshold, scale, BLOCK)
     if Residual is not None:
         z += tl.load(Residual + at, mask=inside, other=0.0).to(tl.float32)
     if Z is not None:
@@ -29,17 +36,20 @@ def forward_kernel(
     rstd = tl.rsqrt(tl.sum(centered * centered, 0) / H + eps)
     weight = tl.load(Weight + cols, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
     bias = tl.load(Bias + cols, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-    tl.store(Y + at, (centered * rstd * weight + bias).to(Y.dtype.element_ty), mask=inside)
+    y = centered * rstd * weight + bias
+    if Seed is not None and IS_LAST:
+        y = _drop(y, tl.load(Seed), tl.load(Keys + row), threshold, scale, BLOCK)
+    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
     tl.store(Mean + row, mean)
     tl.store(Rstd + row, rstd)
 
 
 @jit
 def backward_kernel(
-    GradY, Z, Mean, Rstd, Weight, Seed, GradZ, GradX, Sums, rows, threshold, scale,
+    GradY, Z, Mean, Rstd, Weight, Seed, Keys, GradZ, GradX, Sums, rows, threshold, scale,
     HAS_X_BIAS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Rows g, g + G, ...: GradZ, GradX (where dropout makes it another) and this program's column sums.
+    """Rows g, g + G, ...: GradZ, GradX (where x was dropped; else dropout was last) and this program's column sums.
 
     Sums [2 or 3, G, H]: of the gradients of weight, bias and, where HAS_X_BIAS, x_bias. Grid (G).
     """
@@ -54,15 +64,16 @@ def backward_kernel(
         at = tl.to_tensor(row).to(tl.int64) * H + cols
         z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
         grad_y = tl.load(GradY + at, mask=inside, other=0.0).to(tl.float32)
+        if Seed is not None and GradX is None:
+            grad_y = _drop(grad_y, seed, tl.load(Keys + row), threshold, scale, BLOCK)
         rstd = tl.load(Rstd + row)
         normal = tl.where(inside, (z - tl.load(Mean + row)) * rstd, 0.0)
         weighted = grad_y * weight
         along = tl.sum(weighted * normal, 0) / H
         grad = (weighted - normal * along - tl.sum(weighted, 0) / H) * rstd
         tl.store(GradZ + at, grad.to(GradZ.dtype.element_ty), mask=inside)
-        if Seed is not None:
-            kept = keep_mask_kernel(seed, tl.arange(0, BLOCK // 8), row, 0, 0, threshold)
-            grad = tl.where(kept, grad * scale, 0.0)
+        if GradX is not None:
+            grad = _drop(grad, seed, tl.load(Keys + row), threshold, scale, BLOCK)
             tl.store(GradX + at, grad.to(GradX.dtype.element_ty), mask=inside)
         weight_sum += grad_y * normal
         bias_sum += grad_y

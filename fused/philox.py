@@ -48,6 +48,13 @@ def seed_of(rate: float, seed: Tensor | None, device: torch.device) -> Tensor | 
 
 
 @jit
+def key_words(key):
+    """Low and high half of an int64, as the int32 counters that keep_mask_kernel takes."""
+    low = (key & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
+    return low, (key >> 32).to(tl.int32)
+
+
+@jit
 def keep_mask_kernel(seed, group, c1, c2, c3, threshold):
     """Mask of GROUP elements for each counter in group [..., G] int32: [..., 8 G], elements of a group together.
 
@@ -87,7 +94,6 @@ def philox(seed: Tensor, *counters: Tensor | int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a product of 32-bit numbers, without passing 63 bits."""
-    low = a * (b & 0xFFFF)
-    middle = a * (b >> 16) + (low >> 16)
-    return middle >> 16, (middle & 0xFFFF) << 16 | (low & 0xFFFF)
+    """High and low 32 bits of a product of 32-bit numbers, whose 64 bits int64 holds whatever its sign."""
+    product = a * b
+    return (product >> 32) & _WORD, product & _WORD

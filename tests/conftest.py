@@ -10,7 +10,7 @@ import pytest
 # Read when torch is loaded, here and in the processes that tests start: two cores are shared by many ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 # Read when fused is loaded; only inside `interpreted()` does an operator run its kernel in the interpreter.
 if not torch.cuda.is_available():

@@ -49,11 +49,23 @@ class MicroBatch:
     """Whether the one row holds all samples."""
     max_seqlen: int
     """The largest of sample_lengths, known on the host."""
+    dropout_seed: Tensor | None = None
+    """int64 [1] of the step; None where nothing is dropped."""
 
     @property
     def cu_seqlens(self) -> Tensor:
         """int32 [n + 1] where the samples of a packed row begin, and where the last one ends."""
         return functional.pad(self.sample_lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+    @property
+    def token_keys(self) -> Tensor:
+        """int64 [B, S] sample id and position of every token, in one number; of no meaning in padding."""
+        samples = self.sample_ids[:, None]
+        if self.is_packed:
+            place = torch.arange(self.tokens.size(1), device=self.tokens.device)
+            number = torch.bucketize(place, self.cu_seqlens[1:], right=True)
+            samples = self.sample_ids[number.clamp(max=len(self.sample_ids) - 1)][None]
+        return samples << 32 | self.position_ids
 
     @property
     def masked_targets(self) -> Tensor:

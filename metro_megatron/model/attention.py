@@ -4,49 +4,55 @@ Legend: S positions, B rows, T tokens of a packed row, N heads of this rank, K h
 """
 
 import torch
-from megatron.core import tensor_parallel
-from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from fused.attention import packed_attention, padded_attention
+from fused.attention import attention
+from fused.relative_bias import CompactBias
+from metro_megatron.model.sequences import SITES_PER_LAYER, Sequences
 
 
 class RelativeAttention(torch.nn.Module):
-    """Softmax attention whose attention_bias is the *table* [b + 1, N], not the expanded bias.
+    """Softmax attention whose attention_bias is the *table* [b + 1, N]; choice is that of compact_choice.
 
-    The table is a leaf of the graph, so that recomputation can expand it again.
+    The table is a leaf of the graph, so that recomputation can choose from it again.
     """
 
-    buckets: Tensor
+    choice: Tensor
 
-    def __init__(self, config: TransformerConfig, buckets: Tensor, **slot: object):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        choice: Tensor,
+        layer_number: int,
+        pg_collection: ProcessGroupCollection,
+        **slot: object,
+    ):
         super().__init__()
         self.dropout = config.attention_dropout
-        self.register_buffer("buckets", buckets, persistent=False)
+        self.site = SITES_PER_LAYER * layer_number - 2
+        self.tensor_rank = pg_collection.tp.rank()
+        self.register_buffer("choice", choice, persistent=False)
 
     def forward(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: None,
         attn_mask_type: object = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: Sequences | None = None,
     ) -> Tensor:
-        """Packed: [T, N, K] to [T, N, K]. Padded: [S, B, N, K] and attention_mask [B, 1, 1, S] (True where
-        there is no key) to [S, B, N K]."""
-        assert attention_bias is not None
-        length = packed_seq_params.max_seqlen_q if packed_seq_params else query.size(0)
-        bias = attention_bias[self.buckets[:length, :length]].permute(2, 0, 1)
-        dropout = self.dropout if self.training else 0.0
-        with tensor_parallel.get_cuda_rng_tracker().fork():
-            if packed_seq_params is not None:
-                ends = packed_seq_params.cu_seqlens_q
-                return packed_attention(query, key, value, bias, ends, length, dropout)
-            assert attention_mask is not None
-            is_key = ~attention_mask[:, 0, 0]
-            q, k, v = (x.transpose(0, 1) for x in (query, key, value))
-            out = padded_attention(q, k, v, bias, is_key, dropout)
-        return out.transpose(0, 1).flatten(2)
+        """Packed: [T, N, K] to [T, N, K]. Padded: [S, B, N, K] to [S, B, N K]."""
+        assert attention_bias is not None and packed_seq_params is not None and packed_seq_params.samples is not None
+        # A product, not a gather, whose gradient would be sorted or summed in no fixed order.
+        compact = (self.choice.to(attention_bias.dtype) @ attention_bias).t()
+        bias = CompactBias(compact[:, :-2], compact[:, -2:])
+        keys, dropout = packed_seq_params.dropout, None
+        if self.training and keys is not None:
+            dropout = keys.of_attention(self.dropout, self.site, self.tensor_rank * query.size(-2))
+        q, k, v = (x.flatten(0, -3) for x in (query, key, value))  # [T or S B, N, K]
+        out = attention(q, k, v, bias, packed_seq_params.samples, dropout)
+        return out if query.dim() == 3 else out.view(*query.shape[:2], -1)

@@ -4,8 +4,6 @@ Legend: S positions, B rows, H hidden, M masked positions, V vocabulary rows of 
 """
 
 import torch
-from megatron.core import tensor_parallel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -14,14 +12,14 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import functional
 
 from metro_megatron.config import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.model.heads import CLMHead, Decoding, MLMHead
 from metro_megatron.model.layer import block_spec, linear
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
-from metro_megatron.model.position import RelativePositionTable, bucket_table
+from metro_megatron.model.position import RelativePositionTable, compact_choice
+from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
 from metro_megatron.vocabulary import padded_vocab_size
 
 
@@ -42,7 +40,7 @@ class TiedParameters(MegatronModule):
 
 
 class Embedding(MegatronModule):
-    """drop(LN(E[token] + P[position])): the token embedding is borrowed, the rest is the encoder's own."""
+    """dropout(LN(E[token] + P[position])): the token embedding is borrowed, the rest is the encoder's own."""
 
     def __init__(self, config: TransformerConfig, model: ModelConfig, tied: TiedParameters):
         super().__init__(config=config)
@@ -53,7 +51,7 @@ class Embedding(MegatronModule):
         mark_sequence_parallel(self.position, config)
         self.norm = LayerNorm(config, hidden_size=model.hidden_size, eps=model.layer_norm_eps)
 
-    def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, position_ids: Tensor, sequences: Sequences) -> Tensor:
         """tokens and position_ids [B, S] to [S, B, H], or this rank's part of S under sequence parallelism."""
         words = self.borrowed[0].word(tokens)
         places = position_ids.t()
@@ -62,13 +60,10 @@ class Embedding(MegatronModule):
             places = places.chunk(group.size())[group.rank()]
         else:
             words = words.transpose(0, 1).contiguous()
-        hidden = self.norm(words + self.position(places))
-        if not self.training or self.config.hidden_dropout == 0.0:
-            return hidden
-        if not self.config.sequence_parallel:
-            return functional.dropout(hidden, self.config.hidden_dropout)
-        with tensor_parallel.get_cuda_rng_tracker().fork():
-            return functional.dropout(hidden, self.config.hidden_dropout)
+        dropout = None
+        if self.training and sequences.dropout is not None:
+            dropout = sequences.dropout.of_rows(self.config.hidden_dropout, EMBEDDING_SITE, is_last=True)
+        return self.norm(words, self.position(places), dropout=dropout)
 
 
 class Encoder(MegatronModule):
@@ -93,10 +88,10 @@ class Encoder(MegatronModule):
         if self.pre_process:
             self.embedding = Embedding(config, model, tied)
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
-        buckets = bucket_table(model).to(torch.cuda.current_device())
+        choice = compact_choice(model).to(torch.cuda.current_device())
         self.block = TransformerBlock(
             config,
-            block_spec(num_layers, buckets),
+            block_spec(num_layers, choice),
             post_layer_norm=False,
             pre_process=self.pre_process,
             post_process=self.post_process,
@@ -118,12 +113,11 @@ class Encoder(MegatronModule):
 
         tokens [B, S] are the masked or the corrupted ids of batch; table is the encoder's bias table.
         """
-        hidden = self.embedding(tokens, batch.position_ids) if self.pre_process else None
+        sequence_group = self.tensor_group if self.config.sequence_parallel else None
+        sequences = sequences_of(batch, self.config.num_layers, sequence_group)
+        hidden = self.embedding(tokens, batch.position_ids, sequences) if self.pre_process else None
         hidden = self.block(
-            hidden_states=hidden,
-            attention_mask=padding_mask(batch),
-            attention_bias=table,
-            packed_seq_params=packed_sequences(batch),
+            hidden_states=hidden, attention_mask=None, attention_bias=table, packed_seq_params=sequences
         )
         if self.post_process and self.config.sequence_parallel:
             # What follows is the same on all tensor-parallel ranks: its gradient is split, not summed.
@@ -172,19 +166,3 @@ class MainModel(Encoder):
         if not self.post_process:
             return hidden
         return self.rtd_head(hidden).squeeze(-1), self.clm_head(hidden.flatten(0, 1)[batch.masked_index], self.word)
-
-
-def padding_mask(batch: MicroBatch) -> Tensor | None:
-    """Padded rows: [B, 1, 1, S], True where there is no key. Packed rows have none."""
-    return None if batch.is_packed else ~batch.is_real[:, None, None, :]
-
-
-def packed_sequences(batch: MicroBatch) -> PackedSeqParams | None:
-    """Packed rows: where samples begin and end, in megatron-core's form. Padded rows have none."""
-    if not batch.is_packed:
-        return None
-    ends = batch.cu_seqlens
-    longest = batch.max_seqlen
-    return PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
-    )

@@ -10,8 +10,10 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from fused.layer_norm import RowDropout
 from metro_megatron.model.attention import RelativeAttention
 from metro_megatron.model.norm import LayerNorm
+from metro_megatron.model.sequences import SITES_PER_LAYER, Sequences
 
 
 class PostNormLayer(TransformerLayer):
@@ -26,27 +28,34 @@ class PostNormLayer(TransformerLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: object = None,
+        packed_seq_params: Sequences | None = None,
         **unused: object,
     ) -> tuple[Tensor, None]:
         """hidden_states [S, B, H] to [S, B, H]; the None is megatron-core's context."""
-        dropout = self.hidden_dropout if self.training else 0.0
+        assert packed_seq_params is not None
         attended, bias = self.self_attention(
             hidden_states,
             attention_mask=attention_mask,
             attention_bias=attention_bias,
             packed_seq_params=packed_seq_params,
         )
+        dropout = self._dropout(packed_seq_params, -1)
         hidden_states = self.input_layernorm(attended, hidden_states, bias, dropout)
         fed_forward, bias = self.mlp(hidden_states)
+        dropout = self._dropout(packed_seq_params, 0)
         return self.pre_mlp_layernorm(fed_forward, hidden_states, bias, dropout), None
 
+    def _dropout(self, sequences: Sequences, place: int) -> RowDropout | None:
+        if not self.training or sequences.dropout is None:
+            return None
+        return sequences.dropout.of_rows(self.hidden_dropout, SITES_PER_LAYER * self.layer_number + place)
 
-def block_spec(num_layers: int, buckets: Tensor) -> TransformerBlockSubmodules:
-    """num_layers post-LN layers; buckets [S, S] is one tensor for all of them."""
+
+def block_spec(num_layers: int, choice: Tensor) -> TransformerBlockSubmodules:
+    """num_layers post-LN layers; choice (that of compact_choice) is one tensor for all of them."""
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
-        core_attention=ModuleSpec(module=RelativeAttention, params={"buckets": buckets}),
+        core_attention=ModuleSpec(module=RelativeAttention, params={"choice": choice}),
         linear_proj=RowParallelLinear,
     )
     layer = ModuleSpec(

@@ -4,7 +4,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from fused.layer_norm import layer_norm
+from fused.layer_norm import RowDropout, layer_norm
 
 
 class LayerNorm(torch.nn.Module):
@@ -23,9 +23,13 @@ class LayerNorm(torch.nn.Module):
         mark_sequence_parallel(self, config)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, x_bias: Tensor | None = None, dropout: float = 0.0
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        x_bias: Tensor | None = None,
+        dropout: RowDropout | None = None,
     ) -> Tensor:
-        """LN(residual + dropout(x + x_bias)), any part absent; the mask's seed is drawn from torch's generator."""
+        """LN(residual + dropout(x + x_bias)), any part absent."""
         return layer_norm(x, self.weight, self.bias, self.eps, residual=residual, x_bias=x_bias, dropout=dropout)
 
 

@@ -59,6 +59,16 @@ def bucket_table(model: ModelConfig) -> Tensor:
     return table
 
 
+def compact_choice(model: ModelConfig) -> Tensor:
+    """Which row of the table each number of fused.relative_bias.CompactBias is: one-hot [2 (S - 2) + 3, b + 1].
+
+    First distances -(S - 2) .. S - 2 between positions other than [CLS], then [CLS]'s row, then its column.
+    """
+    table = bucket_table(model)
+    rows = torch.cat((table[1:, 1].flip(0), table[1, 2:], table[0, :1], table[1, :1]))
+    return torch.nn.functional.one_hot(rows, model.relative_attention_num_buckets + 1).float()
+
+
 class RelativePositionTable(MegatronModule):
     """The learned biases [b + 1, N] of one encoder, shared by its layers and split over heads."""
 

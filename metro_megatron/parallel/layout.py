@@ -75,11 +75,6 @@ class Layout:
     def rank(self) -> int:
         return self.world.rank()
 
-    def seed_dropout(self, key: int) -> None:
-        """Start torch's generators of this rank from a key of the step, so that no state needs saving."""
-        shared = key + self.data.rank() * self.pipeline.size() + self.pipeline.rank()
-        tensor_parallel.model_parallel_cuda_manual_seed(shared % 2**62, force_reset_rng=True)
-
     def destroy(self) -> None:
         """Leave the groups; the process can create another layout afterwards."""
         parallel_state.destroy_model_parallel()

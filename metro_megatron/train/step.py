@@ -8,6 +8,7 @@ pipeline schedule on the corrupted micro batches. No gradient crosses the sampli
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -41,8 +42,12 @@ class Step:
     def train(self, batch: StepBatch, metrics: MetricSums) -> Update:
         """Run both phases, reduce and update."""
         self._set_training(True)
-        self.layout.seed_dropout(int(hash64(self.config.train.seed, Purpose.DROPOUT, batch.step)) >> 2)
-        micro_batches = [micro_batch.to(self.layout.device) for micro_batch in batch.micro_batches]
+        seed = int(hash64(self.config.train.seed, Purpose.DROPOUT, batch.step)) >> 2
+        dropout_seed = torch.tensor([seed], device=self.layout.device)
+        micro_batches = [
+            replace(micro_batch.to(self.layout.device), dropout_seed=dropout_seed)
+            for micro_batch in batch.micro_batches
+        ]
         self.homes.begin_step()
         with self.homes.quiet():
             sampled = self._auxiliary_phase(micro_batches, batch, metrics)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fused import layer_norm as module
 from fused.dispatch import reference_only
-from fused.layer_norm import layer_norm, layer_norm_forward, layer_norm_ref
+from fused.layer_norm import RowDropout, layer_norm, layer_norm_forward, layer_norm_ref
 from fused.philox import drop_threshold, keep_mask
 from tests.fused.tolerances import assert_close
 
@@ -26,22 +26,28 @@ def make(rows, hidden, names=NAMES, dtype=torch.float32):
     return parts
 
 
-def run(function, parts, dropout=0.0):
+def keys_of(rows):
+    """Names that differ in both halves, of either sign."""
+    return torch.arange(rows) * (2**33 + 1) - 5
+
+
+def run(function, parts, rate=0.0, is_last=False):
     """The output and the gradients of all parts, in double; the arriving gradient is exact in every type."""
+    dropout = RowDropout(rate, SEED, keys_of(len(parts["x"])), is_last)
     parts = {name: part.detach().clone().requires_grad_() for name, part in parts.items()}
     x, weight, bias = (parts[name] for name in NAMES[:3])
     others = {name: parts.get(name) for name in NAMES[3:]}
-    y = function(x, weight, bias, EPS, **others, dropout=dropout, seed=SEED)
+    y = function(x, weight, bias, EPS, **others, dropout=dropout if rate else None)
     generator = torch.Generator().manual_seed(1)
     arriving = torch.randint(-8, 9, y.shape, generator=generator) / 8
     gradients = torch.autograd.grad((y.double() * arriving).sum(), list(parts.values()))
     return {"y": y.detach(), **dict(zip(parts, gradients, strict=True))}
 
 
-def agree(parts, dropout=0.0):
+def agree(parts, rate=0.0, is_last=False):
     dtype = parts["x"].dtype
-    wanted = run(layer_norm_ref, {name: part.double() for name, part in parts.items()}, dropout)
-    got = run(layer_norm, parts, dropout)
+    wanted = run(layer_norm_ref, {name: part.double() for name, part in parts.items()}, rate, is_last)
+    got = run(layer_norm, parts, rate, is_last)
     for name, part in got.items():
         assert part.dtype == parts.get(name, parts["x"]).dtype
         assert_close(part, wanted[name], dtype)
@@ -49,9 +55,9 @@ def agree(parts, dropout=0.0):
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:3], NAMES[:4], ("x", "weight", "bias", "x_bias")])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_any_part_may_be_absent(names, dropout):
-    agree(make(6, 200, names), dropout)
+@pytest.mark.parametrize("rate, is_last", [(0.0, False), (0.3, False), (0.3, True)])
+def test_any_part_may_be_absent(names, rate, is_last):
+    agree(make(6, 200, names), rate, is_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -85,22 +91,32 @@ def test_extreme_values():
 
 def test_the_mask_of_forward_is_that_of_backward_and_of_philox():
     parts = make(40, 70, NAMES[:3])
+    keys = keys_of(40)
+    wanted = keep_mask(SEED, drop_threshold(0.3), 70, keys, keys >> 32)
     inputs = [part + 9 for part in parts.values()]
-    kept = layer_norm_forward(*inputs, EPS, None, None, 0.3, SEED)[1] != 0
-    assert torch.equal(kept, keep_mask(SEED, drop_threshold(0.3), 70, torch.arange(40)))
+    kept = layer_norm_forward(*inputs, EPS, None, None, 0.3, SEED, keys, False)[1] != 0
+    assert torch.equal(kept, wanted)
     assert torch.equal(kept, run(layer_norm, parts, 0.3)["x"] != 0)
+    assert torch.equal(kept, run(layer_norm, parts, 0.3, is_last=True)["y"] != 0)
     assert abs(float(kept.double().mean()) - 0.7) < 4 * (0.21 / 2800) ** 0.5
 
 
-def test_without_a_seed_torchs_generator_gives_one():
-    x, weight, bias = make(2, 64, NAMES[:3]).values()
-    torch.manual_seed(5)
-    first, second = (layer_norm(x, weight, bias, EPS, dropout=0.5) for _ in range(2))
-    torch.manual_seed(5)
-    with reference_only():
-        again = layer_norm(x, weight, bias, EPS, dropout=0.5)
-    torch.testing.assert_close(first, again)
-    assert not torch.equal(first, second)
+def test_dropout_depends_on_the_keys_of_rows_not_on_their_places():
+    x, weight, bias = make(5, 64, NAMES[:3]).values()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    keys = keys_of(5)
+    for function in (layer_norm, layer_norm_ref):
+        one = function(x, weight, bias, EPS, dropout=RowDropout(0.5, SEED, keys))
+        other = function(x[order], weight, bias, EPS, dropout=RowDropout(0.5, SEED, keys[order]))
+        assert torch.equal(one[order], other)
+
+
+def test_dropout_last_is_dropout_of_the_result():
+    parts = make(6, 40)
+    plain, dropped = run(layer_norm_ref, parts)["y"], run(layer_norm_ref, parts, 0.5, is_last=True)["y"]
+    kept = dropped != 0
+    assert 60 < kept.sum() < 180
+    torch.testing.assert_close(dropped, plain * kept * 2)
 
 
 def test_layout_on_the_gpu_changes_nothing(monkeypatch):
@@ -132,11 +148,13 @@ def test_reference_is_torchs_layer_norm():
         assert torch.equal(run(layer_norm, parts)["y"], wanted)
 
 
-@pytest.mark.parametrize("names, dropout, seed", [(NAMES, 0.1, SEED), (NAMES[:3], 0.0, None)])
-def test_operator_obeys_torch(names, dropout, seed):
+@pytest.mark.parametrize(
+    "names, mask", [(NAMES, (0.1, SEED, keys_of(3), False)), (NAMES[:3], (0.0, None, None, False))]
+)
+def test_operator_obeys_torch(names, mask):
     parts = {name: part.requires_grad_() for name, part in make(3, 64, names).items()}
     x, weight, bias = (parts[name] for name in NAMES[:3])
-    arguments = (x, weight, bias, EPS, parts.get("residual"), parts.get("x_bias"), dropout, seed)
+    arguments = (x, weight, bias, EPS, parts.get("residual"), parts.get("x_bias"), *mask)
     torch.library.opcheck(layer_norm_forward, arguments)
 
 
@@ -161,8 +179,10 @@ def test_compilers_see_one_operator():
         ({"x": torch.ones(3, 64, dtype=torch.int32)}, "x is .* torch.int32"),
         ({"x": torch.tensor(1.0)}, r"x is \[\]"),
         ({"x": torch.ones(3, 0)}, r"x is \[3, 0\]"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"seed": torch.tensor([1, 2]), "dropout": 0.1}, r"seed is \[2\]"),
+        ({"dropout": RowDropout(1.0, SEED, keys_of(3))}, "dropout is 1.0"),
+        ({"dropout": RowDropout(0.1, torch.tensor([1, 2]), keys_of(3))}, r"seed is \[2\]"),
+        ({"dropout": RowDropout(0.1, SEED, keys_of(2))}, r"dropout.keys is \[2\] .*must be \[3\]"),
+        ({"dropout": RowDropout(0.1, SEED, keys_of(3).int())}, "dropout.keys is .* torch.int32"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -1,0 +1,68 @@
+"""Where the samples of a micro batch lie, and the names by which dropout knows its rows; every layer is handed one.
+
+Legend: S positions, B rows, n samples, R = S B rows of hidden states, or this rank's part of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from fused.attention import Samples, packed_samples, padded_samples
+from fused.attention_dropout import Dropout
+from fused.layer_norm import RowDropout
+from metro_megatron.data.batch import MicroBatch
+
+EMBEDDING_SITE = 0
+SITES_PER_LAYER = 3
+
+
+@dataclass(frozen=True)
+class DropoutKeys:
+    """Masks are functions of the step, the place in the model, the sample, position, head and column alone.
+
+    So they do not depend on the layout of processes, on packing or on recomputation.
+    """
+
+    seeds: Tensor
+    """int64 [sites, 2]: one seed for every place in the model, 16 bytes apart."""
+    samples: Tensor
+    """int64 [n] sample ids."""
+    rows: Tensor
+    """int64 [R] sample id and position of each row."""
+
+    def of_rows(self, rate: float, site: int, is_last: bool = False) -> RowDropout:
+        """For the rows of hidden states."""
+        return RowDropout(rate, self.seeds[site, :1], self.rows, is_last)
+
+    def of_attention(self, rate: float, site: int, first_head: int) -> Dropout:
+        """For attention probabilities of the heads from first_head on."""
+        return Dropout(rate, self.seeds[site, :1], self.samples, first_head)
+
+
+@dataclass
+class Sequences(PackedSeqParams):
+    """megatron-core's description of packed sequences, whose format it reads, with ours; for padded rows too."""
+
+    samples: Samples | None = None
+    dropout: DropoutKeys | None = None
+    """None where nothing is dropped."""
+
+
+def sequences_of(batch: MicroBatch, num_layers: int, sequence_group: ProcessGroup | None) -> Sequences:
+    """Of a micro batch for a model of num_layers; sequence_group splits positions where they are split."""
+    longest = max(batch.max_seqlen, 1)
+    dropout = None
+    if batch.dropout_seed is not None:
+        sites = torch.arange(EMBEDDING_SITE + 1 + SITES_PER_LAYER * num_layers, device=batch.tokens.device)
+        rows = batch.token_keys.t().reshape(-1)
+        if sequence_group is not None:
+            rows = rows.chunk(sequence_group.size())[sequence_group.rank()]
+        seeds = (batch.dropout_seed + sites)[:, None].expand(-1, 2).contiguous()
+        dropout = DropoutKeys(seeds, batch.sample_ids, rows)
+    if batch.is_packed:
+        return Sequences(qkv_format="thd", samples=packed_samples(batch.cu_seqlens, longest), dropout=dropout)
+    samples = padded_samples(batch.sample_lengths, batch.tokens.size(1))
+    return Sequences(qkv_format="sbhd", samples=samples, dropout=dropout)
