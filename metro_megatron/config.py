@@ -162,6 +162,8 @@ class TrainConfig:
     """Seed of weights, order, masks, sampling noise and dropout."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Format of weights and activations; master weights and moments are always fp32."""
+    fused: Literal["auto", "reference"] = "auto"
+    """auto: our Triton kernels where they can run; reference: plain torch, the same mathematics."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     log_interval: int = 10

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from fused.attention import HEAD_DIMS, LONGEST
+from fused.layer_norm import WIDEST
 from metro_megatron.config import Config
 from metro_megatron.config_file import flatten
 from metro_megatron.vocabulary import padded_vocab_size
@@ -96,6 +98,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _batch(config, world_size)
         found += _schedule(config)
         found += _precision(config, device or config.train.device)
+        found += _kernels(config, device or config.train.device)
     return found + list(_paths(config))
 
 
@@ -235,6 +238,24 @@ def _precision(config: Config, device: str) -> Iterator[str]:
     if config.train.precision == "fp16" and device == "cpu":
         # Half-precision matrix products on processors are some twenty times slower than fp32.
         yield "train.precision is fp16, which needs a GPU; on the cpu use fp32 or bf16"
+
+
+def _kernels(config: Config, device: str) -> Iterator[str]:
+    model, seq_length = config.model, config.data.seq_length
+    if device != "cuda" or config.train.fused == "reference":
+        return
+    head_dim = model.hidden_size // model.num_attention_heads
+    remedy = "set train.fused to reference, which is slower"
+    if head_dim not in HEAD_DIMS:
+        sizes = ", ".join(map(str, HEAD_DIMS))
+        yield (
+            f"model.hidden_size / model.num_attention_heads is {head_dim}, the attention kernels have {sizes}; "
+            f"change model.num_attention_heads, or {remedy}"
+        )
+    if model.hidden_size > WIDEST:
+        yield f"model.hidden_size is {model.hidden_size}, the LayerNorm kernels take at most {WIDEST}; {remedy}"
+    if seq_length > LONGEST:
+        yield f"data.seq_length is {seq_length}, the attention kernels take at most {LONGEST}; {remedy}"
 
 
 def _paths(config: Config) -> Iterator[str]:

@@ -123,6 +123,24 @@ def test_a_resolved_device_counts():
     assert "fp16" in problems(configured(train__precision="fp16"), 1, device="cpu")[0]
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model__num_attention_heads": 16}, "is 48, the attention kernels have 32, 64, 128; change model.num_att"),
+        ({"model__hidden_size": 32768, "model__num_attention_heads": 256}, "LayerNorm kernels take at most 16384"),
+        (
+            {"data__seq_length": 40000, "model__max_position_embeddings": 40000, "data__micro_batch_tokens": 131072},
+            "data.seq_length is 40000, the attention kernels take at most 32768",
+        ),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, message):
+    found = problems(configured(**changes), 1, device="cuda")
+    assert len(found) == 1 and message in found[0] and "set train.fused to reference" in found[0]
+    assert problems(configured(**changes), 1, device="cpu") == []
+    assert problems(configured(train__fused="reference", **changes), 1, device="cuda") == []
+
+
 def test_everything_wrong_is_said_together():
     config = configured(
         model__num_attention_heads=7,

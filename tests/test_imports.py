@@ -49,6 +49,7 @@ WITHOUT_MEGATRON = (
     "tools.merge_shards",
     "tools.build_index",
     "tools.finetune",
+    "tools.compile_kernels",
 )
 
 WITH_COLLECTIVES = (

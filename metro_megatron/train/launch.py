@@ -6,11 +6,13 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from fused.dispatch import reference_only
 from metro_megatron.checkpoint_files import iteration_folder, tracked_step
 from metro_megatron.config import Config
 from metro_megatron.config_file import parse_config
@@ -66,12 +68,13 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
 def _train(config: Config, corpus: Corpus, device: Device) -> None:
     from metro_megatron.train.trainer import Trainer
 
-    trainer = Trainer(config, corpus, torch.device(device))
-    try:
-        trainer.restore()
-        trainer.train()
-    finally:
-        trainer.close()
+    with reference_only() if config.train.fused == "reference" else nullcontext():
+        trainer = Trainer(config, corpus, torch.device(device))
+        try:
+            trainer.restore()
+            trainer.train()
+        finally:
+            trainer.close()
 
 
 def choose_device(config: Config) -> Device:

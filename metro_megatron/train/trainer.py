@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fused.dispatch import describe
 from metro_megatron.checkpoint_files import tracked_step
 from metro_megatron.config import Config
 from metro_megatron.config_file import save_config
@@ -126,6 +127,7 @@ class Trainer:
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
         report = Report(self.run, self.done, self.config.train.train_steps)
         report.say(self._description())
+        report.say(describe(self.layout.device))
         report.say(self.corpus.description)
         if self.done:
             report.say(f"continuing {self.run} after step {self.done}")
@@ -136,7 +138,7 @@ class Trainer:
         adam = type(self.optimizer.shared.optimizer)
         return (
             f"{layout.world.size()} processes on {layout.device.type} (tensor {layout.tensor.size()}, pipeline "
-            f"{layout.pipeline.size()}, data {layout.data.size()}), {train.precision}, reference operators, "
+            f"{layout.pipeline.size()}, data {layout.data.size()}), {train.precision}, "
             f"{adam.__name__} of {adam.__module__.split('.')[0]}"
         )
 
