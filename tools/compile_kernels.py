@@ -31,7 +31,7 @@ def main(output: str = "", only: str = "") -> int:
     Needs Triton and no GPU. Exit code 1 where a kernel is not what its file expects.
 
     Args:
-        output: Markdown table to write, such as docs/kernels.md; none by default.
+        output: Markdown table to write, such as docs/kernels_compiled.md; none by default.
         only: Compile only the kernels whose names contain this, such as layer_norm or "H 768".
     """
     if problem := obstacle():
@@ -50,7 +50,7 @@ def main(output: str = "", only: str = "") -> int:
         Path(output).write_text(table(results, only), encoding="utf-8")
     for problem in problems:
         print(f"not as expected: {problem}")
-    made = f", table in {output}" if output else "; --output docs/kernels.md writes the table"
+    made = f", table in {output}" if output else "; --output docs/kernels_compiled.md writes the table"
     print(f"compiled {len(cases)} kernels, {len(problems)} not as expected{made}")
     return 1 if problems else 0
 
@@ -64,7 +64,7 @@ def all_cases() -> list[CompileCase]:
 
 def table(results: Results, only: str) -> str:
     """Markdown: one line per kernel and shape, figures of the architectures side by side."""
-    command = "python tools/compile_kernels.py --output docs/kernels.md" + (f' --only "{only}"' if only else "")
+    command = "python tools/compile_kernels.py --output docs/kernels_compiled.md" + (f' --only "{only}"' if only else "")
     sides = " / ".join(f"sm_{one}" for one in ARCHITECTURES)
     lines = [
         "# Kernels as compiled",
