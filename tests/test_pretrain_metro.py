@@ -114,6 +114,7 @@ def test_two_processes_train_evaluate_save_and_continue(yaml_file: Path, corpus:
     result = run(yaml_file, corpus, output, processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("step 7/7") == 1
+    assert result.stdout.count("Fused operators: torch references, because kernels need a CUDA device") == 1
     training = [line for line in lines(output) if "aux_loss" in line]
     validation = [line for line in lines(output) if "validation/aux_loss" in line]
     assert [line["step"] for line in training] == [2, 4, 6, 7]
@@ -130,7 +131,9 @@ def test_two_processes_train_evaluate_save_and_continue(yaml_file: Path, corpus:
     other = run(yaml_file, corpus, output, "--optimizer.lr", "0.5", processes=2)
     assert other.returncode == 1
     assert other.stderr.count("optimizer.lr is 0.5, but the checkpoint was made with 0.001") == 1
-    again = run(yaml_file, corpus, output)  # complete, and under another layout: nothing is left to do
+    # Complete, under another layout and without kernels: nothing is left to do.
+    again = run(yaml_file, corpus, output, "--train.fused", "reference")
+    assert "torch references, because the run asks for them" in again.stdout
     assert again.returncode == 0 and "step" not in again.stdout.replace("after step 7", "").split("continuing")[-1]
     assert lines(output) == training[:2] + validation[:1] + training[2:] + validation[1:]
 

@@ -21,8 +21,9 @@ FREE = (
     "train.eval_interval",
     "train.eval_samples",
     "train.device",
+    "train.fused",
 )
-"""What may differ: layout, rows and reporting. Shards may have moved: their contents are compared instead. A name
+"""What may differ: layout, rows, kernels and reporting. Shards may have moved: their contents are compared instead. A name
 that ends with a dot stands for its whole concern."""
 
 
