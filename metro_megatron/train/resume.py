@@ -23,8 +23,8 @@ FREE = (
     "train.device",
     "train.fused",
 )
-"""What may differ: layout, rows, kernels and reporting. Shards may have moved: their contents are compared instead. A name
-that ends with a dot stands for its whole concern."""
+"""What may differ: layout, rows, kernels and reporting. Shards may have moved: their contents are compared instead. A
+name that ends with a dot stands for its whole concern."""
 
 
 def config_differences(saved: Config, given: Config) -> list[str]:
