@@ -1,41 +1,152 @@
-"""Attention with a relative position bias over packed and over padded rows.
+"""Attention inside samples with the compact relative bias: the public functions, torch operators and launches.
 
-Legend: T tokens of a packed row, n samples in it, L longest sample, B padded rows, S their length,
-N heads of this rank, K head dimension.
+Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
 """
+
+from math import e, log2
 
 import torch
 from torch import Tensor
 
-from fused.softmax_dropout import softmax_dropout
+from fused.attention_dropout import LONGEST, Dropout, checked_dropout
+from fused.attention_launches import HEAD_DIMS, Inputs, backward_launches, bias_gradients, forward_launch
+from fused.attention_reference import attention_ref, lse_ref
+from fused.dispatch import architecture, use_kernel
+from fused.relative_bias import CompactBias, check_bias
+from fused.samples import Samples, check_samples, packed_samples, padded_samples
+
+__all__ = ["CompactBias", "Dropout", "Samples", "attention", "attention_with_lse", "packed_samples", "padded_samples"]
+
+MOST_SAMPLES = 65_535
+"""The third dimension of a GPU's grid."""
 
 
-def padded_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, is_key: Tensor, dropout: float) -> Tensor:
-    """Attention of rows [B, S, N, K] with bias [N, S, S] and is_key [B, S]; returns [B, S, N, K]."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, S, K]
-    scores = q @ k.transpose(-1, -2)
-    probabilities = softmax_dropout(scores, bias, is_key, q.size(-1) ** -0.5, dropout)
-    return (probabilities @ v).transpose(1, 2)
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples,
+    dropout: Dropout | None = None, term: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """dropout(softmax(q k^T / sqrt(K) + bias + term)) v inside each sample, [T, N, K].
 
-
-def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float
-) -> Tensor:
-    """Attention inside each sample of a packed row [T, N, K]; returns [T, N, K].
-
-    cu_seqlens [n + 1] starts with 0; tokens from its last entry on are padding and give finite values that
-    mean nothing. bias [N, L, L] is indexed by the places inside a sample, with L = max_seqlen.
+    q, k, v [T, N, K] may be strided; their last dimension is contiguous. term [N, S, S] with S >= samples.longest is
+    full TUPE's. Tokens of no sample give 0. Gradients reach q, k, v, bias and term. Raises ValueError for shapes,
+    types and devices that do not fit; reads no tensor on a GPU.
     """
-    num_tokens, num_samples = q.size(0), cu_seqlens.numel() - 1
-    if max_seqlen == 0:
-        return (q + k + v) * 0 + bias.sum().to(q.dtype) * 0  # every parameter still gets a gradient, of zero
-    starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-    place = torch.arange(max_seqlen, device=q.device)
-    is_key = place < lengths[:, None]  # [n, L]
-    token = (starts[:, None] + place).clamp(max=num_tokens - 1)  # [n, L]
-    out = padded_attention(q[token], k[token], v[token], bias, is_key, dropout)  # [n, L, N, K]
+    dropout = _checked(q, k, v, bias, samples, dropout, term)
+    if not use_kernel("attention", q):
+        return attention_ref(q, k, v, bias, samples, dropout, term)
+    return _launched(q, k, v, bias, samples, dropout, term)[0]
 
-    position = torch.arange(num_tokens, device=q.device)
-    sample = torch.bucketize(position, cu_seqlens[1:], right=True).clamp(max=num_samples - 1)
-    inside = (position - starts[sample]).clamp(max=max_seqlen - 1)
-    return out.flatten(0, 1)[sample * max_seqlen + inside]
+
+def attention_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples,
+    dropout: Dropout | None = None, term: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`attention`, and the logarithm of the sum of exponentials of each query's scores, [T, N] in FP32 or float64."""
+    dropout = _checked(q, k, v, bias, samples, dropout, term)
+    if not use_kernel("attention", q):
+        return attention_ref(q, k, v, bias, samples, dropout, term), lse_ref(q, k, bias, samples, term)
+    return _launched(q, k, v, bias, samples, dropout, term)
+
+
+def _checked(
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples, dropout: Dropout | None, term: Tensor | None
+) -> Dropout | None:
+    """The dropout, None where its rate is 0. Raises ValueError for the first argument that does not fit."""
+    if q.dim() != 3 or not q.is_floating_point():
+        raise ValueError(f"q is {list(q.shape)} {q.dtype}; it must be [tokens, heads, head dimension] of a float type")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(
+                f"{name} is {list(x.shape)} {x.dtype} on {x.device}; "
+                f"it must be as q: {list(q.shape)} {q.dtype} on {q.device}"
+            )
+        if x.stride(2) != 1:
+            raise ValueError(f"{name} has stride {x.stride(2)} in its last dimension; it must be contiguous there")
+    check_bias(bias, q.size(1), q.device)
+    check_samples(samples, LONGEST, q.device)
+    if term is not None:
+        heads, size = q.size(1), term.size(-1) if term.dim() else 0
+        if term.shape != (heads, size, size) or not samples.longest <= size <= LONGEST:
+            raise ValueError(
+                f"term is {list(term.shape)}; it must be [{heads}, S, S] with S in {samples.longest}..{LONGEST}"
+            )
+        if not term.is_floating_point() or term.device != q.device:
+            raise ValueError(f"term is {term.dtype} on {term.device}; it must be of a float type on {q.device}")
+    return checked_dropout(dropout, samples.begin.numel(), samples.longest, q.device)
+
+
+def _launched(
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples, dropout: Dropout | None, term: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The kernels' output and log-sum-exp."""
+    if q.size(2) not in HEAD_DIMS:
+        raise ValueError(f"q is {list(q.shape)}; the kernels have head dimensions {HEAD_DIMS}, reference_only() any")
+    if samples.begin.numel() > MOST_SAMPLES:
+        raise ValueError(f"samples.begin is {list(samples.begin.shape)}; the kernels take at most {MOST_SAMPLES}")
+    rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
+    begin, length, longest, step = samples
+    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, step, rate, first_head)
+
+
+def _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, *numbers) -> Inputs:
+    """The bias in FP32 and in units of log(2); all but q, k, v contiguous."""
+    distances, cls = ((x.float() * log2(e)).contiguous() for x in (distances, cls))
+    others = (None if x is None else x.contiguous() for x in (term, begin, length, seed, keys))
+    return Inputs(q, k, v, distances, cls, *others, *numbers)
+
+
+@torch.library.custom_op("fused::attention_forward", mutates_args=())
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor,
+    length: Tensor, seed: Tensor | None, keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output and log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
+    out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
+    inputs = _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    forward_launch(inputs, out, lse, architecture(q.device)).start()
+    return out, lse
+
+
+@attention_forward.register_fake
+def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+@torch.library.custom_op("fused::attention_backward", mutates_args=())
+def attention_backward(
+    out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
+    distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor, length: Tensor, seed: Tensor | None,
+    keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, distances, cls, and of term (empty where there is none)."""
+    grads = [q.new_zeros(q.shape) for _ in range(3)]
+    grads.append(q.new_empty(0) if term is None else term.new_empty(term.shape))
+    arriving = [out, lse, grad_out.contiguous(), None if grad_lse is None else grad_lse.contiguous()]
+    inputs = _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    launches = backward_launches(inputs, arriving, grads, architecture(q.device))
+    for launch in launches:
+        launch.start()
+    of_distances, of_cls = bias_gradients(launches[0], distances.size(1))
+    return *grads[:3], of_distances.to(distances.dtype), of_cls.to(cls.dtype), grads[3]
+
+
+@attention_backward.register_fake
+def _(out, lse, grad_out, grad_lse, q, k, v, distances, cls, term, *rest):
+    grads = [x.new_empty(x.shape) for x in (q, k, v, distances, cls)]
+    return *grads, q.new_empty(0) if term is None else term.new_empty(term.shape)
+
+
+def _setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output, *inputs[:10])
+    ctx.numbers = inputs[10:]
+
+
+def _backward(ctx, grad_out, grad_lse):
+    out, lse, *inputs = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    *grads, of_term = attention_backward(out, lse, grad_out, grad_lse, *inputs, *ctx.numbers)
+    return *grads, None if inputs[5] is None else of_term, *[None] * 8
+
+
+attention_forward.register_autograd(_backward, setup_context=_setup)

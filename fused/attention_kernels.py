@@ -1,27 +1,27 @@
 """Triton kernels of attention inside samples: forward, and backward by recomputation.
 
-Legend: T tokens, N heads, K head dimension, n samples, B side of a square tile. Token i of sample b is row
-begin[b] + i * step. Scores, softmax and sums are FP32; no atomics, so results repeat bit for bit.
+Legend: T tokens, N heads of this rank, K head dimension, n samples, B side of a square tile, ROWS x COLS another tile
+(queries by keys). Token i of sample b is row begin[b] + i * step. Scores, softmax and sums are FP32; no atomics, so
+results repeat bit for bit. Scores are in units of log(2), and so are Distances and Cls: exp2 is one instruction.
 """
 
-import os
+from fused.attention_dropout import keep_kernel
+from fused.dispatch import INTERPRETED, jit, tl
 
-from fused.dispatch import jit, tl
-
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @jit
 def _dot(a, b):
     """The interpreter multiplies the raw bits of bfloat16, so it gets FP32."""
     if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b)
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
 
 
 @jit
 def _tile(Pointer, begin, step, places, length, head, stride_t, stride_n, K: tl.constexpr):
-    """Rows `places` of one head of a sample, [B, K]; rows past its length are 0."""
+    """Rows `places` of one head of a sample, [places, K]; rows past its length are 0."""
     token = begin + places.to(tl.int64) * step
     at = token[:, None] * stride_t + head * stride_n + tl.arange(0, K)[None, :]
     return tl.load(Pointer + at, mask=places[:, None] < length, other=0.0)
@@ -35,92 +35,77 @@ def _store_tile(Pointer, value, begin, step, places, length, head, heads, K: tl.
 
 
 @jit
-def _scores(q, k, rows, cols, length, Distances, Cls, Term, head, width, term_len, scale, HAS_TERM: tl.constexpr):
-    """Scaled scores with bias, [B, B]; -inf for keys past the sample."""
-    reach = width // 2
-    distance = tl.minimum(tl.maximum(cols[None, :] - rows[:, None], -reach), reach) + reach
-    bias = tl.load(Distances + head * width + distance)
-    bias = tl.where(cols[None, :] == 0, tl.load(Cls + head * 2 + 1), bias)
-    bias = tl.where(rows[:, None] == 0, tl.load(Cls + head * 2), bias)
-    scores = _dot(q, tl.trans(k)) * scale + bias
-    if HAS_TERM:
-        at = (head.to(tl.int64) * term_len + rows[:, None]) * term_len + cols[None, :]
-        inside = (rows[:, None] < length) & (cols[None, :] < length)
-        scores += tl.load(Term + at, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(cols[None, :] < length, scores, float("-inf"))
+def _vector(Pointer, begin, step, places, length, head, heads, other):
+    """Numbers of `places` of one head of a sample from [T, N]."""
+    token = begin + places.to(tl.int64) * step
+    return tl.load(Pointer + token * heads + head, mask=places < length, other=other)
 
 
 @jit
-def _kept(seed, sample_key, head, rows, cols, threshold):
-    """Dropout's mask [B, B], from seed, sample, global head, query and key alone."""
-    places = (rows[:, None] << 16) | cols[None, :]
-    zero = places * 0
-    low = (sample_key & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
-    high = ((sample_key >> 32) & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
-    bits, _, _, _ = tl.philox(seed, places, zero + head, zero + low, zero + high)
-    return (bits >> 1).to(tl.int32) >= threshold
+def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_len):
+    """Scaled scores with bias and term, -inf for keys past the sample; rows and cols broadcast to their shape."""
+    reach = width // 2
+    distance = tl.minimum(tl.maximum(cols - rows, -reach), reach) + reach
+    bias = tl.load(Distances + head * width + distance)
+    bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1), bias)
+    scores += tl.where(rows == 0, tl.load(Cls + head * 2), bias)
+    if Term is not None:
+        first = Term + head.to(tl.int64) * term_len * term_len
+        inside = (rows < length) & (cols < length)
+        scores += tl.load(first + rows * term_len + cols, mask=inside, other=0.0).to(tl.float32) * LOG2E
+    return tl.where(cols < length, scores, float("-inf"))
 
 
 @jit
 def forward_kernel(
-    Q, K_, V, Distances, Cls, Term, Begin, Length, Key, Seed, Out, Lse,
-    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, head_offset, width, term_len, scale, threshold, keep_scale,
-    K: tl.constexpr, B: tl.constexpr, HAS_TERM: tl.constexpr, DROP: tl.constexpr,
+    Q, K_, V, Distances, Cls, Term, Begin, Length, Seed, Keys, Out, Lse,
+    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, first_head, width, term_len, scale, threshold, keep_scale,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one (sample, head): Out [T, N, K] and Lse [T, N]. Grid (tiles, N, n)."""
+    """One tile of queries of one (sample, head): Out [T, N, K] and Lse [T, N]. Grid (L / ROWS, N, n)."""
     head, sample = tl.program_id(1), tl.program_id(2)
     begin, length = tl.load(Begin + sample), tl.load(Length + sample)
-    rows = tl.program_id(0) * B + tl.arange(0, B)
-    if tl.program_id(0) * B < length:
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if tl.program_id(0) * ROWS < length:
+        seed = tl.load(Seed) if Seed is not None else 0
+        name = tl.load(Keys + sample) if Seed is not None else 0
         q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
-        top = tl.full([B], float("-inf"), tl.float32)
-        total = tl.zeros([B], tl.float32)
-        acc = tl.zeros([B, K], tl.float32)
-        for start in range(0, length, B):
-            cols = start + tl.arange(0, B)
+        top = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, K], tl.float32)
+        for start in range(0, length, COLS):
+            cols = start + tl.arange(0, COLS)
             k = _tile(K_, begin, step, cols, length, head, k_t, k_n, K)
-            s = _scores(q, k, rows, cols, length, Distances, Cls, Term, head, width, term_len, scale, HAS_TERM)
+            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             new_top = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp(s - new_top[:, None])
-            shrink = tl.exp(top - new_top)
+            p = tl.exp2(s - new_top[:, None])
+            shrink = tl.exp2(top - new_top)
             total = total * shrink + tl.sum(p, 1)
-            if DROP:
-                kept = _kept(tl.load(Seed), tl.load(Key + sample), head_offset + head, rows, cols, threshold)
-                p = tl.where(kept, p * keep_scale, 0.0)
+            if Seed is not None:
+                groups = start // 8 + tl.arange(0, COLS // 8)
+                kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
+                p = tl.where(kept, p, 0.0)
             v = _tile(V, begin, step, cols, length, head, v_t, v_n, K)
             acc = acc * shrink[:, None] + _dot(p.to(v.dtype), v)
             top = new_top
-        _store_tile(Out, acc / total[:, None], begin, step, rows, length, head, heads, K)
+        _store_tile(Out, acc * (keep_scale / total)[:, None], begin, step, rows, length, head, heads, K)
         token = begin + rows.to(tl.int64) * step
-        tl.store(Lse + token * heads + head, top + tl.log(total), mask=rows < length)
-
-
-@jit
-def _gradient(q, k, v, go, lse, delta, rows, cols, length, head, Distances, Cls, Term, Seed, Key, sample,
-              head_offset, width, term_len, scale, threshold, keep_scale,
-              HAS_TERM: tl.constexpr, DROP: tl.constexpr):  # fmt: skip
-    """Dropped probabilities and the gradient of the scores, both [B, B] and 0 outside the sample."""
-    s = _scores(q, k, rows, cols, length, Distances, Cls, Term, head, width, term_len, scale, HAS_TERM)
-    p = tl.where(rows[:, None] < length, tl.exp(s - lse[:, None]), 0.0)
-    dp = _dot(go, tl.trans(v))
-    dropped = p
-    if DROP:
-        kept = _kept(tl.load(Seed), tl.load(Key + sample), head_offset + head, rows, cols, threshold)
-        dropped = tl.where(kept, p * keep_scale, 0.0)
-        dp = tl.where(kept, dp * keep_scale, 0.0)
-    return dropped, p * (dp - delta[:, None])
+        tl.store(Lse + token * heads + head, (top + tl.log2(total)) / LOG2E, mask=rows < length)
 
 
 @jit
 def query_kernel(
-    Q, K_, V, GradOut, Lse, Delta, Distances, Cls, Term, Begin, Length, Key, Seed, GradQ, Diagonals, ClsSums,
-    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, head_offset, width, term_len, scale, threshold, keep_scale, slots,
-    K: tl.constexpr, B: tl.constexpr, HAS_TERM: tl.constexpr, DROP: tl.constexpr,
+    Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,
+    Out, GradLse, Delta, GradQ, Diagonals, ClsSums,
+    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, first_head, width, term_len, scale, threshold, keep_scale, slots,
+    K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of queries, and its private sums for the bias. Grid (tiles, N, n).
+    """Gradient of one tile of queries, its private sums for the bias, and Delta [T, N]. Grid (tiles = L / B, N, n).
 
-    Diagonals [n, tiles, N, slots]: slot s of tile t sums distance s - t B - (B - 1). Row i of a tile of score
-    gradients is turned by i + 1, which stacks each diagonal in a column: places that wrapped are distances of
+    Delta is the sum of a row's probabilities times their gradients, less the gradient of Lse; the kernels after this
+    one read it. Diagonals [n, tiles, N, slots]: slot s of tile t sums distance s - t B - (B - 1). Row i of a tile of
+    score gradients is turned by i + 1, which stacks each diagonal in a column: places that wrapped are distances of
     the lower half, the others of the upper half, which the next tile's lower half completes.
     """
     tile, head, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -128,11 +113,17 @@ def query_kernel(
     local = tl.arange(0, B)
     rows = tile * B + local
     if tile * B < length:
-        token = begin + rows.to(tl.int64) * step
-        q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
+        seed = tl.load(Seed) if Seed is not None else 0
+        name = tl.load(Keys + sample) if Seed is not None else 0
         go = _tile(GradOut, begin, step, rows, length, head, heads * K, K, K)
-        lse = tl.load(Lse + token * heads + head, mask=rows < length, other=0.0)
-        delta = tl.load(Delta + token * heads + head, mask=rows < length, other=0.0)
+        out = _tile(Out, begin, step, rows, length, head, heads * K, K, K)
+        delta = tl.sum(go.to(tl.float32) * out.to(tl.float32), 1)
+        if GradLse is not None:
+            delta -= _vector(GradLse, begin, step, rows, length, head, heads, 0.0)
+        token = begin + rows.to(tl.int64) * step
+        tl.store(Delta + token * heads + head, delta, mask=rows < length)
+        q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
+        lse = _vector(Lse, begin, step, rows, length, head, heads, float("inf")) * LOG2E
         grad_q = tl.zeros([B, K], tl.float32)
         carry = tl.zeros([B], tl.float32)
         first_row = tl.zeros([B], tl.float32)
@@ -143,9 +134,14 @@ def query_kernel(
             cols = start + local
             k = _tile(K_, begin, step, cols, length, head, k_t, k_n, K)
             v = _tile(V, begin, step, cols, length, head, v_t, v_n, K)
-            _, ds = _gradient(q, k, v, go, lse, delta, rows, cols, length, head, Distances, Cls, Term, Seed, Key,
-                              sample, head_offset, width, term_len, scale, threshold, keep_scale,
-                              HAS_TERM, DROP)  # fmt: skip
+            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
+            dp = _dot(go, tl.trans(v))
+            if Seed is not None:
+                groups = start // 8 + tl.arange(0, B // 8)
+                kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
+                dp = tl.where(kept, dp * keep_scale, 0.0)
+            ds = tl.exp2(s - lse[:, None]) * (dp - delta[:, None])
             grad_q += _dot(ds.to(k.dtype), k)
             in_row = rows[:, None] == 0
             in_col = (cols[None, :] == 0) & (rows[:, None] > 0)
@@ -163,59 +159,74 @@ def query_kernel(
 
 @jit
 def key_kernel(
-    Q, K_, V, GradOut, Lse, Delta, Distances, Cls, Term, Begin, Length, Key, Seed, GradK, GradV,
-    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, head_offset, width, term_len, scale, threshold, keep_scale,
-    K: tl.constexpr, B: tl.constexpr, HAS_TERM: tl.constexpr, DROP: tl.constexpr,
+    Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys, Delta, GradK, GradV,
+    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, first_head, width, term_len, scale, threshold, keep_scale,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one tile of keys and values. Grid (tiles, N, n)."""
+    """Gradients of one tile of keys and values; tiles of scores are turned, [COLS, ROWS]. Grid (L / COLS, N, n)."""
     head, sample = tl.program_id(1), tl.program_id(2)
     begin, length = tl.load(Begin + sample), tl.load(Length + sample)
-    cols = tl.program_id(0) * B + tl.arange(0, B)
-    if tl.program_id(0) * B < length:
+    first = tl.program_id(0) * COLS
+    cols = first + tl.arange(0, COLS)
+    if first < length:
+        seed = tl.load(Seed) if Seed is not None else 0
+        name = tl.load(Keys + sample) if Seed is not None else 0
+        groups = first // 8 + tl.arange(0, COLS // 8)
         k = _tile(K_, begin, step, cols, length, head, k_t, k_n, K)
         v = _tile(V, begin, step, cols, length, head, v_t, v_n, K)
-        grad_k = tl.zeros([B, K], tl.float32)
-        grad_v = tl.zeros([B, K], tl.float32)
-        for start in range(0, length, B):
-            rows = start + tl.arange(0, B)
-            token = begin + rows.to(tl.int64) * step
+        grad_k = tl.zeros([COLS, K], tl.float32)
+        grad_v = tl.zeros([COLS, K], tl.float32)
+        for start in range(0, length, ROWS):
+            rows = start + tl.arange(0, ROWS)
             q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
             go = _tile(GradOut, begin, step, rows, length, head, heads * K, K, K)
-            lse = tl.load(Lse + token * heads + head, mask=rows < length, other=0.0)
-            delta = tl.load(Delta + token * heads + head, mask=rows < length, other=0.0)
-            p, ds = _gradient(q, k, v, go, lse, delta, rows, cols, length, head, Distances, Cls, Term, Seed, Key,
-                              sample, head_offset, width, term_len, scale, threshold, keep_scale,
-                              HAS_TERM, DROP)  # fmt: skip
-            grad_v += _dot(tl.trans(p.to(go.dtype)), go)
-            grad_k += _dot(tl.trans(ds.to(q.dtype)), q)
+            lse = _vector(Lse, begin, step, rows, length, head, heads, float("inf")) * LOG2E
+            delta = _vector(Delta, begin, step, rows, length, head, heads, 0.0)
+            s = _dot(k, tl.trans(q)) * (scale * LOG2E)
+            s = _biased(s, rows[None, :], cols[:, None], length, Distances, Cls, Term, head, width, term_len)
+            p = tl.exp2(s - lse[None, :])
+            dp = _dot(v, tl.trans(go))
+            dropped = p
+            if Seed is not None:
+                kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
+                kept = tl.trans(kept)
+                dropped = tl.where(kept, p, 0.0)
+                dp = tl.where(kept, dp * keep_scale, 0.0)
+            grad_v += _dot(dropped.to(go.dtype), go)
+            grad_k += _dot((p * (dp - delta[None, :])).to(q.dtype), q)
         _store_tile(GradK, grad_k * scale, begin, step, cols, length, head, heads, K)
-        _store_tile(GradV, grad_v, begin, step, cols, length, head, heads, K)
+        _store_tile(GradV, grad_v * keep_scale, begin, step, cols, length, head, heads, K)
 
 
 @jit
 def term_kernel(
-    Q, K_, V, GradOut, Lse, Delta, Distances, Cls, Term, Begin, Length, Key, Seed, GradTerm,
-    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, head_offset, width, term_len, scale, threshold, keep_scale, samples,
-    K: tl.constexpr, B: tl.constexpr, DROP: tl.constexpr,
+    Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys, Delta, GradTerm,
+    q_t, q_n, k_t, k_n, v_t, v_n, step, heads, first_head, width, term_len, scale, threshold, keep_scale, samples,
+    K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of the additive term, summed over samples in their order. Grid (tiles, tiles, N)."""
+    """Gradient of one tile of the additive term, summed over samples in their order. Grid (S / B, S / B, N)."""
     head = tl.program_id(2)
-    rows = tl.program_id(0) * B + tl.arange(0, B)
-    cols = tl.program_id(1) * B + tl.arange(0, B)
+    first = tl.program_id(1) * B
+    rows, cols = tl.program_id(0) * B + tl.arange(0, B), first + tl.arange(0, B)
+    groups = first // 8 + tl.arange(0, B // 8)
+    seed = tl.load(Seed) if Seed is not None else 0
     total = tl.zeros([B, B], tl.float32)
     for sample in range(samples):
         begin, length = tl.load(Begin + sample), tl.load(Length + sample)
-        if (tl.program_id(0) * B < length) & (tl.program_id(1) * B < length):
-            token = begin + rows.to(tl.int64) * step
+        if (tl.program_id(0) * B < length) & (first < length):
             q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
-            go = _tile(GradOut, begin, step, rows, length, head, heads * K, K, K)
             k = _tile(K_, begin, step, cols, length, head, k_t, k_n, K)
+            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
+            p = tl.exp2(s - (_vector(Lse, begin, step, rows, length, head, heads, float("inf")) * LOG2E)[:, None])
+            go = _tile(GradOut, begin, step, rows, length, head, heads * K, K, K)
             v = _tile(V, begin, step, cols, length, head, v_t, v_n, K)
-            lse = tl.load(Lse + token * heads + head, mask=rows < length, other=0.0)
-            delta = tl.load(Delta + token * heads + head, mask=rows < length, other=0.0)
-            _, ds = _gradient(q, k, v, go, lse, delta, rows, cols, length, head, Distances, Cls, Term, Seed, Key,
-                              sample, head_offset, width, term_len, scale, threshold, keep_scale,
-                              True, DROP)  # fmt: skip
-            total += ds
-    at = (head.to(tl.int64) * term_len + rows[:, None]) * term_len + cols[None, :]
-    tl.store(GradTerm + at, total, mask=(rows[:, None] < term_len) & (cols[None, :] < term_len))
+            dp = _dot(go, tl.trans(v))
+            if Seed is not None:
+                name = tl.load(Keys + sample)
+                kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
+                dp = tl.where(kept, dp * keep_scale, 0.0)
+            total += p * (dp - _vector(Delta, begin, step, rows, length, head, heads, 0.0)[:, None])
+    at = rows[:, None] * term_len + cols[None, :]
+    inside = (rows[:, None] < term_len) & (cols[None, :] < term_len)
+    tl.store(GradTerm + head.to(tl.int64) * term_len * term_len + at, total, mask=inside)

@@ -67,23 +67,27 @@ def keep_mask_kernel(seed, group, c1, c2, c3, threshold):
     return tl.reshape(bits, group.shape[:-1] + [group.shape[-1] * 8]) >= threshold
 
 
-def keep_mask(seed: Tensor, threshold: int, columns: int, *counters: Tensor | int) -> Tensor:
-    """keep_mask_kernel's mask [..., columns] for counters c1, c2, c3 that broadcast to [...]; seed is [1]."""
-    group = torch.arange(-(-columns // GROUP), device=seed.device)
-    others = [torch.as_tensor(x, device=seed.device)[..., None] for x in counters]
-    words = torch.stack(philox(seed, group, *others), dim=-1)  # [..., G, 4]
-    bits = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
-    return (bits.flatten(-3) >= threshold)[..., :columns]
+def keep_mask(
+    seed: Tensor, threshold: int, columns: int, *counters: Tensor | int, first_group: Tensor | int = 0
+) -> Tensor:
+    """keep_mask_kernel's mask [..., columns] for groups first_group, first_group + 1, ... and counters c1, c2, c3.
+
+    first_group and counters broadcast to [...]; seed is [1].
+    """
+    first, *others = (torch.as_tensor(x, device=seed.device)[..., None] for x in (first_group, *counters))
+    words = philox(seed, first + torch.arange(-(-columns // GROUP), device=seed.device), *others)
+    kept = [bits >= threshold for word in words for bits in (word & 0xFFFF, word >> 16)]
+    return torch.stack(kept, dim=-1).flatten(-2)[..., :columns]
 
 
 def philox(seed: Tensor, *counters: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four 32-bit words of Philox-4x32-10, in int64; seed is int64, up to four counters below 2^32 broadcast.
 
-    Counters may be negative int32 values too; missing ones are 0.
+    Counters may be negative int32 values too; missing ones are 0. They broadcast as the rounds mix them.
     """
     given = [torch.as_tensor(x, device=seed.device) & _WORD for x in counters]
     given += [torch.zeros_like(seed)] * (4 - len(given))
-    c0, c1, c2, c3 = torch.broadcast_tensors(*given)
+    c0, c1, c2, c3 = given
     k0, k1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):
         high_a, low_a = _product(0xD2511F53, c0)

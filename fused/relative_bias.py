@@ -41,3 +41,14 @@ def check_bias(bias: CompactBias, num_heads: int, device: torch.device) -> None:
             raise ValueError(f"bias.{name} is {part.dtype}; it must be a floating point type")
         if part.device != device:
             raise ValueError(f"bias.{name} is on {part.device} and q on {device}; move one of them")
+
+
+def clip_distances(sums: Tensor, reach: int) -> Tensor:
+    """Sums [N, 2 L - 1] over distances -(L - 1) .. L - 1 to sums over clipped ones, [N, 2 reach + 1]; no atomics."""
+    middle = sums.size(1) // 2
+    if reach >= middle:
+        return torch.nn.functional.pad(sums, (reach - middle, reach - middle))
+    inner = sums[:, middle - reach : middle + reach + 1].clone()
+    inner[:, 0] += sums[:, : middle - reach].sum(1)
+    inner[:, -1] += sums[:, middle + reach + 1 :].sum(1)
+    return inner

@@ -1,7 +1,7 @@
 """Attention probabilities: scale, relative bias, key padding, FP32 softmax and dropout in one pass.
 
-Legend: n samples, N heads, L positions of a sample. The dropout mask is a function of (seed, row, key), row =
-(sample N + head) L + query, and is drawn again in backward; saved are the half-precision probabilities alone.
+Legend: n samples, N heads of this rank, L positions of a sample. The dropout mask is attention_dropout's and is drawn
+again in backward; saved are the half-precision probabilities alone.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fused.ahead_of_time import ARCHITECTURES, HEADS, ROW_TOKENS, SAMPLE_TOKENS, CompileCase, meta
+from fused.attention_dropout import Dropout, checked_dropout, keep
 from fused.dispatch import Launch, architecture, use_kernel
-from fused.philox import check_dropout, drop_threshold, keep_mask, keep_scale, seed_of
-from fused.relative_bias import CompactBias, check_bias
+from fused.philox import drop_threshold, keep_scale
+from fused.relative_bias import CompactBias, check_bias, clip_distances
 from fused.rows import row_block, row_stages, row_warps
 from fused.softmax_dropout_kernels import backward_kernel, diagonal_kernel, forward_kernel
 
@@ -37,52 +38,51 @@ DIAGONAL_TILE = (64, 64)
 
 def softmax_dropout(
     scores: Tensor,
-    bias: CompactBias | Tensor,
+    bias: CompactBias,
     is_key: Tensor,
     scale: float,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
+    dropout: Dropout | None = None,
+    term: Tensor | None = None,
 ) -> Tensor:
-    """dropout(softmax(scale scores + bias)) over the keys, [n, N, L, L], in the dtype of the scores.
+    """dropout(softmax(scale scores + bias + term)) over the keys, [n, N, L, L], in the dtype of the scores.
 
     scores [n, N, L, L] are raw q.k; is_key [n, L] bool is False for keys that do not exist, whose probability is 0 (a
-    row without any key gives finite values that mean nothing). dropout is a rate, rounded to 2^-16; seed [1] int64,
-    None draws one from the device's generator. Gradients reach scores and bias. A dense bias [N, L, L] is taken by
-    the reference alone. Raises ValueError for shapes, types and devices that do not fit; reads no tensor on a GPU.
+    row without any key gives finite values that mean nothing). Gradients reach scores, bias and term. A dense term
+    [N, L, L] is taken by the reference alone. Raises ValueError for shapes, types and devices that do not fit; reads
+    no tensor on a GPU.
     """
-    _check(scores, bias, is_key)
-    check_dropout(dropout, seed, scores.device)
-    seed = seed_of(dropout, seed, scores.device)
-    if isinstance(bias, Tensor) or not use_kernel("softmax_dropout", scores):
-        return softmax_dropout_ref(scores, bias, is_key, scale, dropout, seed)
+    _check(scores, bias, is_key, term)
+    dropout = checked_dropout(dropout, scores.size(0), scores.size(-1), scores.device)
+    if term is not None or not use_kernel("softmax_dropout", scores):
+        return softmax_dropout_ref(scores, bias, is_key, scale, dropout, term)
     if scores.size(-1) > LONGEST:
         raise ValueError(f"scores is {list(scores.shape)}; the kernels take rows of at most {LONGEST}")
-    p, dropped = softmax_dropout_forward(scores, *bias, is_key, scale, dropout, seed)
-    return p if seed is None else dropped
+    rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
+    p, dropped = softmax_dropout_forward(scores, *bias, is_key, scale, rate, seed, keys, first_head)
+    return p if dropout is None else dropped
 
 
 def softmax_dropout_ref(
     scores: Tensor,
-    bias: CompactBias | Tensor,
+    bias: CompactBias,
     is_key: Tensor,
     scale: float,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
+    dropout: Dropout | None = None,
+    term: Tensor | None = None,
 ) -> Tensor:
-    """What softmax_dropout computes, in plain torch; float64 in float64. Dropout needs a seed."""
+    """What softmax_dropout computes, in plain torch; float64 in float64."""
     inner = torch.promote_types(scores.dtype, torch.float32)
-    dense = bias if isinstance(bias, Tensor) else bias.expand(scores.size(-1))
-    x = scores.to(inner) * scale + dense.to(inner)
+    dense = bias.expand(scores.size(-1)).to(inner)
+    if term is not None:
+        dense = dense + term.to(inner)
+    x = scores.to(inner) * scale + dense
     p = x.masked_fill(~is_key[:, None, None, :], MASKED_SCORE).softmax(dim=-1)
-    if dropout > 0.0:
-        assert seed is not None
-        threshold = drop_threshold(dropout)
-        rows = torch.arange(scores.shape[:-1].numel(), device=scores.device)
-        p = p * keep_mask(seed, threshold, scores.size(-1), rows).view(p.shape) * keep_scale(threshold)
+    if dropout is not None:
+        p = p * keep(dropout, *scores.shape[1:3]) * dropout.keep_scale
     return p.to(scores.dtype)
 
 
-def _check(scores: Tensor, bias: CompactBias | Tensor, is_key: Tensor) -> None:
+def _check(scores: Tensor, bias: CompactBias, is_key: Tensor, term: Tensor | None) -> None:
     """Raise ValueError for the first argument that does not fit the scores."""
     shape = scores.shape
     if scores.dim() != 4 or shape[2] != shape[3] or not scores.is_floating_point():
@@ -92,10 +92,12 @@ def _check(scores: Tensor, bias: CompactBias | Tensor, is_key: Tensor) -> None:
             f"is_key is {list(is_key.shape)} {is_key.dtype} on {is_key.device}; "
             f"it must be {[shape[0], shape[3]]} torch.bool on {scores.device}"
         )
-    if not isinstance(bias, Tensor):
-        check_bias(bias, shape[1], scores.device)
-    elif bias.shape != shape[1:]:
-        raise ValueError(f"bias is {list(bias.shape)}; a dense bias must be {list(shape[1:])}")
+    check_bias(bias, shape[1], scores.device)
+    if term is not None and (term.shape != shape[1:] or not term.is_floating_point() or term.device != scores.device):
+        raise ValueError(
+            f"term is {list(term.shape)} {term.dtype} on {term.device}; "
+            f"it must be {list(shape[1:])} of a floating point type on {scores.device}"
+        )
 
 
 def _forward_outputs(scores: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -104,17 +106,17 @@ def _forward_outputs(scores: Tensor, seed: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _forward_launch(
-    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], scale: float, dropout: float, arch: int
+    inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], scale: float, rate: float, first_head: int, arch: int
 ) -> Launch:
-    """inputs: scores, distances, cls, is_key, seed; outputs: those of _forward_outputs."""
-    (scores, distances, cls, is_key, seed), (p, dropped) = inputs, outputs
+    """inputs: scores, distances, cls, is_key, seed, keys; outputs: those of _forward_outputs."""
+    (scores, distances, cls, is_key, seed, keys), (p, dropped) = inputs, outputs
     assert distances is not None
     samples, heads, length, _ = p.shape
-    threshold = drop_threshold(dropout)
+    threshold = drop_threshold(rate)
     arguments = {
-        "Scores": scores, "IsKey": is_key, "Distances": distances, "Cls": cls, "Seed": seed,
+        "Scores": scores, "IsKey": is_key, "Distances": distances, "Cls": cls, "Seed": seed, "Keys": keys,
         "P": p, "Dropped": None if seed is None else dropped,
-        "samples": samples, "heads": heads, "width": distances.size(1), "scale": scale,
+        "samples": samples, "heads": heads, "first_head": first_head, "width": distances.size(1), "scale": scale,
         "threshold": threshold, "keep_scale": keep_scale(threshold),
         "EACH": FORWARD_SAMPLES, "L": length, "BLOCK": row_block(length),
         "STAGES": row_stages(length, p.element_size() + 1),
@@ -125,31 +127,33 @@ def _forward_launch(
 
 @torch.library.custom_op("fused::softmax_dropout_forward", mutates_args=())
 def softmax_dropout_forward(
-    scores: Tensor, distances: Tensor, cls: Tensor, is_key: Tensor, scale: float, dropout: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    scores: Tensor, distances: Tensor, cls: Tensor, is_key: Tensor, scale: float, rate: float, seed: Tensor | None,
+    keys: Tensor | None, first_head: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Probabilities, and those after dropout (empty where seed is None)."""
-    inputs = [None if one is None else one.contiguous() for one in (scores, distances, cls, is_key, seed)]
+    inputs = [None if one is None else one.contiguous() for one in (scores, distances, cls, is_key, seed, keys)]
     outputs = _forward_outputs(scores, seed)
-    _forward_launch(inputs, outputs, scale, dropout, architecture(scores.device)).start()
+    _forward_launch(inputs, outputs, scale, rate, first_head, architecture(scores.device)).start()
     return outputs
 
 
 @softmax_dropout_forward.register_fake
-def _(scores, distances, cls, is_key, scale, dropout, seed):
+def _(scores, distances, cls, is_key, scale, rate, seed, keys, first_head):
     return _forward_outputs(scores, seed)
 
 
 def _backward_launches(
-    inputs: Sequence[Tensor | None], grad_scores: Tensor, scale: float, dropout: float, arch: int
+    inputs: Sequence[Tensor | None], grad_scores: Tensor, scale: float, rate: float, first_head: int, arch: int
 ) -> tuple[Launch, Launch]:
-    """inputs: grad_out, p, is_key, seed. The second launch reads what the first writes to its GradBias."""
-    grad_out, p, is_key, seed = inputs
+    """inputs: grad_out, p, is_key, seed, keys. The second launch reads what the first writes to its GradBias."""
+    grad_out, p, is_key, seed, keys = inputs
     samples, heads, length, _ = grad_scores.shape
-    threshold, parts = drop_threshold(dropout), -(-samples // BACKWARD_SAMPLES)
+    threshold, parts = drop_threshold(rate), -(-samples // BACKWARD_SAMPLES)
     grad_bias = grad_scores.new_empty(parts, heads, length, length, dtype=torch.float32)
     arguments = {
-        "GradOut": grad_out, "P": p, "IsKey": is_key, "Seed": seed, "GradScores": grad_scores, "GradBias": grad_bias,
-        "samples": samples, "heads": heads, "scale": scale,
+        "GradOut": grad_out, "P": p, "IsKey": is_key, "Seed": seed, "Keys": keys,
+        "GradScores": grad_scores, "GradBias": grad_bias,
+        "samples": samples, "heads": heads, "first_head": first_head, "scale": scale,
         "threshold": threshold, "keep_scale": keep_scale(threshold),
         "EACH": BACKWARD_SAMPLES, "L": length, "BLOCK": row_block(length),
         "STAGES": row_stages(length, 2 * grad_scores.element_size() + 1),
@@ -168,13 +172,14 @@ def _backward_launches(
 
 @torch.library.custom_op("fused::softmax_dropout_backward", mutates_args=())
 def softmax_dropout_backward(
-    grad_out: Tensor, p: Tensor, distances: Tensor, cls: Tensor, is_key: Tensor, scale: float, dropout: float,
-    seed: Tensor | None,
+    grad_out: Tensor, p: Tensor, distances: Tensor, cls: Tensor, is_key: Tensor, scale: float, rate: float,
+    seed: Tensor | None, keys: Tensor | None, first_head: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of scores, distances and cls."""
     grad_scores = p.new_empty(p.shape)
-    inputs = [grad_out.contiguous(), p, is_key.contiguous(), seed]
-    launches = _backward_launches(inputs, grad_scores, scale, dropout, architecture(p.device))
+    keys = None if keys is None else keys.contiguous()
+    inputs = [grad_out.contiguous(), p, is_key.contiguous(), seed, keys]
+    launches = _backward_launches(inputs, grad_scores, scale, rate, first_head, architecture(p.device))
     for launch in launches:
         launch.start()
     grad_bias, diagonals = (launches[1].arguments[name] for name in ("GradBias", "Diagonals"))
@@ -183,32 +188,22 @@ def softmax_dropout_backward(
     return grad_scores, of_distances.to(distances.dtype), of_cls.to(cls.dtype)
 
 
-def clip_distances(sums: Tensor, reach: int) -> Tensor:
-    """Sums [N, 2 L - 1] over distances -(L - 1) .. L - 1 to sums over clipped ones, [N, 2 reach + 1]; no atomics."""
-    middle = sums.size(1) // 2
-    if reach >= middle:
-        return torch.nn.functional.pad(sums, (reach - middle, reach - middle))
-    inner = sums[:, middle - reach : middle + reach + 1].clone()
-    inner[:, 0] += sums[:, : middle - reach].sum(1)
-    inner[:, -1] += sums[:, middle + reach + 1 :].sum(1)
-    return inner
-
-
 @softmax_dropout_backward.register_fake
-def _(grad_out, p, distances, cls, is_key, scale, dropout, seed):
+def _(grad_out, p, distances, cls, is_key, scale, rate, seed, keys, first_head):
     return tuple(x.new_empty(x.shape) for x in (p, distances, cls))
 
 
 def _setup(ctx, inputs, output):
-    _, distances, cls, is_key, ctx.scale, ctx.dropout, seed = inputs
+    _, *tensors, ctx.scale, ctx.rate, seed, keys, ctx.first_head = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[0], distances, cls, is_key, seed)
+    ctx.save_for_backward(output[0], *tensors, seed, keys)
 
 
 def _backward(ctx, grad_p, grad_dropped):
-    *saved, seed = ctx.saved_tensors
+    *saved, seed, keys = ctx.saved_tensors
     grad_out = grad_p if seed is None else grad_dropped
-    return *softmax_dropout_backward(grad_out, *saved, ctx.scale, ctx.dropout, seed), None, None, None, None
+    grads = softmax_dropout_backward(grad_out, *saved, ctx.scale, ctx.rate, seed, keys, ctx.first_head)
+    return *grads, *[None] * 6
 
 
 softmax_dropout_forward.register_autograd(_backward, setup_context=_setup)
@@ -223,10 +218,10 @@ def _cases(heads: int, arch: int) -> list[CompileCase]:
     samples, length = ROW_TOKENS // SAMPLE_TOKENS, SAMPLE_TOKENS
     scores = meta(samples, heads, length, length, dtype=torch.bfloat16)
     distances, cls = (meta(heads, width, dtype=torch.float32) for width in (2 * length - 3, 2))
-    is_key, seed = meta(samples, length, dtype=torch.bool), meta(1, dtype=torch.int64)
+    is_key, (seed, keys) = meta(samples, length, dtype=torch.bool), (meta(x, dtype=torch.int64) for x in (1, samples))
     outputs = _forward_outputs(scores, seed)
-    forward = _forward_launch([scores, distances, cls, is_key, seed], outputs, 0.125, 0.1, arch)
-    backward, diagonals = _backward_launches([scores, scores, is_key, seed], scores, 0.125, 0.1, arch)
+    forward = _forward_launch([scores, distances, cls, is_key, seed, keys], outputs, 0.125, 0.1, 0, arch)
+    backward, diagonals = _backward_launches([scores, scores, is_key, seed, keys], scores, 0.125, 0.1, 0, arch)
     name = f"{heads} heads, {samples} x {length}"
     return [
         CompileCase(f"softmax_dropout forward, {name}", forward, arch, max_registers=64),

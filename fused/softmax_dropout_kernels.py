@@ -3,15 +3,16 @@
 A program keeps its head and query and walks through samples, so that it makes the bias of its row once.
 """
 
+from fused.attention_dropout import keep_kernel
 from fused.dispatch import jit, tl
-from fused.philox import keep_mask_kernel
 
 MASKED_SCORE = tl.constexpr(-1e30)
 
 
 @jit
 def forward_kernel(
-    Scores, IsKey, Distances, Cls, Seed, P, Dropped, samples, heads, width, scale, threshold, keep_scale,
+    Scores, IsKey, Distances, Cls, Seed, Keys, P, Dropped, samples, heads, first_head, width, scale, threshold,
+    keep_scale,
     EACH: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Probabilities P and, where there is a seed, Dropped. Grid (N L, samples / EACH)."""
@@ -24,6 +25,7 @@ def forward_kernel(
     bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1).to(tl.float32), bias)
     bias = tl.where(query == 0, tl.load(Cls + head * 2).to(tl.float32), bias)
     seed = tl.load(Seed) if Seed is not None else 0
+    groups = tl.arange(0, BLOCK // 8)
     first = tl.program_id(1) * EACH
     for sample in tl.range(first, tl.minimum(first + EACH, samples), num_stages=STAGES):
         row = (sample * heads + head) * L + query
@@ -35,13 +37,13 @@ def forward_kernel(
         p = x / tl.sum(x, 0)
         tl.store(P + at, p.to(P.dtype.element_ty), mask=inside)
         if Seed is not None:
-            kept = keep_mask_kernel(seed, tl.arange(0, BLOCK // 8), row, 0, 0, threshold)
+            kept = keep_kernel(seed, tl.load(Keys + sample), first_head + head, query, groups, threshold)
             tl.store(Dropped + at, tl.where(kept, p * keep_scale, 0.0).to(Dropped.dtype.element_ty), mask=inside)
 
 
 @jit
 def backward_kernel(
-    GradOut, P, IsKey, Seed, GradScores, GradBias, samples, heads, scale, threshold, keep_scale,
+    GradOut, P, IsKey, Seed, Keys, GradScores, GradBias, samples, heads, first_head, scale, threshold, keep_scale,
     EACH: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """GradScores, and GradBias [samples / EACH, N, L, L], its sums over a program's samples. Grid as forward's."""
@@ -50,6 +52,7 @@ def backward_kernel(
     inside = cols < L
     total = tl.zeros([BLOCK], tl.float32)
     seed = tl.load(Seed) if Seed is not None else 0
+    groups = tl.arange(0, BLOCK // 8)
     first = tl.program_id(1) * EACH
     for sample in tl.range(first, tl.minimum(first + EACH, samples), num_stages=STAGES):
         row = (sample * heads + head) * L + query
@@ -58,7 +61,7 @@ def backward_kernel(
         p = tl.load(P + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(GradOut + at, mask=inside, other=0.0).to(tl.float32)
         if Seed is not None:
-            kept = keep_mask_kernel(seed, tl.arange(0, BLOCK // 8), row, 0, 0, threshold)
+            kept = keep_kernel(seed, tl.load(Keys + sample), first_head + head, query, groups, threshold)
             grad = tl.where(kept, grad * keep_scale, 0.0)
         grad = tl.where(is_key != 0, p * (grad - tl.sum(p * grad, 0)), 0.0)
         tl.store(GradScores + at, (grad * scale).to(GradScores.dtype.element_ty), mask=inside)

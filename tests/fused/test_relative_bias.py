@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fused.relative_bias import CompactBias, check_bias
+from fused.relative_bias import CompactBias, check_bias, clip_distances
 
 
 @pytest.mark.parametrize("reach, length", [(3, 9), (9, 4), (0, 3), (2, 1)])
@@ -17,6 +17,15 @@ def test_expanded_bias_equals_its_definition(reach, length):
                 elif key == 0:
                     wanted = bias.cls[head, 1]
                 assert dense[head, query, key] == wanted
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3, 4, 7])
+def test_distances_are_clipped_as_the_bias_is(reach):
+    sums = torch.randn(2, 9)
+    wanted = torch.zeros(2, 2 * reach + 1)
+    for distance in range(-4, 5):
+        wanted[:, max(-reach, min(reach, distance)) + reach] += sums[:, distance + 4]
+    torch.testing.assert_close(clip_distances(sums, reach), wanted)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fused import softmax_dropout as module
-from fused.dispatch import reference_only
-from fused.philox import drop_threshold, keep_mask
+from fused.attention_dropout import Dropout, keep
 from fused.relative_bias import CompactBias
-from fused.softmax_dropout import clip_distances, softmax_dropout, softmax_dropout_forward, softmax_dropout_ref
+from fused.softmax_dropout import softmax_dropout, softmax_dropout_forward, softmax_dropout_ref
 from tests.fused.tolerances import assert_close
 
-SEED = torch.tensor([77])
 SCALE = 0.3
 
 
@@ -27,26 +25,31 @@ def make(samples, heads, length, reach=3, dtype=torch.float32):
     return [scores.to(dtype), distances, cls, is_key]
 
 
-def run(function, parts, dropout=0.0, dtype=None):
+def dropping(samples, rate=0.3):
+    return Dropout(rate, torch.tensor([77]), torch.arange(samples) * (2**33 + 5) - 11, 3)
+
+
+def run(function, parts, dropout=None, dtype=None):
     """Probabilities and gradients of scores, distances and cls; the arriving gradient is exact in every type."""
     *leaves, is_key = parts
     scores, distances, cls = (part.detach().to(dtype or part.dtype).requires_grad_() for part in leaves)
-    p = function(scores, CompactBias(distances, cls), is_key, SCALE, dropout, SEED)
+    p = function(scores, CompactBias(distances, cls), is_key, SCALE, dropout)
     arriving = torch.randint(-8, 9, p.shape, generator=torch.Generator().manual_seed(1)) / 8
     return [p.detach(), *torch.autograd.grad((p.double() * arriving).sum(), [scores, distances, cls])]
 
 
-def agree(parts, dropout=0.0):
+def agree(parts, rate=0.0):
+    dropout = dropping(len(parts[0]), rate) if rate else None
     got = run(softmax_dropout, parts, dropout)
     for part, wanted in zip(got, run(softmax_dropout_ref, parts, dropout, torch.float64), strict=True):
         assert_close(part, wanted, parts[0].dtype)
     return got
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("samples, heads, length, reach", [(1, 1, 1, 0), (3, 2, 8, 3), (1, 2, 17, 40), (2, 1, 33, 0)])
-def test_values_and_gradients(samples, heads, length, reach, dropout):
-    agree(make(samples, heads, length, reach), dropout)
+def test_values_and_gradients(samples, heads, length, reach, rate):
+    agree(make(samples, heads, length, reach), rate)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -60,10 +63,10 @@ def test_rows_longer_than_the_least_block():
     agree(make(1, 1, 260, 5), 0.2)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.integers(0, 3), st.integers(1, 2), st.integers(1, 12), st.integers(0, 14), st.sampled_from([0.0, 0.5]))
-def test_random_shapes(samples, heads, length, reach, dropout):
-    agree(make(samples, heads, length, reach), dropout)
+def test_random_shapes(samples, heads, length, reach, rate):
+    agree(make(samples, heads, length, reach), rate)
 
 
 def test_extreme_scores():
@@ -81,15 +84,15 @@ def test_padding_gets_no_probability_and_no_gradient():
     assert torch.isfinite(p).all() and (grad_scores[2] == 0).all()
 
 
-def test_the_mask_of_forward_is_that_of_backward_and_of_philox():
-    parts = [*make(4, 2, 9)[:3], torch.ones(4, 9, dtype=torch.bool)]
+def test_the_mask_of_forward_is_that_of_backward_and_of_attention():
+    parts, dropout = [*make(4, 2, 9)[:3], torch.ones(4, 9, dtype=torch.bool)], dropping(4)
     scores = parts[0].requires_grad_()
-    p = softmax_dropout(scores, CompactBias(*parts[1:3]), parts[3], SCALE, 0.3, SEED)
-    kept = keep_mask(SEED, drop_threshold(0.3), 9, torch.arange(72)).view(p.shape)
+    p = softmax_dropout(scores, CompactBias(*parts[1:3]), parts[3], SCALE, dropout)
+    kept = keep(dropout, 2, 9)
     assert torch.equal(p != 0, kept)
     (gradient,) = torch.autograd.grad(p[0, 0, 0].sum(), scores)
     plain = softmax_dropout(scores, CompactBias(*parts[1:3]), parts[3], SCALE)[0, 0, 0].detach()
-    arriving = kept[0, 0, 0] * (2**16 / (2**16 - drop_threshold(0.3)))
+    arriving = kept[0, 0, 0] * dropout.keep_scale
     wanted = SCALE * plain * (arriving - (plain * arriving).sum())
     torch.testing.assert_close(gradient[0, 0, 0], wanted, atol=1e-6, rtol=0)
 
@@ -97,7 +100,7 @@ def test_the_mask_of_forward_is_that_of_backward_and_of_philox():
 def test_layout_on_the_gpu_changes_nothing(monkeypatch):
     parts = make(5, 2, 9)
     before = agree(parts, 0.3)
-    assert all(torch.equal(*both) for both in zip(before, run(softmax_dropout, parts, 0.3), strict=True))
+    assert all(torch.equal(*both) for both in zip(before, run(softmax_dropout, parts, dropping(5)), strict=True))
     monkeypatch.setattr(module, "FORWARD_SAMPLES", 2)
     monkeypatch.setattr(module, "BACKWARD_SAMPLES", 3)
     monkeypatch.setattr(module, "DIAGONAL_TILE", (4, 8))
@@ -105,21 +108,17 @@ def test_layout_on_the_gpu_changes_nothing(monkeypatch):
     assert all(torch.equal(*both) for both in zip(before[:2], after[:2], strict=True))
 
 
-@pytest.mark.parametrize("reach", [0, 1, 3, 4, 7])
-def test_distances_are_clipped_as_the_bias_is(reach):
-    sums = torch.randn(2, 9)
-    wanted = torch.zeros(2, 2 * reach + 1)
-    for distance in range(-4, 5):
-        wanted[:, max(-reach, min(reach, distance)) + reach] += sums[:, distance + 4]
-    torch.testing.assert_close(clip_distances(sums, reach), wanted)
-
-
-def test_a_dense_bias_is_the_expanded_one():
+def test_a_dense_term_is_added_by_the_reference():
+    """With every gradient, where the whole bias is a term of it."""
     scores, distances, cls, is_key = make(2, 2, 6)
-    bias = CompactBias(distances, cls)
-    dense = softmax_dropout(scores, bias.expand(6), is_key, SCALE, 0.2, SEED)
-    with reference_only():
-        assert torch.equal(dense, softmax_dropout(scores, bias, is_key, SCALE, 0.2, SEED))
+    distances, cls = distances * 0, cls * 0
+    term = torch.randn(2, 6, 6, requires_grad=True)
+    p = softmax_dropout(scores, CompactBias(distances, cls), is_key, SCALE, dropping(2), term)
+    exact = (scores * SCALE + term).masked_fill(~is_key[:, None, None], -1e30).softmax(-1)
+    exact = exact * keep(dropping(2), 2, 6) * dropping(2).keep_scale
+    torch.testing.assert_close(p, exact)
+    for one in zip(*(torch.autograd.grad((x * scores).sum(), term) for x in (p, exact)), strict=True):
+        torch.testing.assert_close(*one)
 
 
 def test_reference_is_the_softmax_of_the_sum():
@@ -130,10 +129,10 @@ def test_reference_is_the_softmax_of_the_sum():
     torch.testing.assert_close(softmax_dropout_ref(scores, bias, every, SCALE), wanted)
 
 
-@pytest.mark.parametrize("dropout, seed", [(0.0, None), (0.2, SEED)])
-def test_operator_obeys_torch(dropout, seed):
+@pytest.mark.parametrize("dropout", [(0.0, None, None, 0), dropping(2)])
+def test_operator_obeys_torch(dropout):
     *leaves, is_key = make(2, 2, 5)
-    arguments = (*(part.requires_grad_() for part in leaves), is_key, SCALE, dropout, seed)
+    arguments = (*(part.requires_grad_() for part in leaves), is_key, SCALE, *dropout)
     torch.library.opcheck(softmax_dropout_forward, arguments)
 
 
@@ -159,9 +158,10 @@ def test_compilers_see_one_operator():
         ({"is_key": torch.ones(2, 5)}, "is_key is .* torch.float32"),
         ({"is_key": torch.ones(2, 5, dtype=torch.bool, device="meta")}, "on meta"),
         ({"bias": CompactBias(torch.zeros(3, 5), torch.zeros(2, 2))}, r"bias.distances is \[3, 5\]"),
-        ({"bias": torch.zeros(2, 4, 5)}, r"bias is \[2, 4, 5\]"),
-        ({"dropout": -0.5}, "dropout is -0.5"),
-        ({"dropout": 0.5, "seed": torch.tensor(1)}, r"seed is \[\]"),
+        ({"term": torch.zeros(2, 4, 5)}, r"term is \[2, 4, 5\]"),
+        ({"dropout": dropping(2, -0.5)}, "dropout is -0.5"),
+        ({"dropout": dropping(3)}, r"dropout.keys is \[3\]"),
+        ({"dropout": dropping(2)._replace(seed=torch.tensor(1))}, r"seed is \[\]"),
     ],
 )
 def test_bad_input_is_named(change, message):

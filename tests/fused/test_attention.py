@@ -1,0 +1,305 @@
+"""The kernels and the reference against a loop over samples in float64; kernels run in Triton's interpreter."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fused import attention_launches
+from fused.attention import Dropout, attention, attention_forward, attention_with_lse, packed_samples, padded_samples
+from fused.attention_dropout import keep
+from fused.attention_launches import Tile
+from fused.dispatch import reference_only
+from fused.relative_bias import CompactBias
+from tests.fused.tolerances import assert_close
+
+LENGTHS = (5, 0, 33, 1, 16)
+
+
+def packed(lengths):
+    return packed_samples(torch.tensor([0, *lengths]).cumsum(0), max(1, *lengths))
+
+
+def make(tokens, longest, head_dim=32, reach=7, term=False, heads=2, dtype=torch.float32):
+    """q, k, v, distances, cls and, if asked for, term."""
+    generator = torch.Generator().manual_seed(tokens + head_dim)
+    shapes = [(tokens, heads, head_dim)] * 3 + [(heads, 2 * reach + 1), (heads, 2)]
+    shapes += [(heads, longest + 2, longest + 2)] if term else []
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def dropping(samples, rate=0.3):
+    keys = torch.arange(samples.begin.numel()) * (2**33 + 5) - 11
+    return Dropout(rate, torch.tensor([2**40 + 5]), keys, 3)
+
+
+def loop(q, k, v, bias, samples, dropout=None, term=None):
+    """attention_with_lse, one sample and one head at a time."""
+    out, lse = torch.zeros_like(q), torch.zeros_like(q[..., 0])
+    masks = keep(dropout, q.size(1), samples.longest) if dropout else None
+    for sample, (begin, length) in enumerate(zip(samples.begin.tolist(), samples.length.tolist(), strict=True)):
+        tokens = [begin + place * samples.step for place in range(length)]
+        for head in range(q.size(1)):
+            scores = q[tokens, head] @ k[tokens, head].T / q.size(2) ** 0.5
+            scores = scores + bias.expand(samples.longest)[head, :length, :length]
+            scores = scores if term is None else scores + term[head, :length, :length]
+            p = scores.exp() / scores.exp().sum(1, keepdim=True) if length else scores
+            p = p if masks is None else p * masks[sample, head, :length, :length] * dropout.keep_scale
+            out = out.index_put((torch.tensor(tokens).long(), torch.tensor(head)), p @ v[tokens, head])
+            lse = lse.index_put((torch.tensor(tokens).long(), torch.tensor(head)), scores.logsumexp(1))
+    return out, lse
+
+
+def run(function, parts, samples, dropout=None):
+    """Output, log-sum-exp and all gradients; what arrives at both outputs is exact in every type."""
+    parts = [part.detach().clone().requires_grad_() for part in parts]
+    term = parts[5] if len(parts) == 6 else None
+    out, lse = function(*parts[:3], CompactBias(*parts[3:5]), samples, dropout, term)
+    weight = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(1)) / 8
+    loss = (out.double() * weight).sum() + (lse.double() * weight[..., 0]).sum()
+    return [out.detach(), lse.detach(), *torch.autograd.grad(loss, parts)]
+
+
+def agree(parts, samples, dropout=None, exact=loop):
+    got = run(attention_with_lse, parts, samples, dropout)
+    for part, wanted in zip(got, run(exact, [part.double() for part in parts], samples, dropout), strict=True):
+        assert_close(part, wanted, parts[0].dtype)
+    return got
+
+
+@pytest.mark.parametrize(
+    "dtype, head_dim, term",
+    [
+        (torch.float32, 32, True),
+        (torch.float32, 64, False),
+        (torch.float16, 64, True),
+        (torch.bfloat16, 32, False),
+        (torch.bfloat16, 128, True),
+    ],
+)
+def test_packed_samples(dtype, head_dim, term):
+    samples = packed(LENGTHS)
+    got = agree(make(60, 33, head_dim, term=term, dtype=dtype), samples, dropping(samples))
+    assert got[0].dtype == dtype and got[1].dtype == torch.float32
+    assert all((part[55:] == 0).all() for part in got[:5])  # tokens of no sample
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_padded_samples(dropout):
+    samples = padded_samples(torch.tensor([20, 0, 7]), 20)
+    agree(make(60, 20, term=dropout), samples, dropping(samples) if dropout else None)
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65])
+def test_lengths_at_the_edges_of_tiles(length):
+    agree(make(length, length, heads=1, reach=length % 5 * 20), packed((length,)))
+
+
+@pytest.mark.parametrize("length", [127, 129])
+def test_half_precision_at_the_edges_of_tiles(length):
+    agree(make(length, length, heads=1, reach=200, dtype=torch.float16), packed((length,)))
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    st.integers(1, 2),
+    st.integers(0, 50),
+    st.booleans(),
+    st.booleans(),
+)
+def test_random_samples(lengths, heads, reach, is_packed, term):
+    longest = max(1, *lengths)
+    samples = packed(lengths) if is_packed else padded_samples(torch.tensor(lengths), longest)
+    tokens = sum(lengths) if is_packed else longest * len(lengths)
+    agree(make(tokens, longest, 32, reach, term, heads), samples, dropping(samples))
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_reference(is_packed):
+    samples = packed(LENGTHS) if is_packed else padded_samples(torch.tensor([12, 0, 5, 1, 7]), 12)
+    parts = make(60, samples.longest, 5, term=True, dtype=torch.float64)
+    agree(parts, samples, dropping(samples))
+    with reference_only():
+        agree([part.float() for part in parts], samples, dropping(samples))
+        agree([part.bfloat16() for part in parts], samples)
+
+
+def test_reference_takes_the_kernel_of_softmax_dropout():
+    samples, parts = packed((9, 5)), make(14, 9)
+    with reference_only("attention"):
+        agree(parts, samples, dropping(samples))
+
+
+@pytest.mark.parametrize("references", [(), ("attention",)])
+def test_without_samples_every_gradient_is_zero(references):
+    for samples in (packed((0, 0)), packed_samples(torch.tensor([0]), 1)):
+        with reference_only(*references) if references else nullcontext():
+            got = run(attention_with_lse, make(4, 1, term=True), samples)
+        assert all((part == 0).all() for part in got)
+
+
+@pytest.mark.parametrize("value", [0.0, 40.0, 240.0])
+def test_equal_scores_up_to_the_largest_half(value):
+    """q k^T reaches 32 value^2 = 1.8 million; probabilities are equal, whatever the size of the scores."""
+    parts = make(21, 20, reach=0, dtype=torch.float16)
+    parts[:2] = [torch.full_like(part, value) for part in parts[:2]]
+    parts[3:] = [torch.zeros_like(part) for part in parts[3:]]
+    samples = packed((20, 1))
+    out, lse = attention_with_lse(*parts[:3], CompactBias(*parts[3:]), samples)
+    assert_close(out[:20], parts[2][:20].double().mean(0).expand(20, -1, -1), torch.float16)
+    assert_close(lse[:20], torch.full((20, 2), 32**0.5 * value**2 + torch.tensor(20.0).log()), torch.float32)
+    assert all(torch.isfinite(part).all() for part in run(attention_with_lse, parts, samples))
+
+
+def test_strided_inputs_and_repeated_runs_are_equal():
+    samples, parts = packed((9, 12)), make(21, 12)
+    together = torch.stack(parts[:3], dim=2)  # [T, N, 3, K], as one projection gives them
+    dense = attention(*parts[:3], CompactBias(*parts[3:]), samples)
+    assert torch.equal(dense, attention(*together.unbind(2), CompactBias(*parts[3:]), samples))
+    first, second = (run(attention_with_lse, parts, samples, dropping(samples)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def dropped(samples, dropout, tokens):
+    """Where probabilities are 0, [n, N, L, L]: the kernel's output for values that are rows of the identity."""
+    q, _, v, *bias = make(tokens, samples.longest, reach=2, heads=2)
+    q, v = torch.zeros_like(q), torch.zeros_like(v)
+    place = torch.arange(samples.longest)
+    token = samples.begin[:, None] + place * samples.step
+    inside = place < samples.length[:, None]
+    v[token[inside]] = torch.eye(32)[place.expand_as(token)[inside]][:, None]
+    out = attention(q, q, v.requires_grad_(), CompactBias(*bias), samples, dropout)
+    ones = torch.zeros(len(token), 2, samples.longest, 32)
+    ones.transpose(1, 2)[inside] = out.detach()[token[inside]]
+    return out, v, ones[..., : samples.longest] != 0
+
+
+def test_one_mask_in_kernels_and_torch_for_packing_padding_and_split_heads():
+    lengths = torch.tensor([19, 32, 1])
+    rows, pads = packed(lengths.tolist()), padded_samples(lengths, 32)
+    dropout = dropping(rows)
+    mask = keep(dropout, 2, 32)
+    there = torch.arange(32) < lengths[:, None]
+    wanted = mask & there[:, None, None, :] & there[:, None, :, None]
+    for samples, tokens in ((rows, 52), (pads, 96)):
+        out, v, kept = dropped(samples, dropout, tokens)
+        assert torch.equal(kept, wanted)
+        token = samples.begin[1] + torch.arange(32) * samples.step
+        (grad_v,) = torch.autograd.grad(out[token].diagonal(dim1=0, dim2=2).sum(), v)
+        assert torch.equal(grad_v[token].permute(1, 2, 0) != 0, wanted[1])
+    split = keep(dropout._replace(keys=dropout.keys[1:], first_head=dropout.first_head + 1), 1, 20)
+    assert torch.equal(split, mask[1:, 1:, :20, :20])
+
+
+@pytest.mark.parametrize("change", [{"seed": torch.tensor([4])}, {"keys": torch.arange(3)}, {"first_head": 9}])
+def test_masks_differ_by_seed_sample_and_head(change):
+    dropout = dropping(packed((5, 5, 5)), 0.5)
+    mask, other = (keep(one, 2, 64).double() * 2 - 1 for one in (dropout, dropout._replace(**change)))
+    assert abs(float((mask * other).mean())) < 4 / mask.numel() ** 0.5
+    assert abs(float((mask[0] * mask[1]).mean())) < 4 / mask[0].numel() ** 0.5
+    assert abs(float((mask[:, 0] * mask[:, 1]).mean())) < 4 / mask[:, 0].numel() ** 0.5
+
+
+@pytest.mark.parametrize("side, other", [(16, 32), (64, 16)])
+def test_tiles_change_nothing(monkeypatch, side, other):
+    samples, parts = packed((17, 33)), make(50, 33, reach=9, term=True)
+    before = run(attention_with_lse, parts, samples, dropping(samples))
+    tiles = {id(attention_launches.QUERY): Tile(side, side, 4, 1), id(attention_launches.TERM): Tile(side, side, 4, 1)}
+    monkeypatch.setattr(attention_launches, "tile_of", lambda table, *_: tiles.get(id(table), Tile(side, other, 4, 1)))
+    for one, two in zip(before, run(attention_with_lse, parts, samples, dropping(samples)), strict=True):
+        assert_close(one, two, torch.float32)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_operator_obeys_torch(full):
+    samples = packed((6, 3))
+    *parts, term = (part.requires_grad_() for part in make(9, 6, term=True))
+    _, seed, keys, first_head = dropping(samples)
+    given = (term, seed, keys, 0.3, first_head) if full else (None, None, None, 0.0, 0)
+    term, seed, keys, rate, first_head = given
+    arguments = (*parts, term, samples.begin, samples.length, seed, keys, 6, 1, rate, first_head)
+    torch.library.opcheck(attention_forward, arguments)
+
+
+def test_compilers_see_one_operator():
+    samples, parts = packed((6, 3)), [part.requires_grad_() for part in make(9, 6)]
+    dropout = dropping(samples)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    def function(q, k, v, distances, cls):
+        return attention(q, k, v, CompactBias(distances, cls), samples, dropout)
+
+    torch.compile(function, fullgraph=True, backend=backend)(*parts)
+    assert len([node for node in graphs[0].graph.nodes if "fused" in str(node.target)]) == 1
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for one, two in zip(
+        *(torch.autograd.grad(f(*parts).square().sum(), parts) for f in (function, compiled)), strict=True
+    ):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "function, given, message",
+    [
+        (packed_samples, ([1, 4], 8), "start with 0"),
+        (packed_samples, ([0, 5, 4], 8), "never fall"),
+        (packed_samples, ([0, 9], 8), "9 tokens; longest is 8"),
+        (packed_samples, ([[0, 9]], 8), r"cu_seqlens is \[1, 2\]"),
+        (packed_samples, ([0.0, 9.0], 8), "cu_seqlens is .* torch.float32"),
+        (padded_samples, ([3, -1], 8), "no entry may be negative"),
+        (padded_samples, ([3, 9], 8), "9 tokens; longest is 8"),
+        (padded_samples, (3, 8), r"length is \[\]"),
+    ],
+)
+def test_bad_lengths_are_named(function, given, message):
+    numbers, longest = given
+    with pytest.raises(ValueError, match=message):
+        function(torch.tensor(numbers), longest)
+
+
+META = torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"q": torch.zeros(6, 64)}, r"q is \[6, 64\]"),
+        ({"q": torch.zeros(6, 2, 32, dtype=torch.int64)}, "q is .* torch.int64"),
+        ({"k": torch.zeros(6, 2, 32).half()}, "k is .* torch.float16"),
+        ({"v": torch.zeros(5, 2, 32)}, r"v is \[5, 2, 32\]"),
+        ({"v": torch.zeros(6, 2, 32, device=META)}, "v is .* on meta"),
+        ({"v": torch.zeros(6, 32, 2).transpose(1, 2)}, "v has stride 2"),
+        ({"bias": CompactBias(torch.zeros(2, 3), torch.zeros(1, 2))}, "bias.cls"),
+        ({"samples": packed((6,))._replace(longest=40_000)}, "samples.longest is 40000; it must be in 1..32768"),
+        ({"samples": packed((6,))._replace(longest=0)}, "samples.longest is 0"),
+        ({"samples": packed((6,))._replace(length=torch.ones(2).int())}, r"samples.length is \[2\]"),
+        ({"samples": packed((6,))._replace(length=torch.ones(1).long())}, "samples.length is .* torch.int64"),
+        ({"samples": packed((6,))._replace(begin=torch.zeros(1).int())}, "samples.begin is .* torch.int32"),
+        ({"samples": packed((6,))._replace(step=-1)}, "samples.step is -1"),
+        ({"term": torch.zeros(2, 5, 5)}, r"term is \[2, 5, 5\]; it must be \[2, S, S\] with S in 6..32768"),
+        ({"term": torch.zeros(2, 6, 6).int()}, "term is torch.int32"),
+        ({"dropout": dropping(packed((6,)), 1.0)}, "dropout is 1.0"),
+        ({"dropout": dropping(packed((6,)))._replace(seed=torch.tensor(1))}, r"seed is \[\]"),
+        ({"dropout": dropping(packed((6, 1)))}, r"dropout.keys is \[2\]"),
+        ({"dropout": dropping(packed((6,)))._replace(keys=torch.ones(1))}, "dropout.keys is .* torch.float32"),
+        ({"dropout": dropping(packed((6,)))._replace(first_head=-1)}, "dropout.first_head is -1"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    q, k, v, *bias = make(6, 6)
+    given = {"q": q, "k": k, "v": v, "bias": CompactBias(*bias), "samples": packed((6,))}
+    with pytest.raises(ValueError, match=message):
+        attention(**{**given, **change})
+
+
+def test_head_dimensions_of_the_kernels_are_named():
+    q, k, v, *bias = make(6, 6, head_dim=20)
+    with pytest.raises(ValueError, match=r"q is \[6, 2, 20\]; the kernels have head dimensions \(32, 64, 128\)"):
+        attention(q, k, v, CompactBias(*bias), packed((6,)))
