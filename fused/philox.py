@@ -17,11 +17,11 @@ LEVELS = 2**16
 _WORD = 0xFFFFFFFF
 
 
-def check_dropout(rate: float, seed: Tensor | None, device: torch.device) -> None:
+def check_dropout(rate: float, seed: Tensor, device: torch.device) -> None:
     """Raise ValueError for a rate outside [0, 1), and for a seed that is not [1] int64 on this device."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout is {rate}; it must be in [0, 1)")
-    if seed is not None and (seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != device):
+    if seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != device:
         raise ValueError(
             f"seed is {list(seed.shape)} {seed.dtype} on {seed.device}; it must be [1] torch.int64 on {device}"
         )
@@ -37,21 +37,10 @@ def keep_scale(threshold: int) -> float:
     return LEVELS / (LEVELS - threshold)
 
 
-def seed_of(rate: float, seed: Tensor | None, device: torch.device) -> Tensor | None:
-    """The seed [1] to use: the given one; if none, one from the device's generator; None where nothing is dropped.
-
-    Recomputation and checkpoints restore that generator. No GPU sync.
-    """
-    if rate == 0.0:
-        return None
-    return torch.randint(2**62, (1,), device=device) if seed is None else seed
-
-
 @jit
 def key_words(key):
     """Low and high half of an int64, as the int32 counters that keep_mask_kernel takes."""
-    low = (key & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
-    return low, (key >> 32).to(tl.int32)
+    return key.to(tl.int32), (key >> 32).to(tl.int32)
 
 
 @jit

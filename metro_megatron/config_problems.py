@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fused.attention import HEAD_DIMS, LONGEST
+from fused.attention_dropout import LONGEST
+from fused.attention_launches import HEAD_DIMS
 from fused.layer_norm import WIDEST
 from metro_megatron.config import Config
 from metro_megatron.config_file import flatten

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fused.dispatch import jit, tl
-from fused.philox import check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale, philox, seed_of
+from fused.philox import check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale, philox
 
 CPU = torch.device("cpu")
 
@@ -82,22 +82,12 @@ def test_kept_elements_keep_the_mean(rate):
     assert share * keep_scale(threshold) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_seeds():
-    given = torch.tensor([5])
-    assert seed_of(0.0, given, CPU) is None
-    assert seed_of(0.1, given, CPU) is given
-    torch.manual_seed(3)
-    first = seed_of(0.1, None, CPU)
-    torch.manual_seed(3)
-    assert first is not None and torch.equal(first, seed_of(0.1, None, CPU))
-
-
 @pytest.mark.parametrize(
     "rate, seed, message",
     [
-        (1.0, None, "dropout is 1.0"),
-        (-0.1, None, "dropout is -0.1"),
-        (float("nan"), None, "dropout is nan"),
+        (1.0, torch.tensor([3]), "dropout is 1.0"),
+        (-0.1, torch.tensor([3]), "dropout is -0.1"),
+        (float("nan"), torch.tensor([3]), "dropout is nan"),
         (0.1, torch.tensor(3), r"seed is \[\] torch.int64"),
         (0.1, torch.tensor([3.0]), r"seed is \[1\] torch.float32"),
         (0.1, torch.empty(1, dtype=torch.int64, device="meta"), "on meta"),
