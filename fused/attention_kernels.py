@@ -1,8 +1,9 @@
 """Triton kernels of attention inside samples: forward, and backward by recomputation.
 
-Legend: T tokens, N heads of this rank, K head dimension, n samples, B side of a square tile, ROWS x COLS another tile
-(queries by keys). Token i of sample b is row begin[b] + i * step. Scores, softmax and sums are FP32; no atomics, so
-results repeat bit for bit. Scores are in units of log(2), and so are Distances and Cls: exp2 is one instruction.
+Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample, S side of the term, ROWS x COLS a
+tile of scores (queries by keys). Token i of sample b is row begin[b] + i * step. Scores, softmax and sums are FP32; no
+atomics, so results repeat bit for bit. Scores are in units of log(2), and so are Distances and Cls: exp2 is one
+instruction.
 """
 
 from fused.attention_dropout import keep_kernel
@@ -99,20 +100,21 @@ def query_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,
     Out, GradLse, Delta, GradQ, Diagonals, ClsSums,
     q_t, q_n, k_t, k_n, v_t, v_n, step, heads, first_head, width, term_len, scale, threshold, keep_scale, slots,
-    K: tl.constexpr, B: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of queries, its private sums for the bias, and Delta [T, N]. Grid (tiles = L / B, N, n).
+    """Gradient of one tile of queries, its private sums for the bias, and Delta [T, N]. Grid (L / ROWS, N, n).
 
     Delta is the sum of a row's probabilities times their gradients, less the gradient of Lse; the kernels after this
-    one read it. Diagonals [n, tiles, N, slots]: slot s of tile t sums distance s - t B - (B - 1). Row i of a tile of
-    score gradients is turned by i + 1, which stacks each diagonal in a column: places that wrapped are distances of
-    the lower half, the others of the upper half, which the next tile's lower half completes.
+    one read it. ROWS is PARTS times COLS; part t of all queries has COLS of them. Diagonals [n, parts, N, slots]: slot
+    s of part t sums distance s - t COLS - (COLS - 1). Row i of a square of score gradients is turned by i + 1, which
+    stacks each diagonal in a column: places that wrapped are distances of the lower half, the others of the upper
+    half, which the next square's lower half completes. ClsSums [n, L / ROWS, N, 2].
     """
+    PARTS: tl.constexpr = ROWS // COLS
     tile, head, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin, length = tl.load(Begin + sample), tl.load(Length + sample)
-    local = tl.arange(0, B)
-    rows = tile * B + local
-    if tile * B < length:
+    rows = tile * ROWS + tl.arange(0, ROWS)
+    if tile * ROWS < length:
         seed = tl.load(Seed) if Seed is not None else 0
         name = tl.load(Keys + sample) if Seed is not None else 0
         go = _tile(GradOut, begin, step, rows, length, head, heads * K, K, K)
@@ -124,13 +126,15 @@ def query_kernel(
         tl.store(Delta + token * heads + head, delta, mask=rows < length)
         q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
         lse = _vector(Lse, begin, step, rows, length, head, heads, float("inf")) * LOG2E
-        grad_q = tl.zeros([B, K], tl.float32)
-        carry = tl.zeros([B], tl.float32)
-        first_row = tl.zeros([B], tl.float32)
-        first_col = tl.zeros([B], tl.float32)
-        slice_ = ((sample.to(tl.int64) * tl.num_programs(0) + tile) * heads + head) * slots
-        turned = local[:, None] + local[None, :] + 1
-        for start in range(0, length, B):
+        grad_q = tl.zeros([ROWS, K], tl.float32)
+        carry = tl.zeros([PARTS, COLS], tl.float32)
+        first_row = tl.zeros([ROWS], tl.float32)
+        first_col = tl.zeros([ROWS], tl.float32)
+        part = sample * tl.num_programs(0) * PARTS + tile * PARTS + tl.arange(0, PARTS)
+        local = tl.arange(0, COLS)
+        sums = Diagonals + (part.to(tl.int64)[:, None] * heads + head) * slots + local[None, :]
+        turned = local[None, :, None] + local[None, None, :] + tl.full([PARTS, COLS, COLS], 1, tl.int32)
+        for start in range(0, length, COLS):
             cols = start + local
             k = _tile(K_, begin, step, cols, length, head, k_t, k_n, K)
             v = _tile(V, begin, step, cols, length, head, v_t, v_n, K)
@@ -138,7 +142,7 @@ def query_kernel(
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             dp = _dot(go, tl.trans(v))
             if Seed is not None:
-                groups = start // 8 + tl.arange(0, B // 8)
+                groups = start // 8 + tl.arange(0, COLS // 8)
                 kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
                 dp = tl.where(kept, dp * keep_scale, 0.0)
             ds = tl.exp2(s - lse[:, None]) * (dp - delta[:, None])
@@ -147,10 +151,11 @@ def query_kernel(
             in_col = (cols[None, :] == 0) & (rows[:, None] > 0)
             first_row += tl.sum(tl.where(in_row, ds, 0.0), 1)
             first_col += tl.sum(tl.where(in_col, ds, 0.0), 1)
-            stacked = tl.gather(tl.where(in_row | in_col, 0.0, ds), turned % B, 1)
-            tl.store(Diagonals + slice_ + cols, carry + tl.sum(tl.where(turned >= B, stacked, 0.0), 0))
-            carry = tl.sum(tl.where(turned >= B, 0.0, stacked), 0)
-        tl.store(Diagonals + slice_ + tl.cdiv(length, B) * B + local, carry)
+            squares = tl.reshape(tl.where(in_row | in_col, 0.0, ds), [PARTS, COLS, COLS])
+            stacked = tl.gather(squares, turned % COLS, 2)
+            tl.store(sums + start, carry + tl.sum(tl.where(turned >= COLS, stacked, 0.0), 1))
+            carry = tl.sum(tl.where(turned >= COLS, 0.0, stacked), 1)
+        tl.store(sums + tl.cdiv(length, COLS) * COLS, carry)
         at = ClsSums + ((sample.to(tl.int64) * tl.num_programs(0) + tile) * heads + head) * 2
         tl.store(at, tl.sum(first_row, 0))
         tl.store(at + 1, tl.sum(first_col, 0))
@@ -163,7 +168,7 @@ def key_kernel(
     q_t, q_n, k_t, k_n, v_t, v_n, step, heads, first_head, width, term_len, scale, threshold, keep_scale,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one tile of keys and values; tiles of scores are turned, [COLS, ROWS]. Grid (L / COLS, N, n)."""
+    """Gradients of one tile of keys and values. Grid (L / COLS, N, n)."""
     head, sample = tl.program_id(1), tl.program_id(2)
     begin, length = tl.load(Begin + sample), tl.load(Length + sample)
     first = tl.program_id(0) * COLS
@@ -182,18 +187,17 @@ def key_kernel(
             go = _tile(GradOut, begin, step, rows, length, head, heads * K, K, K)
             lse = _vector(Lse, begin, step, rows, length, head, heads, float("inf")) * LOG2E
             delta = _vector(Delta, begin, step, rows, length, head, heads, 0.0)
-            s = _dot(k, tl.trans(q)) * (scale * LOG2E)
-            s = _biased(s, rows[None, :], cols[:, None], length, Distances, Cls, Term, head, width, term_len)
-            p = tl.exp2(s - lse[None, :])
-            dp = _dot(v, tl.trans(go))
+            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
+            p = tl.exp2(s - lse[:, None])
+            dp = _dot(go, tl.trans(v))
             dropped = p
             if Seed is not None:
                 kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
-                kept = tl.trans(kept)
                 dropped = tl.where(kept, p, 0.0)
                 dp = tl.where(kept, dp * keep_scale, 0.0)
-            grad_v += _dot(dropped.to(go.dtype), go)
-            grad_k += _dot((p * (dp - delta[None, :])).to(q.dtype), q)
+            grad_v += _dot(tl.trans(dropped.to(go.dtype)), go)
+            grad_k += _dot(tl.trans((p * (dp - delta[:, None])).to(q.dtype)), q)
         _store_tile(GradK, grad_k * scale, begin, step, cols, length, head, heads, K)
         _store_tile(GradV, grad_v * keep_scale, begin, step, cols, length, head, heads, K)
 
@@ -202,18 +206,18 @@ def key_kernel(
 def term_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys, Delta, GradTerm,
     q_t, q_n, k_t, k_n, v_t, v_n, step, heads, first_head, width, term_len, scale, threshold, keep_scale, samples,
-    K: tl.constexpr, B: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of the additive term, summed over samples in their order. Grid (S / B, S / B, N)."""
+    """Gradient of one tile of the additive term, summed over samples in their order. Grid (S / ROWS, S / COLS, N)."""
     head = tl.program_id(2)
-    first = tl.program_id(1) * B
-    rows, cols = tl.program_id(0) * B + tl.arange(0, B), first + tl.arange(0, B)
-    groups = first // 8 + tl.arange(0, B // 8)
+    first_row, first_col = tl.program_id(0) * ROWS, tl.program_id(1) * COLS
+    rows, cols = first_row + tl.arange(0, ROWS), first_col + tl.arange(0, COLS)
+    groups = first_col // 8 + tl.arange(0, COLS // 8)
     seed = tl.load(Seed) if Seed is not None else 0
-    total = tl.zeros([B, B], tl.float32)
+    total = tl.zeros([ROWS, COLS], tl.float32)
     for sample in range(samples):
         begin, length = tl.load(Begin + sample), tl.load(Length + sample)
-        if (tl.program_id(0) * B < length) & (first < length):
+        if (first_row < length) & (first_col < length):
             q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
             k = _tile(K_, begin, step, cols, length, head, k_t, k_n, K)
             s = _dot(q, tl.trans(k)) * (scale * LOG2E)

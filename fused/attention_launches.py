@@ -31,26 +31,21 @@ Tiles = Mapping[tuple[int, int], Tile]
 """By architecture and head dimension."""
 
 FORWARD: Tiles = {
-    (80, 32): Tile(128, 64, 8, 2), (80, 64): Tile(128, 64, 8, 2), (80, 128): Tile(128, 64, 8, 2),
+    (80, 32): Tile(128, 64, 8, 2), (80, 64): Tile(128, 64, 8, 2), (80, 128): Tile(128, 32, 8, 2),
     (90, 32): Tile(128, 64, 8, 2), (90, 64): Tile(128, 64, 8, 2), (90, 128): Tile(128, 64, 8, 2),
 }  # fmt: skip
-
 QUERY: Tiles = {
-    (80, 32): Tile(64, 64, 8, 2), (80, 64): Tile(64, 64, 8, 2), (80, 128): Tile(64, 64, 8, 2),
-    (90, 32): Tile(64, 64, 8, 2), (90, 64): Tile(64, 64, 8, 2), (90, 128): Tile(64, 64, 8, 2),
+    (80, 32): Tile(64, 32, 4, 2), (80, 64): Tile(64, 32, 4, 2), (80, 128): Tile(64, 16, 4, 2),
+    (90, 32): Tile(64, 32, 4, 2), (90, 64): Tile(64, 32, 4, 2), (90, 128): Tile(128, 32, 8, 2),
 }  # fmt: skip
-"""Square: its sums over diagonals turn the tile."""
-
 KEY: Tiles = {
-    (80, 32): Tile(64, 64, 8, 2), (80, 64): Tile(64, 64, 8, 2), (80, 128): Tile(64, 64, 8, 2),
-    (90, 32): Tile(64, 64, 8, 2), (90, 64): Tile(64, 64, 8, 2), (90, 128): Tile(64, 64, 8, 2),
+    (80, 32): Tile(64, 64, 4, 2), (80, 64): Tile(64, 32, 4, 2), (80, 128): Tile(32, 64, 8, 2),
+    (90, 32): Tile(64, 64, 4, 2), (90, 64): Tile(64, 64, 4, 2), (90, 128): Tile(32, 64, 8, 2),
 }  # fmt: skip
-
-TERM: Tiles = {
-    (80, 32): Tile(64, 64, 8, 1), (80, 64): Tile(64, 64, 8, 1), (80, 128): Tile(64, 64, 8, 1),
-    (90, 32): Tile(64, 64, 8, 1), (90, 64): Tile(64, 64, 8, 1), (90, 128): Tile(64, 64, 8, 1),
-}  # fmt: skip
-"""Square, as its output is."""
+TERM: Tiles = {(arch, head_dim): Tile(64, 32, 4, 1) for arch in ARCHITECTURES for head_dim in HEAD_DIMS}
+"""The largest that neither spill registers nor use stack when compiled, with 16 rows of a tile for each warp where that
+can be: the compiler gives warps rows first, and those without would repeat the others' work. QUERY's rows are a
+multiple of its cols: sums over diagonals turn squares."""
 
 FLOAT32 = Tile(32, 32, 4, 1)
 """Of every kernel in FP32, which is not for speed: without tensor cores, and small for the sake of shared memory."""
@@ -122,17 +117,18 @@ def backward_launches(
     """
     (out, lse, grad_out, grad_lse), (grad_q, grad_k, grad_v, grad_term) = arriving, grads
     assert lse is not None
-    side, _, warps, stages = tile_of(QUERY, grad_q, arch)
-    tiles, heads, samples = grid = inputs.tiles(side)
+    rows, cols, warps, stages = tile_of(QUERY, grad_q, arch)
+    tiles, heads, samples = grid = inputs.tiles(rows)
+    parts = tiles * (rows // cols)
     delta = lse.new_empty(lse.shape)
-    diagonals = lse.new_zeros(samples, tiles, heads, (tiles + 1) * side)
+    diagonals = lse.new_zeros(samples, parts, heads, (parts + 1) * cols)
     cls_sums = lse.new_zeros(samples, tiles, heads, 2)
     tensors = inputs.tensors()
     tensors |= {"GradOut": grad_out, "Lse": lse}
     numbers = inputs.numbers()
     query = Launch(query_kernel, grid, _ordered(query_kernel, {
         **tensors, "Out": out, "GradLse": grad_lse, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
-        "ClsSums": cls_sums, **numbers, "slots": diagonals.size(3), "B": side,
+        "ClsSums": cls_sums, **numbers, "slots": diagonals.size(3), "ROWS": rows, "COLS": cols,
     }), warps, stages)  # fmt: skip
     rows, cols, warps, stages = tile_of(KEY, grad_q, arch)
     key = Launch(key_kernel, inputs.tiles(cols), _ordered(key_kernel, {
@@ -140,10 +136,10 @@ def backward_launches(
     }), warps, stages)  # fmt: skip
     if inputs.term is None:
         return [query, key]
-    side, _, warps, stages = tile_of(TERM, grad_q, arch)
-    tiles = -(-inputs.term.size(1) // side)
-    term = Launch(term_kernel, (tiles, tiles, heads), _ordered(term_kernel, {
-        **tensors, "Delta": delta, "GradTerm": grad_term, **numbers, "samples": samples, "B": side,
+    rows, cols, warps, stages = tile_of(TERM, grad_q, arch)
+    size = inputs.term.size(1)
+    term = Launch(term_kernel, (-(-size // rows), -(-size // cols), heads), _ordered(term_kernel, {
+        **tensors, "Delta": delta, "GradTerm": grad_term, **numbers, "samples": samples, "ROWS": rows, "COLS": cols,
     }), warps, stages)  # fmt: skip
     return [query, key, term]
 
@@ -155,12 +151,12 @@ def _ordered(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def bias_gradients(query: Launch, width: int) -> tuple[Tensor, Tensor]:
     """Gradients of distances [N, width] and cls [N, 2] from what query_kernel wrote; gathers, no atomics."""
-    diagonals, cls_sums, side = (query.arguments[name] for name in ("Diagonals", "ClsSums", "B"))
+    diagonals, cls_sums, side = (query.arguments[name] for name in ("Diagonals", "ClsSums", "COLS"))
     sums = diagonals.sum(0)
-    tiles, heads, slots = sums.shape
-    span = tiles * side
+    parts, heads, slots = sums.shape
+    span = parts * side
     distance = torch.arange(1 - span, span, device=sums.device)
-    slot = distance + torch.arange(tiles, device=sums.device)[:, None] * side + side - 1  # [tiles, 2 span - 1]
+    slot = distance + torch.arange(parts, device=sums.device)[:, None] * side + side - 1  # [parts, 2 span - 1]
     inside = (slot >= 0) & (slot < slots)
     at = slot.clamp(0, slots - 1)[:, None].expand(-1, heads, -1)
     full = (sums.gather(2, at) * inside[:, None]).sum(0)
