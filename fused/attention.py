@@ -88,11 +88,18 @@ def _launched(
     return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, step, rate, first_head)
 
 
-def _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, *numbers) -> Inputs:
+def _prepared(inputs: Inputs) -> Inputs:
     """The bias in FP32 and in units of log(2); all but q, k, v contiguous."""
-    distances, cls = ((x.float() * log2(e)).contiguous() for x in (distances, cls))
-    others = (None if x is None else x.contiguous() for x in (term, begin, length, seed, keys))
-    return Inputs(q, k, v, distances, cls, *others, *numbers)
+    term, seed, keys = (None if x is None else x.contiguous() for x in (inputs.term, inputs.seed, inputs.keys))
+    return inputs._replace(
+        distances=(inputs.distances.float() * log2(e)).contiguous(),
+        cls=(inputs.cls.float() * log2(e)).contiguous(),
+        term=term,
+        begin=inputs.begin.contiguous(),
+        length=inputs.length.contiguous(),
+        seed=seed,
+        keys=keys,
+    )
 
 
 @torch.library.custom_op("fused::attention_forward", mutates_args=())
@@ -102,8 +109,8 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
     out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
-    inputs = _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
-    forward_launch(inputs, out, lse, architecture(q.device)).start()
+    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    forward_launch(_prepared(inputs), out, lse, architecture(q.device)).start()
     return out, lse
 
 
@@ -119,15 +126,16 @@ def attention_backward(
     keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, distances, cls, and of term (empty where there is none)."""
-    grads = [q.new_zeros(q.shape) for _ in range(3)]
-    grads.append(q.new_empty(0) if term is None else term.new_empty(term.shape))
+    grad_q, grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(3))
+    grad_term = q.new_empty(0) if term is None else term.new_empty(term.shape)
     arriving = [out, lse, grad_out.contiguous(), None if grad_lse is None else grad_lse.contiguous()]
-    inputs = _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
-    launches = backward_launches(inputs, arriving, grads, architecture(q.device))
+    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    grads = [grad_q, grad_k, grad_v, grad_term]
+    launches = backward_launches(_prepared(inputs), arriving, grads, architecture(q.device))
     for launch in launches:
         launch.start()
     of_distances, of_cls = bias_gradients(launches[0], distances.size(1))
-    return *grads[:3], of_distances.to(distances.dtype), of_cls.to(cls.dtype), grads[3]
+    return grad_q, grad_k, grad_v, of_distances.to(distances.dtype), of_cls.to(cls.dtype), grad_term
 
 
 @attention_backward.register_fake

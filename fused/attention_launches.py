@@ -172,11 +172,11 @@ def _cases(head_dim: int, arch: int) -> list[CompileCase]:
     heads, samples = HEADS[0], ROW_TOKENS // SAMPLE_TOKENS
     q, k, v = meta(ROW_TOKENS, heads, 3, head_dim, dtype=torch.bfloat16).unbind(2)  # as one projection gives them
     out, lse = meta(ROW_TOKENS, heads, head_dim, dtype=torch.bfloat16), meta(ROW_TOKENS, heads, dtype=torch.float32)
-    bias = [meta(heads, width, dtype=torch.float32) for width in (2 * SAMPLE_TOKENS - 3, 2)]
+    distances, cls = (meta(heads, width, dtype=torch.float32) for width in (2 * SAMPLE_TOKENS - 3, 2))
     term = meta(heads, SAMPLE_TOKENS, SAMPLE_TOKENS, dtype=torch.bfloat16)
     begin, seed, keys = (meta(size, dtype=torch.int64) for size in (samples, 1, samples))
     length = meta(samples, dtype=torch.int32)
-    plain = Inputs(q, k, v, *bias, None, begin, length, seed, keys, SAMPLE_TOKENS, 1, 0.1, 0)
+    plain = Inputs(q, k, v, distances, cls, None, begin, length, seed, keys, SAMPLE_TOKENS, 1, 0.1, 0)
     arriving, grads = [out, lse, out, None], [out, out, out, term]
     query, key = backward_launches(plain, arriving, grads, arch)
     *_, of_term = backward_launches(plain._replace(term=term), arriving, grads, arch)
