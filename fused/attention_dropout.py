@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused.dispatch import jit
-from fused.philox import GROUP, check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale, key_words
+from fused.dispatch import jit, tl
+from fused.philox import GROUP, check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale
 
 LONGEST = GROUP * 2**12
 """Keys that a counter tells apart: 12 of its bits are for their group, those above for the query."""
@@ -61,8 +61,7 @@ def keep_kernel(seed, name, head, query, key_group, threshold):
     query and key_group = key // 8 are int32 and broadcast to [..., G].
     """
     group = (query << 12) | key_group
-    low, high = key_words(name)
-    return keep_mask_kernel(seed, group, head, low, high, threshold)
+    return keep_mask_kernel(seed, group, head, name.to(tl.int32), (name >> 32).to(tl.int32), threshold)
 
 
 def keep(dropout: Dropout, num_heads: int, length: int) -> Tensor:

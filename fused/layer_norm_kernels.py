@@ -1,14 +1,14 @@
 """Triton kernels of layer_norm: one row of H elements at a time, held in registers; FP32 inside, no atomics."""
 
 from fused.dispatch import jit, tl
-from fused.philox import keep_mask_kernel, key_words
+from fused.philox import keep_mask_kernel
 
 
 @jit
 def _drop(x, seed, key, threshold, scale, BLOCK: tl.constexpr):
     """dropout(x) of the row [BLOCK] with this key; its own gradient too."""
-    low, high = key_words(key)
-    kept = keep_mask_kernel(seed, tl.arange(0, BLOCK // 8), low, high, 0, threshold)
+    group = tl.arange(0, BLOCK // 8)
+    kept = keep_mask_kernel(seed, group, key.to(tl.int32), (key >> 32).to(tl.int32), 0, threshold)
     return tl.where(kept, x * scale, 0.0)
 
 

@@ -38,12 +38,6 @@ def keep_scale(threshold: int) -> float:
 
 
 @jit
-def key_words(key):
-    """Low and high half of an int64, as the int32 counters that keep_mask_kernel takes."""
-    return key.to(tl.int32), (key >> 32).to(tl.int32)
-
-
-@jit
 def keep_mask_kernel(seed, group, c1, c2, c3, threshold):
     """Mask of GROUP elements for each counter in group [..., G] int32: [..., 8 G], elements of a group together.
 

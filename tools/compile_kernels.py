@@ -4,7 +4,9 @@ import importlib
 import pkgutil
 import platform
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import fused
@@ -41,10 +43,11 @@ def main(output: str = "", only: str = "") -> int:
         names = ", ".join(sorted({case.name.partition(",")[0] for case in all_cases()}))
         raise UserError(f"--only {only}: no kernel is called that; there are {names}")
     results: Results = {}
-    for number, case in enumerate(cases, 1):
-        code = results[case.name, case.architecture] = (case, compile_case(case))
-        figures = ", ".join(f"{title} {show(*code)}" for title, show in COLUMNS.items())
-        print(f"{number} of {len(cases)}: {case.name}, sm_{case.architecture}: {figures}", flush=True)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for number, (case, code) in enumerate(zip(cases, pool.map(_compile, _places(cases)), strict=True), 1):
+            results[case.name, case.architecture] = case, code
+            figures = ", ".join(f"{title} {show(case, code)}" for title, show in COLUMNS.items())
+            print(f"{number} of {len(cases)}: {case.name}, sm_{case.architecture}: {figures}", flush=True)
     problems = [problem for case, code in results.values() for problem in code.problems(case)]
     if output:
         Path(output).write_text(table(results, only), encoding="utf-8")
@@ -60,6 +63,16 @@ def all_cases() -> list[CompileCase]:
     names = sorted(module.name for module in pkgutil.iter_modules(fused.__path__))
     modules = [importlib.import_module(f"fused.{name}") for name in names]
     return [case for module in modules if hasattr(module, "compile_cases") for case in module.compile_cases()]
+
+
+def _places(cases: Sequence[CompileCase]) -> list[int]:
+    places = {(case.name, case.architecture): place for place, case in enumerate(all_cases())}
+    return [places[case.name, case.architecture] for case in cases]
+
+
+def _compile(place: int) -> MachineCode:
+    """In a process of its own, to which a kernel cannot be sent."""
+    return compile_case(all_cases()[place])
 
 
 def table(results: Results, only: str) -> str:
