@@ -117,10 +117,9 @@ def measure_ceilings(clock: Clock, dtype: torch.dtype = torch.bfloat16) -> Ceili
     """Copy of 1 GiB and product of side 8,192 on a GPU; on the CPU sizes that take milliseconds."""
     is_cuda = clock.device.type == "cuda"
     numbers, side = (1 << 29, 8192) if is_cuda else (1 << 22, 512)
-    source = torch.randint(-(2**15), 2**15, (numbers,), dtype=torch.int16, device=clock.device)
-    target = torch.empty_like(source)
-    copy = clock.measure(lambda _: target.copy_(source))
-    del source, target
-    a, b = (torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2))
-    product = clock.measure(lambda _: a @ b)
+    copied = [torch.randint(-(2**15), 2**15, (numbers,), dtype=torch.int16, device=clock.device) for _ in range(2)]
+    copy = clock.measure(lambda _: copied[0].copy_(copied[1]))
+    copied.clear()
+    factors = [torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2)]
+    product = clock.measure(lambda _: factors[0] @ factors[1])
     return Ceilings(4 * numbers / copy.median_ms / 1e6, 2 * side**3 / product.median_ms / 1e9)

@@ -1,10 +1,15 @@
 """Work in a process of its own, which may crash, hang or lose its GPU without taking the caller along."""
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+PATIENCE_S = 10.0
 
 Handler = Callable[[Any], Any]
 
@@ -32,22 +37,26 @@ class Worker:
         try:
             self._connection.send(question)
             if not self._connection.poll(seconds):
+                self._process.kill()  # before close, which would wait for it
                 self.close()
                 raise WorkerFailed(f"no answer within {seconds:.0f} s")
             return self._connection.recv()
         except (EOFError, OSError) as error:
-            self._process.join(10)
+            self._process.join(PATIENCE_S)
             code = self._process.exitcode
             self.close()
             raise WorkerFailed(f"the process ended with exit code {code}") from error
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._connection is not None:
-            self._connection.close()
+        """End the process, kindly if it listens, and those that it left behind."""
+        if self._process is None or self._connection is None:
+            return
+        self._connection.close()
+        self._process.join(PATIENCE_S)
+        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid or 0, signal.SIGKILL)
+        self._process.join()
         self._process = self._connection = None
 
     def _start(self) -> None:
@@ -59,6 +68,7 @@ class Worker:
 
 
 def _serve(connection: Connection, setup: Callable[..., Handler], arguments: tuple[Any, ...]) -> None:
+    os.setpgid(0, 0)
     handler = setup(*arguments)
     while True:
         try:

@@ -11,8 +11,9 @@ from fused.relative_bias import CompactBias
 from fused.softmax_dropout import softmax_dropout
 
 try:
-    from fused.attention import attention, packed_samples  # type: ignore[attr-defined]
     from fused.attention_dropout import Dropout  # type: ignore[import-not-found]
+
+    from fused.attention import attention, packed_samples  # type: ignore[attr-defined]
 
     IS_ONE_DROPOUT = True
 except ImportError:

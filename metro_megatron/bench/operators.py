@@ -240,8 +240,13 @@ def errors(case: Case, device: torch.device, dropout: float = DROPOUT) -> dict[s
     operator = OPERATORS[case.operator]
     inputs = operator.inputs(case.small(), device)
     wide = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-    pairs = zip(_values(operator, inputs, dropout).items(), _values(operator, wide, dropout).values(), strict=True)
-    return {name: _distance(got, wanted) for (name, got), wanted in pairs}
+    got, wanted = (_values(operator, one, dropout) for one in (inputs, wide))
+    found = {name: _distance(got[name], wanted[name]) for name in got}
+    if (name := "gradient of cls") in got:
+        found[name] = _distance(got[name][:, 1], wanted[name][:, 1])
+        # One number for a whole row of scores, whose gradients add up to 0: what remains is rounding.
+        found[f"{name}'s row"] = (got[name][:, 0].norm() / wanted["gradient of distances"].norm()).item()
+    return found
 
 
 def _values(operator: Operator, inputs: Tensors, dropout: float) -> dict[str, Tensor]:
@@ -260,9 +265,10 @@ def _distance(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).norm() / wanted.norm()).item()
 
 
-TOLERANCE = {"value": 0.02, "gradient": 0.02, "ids": 0.15}
-"""Largest admitted error by the first word of its name. bfloat16 rounds to 2^-9, backward reads rounded values; logits
-that differ in the last bit change some of the most probable ids. A wrong kernel is off by about 1."""
+TOLERANCE = {"value": 0.02, "gradient": 0.05, "ids": 0.15}
+"""Largest admitted error by the first word of its name. bfloat16 rounds to 2^-9; backward reads rounded values, and
+the bias sums up their errors; logits that differ in the last bit change some of the most probable ids. A wrong kernel
+is off by about 1."""
 
 
 def wrong(found: Mapping[str, float]) -> list[str]:

@@ -75,6 +75,12 @@ class Layout:
     def rank(self) -> int:
         return self.world.rank()
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether it is true on any rank; the same answer everywhere. A collective call."""
+        flags = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.world)
+        return bool(flags.item())
+
     def destroy(self) -> None:
         """Leave the groups; the process can create another layout afterwards."""
         parallel_state.destroy_model_parallel()
