@@ -94,8 +94,13 @@ def _run(
     options: argparse.Namespace, config: Config, plan: Plan, device: str, changes: list[str], head: Row, deadline: float
 ) -> int:
     is_alone, is_first = plan.processes == 1, is_first_process()
-    worker = Worker(_start, config, plan, device, changes) if is_alone else None
-    ask = _ask_worker(worker) if worker else _ask_here(_start(config, plan, device, changes))
+    ask: Ask
+    if is_alone:
+        worker = Worker(_start, config, plan, device, changes)
+        ask, end = _ask_worker(worker), worker.close
+    else:
+        session = Session(config, plan, device, changes)
+        ask, end = (lambda task, seconds: session.answer(task)), session.leave
     try:
         ceilings = ask(None, START_LIMIT_S)
         head |= {"matrix_tflops": ceilings.matrix_tflops, "state_gb": state_bytes(config.model) / 1e9}
@@ -106,7 +111,7 @@ def _run(
             print(f"changed for this machine: {' '.join(changes) or 'nothing'}", flush=True)
         for task in _tasks(options):
             row = {"preset": options.preset, **_row(task, ask, deadline - time.monotonic(), is_alone)}
-            profiled = {name: row.pop(name) for name in ("largest", "gap_percent") if name in row}
+            profiled: Row = {name: row.pop(name) for name in ("largest", "gap_percent") if name in row}
             add_gains(row, results.rows)
             results.add(row)
             if is_first:
@@ -117,8 +122,7 @@ def _run(
     except WorkerFailed as error:
         raise UserError(f"the device cannot be measured: {error}") from error
     finally:
-        if worker:
-            worker.close()
+        end()
     if is_first:
         print("\n" + table(results.rows, ("preset", "layout", "fused", *FIGURES, "status")))
         print(_target_text(results.rows))
@@ -140,10 +144,6 @@ def _ask_worker(worker: Worker) -> Ask:
         return worker.ask(task, seconds)
 
     return ask
-
-
-def _ask_here(answer: Callable[[Task | None], Any]) -> Ask:
-    return lambda task, seconds: answer(task)
 
 
 def _tasks(options: argparse.Namespace) -> list[Task]:

@@ -5,7 +5,7 @@ Legend: T tokens, H hidden, N heads, K head dimension, n samples, L longest samp
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ def _attention(t: Tensors, dropout: float) -> tuple[Tensor, ...]:
 def _head_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
     """rows [M, H], weight [V, H] such that logits have deviation 1, bias [V], targets [M], noise_keys [M, 2]."""
     generator = _generator(device)
-    integers = {"generator": generator, "device": device}
+    integers: dict[str, Any] = {"generator": generator, "device": device}
     return {
         "rows": _normal(generator, case.masked, case.hidden),
         "weight": _normal(generator, case.vocab, case.hidden) * case.hidden**-0.5,

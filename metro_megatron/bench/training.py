@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from fused.dispatch import OPERATORS, reference_only
 from metro_megatron.bench.clock import Clock, measure_ceilings
@@ -73,7 +76,7 @@ def bench_config(
     parallel = config.parallel
     if world_size % (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size):
         sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size")
-        parallel = replace(parallel, sequence_parallel=False, **dict.fromkeys(sizes, 1))
+        parallel = replace(parallel, sequence_parallel=False, **dict.fromkeys(sizes, 1))  # type: ignore[arg-type]
         changes += [f"--parallel.{name} 1" for name in sizes if getattr(config.parallel, name) != 1]
         changes += ["--parallel.sequence_parallel false"] if config.parallel.sequence_parallel else []
     is_tight = memory_bytes is not None and state_bytes(config.model) > STATE_SHARE * memory_bytes
@@ -120,8 +123,14 @@ class Session:
     def __init__(self, config: Config, plan: Plan, device: str, changes: list[str]):
         import_megatron()
         self.config, self.plan, self.changes = config, plan, changes
-        self.device = torch.device(device)
         is_cpu = device == "cpu"
+        self.device = torch.device(device) if is_cpu else torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if not is_cpu:
+            torch.cuda.set_device(self.device)
+        if plan.processes > 1:  # once for all trainers: processes cannot join again under torchrun
+            dist.init_process_group(
+                "gloo" if is_cpu else "nccl", timeout=timedelta(minutes=config.parallel.timeout_minutes)
+            )
         clock = Clock(self.device, least=3, most=3) if is_cpu else Clock(self.device)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.train.precision]
         self.ceilings = measure_ceilings(clock, dtype)
@@ -155,6 +164,11 @@ class Session:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def leave(self) -> None:
+        """The last call, where several processes have joined."""
+        self.close()
+        dist.destroy_process_group()
 
     def _get_trainer(self, layout: RowFormat) -> Trainer:
         from metro_megatron.train.corpus import Corpus
