@@ -6,11 +6,12 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test check demo learn clean
+.PHONY: help venv test check demo learn bench clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (at most 15 minutes on 2 cores)"
 	@echo "make learn   the same path, sized for 10 minutes of one GPU or a night on a CPU"
+	@echo "make bench   measure operators and whole steps on one GPU (9 minutes); see docs/benchmarks.md"
 	@echo "make test    all tests"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"
@@ -36,6 +37,13 @@ demo: $(STAMP)
 
 learn: $(STAMP)
 	$(BIN)/python tools/demo.py --preset learn --output runs/learn
+
+# Steps are measured, too, where an operator is wrong; the exit code then says so.
+bench: $(STAMP)
+	result=0; \
+	$(BIN)/python tools/bench_fused.py --budget_s 330 || result=$$?; \
+	$(BIN)/python tools/bench_train.py --config examples/base.yaml --table5 --budget_s 150 || result=$$?; \
+	exit $$result
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info
