@@ -77,7 +77,9 @@ def _compile(place: int) -> MachineCode:
 
 def table(results: Results, only: str) -> str:
     """Markdown: one line per kernel and shape, figures of the architectures side by side."""
-    command = "python tools/compile_kernels.py --output docs/kernels_compiled.md" + (f' --only "{only}"' if only else "")
+    command = "python tools/compile_kernels.py --output docs/kernels_compiled.md" + (
+        f' --only "{only}"' if only else ""
+    )
     sides = " / ".join(f"sm_{one}" for one in ARCHITECTURES)
     lines = [
         "# Kernels as compiled",

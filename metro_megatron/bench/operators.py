@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fused.layer_norm import layer_norm
+from fused.attention import attention
+from fused.attention_dropout import Dropout
+from fused.layer_norm import RowDropout, layer_norm
 from fused.linear_cross_entropy import linear_cross_entropy
 from fused.linear_cross_entropy_statistics import VocabularyShard
 from fused.relative_bias import CompactBias
+from fused.samples import packed_samples
+from fused.softmax_dropout import softmax_dropout
 from metro_megatron.bench.figures import (
     Work,
     attention_work,
@@ -22,7 +26,6 @@ from metro_megatron.bench.figures import (
     linear_cross_entropy_work,
     softmax_dropout_work,
 )
-from metro_megatron.bench.operator_calls import packed_attention, padded_softmax
 
 EPSILON = 1e-5
 NUM_SPECIALS = 5
@@ -127,13 +130,14 @@ def _layer_norm_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
         "bias": _normal(generator, hidden),
         "x_bias": _normal(generator, hidden),
         "seed": torch.tensor([7], device=device),
+        "row_keys": torch.arange(tokens, device=device) * 1_000_003,
     }
 
 
 def _layer_norm(t: Tensors, dropout: float) -> tuple[Tensor, ...]:
-    seed = t["seed"] if dropout else None
-    inputs = {"residual": t["residual"], "x_bias": t["x_bias"], "dropout": dropout, "seed": seed}
-    return (layer_norm(t["x"], t["weight"], t["bias"], EPSILON, **inputs),)  # type: ignore[arg-type]
+    drop = RowDropout(dropout, t["seed"], t["row_keys"])
+    x, weight, bias = t["x"], t["weight"], t["bias"]
+    return (layer_norm(x, weight, bias, EPSILON, residual=t["residual"], x_bias=t["x_bias"], dropout=drop),)
 
 
 def _bias_inputs(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
@@ -162,7 +166,7 @@ def _softmax_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 def _softmax(t: Tensors, dropout: float) -> tuple[Tensor, ...]:
     bias = CompactBias(t["distances"], t["cls"])
-    return (padded_softmax(t["scores"], bias, t["is_key"], 1.0, dropout, t["seed"], t["keys"]),)
+    return (softmax_dropout(t["scores"], bias, t["is_key"], 1.0, Dropout(dropout, t["seed"], t["keys"])),)
 
 
 def _attention_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
@@ -178,9 +182,9 @@ def _attention_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 
 def _attention(t: Tensors, dropout: float) -> tuple[Tensor, ...]:
-    bias, longest = CompactBias(t["distances"], t["cls"]), t["is_key"].size(1)
-    qkv = (t["q"], t["k"], t["v"])
-    return (packed_attention(*qkv, bias, t["cu_seqlens"], longest, dropout, t["seed"], t["keys"]),)
+    bias, samples = CompactBias(t["distances"], t["cls"]), packed_samples(t["cu_seqlens"], t["is_key"].size(1))
+    drop = Dropout(dropout, t["seed"], t["keys"])
+    return (attention(t["q"], t["k"], t["v"], bias, samples, drop),)
 
 
 def _head_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fused.dispatch import describe
 from metro_megatron.checkpoint_files import tracked_step
@@ -243,9 +242,7 @@ class _StopSignal:
 
     def agreed(self, layout: Layout) -> bool:
         """Whether any rank was asked; the same answer everywhere. A collective call."""
-        asked = torch.tensor([float(self.is_asked)], device=layout.device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=layout.world)
-        return bool(asked.item())
+        return layout.any_rank(self.is_asked)
 
     def restore(self) -> None:
         signal.signal(signal.SIGTERM, self.previous)
