@@ -116,6 +116,8 @@ def _run(
             results.add(row)
             if is_first:
                 print(" | ".join(f"{name} {_short(row[name])}" for name in COLUMNS if name in row), flush=True)
+            if is_alone and row["status"].startswith("failed"):
+                worker.close()  # a new process takes the next row
             if profiled and is_first:
                 results.note(profile=profiled)
                 print(_profile_text(profiled, task.trace))
@@ -125,7 +127,8 @@ def _run(
         end()
     if is_first:
         print("\n" + table(results.rows, ("preset", "layout", "fused", *FIGURES, "status")))
-        print(_target_text(results.rows))
+        if device == "cuda":
+            print(_target_text(results.rows))
         print(f"wrote {output}.json and {output}.csv" if output else "nothing was written (--output)")
     return int(any(row["status"] not in ("ok", TIME_UP) for row in results.rows))
 

@@ -1,7 +1,8 @@
 """Bytes and floating point operations that a benchmark divides by time: closed forms of what must be moved or done.
 
 Legend: T tokens, H hidden, F feed-forward, N heads, K head dimension, L length of a sample, n samples,
-E = n N L^2 scores, M masked rows, V vocabulary. bf16: 2 bytes a number. Recomputation is never counted.
+E = n N L^2 scores, M masked rows, V vocabulary. bf16: 2 bytes a number. Recomputation is
+not counted, but for attention's scores in backward, as is usual.
 """
 
 from collections.abc import Sequence

@@ -141,7 +141,10 @@ class Session:
         return self.ceilings if task is None else self.row(task)
 
     def row(self, task: Task) -> Row:
-        """Figures of a layout and a choice of operators; what goes wrong becomes the row's status."""
+        """Figures of a layout and a choice of operators; what goes wrong becomes the row's status.
+
+        A session that failed is not asked again: its memory, or its device, may be lost.
+        """
         row: Row = {"layout": task.layout, "fused": task.fused, "status": "ok"}
         try:
             trainer = self._get_trainer(task.layout)
@@ -153,7 +156,6 @@ class Session:
             if self.plan.processes > 1:  # the others wait for this rank
                 raise
             row["status"] = _reason(error)
-            self.close()
         return row
 
     def close(self) -> None:

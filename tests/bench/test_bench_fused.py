@@ -12,7 +12,7 @@ import torch
 
 from fused.dispatch import interpreted
 from metro_megatron.bench import fused_rows, operators
-from metro_megatron.bench.clock import Ceilings
+from metro_megatron.bench.clock import Ceilings, Clock, Timing
 from metro_megatron.bench.contestants import CONTESTANTS, Prepared, Unavailable
 from metro_megatron.bench.figures import (
     attention_work,
@@ -125,6 +125,44 @@ def test_contestants_compute_what_ours_does(operator: str, name: str, is_uniform
         packed = [x.transpose(1, 2).flatten(0, 1) for x in gradients[:3]]
         for one, other in zip(packed, wanted_gradients, strict=False):
             assert (one.double() - other.double()).norm() / other.double().norm() < 0.02
+
+
+def test_device_time_is_taken_between_events_behind_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU, with a device whose milliseconds are the calls that it saw."""
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.place = 0
+
+        def record(self) -> None:
+            log.append("event")
+            self.place = len(log)
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return float(end.place - self.place)
+
+    class Buffer:
+        def copy_(self, other: "Buffer") -> None:
+            log.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append(f"sleep {cycles >= 100}"), raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5_000_000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 12_000_000)
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: Buffer())
+    clock = Clock(torch.device("cuda"), least=2, most=9)
+    log.clear()
+    timing = clock.measure(lambda name: log.append(name), lambda: "call", seconds=0.0)
+    assert timing == Timing(2.0, 2)
+    assert log[-12:] == ["flush", "sleep True", "event", "call", "event", "wait"] * 2
+    assert log[:-12] == ["call"] * 4
+    assert clock.peak_mb(lambda: None) == 7.0
 
 
 def test_failures_are_rows_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
