@@ -68,16 +68,13 @@ sys.modules["triton"] = None
 import torch
 for name in {names}:
     __import__(name)
-from fused.attention_dropout import Dropout
+from fused.attention import CompactBias, Dropout, attention, packed_samples
 from fused.dispatch import describe
 from fused.layer_norm import RowDropout, layer_norm
-from fused.relative_bias import CompactBias
-from fused.softmax_dropout import softmax_dropout
-x = torch.randn(2, 1, 3, 3, requires_grad=True)
-seed = torch.tensor([1])
-y = layer_norm(x, torch.ones(3), torch.zeros(3), 1e-5, dropout=RowDropout(0.5, seed, torch.arange(6)))
-bias, is_key = CompactBias(torch.zeros(1, 3), torch.zeros(1, 2)), torch.ones(2, 3, dtype=torch.bool)
-y = softmax_dropout(y, bias, is_key, 1.0, Dropout(0.5, seed, torch.arange(2)))
+x, seed = torch.randn(7, 1, 3, requires_grad=True), torch.tensor([1])
+y = layer_norm(x, torch.ones(3), torch.zeros(3), 1e-5, dropout=RowDropout(0.5, seed, torch.arange(7)))
+bias, samples = CompactBias(torch.zeros(1, 3), torch.zeros(1, 2)), packed_samples(torch.tensor([0, 3, 7]), 4)
+y = attention(y, y, y, bias, samples, Dropout(0.5, seed, torch.arange(2)))
 y.sum().backward()
 print(describe(torch.device("cpu")))
 """

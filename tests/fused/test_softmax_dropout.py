@@ -63,7 +63,7 @@ def test_rows_longer_than_the_least_block():
     agree(make(1, 1, 260, 5), 0.2)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.integers(0, 3), st.integers(1, 2), st.integers(1, 12), st.integers(0, 14), st.sampled_from([0.0, 0.5]))
 def test_random_shapes(samples, heads, length, reach, rate):
     agree(make(samples, heads, length, reach), rate)
@@ -98,7 +98,7 @@ def test_the_mask_of_forward_is_that_of_backward_and_of_attention():
 
 
 def test_layout_on_the_gpu_changes_nothing(monkeypatch):
-    parts = make(5, 2, 9)
+    parts = make(5, 1, 6)
     before = agree(parts, 0.3)
     assert all(torch.equal(*both) for both in zip(before, run(softmax_dropout, parts, dropping(5)), strict=True))
     monkeypatch.setattr(module, "FORWARD_SAMPLES", 2)
