@@ -36,12 +36,22 @@ def shard_logits_ref(rows: Tensor, weight: Tensor, bias: Tensor | None, shard: V
     """rows weight^T + bias as [M, V], computed in the inputs' dtype and widened; padding ids have LOWEST."""
     logits = torch.nn.functional.linear(rows, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if shard.first + weight.size(0) <= shard.vocab_size:
+        return logits
     return logits.masked_fill(_ids(weight, shard) >= shard.vocab_size, LOWEST)
 
 
 def _ids(weight: Tensor, shard: VocabularyShard) -> Tensor:
     first = shard.first
     return torch.arange(first, first + weight.size(0), device=weight.device, dtype=torch.int32)
+
+
+def _target_logits(logits: Tensor, targets: Tensor, shard: VocabularyShard, absent: float) -> Tensor:
+    """Logits [M] of the targets, `absent` where another shard has them."""
+    place = targets - shard.first
+    is_here = (place >= 0) & (place < logits.size(1))
+    found = logits.gather(1, place.clamp(0, logits.size(1) - 1)[:, None])[:, 0]
+    return torch.where(is_here, found, absent)
 
 
 @torch.no_grad()
@@ -51,16 +61,19 @@ def shard_statistics_ref(
 ) -> Tensor:  # fmt: skip
     """What `shard_statistics` computes: [5 or 7, M], see `merge`."""
     logits = shard_logits_ref(rows, weight, bias, shard)
-    ids = _ids(weight, shard)
     top, place = logits.max(-1)
-    exponentials = (logits - top[:, None]).exp() * (ids < shard.vocab_size)
-    target = logits.masked_fill(ids != targets[:, None], LOWEST).amax(-1)
-    weighted = (exponentials * (logits - top[:, None])).sum(-1)
+    shifted = logits - top[:, None]
+    exponentials = shifted.exp()
+    real = max(shard.vocab_size - shard.first, 0)
+    exponentials[:, real:] = 0.0  # also where the shard is padding alone, whose logits are equal
+    target = _target_logits(logits, targets, shard, LOWEST)
+    weighted = shifted.mul_(exponentials).sum(-1)
     numbers = [top, exponentials.sum(-1), weighted, target, place + shard.first]
     if noise_keys is not None:
-        scores = logits + gumbel_noise(noise_keys, ids)
-        never = (ids < shard.num_specials) | (ids >= shard.vocab_size)
-        score, place = scores.masked_fill(never, LOWEST).max(-1)
+        scores = logits + gumbel_noise(noise_keys, _ids(weight, shard))
+        scores[:, : max(shard.num_specials - shard.first, 0)] = LOWEST
+        scores[:, real:] = LOWEST
+        score, place = scores.max(-1)
         numbers += [score, place + shard.first]
     return torch.stack([number.to(logits.dtype) for number in numbers])
 
@@ -75,6 +88,5 @@ def shard_loss_ref(
     logits = shard_logits_ref(rows, weight, bias, shard)
     own = logits.logsumexp(-1)
     share = (own.detach() - statistics.lse).exp()
-    is_target = _ids(weight, shard) == targets[:, None]
-    part = share * own - torch.where(is_target, logits, 0.0).sum(-1)
+    part = share * own - _target_logits(logits, targets, shard, 0.0)
     return statistics.loss + part - part.detach()
