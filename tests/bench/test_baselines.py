@@ -85,6 +85,7 @@ def test_the_benchmark_runs(
         text=str(tmp_path / "text"),
         tokenizer=str(tokenizer_folder),
         processes=[1],
+        repeats=1,
         small_bytes=200_000,
         index_samples=100,
         work=str(tmp_path / "work"),
