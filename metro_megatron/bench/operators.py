@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fused.ahead_of_time import HEAD_DIM, HEADS, HIDDEN_SIZES, ROW_TOKENS, SAMPLE_TOKENS, VOCABULARY
 from fused.attention import attention
 from fused.attention_dropout import Dropout
 from fused.layer_norm import RowDropout, layer_norm
@@ -30,10 +31,9 @@ from metro_megatron.bench.figures import (
 EPSILON = 1e-5
 NUM_SPECIALS = 5
 DROPOUT = 0.1
-TOKENS, SAMPLE = 16_384, 512
-MASKED, VOCAB = 2457, 128_000
-SIZES = {"base": (768, 12), "large": (1024, 16), "xl": (1536, 24), "xxl": (2560, 40)}
-"""Hidden size and heads of 64, by preset."""
+MASKED = int(0.15 * ROW_TOKENS)
+SIZES = dict(zip(("base", "large", "xl", "xxl"), zip(HIDDEN_SIZES, HEADS, strict=True), strict=True))
+"""Hidden size and heads, by preset."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -94,17 +94,17 @@ def cases(is_trial: bool = False) -> list[Case]:
     if is_trial:
         trial = [Case(name, "trial", 64, 2, 32, (24, 24), 16, 300) for name in OPERATORS]
         return [*trial, replace(trial[2], preset="trial mixed", lengths=(24, 3, 20))]
-    rows = (SAMPLE,) * (TOKENS // SAMPLE)
+    rows = (SAMPLE_TOKENS,) * (ROW_TOKENS // SAMPLE_TOKENS)
     found = []
     for preset in ("base", "xxl", "large", "xl"):
         hidden, heads = SIZES[preset]
-        found += [Case(name, preset, hidden, heads, 64, rows, MASKED, VOCAB) for name in OPERATORS]
+        found += [Case(name, preset, hidden, heads, HEAD_DIM, rows, MASKED, VOCABULARY) for name in OPERATORS]
     base = next(case for case in found if case.operator == "attention")
     found += [replace(base, preset=f"base, heads of {head_dim}", head_dim=head_dim) for head_dim in (32, 128)]
     return [*found, replace(base, preset="base, mixed", lengths=mixed_lengths())]
 
 
-def mixed_lengths(tokens: int = TOKENS, longest: int = SAMPLE) -> tuple[int, ...]:
+def mixed_lengths(tokens: int = ROW_TOKENS, longest: int = SAMPLE_TOKENS) -> tuple[int, ...]:
     """Lognormal lengths of documents cut at `longest`, which fill a row of `tokens`."""
     generator, lengths = np.random.default_rng(0), list[int]()
     while (room := tokens - sum(lengths)) > 0:

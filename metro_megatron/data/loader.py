@@ -77,11 +77,6 @@ class PretrainingData:
         """Samples of one epoch."""
         return len(self._index)
 
-    @property
-    def tokens_per_epoch(self) -> int:
-        """Tokens of one epoch, <s> and </s> included."""
-        return self._index.num_tokens
-
     def step_batch(self, step: int, first: int) -> StepBatch:
         """This rank's batch of a step (0-based) whose first sample has the global position `first`.
 

@@ -116,7 +116,7 @@ def ids_of(step_batches):
 def test_each_sample_exactly_once_per_epoch_and_new_masks_in_the_next(make_shard):
     shard = make_shard([[50]] * 48)
     data = data_of([shard], config_of(global_batch_size=16))
-    assert (data.num_samples, data.tokens_per_epoch) == (48, 48 * 52)
+    assert (data.num_samples, build_sample_index([shard], SEQ_LENGTH).num_tokens) == (48, 48 * 52)
     epochs = [[batch_of(data, step) for step in range(3 * epoch, 3 * epoch + 3)] for epoch in range(2)]
     assert sorted(ids_of(epochs[0])) == sorted(ids_of(epochs[1])) == list(range(48))
     assert ids_of(epochs[0]) != ids_of(epochs[1])
