@@ -33,16 +33,16 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 demo: $(STAMP)
-	$(BIN)/python tools/demo.py --preset demo --output runs/demo
+	$(BIN)/python -m tools.demo.run --preset demo --output runs/demo
 
 learn: $(STAMP)
-	$(BIN)/python tools/demo.py --preset learn --output runs/learn
+	$(BIN)/python -m tools.demo.run --preset learn --output runs/learn
 
 # Steps are measured, too, where an operator is wrong; the exit code then says so.
 bench: $(STAMP)
 	result=0; \
-	$(BIN)/python tools/bench_fused.py --budget_s 330 || result=$$?; \
-	$(BIN)/python tools/bench_train.py --config examples/base.yaml --table5 --warm_up 2 --steps 5 --budget_s 150 \
+	$(BIN)/python -m tools.bench.bench_fused --budget_s 330 || result=$$?; \
+	$(BIN)/python -m tools.bench.bench_train --config examples/base.yaml --table5 --warm_up 2 --steps 5 --budget_s 150 \
 		|| result=$$?; \
 	exit $$result
 

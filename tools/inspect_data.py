@@ -9,16 +9,17 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from metro_megatron.command_line import run_tool
-from metro_megatron.config_file import parse_config
-from metro_megatron.data.inspection import all_sources, describe, source_statistics
-from metro_megatron.data.length_picture import draw
-from metro_megatron.data.progress import ReadingProgress
-from metro_megatron.data.readback import DatasetReader, TokenText, describe_step
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.progress import ReadingProgress
+from metro_megatron.config.file import parse_config
 from metro_megatron.data.shards import read_manifest
-from metro_megatron.data.tokenizer import NUM_SPECIALS, Tokenizer
-from metro_megatron.data.verification import Verified, dataset_bytes, verify
 from metro_megatron.errors import UserError
+from metro_megatron.inspection.documents import all_sources, describe, source_statistics
+from metro_megatron.inspection.length_picture import draw
+from metro_megatron.inspection.readback import DatasetReader, TokenText, describe_step
+from metro_megatron.inspection.verification import Verified, dataset_bytes, verify
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.vocabulary import NUM_SPECIALS
 
 _SECONDS_BETWEEN_LINES = 10.0
 

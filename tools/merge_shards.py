@@ -2,8 +2,8 @@
 
 import shlex
 
-from metro_megatron.command_line import run_tool
-from metro_megatron.data.merging import merge
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.preprocess.merging import merge
 
 
 def main(input: list[str], output_prefix: str, shard_bytes: int = 4_000_000_000, overwrite: bool = False) -> None:

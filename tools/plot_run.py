@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metro_megatron.command_line import run_tool
+from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 from metro_megatron.train.curves import Run, draw
 

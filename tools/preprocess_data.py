@@ -5,9 +5,9 @@ import shlex
 import time
 from typing import Literal
 
-from metro_megatron.command_line import run_tool
-from metro_megatron.data.documents import CHUNK_BYTES
-from metro_megatron.data.preprocess import PlanOptions, PreprocessOptions, Summary, preprocess
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, Summary, preprocess
+from metro_megatron.text.documents import CHUNK_BYTES
 
 
 def main(

@@ -5,15 +5,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from metro_megatron.command_line import run_tool
-from metro_megatron.data.documents import MAX_DOCUMENT_BYTES, ReadOptions, Reject
-from metro_megatron.data.inputs import find_inputs
-from metro_megatron.data.progress import ReadingProgress
-from metro_megatron.data.tokenizer import TOKENIZER_FILES
-from metro_megatron.data.tokenizer_report import measure, table, write_report
-from metro_megatron.data.tokenizer_sample import read_sourced_documents, sample_documents
-from metro_megatron.data.tokenizer_training import TrainingReport, train_tokenizer
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.progress import ReadingProgress
 from metro_megatron.errors import UserError
+from metro_megatron.text.documents import MAX_DOCUMENT_BYTES, ReadOptions, Reject
+from metro_megatron.text.inputs import find_inputs
+from metro_megatron.tokenizer.report import measure, table, write_report
+from metro_megatron.tokenizer.sample import read_sourced_documents, sample_documents
+from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
+from metro_megatron.tokenizer.training import TrainingReport, train_tokenizer
 
 
 def main(

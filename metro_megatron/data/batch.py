@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from metro_megatron.config import DataConfig
+from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.packing import pack, pack_prefix
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
-from metro_megatron.data.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
 Rows = list[NDArray[np.int64]]
 """The rows of a micro batch, each the ascending places in the step of the samples it holds."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from metro_megatron.config import DataConfig
+from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.samples import SampleIndex, SampleRule, sample_blocks, source_bounds
 from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError

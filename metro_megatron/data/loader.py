@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatchBuilder, Rows, StepBatch, micro_batch_rows, token_batch_rows
 from metro_megatron.data.blending import Blend, source_weights
 from metro_megatron.data.masking import Masking

@@ -21,15 +21,15 @@ from transformers import (
     set_seed,
 )
 
-from metro_megatron.data.tokenizer import TOKENIZER_FILES
 from metro_megatron.errors import UserError
+from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.finetune.examples import LabelledTexts, label_names
 from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.scores import classification_scores
-from metro_megatron.folders import refuse_foreign, whole_folder
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import EXPORTED_FILES, finish_folder
 from metro_megatron.hf.modeling_metro import MetroForSequenceClassification, MetroModel
+from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
 
 OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}

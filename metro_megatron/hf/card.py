@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from metro_megatron.config import ModelConfig
+from metro_megatron.config.schema import ModelConfig
 
 HEADER = """---
 library_name: transformers

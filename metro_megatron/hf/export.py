@@ -11,23 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
-from metro_megatron.data.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    MASK_ID,
-    PAD_ID,
-    TOKENIZER_FILES,
-    Tokenizer,
-    copy_tokenizer,
-)
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
-from metro_megatron.folders import refuse_foreign, whole_folder
+from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf import configuration_metro, modeling_metro
 from metro_megatron.hf.card import model_card
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.hf.weights import hf_state_dict
+from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, copy_tokenizer
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
 CODE_FILES = tuple(Path(str(module.__file__)) for module in (configuration_metro, modeling_metro))
 AUTO_MAP = {

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
-from metro_megatron.data.tokenizer import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, PAD_ID
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, PAD_ID
 
 MAX_DIFFERENCE = 1e-4
 """Largest absolute difference between outputs of order 1 in fp32; orders of addition alone give some 1e-6."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.vocabulary import padded_vocab_size
 

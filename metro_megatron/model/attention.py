@@ -8,7 +8,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from fused.attention import attention
+from fused.attention.operator import attention
 from fused.relative_bias import CompactBias
 from metro_megatron.model.sequences import SITES_PER_LAYER, Sequences
 

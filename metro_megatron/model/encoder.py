@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, get_nu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.model.heads import CLMHead, Decoding, MLMHead
 from metro_megatron.model.layer import block_spec, linear

@@ -9,10 +9,10 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from metro_megatron.config import ModelConfig
-from metro_megatron.data.tokenizer import PAD_ID
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.model.position import bucket_table
 from metro_megatron.randomness import Purpose, hash64
+from metro_megatron.vocabulary import PAD_ID
 
 SCALED: dict[str, tuple[str, ...]] = {
     "ffn": ("linear_fc1.weight", "linear_fc2.weight"),

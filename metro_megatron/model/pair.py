@@ -9,9 +9,10 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron import mcore
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from metro_megatron.model.encoder import AuxiliaryModel, MainModel, TiedParameters
 from metro_megatron.model.init import initialize
+from metro_megatron.parallel.groups import shared_groups, stage_groups
 from metro_megatron.parallel.layout import Layout
 
 
@@ -30,7 +31,7 @@ class Pair:
         """Build this rank's part with initial weights, on the layout's device and in the run's precision."""
         auxiliary_config = mcore.auxiliary_config(config, layout.device)
         main_config = mcore.main_config(config, layout.device)
-        shared, stage = mcore.shared_groups(layout), mcore.stage_groups(layout)
+        shared, stage = shared_groups(layout), stage_groups(layout)
         tied = TiedParameters(auxiliary_config, config.model, shared)
         chunks = config.parallel.virtual_pipeline_model_parallel_size
         stages = [None] if chunks == 1 else list(range(chunks))

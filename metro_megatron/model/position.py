@@ -12,7 +12,7 @@ from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from metro_megatron.config import ModelConfig
+from metro_megatron.config.schema import ModelConfig
 
 
 def coco_bucket(relative: Tensor, num_buckets: int, max_distance: int) -> Tensor:

@@ -10,8 +10,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fused.attention_dropout import Dropout
-from fused.layer_norm import RowDropout
+from fused.attention.dropout import Dropout
+from fused.layer_norm.operator import RowDropout
 from fused.samples import Samples, packed_samples, padded_samples
 from metro_megatron.data.batch import MicroBatch
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from fused.linear_cross_entropy import shard_loss, shard_statistics
-from fused.linear_cross_entropy_statistics import Statistics, VocabularyShard, combine
-from metro_megatron.data.tokenizer import NUM_SPECIALS
+from fused.linear_cross_entropy.operator import shard_loss, shard_statistics
+from fused.linear_cross_entropy.statistics import Statistics, VocabularyShard, combine
 from metro_megatron.model.heads import Decoding
+from metro_megatron.vocabulary import NUM_SPECIALS
 
 
 def vocabulary_statistics(

@@ -20,7 +20,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron import mcore
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
+from metro_megatron.parallel.groups import finish_gradients, shared_groups, stage_groups
 from metro_megatron.parallel.layout import Layout
 
 
@@ -46,11 +47,11 @@ class Homes:
     ) -> Homes:
         """Wrap shared = (tied, auxiliary) and this stage's chunks; their configurations stay theirs."""
         tied, auxiliary = shared
-        shared_groups, stage_groups = mcore.shared_groups(layout), mcore.stage_groups(layout)
+        of_shared, of_stage = shared_groups(layout), stage_groups(layout)
         homes = cls(
-            tied=mcore.wrap(tied, tied.config, config, shared_groups),
-            auxiliary=mcore.wrap(auxiliary, auxiliary.config, config, shared_groups),
-            stage=[mcore.wrap(chunk, chunk.config, config, stage_groups) for chunk in stage],
+            tied=mcore.wrap(tied, tied.config, config, of_shared),
+            auxiliary=mcore.wrap(auxiliary, auxiliary.config, config, of_shared),
+            stage=[mcore.wrap(chunk, chunk.config, config, of_stage) for chunk in stage],
             auxiliary_config=auxiliary.config,
             stage_config=stage[0].config,
             layout=layout,
@@ -96,8 +97,8 @@ class Homes:
         """All gradients are complete: wait until every rank has its sums."""
         if self.overlap:
             self.tied.start_grad_sync()
-        mcore.finish_gradients(self.shared, self.auxiliary_config, self.layout)
-        mcore.finish_gradients(self.stage, self.stage_config, self.layout)
+        finish_gradients(self.shared, self.auxiliary_config, self.layout)
+        finish_gradients(self.stage, self.stage_config, self.layout)
 
     def fetch_parameters(self) -> None:
         """Complete every rank's copy of the parameters: before evaluation, checkpoints and export.

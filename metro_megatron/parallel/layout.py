@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import ProcessGroup
 
-from metro_megatron.config import ParallelConfig
+from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.parallel import cpu
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from metro_megatron.data.blending import source_weights
 from metro_megatron.data.index_cache import sample_indices
 from metro_megatron.data.loader import PretrainingData

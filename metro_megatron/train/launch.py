@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from fused.dispatch import reference_only
-from metro_megatron.checkpoint_files import iteration_folder, tracked_step
-from metro_megatron.config import Config
-from metro_megatron.config_file import parse_config
-from metro_megatron.config_problems import problems
+from metro_megatron.checkpoint.files import iteration_folder, tracked_step
+from metro_megatron.checkpoint.resume import refuse_other_run
+from metro_megatron.config.file import parse_config
+from metro_megatron.config.problems import problems
+from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.train.resume import refuse_other_run
 
 if TYPE_CHECKING:
     from metro_megatron.train.corpus import Corpus

@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from metro_megatron.config import Config
-from metro_megatron.config_file import load_config
-from metro_megatron.config_problems import problems
+from metro_megatron.config.file import load_config
+from metro_megatron.config.problems import problems
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.errors import UserError

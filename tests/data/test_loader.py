@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from metro_megatron.config import Config, DataConfig, TrainConfig
+from metro_megatron.config.schema import Config, DataConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.samples import build_sample_index
 from metro_megatron.errors import UserError

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metro_megatron.data.shard_writer import shard_writer
 from metro_megatron.data.shards import DatasetPaths, open_shards, shard_suffix, token_dtype
 from metro_megatron.errors import UserError
+from metro_megatron.preprocess.shard_writer import shard_writer
 
 DOCUMENTS = [[[7, 8, 9], [10]], [[1999]], [[300] * 40, [5, 6], [11, 12]]]
 UINT16, INT32 = 2000, 128_000

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from metro_megatron.data.merging import merge
-from metro_megatron.data.preprocess import PlanOptions, PreprocessOptions, preprocess
+from metro_megatron.preprocess.merging import merge
+from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, preprocess
 
 
 def texts_of(reviews: list[list[str]]) -> dict[str, list[list[str]]]:

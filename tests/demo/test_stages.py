@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from metro_megatron.demo.clock import Clock, Stage
-from metro_megatron.demo.journal import Journal, Step, content_hash
-from metro_megatron.demo.runner import Runner
-from metro_megatron.demo.stages import build_stages, preset
 from metro_megatron.errors import UserError
+from tools.demo.clock import Clock, Stage
+from tools.demo.journal import Journal, Step, content_hash
+from tools.demo.runner import Runner
+from tools.demo.stages import build_stages, preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,10 +166,10 @@ def test_the_clock_says_where_we_are():
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from metro_megatron.command_line import exit_code
-from metro_megatron.demo.clock import Stage
-from metro_megatron.demo.journal import Journal, Step
-from metro_megatron.demo.runner import Runner
+from metro_megatron.cli.command_line import exit_code
+from tools.demo.clock import Stage
+from tools.demo.journal import Journal, Step
+from tools.demo.runner import Runner
 place = Path(sys.argv[1])
 command = "trap 'echo saved > run/saved; exit 0' TERM; touch run/started; while :; do sleep 0.05; done"
 step = Step("long", ("sh", "-c", command), (), (Path("run/started"),), resumes=True)

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from metro_megatron.demo.journal import Journal
-from metro_megatron.demo.summary import INTRINSIC, collect, main, table, verdict
+from tools.demo.journal import Journal
+from tools.demo.summary import INTRINSIC, collect, main, table, verdict
 
 PROMISED = {
     "mlm_loss",

@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from metro_megatron.data.documents import read_documents
-from metro_megatron.demo.baseline import tfidf_accuracy
-from metro_megatron.demo.texts import Sentence, find_overlaps, installed_table, read_table, split_texts, write_texts
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
+from metro_megatron.text.documents import read_documents
+from tools.demo.baseline import tfidf_accuracy
+from tools.demo.texts import Sentence, find_overlaps, installed_table, read_table, split_texts, write_texts
 
 REVIEWS = [
     f"Review number {i} has words of its own.<br /><br />It ends w{i} x{i} y{i} z{i} v{i} u{i}." for i in range(40)

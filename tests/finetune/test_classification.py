@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
-from metro_megatron.data.tokenizer import Tokenizer
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.classification import Recipe, classify, encode_texts, read_tokenizer
 from metro_megatron.finetune.examples import LabelledTexts
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroModel
+from metro_megatron.tokenizer.tokenizer import Tokenizer
 from tests.hf.pair import WORDS
 
 RECIPE = Recipe(learning_rate=2e-3, batch_size=16, epochs=3, warmup_steps=5, device="cpu")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metro_megatron.command_line import call_with_options, exit_code
+from metro_megatron.cli.command_line import call_with_options, exit_code
 from tests.finetune.test_classification import good_or_bad
 from tools.finetune import main
 

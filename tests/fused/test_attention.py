@@ -7,10 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused import attention_launches
-from fused.attention import Dropout, attention, attention_forward, attention_with_lse, packed_samples, padded_samples
-from fused.attention_dropout import keep
-from fused.attention_launches import Tile
+from fused.attention import launches as attention_launches
+from fused.attention.dropout import keep
+from fused.attention.launches import Tile
+from fused.attention.operator import (
+    Dropout,
+    attention,
+    attention_forward,
+    attention_with_lse,
+    packed_samples,
+    padded_samples,
+)
 from fused.dispatch import reference_only
 from fused.relative_bias import CompactBias
 from tests.fused.tolerances import assert_close

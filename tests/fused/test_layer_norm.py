@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from fused import layer_norm as module
 from fused.dispatch import reference_only
-from fused.layer_norm import RowDropout, layer_norm, layer_norm_forward, layer_norm_ref
+from fused.layer_norm import operator as module
+from fused.layer_norm.operator import RowDropout, layer_norm, layer_norm_forward, layer_norm_ref
 from fused.philox import drop_threshold, keep_mask
 from tests.fused.tolerances import assert_close
 

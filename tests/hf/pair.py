@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
-from metro_megatron.data.tokenizer_training import train_tokenizer
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.hf.export import write_hf_folder
+from metro_megatron.tokenizer.training import train_tokenizer
 
 VOCAB_SIZE = 300
 PADDED_VOCAB_SIZE = 384

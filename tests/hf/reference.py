@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
+from metro_megatron.config.schema import ModelConfig
 
 
 def side_bucket(distance: int, model: ModelConfig) -> int:

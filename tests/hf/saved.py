@@ -5,7 +5,7 @@ from pathlib import Path
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 
-from metro_megatron.checkpoint_files import write_integrity
+from metro_megatron.checkpoint.files import write_integrity
 from metro_megatron.parallel import cpu
 from tests.hf.pair import trainer_tensors
 

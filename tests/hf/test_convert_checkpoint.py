@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from metro_megatron.config import Config
-from metro_megatron.train.checkpoint import Checkpoints
+from metro_megatron.checkpoint.save import Checkpoints
+from metro_megatron.config.schema import Config
 from tests.distributed import run_ranks
 from tests.hf.pair import write_tokenizer
 from tests.parity.small_run import run_steps, small_config, start

@@ -9,8 +9,7 @@ import transformers
 import yaml
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
-from metro_megatron.data.tokenizer import Tokenizer
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.hf.export import hf_state_dict, metro_config, write_hf_folder
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
@@ -20,6 +19,7 @@ from metro_megatron.hf.verify import (
     random_probe,
     refuse_differences,
 )
+from metro_megatron.tokenizer.tokenizer import Tokenizer
 from tests.hf import reference
 from tests.hf.pair import MODEL, VOCAB_SIZE, trainer_tensors, write_export
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metro_megatron.config import ModelConfig
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import hf_state_dict, metro_config
 from metro_megatron.hf.modeling_metro import (

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from metro_megatron.config import ModelConfig
-from metro_megatron.data.tokenizer import PAD_ID
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.model.init import initial_value, scaled_init_divisor
 from metro_megatron.model.position import bucket_table
+from metro_megatron.vocabulary import PAD_ID
 
 FACTORS = {0: 0.707, 1: 0.5, 11: 0.204, 23: 0.144, 47: 0.102, 63: 0.088}
 MATRICES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metro_megatron.config import ModelConfig
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import relative_buckets
 from metro_megatron.model.position import bucket_table, coco_bucket, t5_bucket

@@ -5,12 +5,12 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from fused.linear_cross_entropy_reference import gumbel_noise
-from metro_megatron.config import ParallelConfig
-from metro_megatron.data.tokenizer import NUM_SPECIALS
+from fused.linear_cross_entropy.reference import gumbel_noise
+from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.model.heads import Decoding
 from metro_megatron.objective.losses import replaced_token_detection_sum, vocabulary_statistics
 from metro_megatron.parallel.layout import Layout
+from metro_megatron.vocabulary import NUM_SPECIALS
 from tests.distributed import run_ranks
 
 VOCAB_SIZE, PADDED, ROWS, HIDDEN = 200, 256, 17, 8

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from tests.distributed import run_ranks
 from tests.parity.small_run import run_steps, small_config, start, use_small_buckets
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from metro_megatron import mcore
-from metro_megatron.config import (
+from metro_megatron.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import MetroForPreTraining

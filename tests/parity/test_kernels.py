@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fused.dispatch import interpreted
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from tests.distributed import run_ranks
 from tests.parity.small_run import Figures, Norms, run_steps, small_config, start
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
 from tests.distributed import run_ranks
 from tests.parity.small_run import Record, corrupted_samples, small_config, train_in_layouts
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from metro_megatron.config import Config
+from metro_megatron.config.schema import Config
+from metro_megatron.parallel.optim import Update, learning_rate
 from metro_megatron.train.metrics import MetricSums
-from metro_megatron.train.optim import Update, learning_rate
 from tests.distributed import run_ranks
 from tests.parity.small_run import STEPS, small_config, start, train_in_layouts
 

@@ -1,0 +1,1 @@
+"""Attention with relative biases, samples side by side, and dropout."""

@@ -1,0 +1,200 @@
+"""Launches of the attention kernels, and their layout on a GPU.
+
+Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample, S side of the term.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused.ahead_of_time import ARCHITECTURES, HEADS, ROW_TOKENS, SAMPLE_TOKENS, CompileCase, meta
+from fused.attention.kernels import forward_kernel, key_kernel, query_kernel, term_kernel
+from fused.dispatch import Launch
+from fused.philox import drop_threshold, keep_scale
+from fused.relative_bias import clip_distances
+
+HEAD_DIMS = (32, 64, 128)
+
+
+class Tile(NamedTuple):
+    """Queries and keys of a tile of scores, warps of a program, stages of its loop."""
+
+    rows: int
+    cols: int
+    warps: int
+    stages: int
+
+
+Tiles = Mapping[tuple[int, int], Tile]
+"""By architecture and head dimension."""
+
+FORWARD: Tiles = {
+    (80, 32): Tile(128, 64, 8, 2), (80, 64): Tile(128, 64, 8, 2), (80, 128): Tile(128, 32, 8, 2),
+    (90, 32): Tile(128, 64, 8, 2), (90, 64): Tile(128, 64, 8, 2), (90, 128): Tile(128, 64, 8, 2),
+}  # fmt: skip
+QUERY: Tiles = {
+    (80, 32): Tile(64, 32, 4, 2), (80, 64): Tile(64, 32, 4, 2), (80, 128): Tile(64, 16, 4, 2),
+    (90, 32): Tile(64, 32, 4, 2), (90, 64): Tile(64, 32, 4, 2), (90, 128): Tile(128, 32, 8, 2),
+}  # fmt: skip
+KEY: Tiles = {
+    (80, 32): Tile(64, 64, 4, 2), (80, 64): Tile(64, 32, 4, 2), (80, 128): Tile(32, 64, 8, 2),
+    (90, 32): Tile(64, 64, 4, 2), (90, 64): Tile(64, 64, 4, 2), (90, 128): Tile(32, 64, 8, 2),
+}  # fmt: skip
+TERM: Tiles = {(arch, head_dim): Tile(64, 32, 4, 1) for arch in ARCHITECTURES for head_dim in HEAD_DIMS}
+"""The largest that neither spill registers nor use stack when compiled, with 16 rows of a tile for each warp where that
+can be: the compiler gives warps rows first, and those without would repeat the others' work. QUERY's rows are a
+multiple of its cols: sums over diagonals turn squares."""
+
+FLOAT32 = Tile(32, 32, 4, 1)
+"""Of every kernel in FP32, which is not for speed: without tensor cores, and small for the sake of shared memory."""
+
+
+def tile_of(tiles: Tiles, x: Tensor, architecture: int) -> Tile:
+    """The tile for x [T, N, K]."""
+    return FLOAT32 if x.element_size() == 4 else tiles[architecture, x.size(2)]
+
+
+class Inputs(NamedTuple):
+    """What every kernel reads: tensors of attention, its bias in FP32 and units of log(2), and its numbers.
+
+    q, k, v may be strided, the others are contiguous; seed and keys are None without dropout.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    distances: Tensor
+    cls: Tensor
+    term: Tensor | None
+    begin: Tensor
+    length: Tensor
+    seed: Tensor | None
+    keys: Tensor | None
+    longest: int
+    step: int
+    rate: float
+    first_head: int
+
+    def tiles(self, side: int) -> tuple[int, int, int]:
+        """A grid over tiles of positions, heads and samples."""
+        return -(-self.longest // side), self.q.size(1), self.begin.numel()
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Leading arguments of every kernel, before its outputs; backward puts GradOut and Lse after V."""
+        return {
+            "Q": self.q, "K_": self.k, "V": self.v, "Distances": self.distances, "Cls": self.cls, "Term": self.term,
+            "Begin": self.begin, "Length": self.length, "Seed": self.seed, "Keys": self.keys,
+        }  # fmt: skip
+
+    def numbers(self) -> dict[str, int | float]:
+        """Arguments of every kernel after its outputs."""
+        q, k, v = self.q, self.k, self.v
+        threshold = drop_threshold(self.rate)
+        return {
+            "q_t": q.stride(0), "q_n": q.stride(1), "k_t": k.stride(0), "k_n": k.stride(1),
+            "v_t": v.stride(0), "v_n": v.stride(1), "step": self.step, "heads": q.size(1),
+            "first_head": self.first_head, "width": self.distances.size(1),
+            "term_len": 0 if self.term is None else self.term.size(1), "scale": q.size(2) ** -0.5,
+            "threshold": threshold, "keep_scale": keep_scale(threshold), "K": q.size(2),
+        }  # fmt: skip
+
+
+def forward_launch(inputs: Inputs, out: Tensor, lse: Tensor, arch: int) -> Launch:
+    """Writes out [T, N, K] and lse [T, N], where a token belongs to a sample."""
+    rows, cols, warps, stages = tile_of(FORWARD, inputs.q, arch)
+    arguments = {**inputs.tensors(), "Out": out, "Lse": lse, **inputs.numbers(), "ROWS": rows, "COLS": cols}
+    return Launch(forward_kernel, inputs.tiles(rows), arguments, warps, stages)
+
+
+def backward_launches(
+    inputs: Inputs, arriving: Sequence[Tensor | None], grads: Sequence[Tensor], arch: int
+) -> list[Launch]:
+    """arriving: out, lse, and gradients of both (grad_lse may be None); grads: those of q, k, v and term.
+
+    Gradients are written where a token belongs to a sample, and everywhere in term's. bias_gradients() ends the work.
+    """
+    (out, lse, grad_out, grad_lse), (grad_q, grad_k, grad_v, grad_term) = arriving, grads
+    assert lse is not None
+    rows, cols, warps, stages = tile_of(QUERY, grad_q, arch)
+    tiles, heads, samples = grid = inputs.tiles(rows)
+    parts = tiles * (rows // cols)
+    delta = lse.new_empty(lse.shape)
+    diagonals = lse.new_zeros(samples, parts, heads, (parts + 1) * cols)
+    cls_sums = lse.new_zeros(samples, tiles, heads, 2)
+    tensors = inputs.tensors()
+    tensors |= {"GradOut": grad_out, "Lse": lse}
+    numbers = inputs.numbers()
+    query = Launch(query_kernel, grid, _ordered(query_kernel, {
+        **tensors, "Out": out, "GradLse": grad_lse, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
+        "ClsSums": cls_sums, **numbers, "slots": diagonals.size(3), "ROWS": rows, "COLS": cols,
+    }), warps, stages)  # fmt: skip
+    rows, cols, warps, stages = tile_of(KEY, grad_q, arch)
+    key = Launch(key_kernel, inputs.tiles(cols), _ordered(key_kernel, {
+        **tensors, "Delta": delta, "GradK": grad_k, "GradV": grad_v, **numbers, "ROWS": rows, "COLS": cols,
+    }), warps, stages)  # fmt: skip
+    if inputs.term is None:
+        return [query, key]
+    rows, cols, warps, stages = tile_of(TERM, grad_q, arch)
+    size = inputs.term.size(1)
+    term = Launch(term_kernel, (-(-size // rows), -(-size // cols), heads), _ordered(term_kernel, {
+        **tensors, "Delta": delta, "GradTerm": grad_term, **numbers, "samples": samples, "ROWS": rows, "COLS": cols,
+    }), warps, stages)  # fmt: skip
+    return [query, key, term]
+
+
+def _ordered(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in the kernel's order, which ahead-of-time compilation checks."""
+    return {name: arguments[name] for name in kernel.arg_names}
+
+
+def bias_gradients(query: Launch, width: int) -> tuple[Tensor, Tensor]:
+    """Gradients of distances [N, width] and cls [N, 2] from what query_kernel wrote; gathers, no atomics."""
+    diagonals, cls_sums, side = (query.arguments[name] for name in ("Diagonals", "ClsSums", "COLS"))
+    sums = diagonals.sum(0)
+    parts, heads, slots = sums.shape
+    span = parts * side
+    distance = torch.arange(1 - span, span, device=sums.device)
+    slot = distance + torch.arange(parts, device=sums.device)[:, None] * side + side - 1  # [parts, 2 span - 1]
+    inside = (slot >= 0) & (slot < slots)
+    at = slot.clamp(0, slots - 1)[:, None].expand(-1, heads, -1)
+    full = (sums.gather(2, at) * inside[:, None]).sum(0)
+    return clip_distances(full, width // 2), cls_sums.sum((0, 1))
+
+
+STACK = {("key backward, no dropout", 80, 64): 8, ("forward, term, dropout", 90, 128): 40}
+"""Bytes that a few spilled registers take, of the rarer variants, which share their tiles with the others."""
+
+
+def compile_cases() -> list[CompileCase]:
+    """16K tokens in bfloat16 as packed samples of 512: main's, the auxiliary's, and those of full TUPE."""
+    return [case for arch in ARCHITECTURES for head_dim in HEAD_DIMS for case in _cases(head_dim, arch)]
+
+
+def _cases(head_dim: int, arch: int) -> list[CompileCase]:
+    heads, samples = HEADS[0], ROW_TOKENS // SAMPLE_TOKENS
+    q, k, v = meta(ROW_TOKENS, heads, 3, head_dim, dtype=torch.bfloat16).unbind(2)  # as one projection gives them
+    out, lse = meta(ROW_TOKENS, heads, head_dim, dtype=torch.bfloat16), meta(ROW_TOKENS, heads, dtype=torch.float32)
+    distances, cls = (meta(heads, width, dtype=torch.float32) for width in (2 * SAMPLE_TOKENS - 3, 2))
+    term = meta(heads, SAMPLE_TOKENS, SAMPLE_TOKENS, dtype=torch.bfloat16)
+    begin, seed, keys = (meta(size, dtype=torch.int64) for size in (samples, 1, samples))
+    length = meta(samples, dtype=torch.int32)
+    dropping = Inputs(q, k, v, distances, cls, None, begin, length, seed, keys, SAMPLE_TOKENS, 1, 0.1, 0)
+    variants = {
+        "dropout": dropping,
+        "no dropout": dropping._replace(seed=None, keys=None, rate=0.0),
+        "term, dropout": dropping._replace(term=term),
+    }
+    cases = []
+    for variant, inputs in variants.items():
+        backward = backward_launches(inputs, [out, lse, out, None], [out, out, out, term], arch)
+        launches = [forward_launch(inputs, out, lse, arch), *backward]
+        for kernel, launch in zip(
+            ("forward", "query backward", "key backward", "term backward"), launches, strict=False
+        ):
+            part = f"{kernel}, {variant}"
+            name = f"attention {part}, {samples} x {SAMPLE_TOKENS}, K {head_dim}"
+            stack = STACK.get((part, arch, head_dim), 0)
+            cases.append(CompileCase(name, launch, arch, max_stack=stack, tensor_cores=True))
+    return cases

@@ -1,0 +1,1 @@
+"""The vocabulary head: product, cross-entropy and sample in one pass over the logits."""

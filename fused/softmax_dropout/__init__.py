@@ -1,0 +1,1 @@
+"""Scale, bias, mask, FP32 softmax and dropout of attention scores."""

@@ -1,0 +1,119 @@
+"""The state of a run as megatron-core's sharded tensors, free of the layout that wrote it.
+
+megatron-core 0.16's `fully_reshardable` format needs help in five places when the optimizer is torch's Adam
+(Transformer Engine's and Apex's keep their step elsewhere and pass through unchanged):
+1. after loading, all parameters share one `step` tensor, to which Adam would add once per parameter;
+2. padded bucket ends are cut off the joined buckets but not off the positions used to slice them;
+3. replica ids must come from the home's own replicas;
+4. moments must exist before a state can be described;
+5. loading one parameter's state expects a `step` that the format keeps elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from metro_megatron.model.pair import Pair
+from metro_megatron.parallel.layout import Layout
+from metro_megatron.parallel.optim import Optimizer
+
+OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+def sharded_state(pair: Pair, optimizer: Optimizer, layout: Layout, is_loading: bool) -> dict[str, Any]:
+    """Everything that training changes; keys are global names. A collective call."""
+    state = model_state(pair, layout)
+    distributed = [optimizer.shared, optimizer.stage]
+    for one in distributed:
+        _create_moments(one)
+    with _unpadded_positions(distributed):
+        state["optimizer"] = optimizer.chained.sharded_state_dict(
+            dict(state), is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT)
+        )
+    return state
+
+
+def model_state(pair: Pair, layout: Layout) -> dict[str, Any]:
+    """The parameters alone: model0 is tied, model1 auxiliary, the rest main's chunks."""
+    state = {}
+    for i, (prefix, module) in enumerate(pair.modules()):
+        replicas = layout.data if prefix == "main." else layout.replica
+        metadata = {"dp_cp_group": replicas, "non_homogeneous_layers": True}
+        tensors = module.sharded_state_dict(prefix="", metadata=metadata)
+        add_prefix_for_sharding(tensors, prefix)
+        state[f"model{i}"] = tensors
+    return state
+
+
+@torch.no_grad()
+def load_model_state(pair: Pair, state: dict[str, Any]) -> None:
+    """Put loaded parameters into place; a missing or unexpected key is an error."""
+    for i, (_, module) in enumerate(pair.modules()):
+        module.load_state_dict(state[f"model{i}"], strict=True)
+
+
+@torch.no_grad()
+def load_state(pair: Pair, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put a loaded `sharded_state` into place."""
+    load_model_state(pair, state)
+    distributed = [optimizer.shared, optimizer.stage]
+    for one in distributed:
+        _keep_own_step(one)
+    optimizer.chained.load_state_dict(state["optimizer"])
+    for one in distributed:
+        for moments in one.optimizer.state.values():
+            if "step" in moments:
+                moments["step"] = moments["step"].clone()
+
+
+def _create_moments(optimizer: DistributedOptimizer) -> None:
+    """Adam creates its moments in the first step; a state saved or loaded before that needs them too."""
+    adam = optimizer.optimizer
+    if not isinstance(adam, torch.optim.Optimizer) or type(adam).__module__.split(".")[0] != "torch":
+        return
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            if not adam.state[parameter]:
+                adam.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _keep_own_step(optimizer: DistributedOptimizer) -> None:
+    """Give the loader of one parameter the step that this parameter already has."""
+    plain = type(optimizer)._set_main_param_and_optimizer_states
+
+    def load(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, place = optimizer.model_param_group_index_map[model_param]
+        own = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][place]]
+        plain(optimizer, model_param, {**tensors, **({"step": own["step"]} if "step" in own else {})})
+
+    optimizer._set_main_param_and_optimizer_states = load
+
+
+@contextmanager
+def _unpadded_positions(optimizers: list[DistributedOptimizer]) -> Iterator[None]:
+    """Positions of parameters as if buckets had no padding at their ends."""
+    kept = [(buffer, buffer.param_index_map) for optimizer in optimizers for buffer in optimizer.buffers]
+    for buffer, index in kept:
+        padding, before = 0, []
+        for bucket in buffer.buckets:
+            before.append(padding)
+            padding += bucket.grad_data.numel() - bucket.numel_unpadded
+        buffer.param_index_map = {
+            parameter: (start - before[bucket], end - before[bucket], bucket)
+            for parameter, (start, end, bucket) in index.items()
+        }
+    try:
+        yield
+    finally:
+        for buffer, index in kept:
+            buffer.param_index_map = index

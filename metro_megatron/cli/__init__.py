@@ -1,0 +1,1 @@
+"""Command lines: options, their help, mistakes as messages, progress."""

@@ -1,0 +1,1 @@
+"""Everything a run can be told: its fields, its files, its mistakes."""

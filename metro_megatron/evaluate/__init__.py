@@ -1,0 +1,1 @@
+"""What an exported pair is worth without a task."""

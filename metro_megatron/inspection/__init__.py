@@ -1,0 +1,1 @@
+"""Looking at datasets and checking them."""

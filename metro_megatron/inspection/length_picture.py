@@ -1,0 +1,66 @@
+"""Lengths and padding of a dataset's sources as a picture, with matplotlib, which few need."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metro_megatron.errors import UserError
+from metro_megatron.inspection.documents import SEQ_LENGTHS, SourceStatistics, by_powers
+from metro_megatron.preprocess.statistics import LengthHistogram
+
+
+def draw(sources: Sequence[SourceStatistics], output: Path) -> None:
+    """Draw histograms of documents and units, and padding, by source; the picture's kind is that of its ending.
+
+    Raises UserError if matplotlib is missing or the ending is unknown to it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--picture needs matplotlib; pip install 'metro_megatron[demo]'") from error
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    documents, units, padding = figure.subplots(1, 3)
+    _draw_lengths(documents, "documents", [(one.name, one.statistics.document_lengths) for one in sources])
+    _draw_lengths(units, "units", [(one.name, one.statistics.unit_lengths) for one in sources])
+    _draw_padding(padding, sources)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(output, dpi=120)
+    except ValueError as error:
+        raise UserError(f"--picture {output}: {error}; name a .png, .svg or .pdf file") from error
+
+
+def _draw_lengths(axes: Any, title: str, histograms: list[tuple[str, LengthHistogram]]) -> None:
+    for name, histogram in histograms:
+        counts = by_powers(histogram)
+        axes.stairs(counts / max(1, counts.sum()), 2.0 ** np.arange(len(counts) + 1), label=name, linewidth=1.8)
+    longest = max((np.flatnonzero(by_powers(one)).max(initial=0) for _, one in histograms), default=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(1, 2.0 ** (longest + 1))
+    axes.set_title(f"{title} by length")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel(f"share of {title}")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+
+
+def _draw_padding(axes: Any, sources: Sequence[SourceStatistics]) -> None:
+    filled = [source for source in sources if source.samples]
+    height = 0.8 / (2 * len(SEQ_LENGTHS))
+    places = np.arange(len(filled))
+    for number, seq_length in enumerate(SEQ_LENGTHS):
+        padded = [100 * source.samples[number].padded_waste for source in filled]
+        packed = [100 * source.samples[number].packed_waste for source in filled]
+        for shift, values, kind in ((0, padded, "one sample a row"), (1, packed, "packed rows")):
+            bars = axes.barh(
+                places + (2 * number + shift) * height, values, height, label=f"samples of {seq_length}, {kind}"
+            )
+            axes.bar_label(bars, fmt="%.2f%%", fontsize="small", padding=2)
+    axes.set_yticks(places + 1.5 * height, [source.name for source in filled])
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.set_title("padding")
+    axes.set_xlabel("% of all places")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)

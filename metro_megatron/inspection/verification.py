@@ -1,0 +1,195 @@
+"""Whether a dataset is what its manifest says, read from the first byte to the last in bounded memory."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from metro_megatron.cli.command_line import describe_os_error
+from metro_megatron.data.shards import DatasetPaths, read_manifest, token_dtype
+from metro_megatron.errors import UserError
+from metro_megatron.inspection.index_check import REMEDY, index_problems
+from metro_megatron.inspection.source_parts import source_blocks
+from metro_megatron.preprocess.assembly import Statistics
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.vocabulary import NUM_SPECIALS
+
+_COUNTS = ("documents", "units", "tokens")
+_BLOCK_BYTES = 4 << 20
+
+OnRead = Callable[[int], object]
+"""Called with the bytes of every block that was read."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found to be as it should."""
+
+    manifest: dict[str, Any]
+    num_files: int
+    num_bytes: int
+
+
+def verify(prefix: str, on_read: OnRead = lambda size: None) -> Verified:
+    """Compare all of a dataset with its manifest: sizes, SHA-256, indices, ids, counts and tokenizer.
+
+    Raises one UserError for all that is wrong.
+    """
+    manifest = read_manifest(prefix)
+    problems = [*_totals(prefix, manifest), *_tokenizer(prefix, manifest)]
+    for number in range(len(manifest["shards"])):
+        problems += _shard(prefix, manifest, number, on_read)
+    beyond = DatasetPaths(prefix).shard(len(manifest["shards"]))
+    problems += [
+        f"{path}: the manifest does not know it; remove it" for path in (beyond.bin, beyond.idx) if path.exists()
+    ]
+    if not problems:
+        problems += _recount(prefix, manifest)
+    if problems:
+        raise UserError(problems)
+    sizes = [shard[name]["bytes"] for shard in manifest["shards"] for name in ("bin", "idx")]
+    return Verified(manifest, len(sizes), sum(sizes))
+
+
+def dataset_bytes(prefix: str) -> int:
+    """Bytes of all shards, as the manifest says. Raises UserError as read_manifest."""
+    return sum(shard[name]["bytes"] for shard in read_manifest(prefix)["shards"] for name in ("bin", "idx"))
+
+
+def _totals(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
+    """Whether counts add up over shards and over sources."""
+    path = DatasetPaths(prefix).manifest
+    for number, source in enumerate(manifest["sources"]):
+        try:
+            statistics = Statistics.from_json(source)
+            totals = statistics.document_lengths.total, statistics.unit_lengths.total
+            if not all(isinstance(source[name], int) for name in _COUNTS):
+                raise TypeError("a count is no number")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            yield f"{path}: source {number} is damaged ({error!r}); {REMEDY}"
+            return
+        if totals != (statistics.documents, statistics.units):
+            yield (
+                f"{path}: source {number} counts {statistics.documents:,} documents and {statistics.units:,} units, "
+                f"its histograms {totals[0]:,} and {totals[1]:,}; {REMEDY}"
+            )
+    for name in _COUNTS:
+        for kind in ("shards", "sources"):
+            total = sum(entry[name] for entry in manifest[kind])
+            if total != manifest[name]:
+                yield f"{path}: {manifest[name]:,} {name}, but its {kind} add up to {total:,}; {REMEDY}"
+
+
+def _tokenizer(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
+    folder = DatasetPaths(prefix).tokenizer
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+    except UserError as error:
+        yield from error.problems
+        return
+    for name in ("sha256", "vocab_size"):
+        key = "tokenizer_sha256" if name == "sha256" else name
+        if getattr(tokenizer, name) != manifest[key]:
+            yield (
+                f"{folder}: {name} {getattr(tokenizer, name)}, the manifest says {manifest[key]}: "
+                "not the tokenizer of these shards; copy that one there"
+            )
+
+
+def _shard(prefix: str, manifest: dict[str, Any], number: int, on_read: OnRead) -> Iterator[str]:
+    paths = DatasetPaths(prefix).shard(number)
+    dtype = token_dtype(manifest["vocab_size"])
+    entry = manifest["shards"][number]
+    ids = _IdCheck(manifest["vocab_size"], dtype)
+
+    def on_ids(block: memoryview) -> None:
+        ids.add(block)
+        on_read(len(block))
+
+    try:
+        yield from _content(manifest, number, "bin", paths.bin, on_ids)
+        yield from ids.problems(paths.bin)
+    except OSError as error:
+        yield f"{describe_os_error(error)}; {REMEDY}"
+    try:
+        yield from _content(manifest, number, "idx", paths.idx, lambda block: on_read(len(block)))
+        yield from index_problems(paths.idx, dtype, entry)
+    except OSError as error:
+        yield f"{describe_os_error(error)}; {REMEDY}"
+    if entry["bin"]["bytes"] != entry["tokens"] * dtype.itemsize:
+        yield (
+            f"{DatasetPaths(prefix).manifest}: {paths.bin.name} has {entry['bin']['bytes']:,} bytes, which are not "
+            f"{entry['tokens']:,} {dtype} tokens; {REMEDY}"
+        )
+
+
+def _content(
+    manifest: dict[str, Any],
+    number: int,
+    name: Literal["bin", "idx"],
+    path: Path,
+    on_block: Callable[[memoryview], object],
+) -> Iterator[str]:
+    """Read a file once; compare its size and SHA-256 with the manifest's."""
+    entry = manifest["shards"][number][name]
+    digest = hashlib.sha256()
+    size = 0
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    with path.open("rb") as file:
+        while read := file.readinto(buffer):
+            digest.update(buffer[:read])
+            on_block(buffer[:read])
+            size += read
+    found, expected = digest.hexdigest(), entry.get("sha256")
+    if found == expected and size == entry["bytes"]:
+        return
+    others = [other["name"] for other in manifest["shards"] if other[name].get("sha256") == found]
+    hint = f": the content of shard {others[0]}, files are swapped" if others else ""
+    if size != entry["bytes"]:
+        yield f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}{hint}; {REMEDY}"
+    else:
+        yield f"{path}: SHA-256 {found}, the manifest says {expected}{hint}; {REMEDY}"
+
+
+class _IdCheck:
+    """Ids of a stream, given in blocks: which are none of the vocabulary's, or specials."""
+
+    def __init__(self, vocab_size: int, dtype: np.dtype[Any]):
+        self._vocab_size, self._dtype = vocab_size, dtype.newbyteorder("<")
+        self._seen = self._wrong = 0
+        self._example = ""
+
+    def add(self, block: memoryview) -> None:
+        count = len(block) // self._dtype.itemsize
+        ids = np.frombuffer(block, self._dtype, count)
+        if count and (ids.min() < NUM_SPECIALS or ids.max() >= self._vocab_size):
+            places = np.flatnonzero((ids < NUM_SPECIALS) | (ids >= self._vocab_size))
+            if not self._wrong:
+                self._example = f"{ids[places[0]]} at token {self._seen + int(places[0]):,}"
+            self._wrong += len(places)
+        self._seen += count
+
+    def problems(self, path: Path) -> Iterator[str]:
+        if self._wrong:
+            yield (
+                f"{path}: {self._wrong:,} ids outside {NUM_SPECIALS} to {self._vocab_size - 1}, "
+                f"the first is {self._example}; {REMEDY}"
+            )
+
+
+def _recount(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
+    """Whether every source has the counts and histograms of its documents in the shards."""
+    counted = [Statistics() for _ in manifest["sources"]]
+    for source, block in source_blocks(prefix, manifest):
+        counted[source].add(np.diff(block.token_starts), block.unit_lengths)
+    for number, (source, statistics) in enumerate(zip(manifest["sources"], counted, strict=True)):
+        wrong = [name for name, value in statistics.to_json().items() if source[name] != value]
+        if wrong:
+            found = ", ".join(f"{name} {getattr(statistics, name):,}" for name in _COUNTS)
+            yield (
+                f"{DatasetPaths(prefix).manifest}: source {number} ({source.get('name')}): {', '.join(wrong)} are not "
+                f"those of its documents in the shards ({found}); {REMEDY}"
+            )

@@ -1,0 +1,164 @@
+"""Parts: encoded documents on the disk, in sections that are read a block at a time.
+
+Sections: token ids, tokens of each unit (int32), last unit + 1 of each document (int64, from the part's first),
+and the 16-byte hash of each document where duplicates are dropped. A chunk's part has a file for each; a finished
+shard is read as a part too. All little-endian.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metro_megatron.data.shards import INDEX_HEADER, ShardPaths
+from metro_megatron.preprocess.journal import whole_files
+
+HASH_BYTES = 16
+TOKENS, UNITS, DOCUMENTS, HASHES = SECTIONS = ("tokens", "units", "documents", "hashes")
+
+_BLOCK_DOCUMENTS = 1 << 16
+_BLOCK_UNITS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Section:
+    """Numbers of one dtype from byte `offset` of a file."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    offset: int = 0
+
+    def read(self, begin: int, end: int) -> NDArray[Any]:
+        """Numbers begin to end."""
+        offset = self.offset + begin * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, end - begin, offset=offset)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive documents of a part: D documents of U units and T tokens. Their ids stay on the disk."""
+
+    first_document: int
+    """Number in the part."""
+    first_token: int
+    """Place in the section of tokens."""
+    unit_lengths: NDArray[np.int32]
+    """[U] tokens of each unit."""
+    unit_starts: NDArray[np.int64]
+    """[D + 1] 0, first unit of each document but the first, U."""
+    token_starts: NDArray[np.int64]
+    """[D + 1] 0, first token of each document but the first, T."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Documents begin_document to end_document of some sections."""
+
+    tokens: Section
+    units: Section
+    documents: Section
+    hashes: Section | None
+    end_document: int
+    begin_document: int = 0
+
+    @classmethod
+    def of_chunk(cls, stem: Path, dtype: np.dtype[Any], num_documents: int, has_hashes: bool) -> "Part":
+        """The part that `PartWriter` wrote to `part_paths(stem)`."""
+        tokens, units, documents, hashes = part_paths(stem)
+        return cls(
+            Section(tokens, dtype.newbyteorder("<")),
+            Section(units, np.dtype("<i4")),
+            Section(documents, np.dtype("<i8")),
+            Section(hashes, np.dtype(f"V{HASH_BYTES}")) if has_hashes else None,
+            num_documents,
+        )
+
+    @classmethod
+    def of_shard(cls, prefix: str, dtype: np.dtype[Any], num_units: int, num_documents: int) -> "Part":
+        """A finished shard; its .idx holds the document index behind lengths and offsets."""
+        paths = ShardPaths(prefix)
+        documents = INDEX_HEADER.size + 12 * num_units + 8
+        return cls(
+            Section(paths.bin, dtype.newbyteorder("<")),
+            Section(paths.idx, np.dtype("<i4"), INDEX_HEADER.size),
+            Section(paths.idx, np.dtype("<i8"), documents),
+            None,
+            num_documents,
+        )
+
+    def __len__(self) -> int:
+        return self.end_document - self.begin_document
+
+    def from_document(self, begin: int, end: int) -> "Part":
+        """Only documents begin to end, counted from this part's first."""
+        return replace(self, begin_document=self.begin_document + begin, end_document=self.begin_document + end)
+
+    def blocks(self) -> Iterator[Block]:
+        """All documents, in blocks of bounded size (one document at least)."""
+        place = self.begin_document
+        unit = int(self.documents.read(place - 1, place)[0]) if place else 0
+        token = self._tokens_before(unit)
+        while place < self.end_document:
+            ends = self.documents.read(place, min(self.end_document, place + _BLOCK_DOCUMENTS)).astype(np.int64)
+            count = max(1, int(np.searchsorted(ends, unit + _BLOCK_UNITS, side="right")))
+            unit_starts = np.concatenate([[0], ends[:count] - unit])
+            lengths = self.units.read(unit, int(ends[count - 1])).astype(np.int32)
+            token_starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[unit_starts]
+            yield Block(place - self.begin_document, token, lengths, unit_starts, token_starts)
+            place += count
+            unit = int(ends[count - 1])
+            token += int(token_starts[-1])
+
+    def document_hashes(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """[end - begin, 2] the hashes of documents begin to end, counted from this part's first."""
+        assert self.hashes is not None
+        raw = self.hashes.read(self.begin_document + begin, self.begin_document + end)
+        return raw.view("<u8").reshape(-1, 2)
+
+    def _tokens_before(self, unit: int) -> int:
+        starts = range(0, unit, _BLOCK_UNITS)
+        blocks = (self.units.read(start, min(unit, start + _BLOCK_UNITS)) for start in starts)
+        return sum(int(block.sum(dtype=np.int64)) for block in blocks)
+
+
+def part_paths(stem: Path) -> list[Path]:
+    """Files of a chunk's part, in the order of SECTIONS."""
+    return [stem.with_name(f"{stem.name}.{section}") for section in SECTIONS]
+
+
+def join_hashes(parts: Sequence[Part], path: Path) -> None:
+    """Write the hashes of all documents of all parts as one file."""
+    with whole_files([path]) as (file,):
+        for part in parts:
+            for begin in range(0, len(part), _BLOCK_DOCUMENTS):
+                hashes = part.document_hashes(begin, min(len(part), begin + _BLOCK_DOCUMENTS))
+                file.write(np.ascontiguousarray(hashes).data)
+
+
+class PartWriter:
+    """Appends whole documents to the four files of a part."""
+
+    def __init__(self, files: list[BinaryIO], dtype: np.dtype[Any]):
+        self._tokens, self._units, self._documents, self._hashes = files
+        self._dtype = dtype.newbyteorder("<")
+        self.documents = self.units = self.tokens = 0
+
+    def append(
+        self,
+        tokens: NDArray[np.integer],
+        unit_lengths: NDArray[np.int32],
+        document_units: NDArray[np.int64],
+        hashes: bytes,
+    ) -> None:
+        """Ids [T], tokens per unit [U], units per document [D], hashes of D documents or nothing."""
+        assert int(unit_lengths.sum()) == len(tokens) and int(document_units.sum()) == len(unit_lengths)
+        self._tokens.write(np.ascontiguousarray(tokens, self._dtype).data)
+        self._units.write(np.ascontiguousarray(unit_lengths, "<i4").data)
+        self._documents.write((self.units + np.cumsum(document_units)).astype("<i8").data)
+        self._hashes.write(hashes)
+        self.documents += len(document_units)
+        self.units += len(unit_lengths)
+        self.tokens += len(tokens)

@@ -1,0 +1,1 @@
+"""Reading text: files and globs, chunks, records, units."""

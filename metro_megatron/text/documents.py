@@ -1,0 +1,266 @@
+"""Reading documents from chunks of files: JSON Lines, plain text with blank lines between documents, Parquet.
+
+Two steps: `ChunkReader` cuts a chunk into raw records in bounded memory, `parse_record` makes a document (its
+units) of one, or says why not. A document belongs to the chunk in which it begins, so that the documents of a
+file do not depend on how it is cut.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from io import BufferedReader
+
+import orjson
+
+from metro_megatron.text.inputs import JSON_LINES, PARQUET, Chunk, find_inputs, plan_chunks
+from metro_megatron.text.sources import BUFFER_BYTES, Source, decompressed
+from metro_megatron.text.units import UNITS
+
+MAX_DOCUMENT_BYTES = 10_000_000
+"""Default limit of a record. The longest books are about half as long; encoding so much takes below 1 GB."""
+
+CHUNK_BYTES = 32 << 20
+"""Size of the chunks that large files are cut into; also of the pieces whose hashes manifests hold."""
+
+_BOM = b"\xef\xbb\xbf"
+_NUL = "\0"
+
+
+class Reject(StrEnum):
+    """Why a record gives no document."""
+
+    INVALID_JSON = "invalid_json"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_KEY = "missing_key"
+    NOT_A_STRING = "not_a_string"
+    NOT_UTF8 = "not_utf8"
+    NUL = "nul"
+    EMPTY = "empty"
+    TOO_LONG = "too_long"
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How records become documents."""
+
+    text_keys: tuple[str, ...] = ("text",)
+    """Keys of the text in JSON objects, columns of Parquet; several are joined by a line end."""
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    unit: str = "line"
+    """One of units.UNITS."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One JSON line, the lines between two blank ones, or the text of a Parquet row."""
+
+    place: int
+    """Its first byte in the (decompressed) file; row number for Parquet."""
+    raw: bytes | str | Reject
+    """Text where it was decoded already; a reason where there is nothing to parse."""
+    is_json: bool
+
+
+class ChunkReader:
+    """Iterates the records of a chunk, once, in bounded memory.
+
+    Raises UserError if the file cannot be read or is not what was planned, or if compressed data is damaged.
+    """
+
+    def __init__(self, chunk: Chunk, options: ReadOptions):
+        self.chunk = chunk
+        self.bytes_read = 0
+        """Of the chunk's bytes."""
+        self.sha256 = ""
+        """Of the chunk's bytes, known after the last record; of the file's for the first chunk of Parquet."""
+        self._options = options
+
+    def __iter__(self) -> Iterator[Record]:
+        file = self.chunk.file
+        file.check_unchanged()
+        yield from self._parquet() if file.ending in PARQUET else self._lines()
+        file.check_unchanged()
+        self.bytes_read = file.size if file.compression else self.chunk.end - self.chunk.begin
+
+    def _lines(self) -> Iterator[Record]:
+        chunk, limit = self.chunk, self._options.max_document_bytes
+        is_json = chunk.file.ending in JSON_LINES
+        source = Source(chunk.file.path, chunk.begin, chunk.end, max(0, chunk.begin - 1))
+        with decompressed(source, chunk.file.compression) as stream:
+            end = None if chunk.file.compression else chunk.end
+            lines = _Lines(stream, chunk.begin, end, limit)
+            is_inside = chunk.begin > 0 and not is_json and _is_after_text(chunk.file.path, lines.place)
+            for record in _json_records(lines) if is_json else _text_records(lines, limit, is_inside):
+                self.bytes_read = max(0, min(source.position, chunk.end) - chunk.begin)
+                yield record
+        self.sha256 = source.finish()
+
+    def _parquet(self) -> Iterator[Record]:
+        from metro_megatron.text.parquet import read_rows
+
+        chunk, limit = self.chunk, self._options.max_document_bytes
+        if chunk.begin == 0:
+            self.sha256 = Source(chunk.file.path).finish()
+        for place, values in read_rows(chunk, self._options.text_keys):
+            is_text = all(isinstance(value, str) for value in values)
+            raw = _limited("\n".join(values), limit) if is_text else Reject.NOT_A_STRING
+            yield Record(place, raw, is_json=False)
+
+
+def read_documents(
+    patterns: Sequence[str],
+    rejects: Counter[Reject],
+    options: ReadOptions = ReadOptions(),
+    on_progress: Callable[[int], object] = lambda position: None,
+) -> Iterator[list[str]]:
+    """The documents of all files in order, each as its units; rejects are counted into `rejects`.
+
+    `on_progress` is called with the bytes read so far over all files.
+    """
+    finished = 0
+    for chunk in plan_chunks(find_inputs(patterns), CHUNK_BYTES):
+        reader = ChunkReader(chunk, options)
+        for record in reader:
+            document = parse_record(record, options)
+            if isinstance(document, Reject):
+                rejects[document] += 1
+            else:
+                on_progress(finished + reader.bytes_read)
+                yield document
+        finished += reader.bytes_read
+
+
+def parse_record(record: Record, options: ReadOptions) -> list[str] | Reject:
+    """The document of a record: its units, without surrounding white space. Never raises."""
+    text = record.raw
+    if isinstance(text, bytes):
+        text = _from_json(text, options.text_keys) if record.is_json else _decoded(text)
+    if isinstance(text, Reject):
+        return text
+    if _NUL in text:
+        return Reject.NUL
+    return UNITS[options.unit](text) or Reject.EMPTY
+
+
+def _from_json(raw: bytes, keys: Sequence[str]) -> str | Reject:
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        is_utf8 = not isinstance(_decoded(raw), Reject)
+        return Reject.INVALID_JSON if is_utf8 else Reject.NOT_UTF8
+    if not isinstance(value, dict):
+        return Reject.NOT_AN_OBJECT
+    if any(key not in value for key in keys):
+        return Reject.MISSING_KEY
+    texts = [value[key] for key in keys]
+    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else Reject.NOT_A_STRING
+
+
+def _decoded(raw: bytes) -> str | Reject:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return Reject.NOT_UTF8
+
+
+def _limited(text: str, max_bytes: int) -> str | Reject:
+    is_short = len(text) * 4 <= max_bytes or len(text.encode()) <= max_bytes
+    return text if is_short else Reject.TOO_LONG
+
+
+class _Lines:
+    """The lines of a chunk: those that begin in [begin, end), and with `place` where the next one begins.
+
+    `stream` is at max(0, begin - 1), so that a line that begins at `begin` is told from one that goes on.
+    """
+
+    def __init__(self, stream: BufferedReader, begin: int, end: int | None, max_bytes: int):
+        self._stream, self._end, self._longest = stream, end, max_bytes + len(b"\r\n")
+        self.place = begin
+        if begin > 0:
+            self._skip(begin - 1)
+        elif stream.peek(len(_BOM)).startswith(_BOM):
+            self.place += len(stream.read(len(_BOM)))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the next line belongs to the next chunk."""
+        return self._end is not None and self.place >= self._end
+
+    def next(self) -> tuple[bytes, bool] | None:
+        """The next line without its end, and whether it is longer than allowed (and cut); None after the last."""
+        line = self._stream.readline(self._longest)
+        if not line:
+            return None
+        self.place += len(line)
+        is_cut = len(line) == self._longest and not line.endswith(b"\n")
+        rest = line
+        while is_cut and rest and not rest.endswith(b"\n"):
+            rest = self._stream.readline(BUFFER_BYTES)
+            self.place += len(rest)
+        content = line.rstrip(b"\r\n")
+        return content, is_cut or len(content) > self._longest - len(b"\r\n")
+
+    def _skip(self, place: int) -> None:
+        """Go to the first line that begins after `place`; to the end of the chunk if there is none in it."""
+        self.place = place
+        rest = b" "
+        while rest and not rest.endswith(b"\n") and not self.is_over:
+            rest = self._stream.readline(BUFFER_BYTES)
+            self.place += len(rest)
+
+
+def _is_after_text(path: str, place: int) -> bool:
+    """Whether the line that ends before `place` has more than white space; read backwards as far as needed."""
+    place -= 1
+    with open(path, "rb") as file:
+        first = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+        while place > first:
+            begin = max(first, place - BUFFER_BYTES)
+            file.seek(begin)
+            block = file.read(place - begin)
+            line = block[block.rfind(b"\n") + 1 :]
+            if line.strip():
+                return True
+            if len(line) < len(block):
+                return False
+            place = begin
+    return False
+
+
+def _json_records(lines: _Lines) -> Iterator[Record]:
+    while not lines.is_over:
+        place = lines.place
+        line = lines.next()
+        if line is None:
+            return
+        content, is_too_long = line
+        if is_too_long or content.strip():
+            yield Record(place, Reject.TOO_LONG if is_too_long else content, is_json=True)
+
+
+def _text_records(lines: _Lines, max_bytes: int, is_inside: bool) -> Iterator[Record]:
+    """`is_inside`: the first lines go on with a document of the chunk before."""
+    kept: list[bytes] = []
+    first, size = 0, 0
+    while is_inside and not lines.is_over:
+        line = lines.next()
+        is_inside = line is not None and (line[1] or bool(line[0].strip()))
+    while size or not lines.is_over:
+        place = lines.place
+        line = lines.next()
+        content, is_too_long = line or (b"", False)
+        if is_too_long or content.strip():
+            first = first if size else place
+            size += len(content) + 1 + is_too_long * max_bytes
+            if size <= max_bytes + 1:
+                kept.append(content)
+            else:
+                kept.clear()
+        elif size:
+            yield Record(first, b"\n".join(kept) if size <= max_bytes + 1 else Reject.TOO_LONG, is_json=False)
+            kept.clear()
+            size = 0
+        if line is None:
+            return

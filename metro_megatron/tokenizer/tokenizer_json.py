@@ -1,0 +1,117 @@
+"""The equal tokenizer.json: a SentencePiece model as a `tokenizers` pipeline, for AutoTokenizer.
+
+The conversion relies on three settings of the model: identity normalization, no whitespace removal, byte
+fallback. `check_equal` shows the equality on given text.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from metro_megatron.errors import UserError
+from metro_megatron.tokenizer.tokenizer import MODEL_FILE, TOKENIZER_FILES, WORD_BOUNDARY, Tokenizer, check_model
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, NUM_SPECIALS, SPECIAL_TOKENS
+
+MODEL_MAX_LENGTH = 512
+
+_CHECK_BLOCK = 1024
+
+
+def write_folder(model: bytes, folder: Path) -> None:
+    """Write the three files of a tokenizer folder for a SentencePiece model."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    problems = check_model(processor)
+    if problems:
+        raise UserError(problems)
+    (folder / MODEL_FILE).write_bytes(model)
+    convert(processor).save(str(folder / TOKENIZER_FILES[1]))
+    (folder / TOKENIZER_FILES[2]).write_text(json.dumps(_tokenizer_config(), indent=2) + "\n", encoding="utf-8")
+
+
+def convert(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Tokenizer:
+    """The `tokenizers` pipeline with SentencePiece's ids; `<s> A </s>`, for pairs `<s> A </s> </s> B </s>`.
+
+    Unlike SentencePiece it recognizes special tokens in text. `<mask>` stands for a word with its space: it
+    swallows the space before it, and what follows is segmented as inside a sentence, not as its beginning.
+    """
+    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocabulary, _merges(processor, vocabulary), unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    # A space before the text, unless the "text" is the pattern of <mask>, which passes through here as well.
+    tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?!<mask>\z)(?=[\s\S])"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_BOUNDARY, prepend_scheme="never", split=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", BOS_ID), ("</s>", EOS_ID)],
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(WORD_BOUNDARY, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS[:-1]])
+    tokenizer.add_special_tokens([AddedToken(SPECIAL_TOKENS[-1], normalized=True, lstrip=True)])
+    return tokenizer
+
+
+def check_equal(folder: Path, texts: Sequence[str]) -> None:
+    """Raise UserError unless SentencePiece, tokenizer.json and `Tokenizer` give equal ids.
+
+    Compared on the texts without special tokens, which only tokenizer.json recognizes in text.
+    """
+    texts = [text for text in texts if not any(token in text for token in SPECIAL_TOKENS)]
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE)).encode(texts)
+    fast = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILES[1]))
+    _refuse_difference(texts, expected, Tokenizer.from_folder(folder).encode_batch(texts), "Tokenizer")
+    for start in range(0, len(texts), _CHECK_BLOCK):
+        block = slice(start, start + _CHECK_BLOCK)
+        found = [encoding.ids for encoding in fast.encode_batch_fast(texts[block], add_special_tokens=False)]
+        _refuse_difference(texts[block], expected[block], found, "tokenizer.json")
+
+
+def _refuse_difference(texts: Sequence[str], expected: list[list[int]], found: list[list[int]], name: str) -> None:
+    for text, these, those in zip(texts, expected, found, strict=True):
+        if these != those:
+            raise UserError(
+                f"{name} gives {those[:20]}, SentencePiece {these[:20]} for {text[:80]!r}; nothing was "
+                "written. Another --vocab_size or --sample_bytes gives other merges"
+            )
+
+
+def _merges(processor: sentencepiece.SentencePieceProcessor, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to join two pieces into a third, best score first, as SentencePiece would."""
+    normal = {p: i for p, i in vocabulary.items() if i >= NUM_SPECIALS and not processor.is_byte(i)}
+    ranked = [
+        (-processor.get_score(i), normal[piece[:k]], normal[piece[k:]], piece[:k], piece[k:])
+        for piece, i in normal.items()
+        for k in range(1, len(piece))
+        if piece[:k] in normal and piece[k:] in normal
+    ]
+    return [(left, right) for _, _, _, left, right in sorted(ranked)]
+
+
+def _tokenizer_config() -> dict[str, object]:
+    mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": True, "single_word": False}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": MODEL_MAX_LENGTH,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": {"__type": "AddedToken", "special": True, **mask},
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+    }

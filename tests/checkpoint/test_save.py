@@ -1,0 +1,227 @@
+"""Resuming is exact, layouts can change in between, and nothing damages a checkpoint that is complete."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+
+from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
+from metro_megatron.config.schema import Config, ParallelConfig
+from metro_megatron.errors import UserError
+from metro_megatron.parallel.layout import Layout
+from tests.distributed import run_ranks
+from tests.parity.small_run import (
+    STEPS,
+    Record,
+    run_steps,
+    small_config,
+    start,
+    use_small_buckets,
+    whole_weights,
+)
+
+HALF = STEPS // 2
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+
+
+def config_for(output: Path, tp: int = 1, pp: int = 1, **model: Any) -> Config:
+    parallel = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
+    return small_config(parallel=parallel, train={"output": str(output)}, model=model)
+
+
+def straight_run(config: Config) -> Record:
+    """On every rank: all steps, with a checkpoint in the middle."""
+    use_small_buckets()
+    trainer = start(config)
+    figures, norms = run_steps(trainer, 0, HALF)
+    trainer.done = HALF
+    trainer._save(None)
+    more_figures, more_norms = run_steps(trainer, HALF, STEPS)
+    trainer.homes.fetch_parameters()
+    record = Record(figures + more_figures, norms + more_norms, whole_weights(trainer))
+    trainer.close()
+    return record
+
+
+def resumed_run(config: Config, copy: Path | None = None) -> Record:
+    """On every rank: the second half from the checkpoint; first saved again to `copy` if asked for."""
+    use_small_buckets()
+    trainer = start(config)
+    with torch.no_grad():  # whatever was there before must not matter
+        for _, module in trainer.pair.modules():
+            for parameter in module.parameters():
+                parameter.add_(0.5)
+    trainer.restore()
+    assert trainer.done == HALF
+    if copy:
+        trainer.checkpoints.run = copy
+        trainer._save(None)
+    figures, norms = run_steps(trainer, HALF, STEPS)
+    trainer.homes.fetch_parameters()
+    record = Record(figures, norms, whole_weights(trainer))
+    trainer.close()
+    return record
+
+
+@pytest.mark.parametrize(("world_size", "tp", "pp", "tokens"), [(1, 1, 1, 1024), (4, 2, 2, 0)])
+def test_resumed_run_equals_straight_run_bit_for_bit(
+    tmp_path: Path, world_size: int, tp: int, pp: int, tokens: int
+) -> None:
+    """With dropout on, by batches of tokens and of samples: losses, norms and weights."""
+    config = config_for(tmp_path, tp, pp, **DROPOUT)
+    if tokens:
+        config = replace(config, train=replace(config.train, global_batch_size=0, global_batch_tokens=tokens))
+    straight = run_ranks(straight_run, world_size, config)[0]
+    resumed = run_ranks(resumed_run, world_size, config)[0]
+    assert resumed.figures == straight.figures[HALF:]
+    assert resumed.grad_norms == straight.grad_norms[HALF:]
+    assert resumed.weights.keys() == straight.weights.keys()
+    for name, weight in straight.weights.items():
+        assert torch.equal(resumed.weights[name], weight), name
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, read in this process's own single rank."""
+    layout = Layout.create(ParallelConfig(), torch.device("cpu"))
+    entries = dist_checkpointing.load_plain_tensors(str(folder))
+    layout.destroy()
+    return {name: entry for name, entry in entries.items() if isinstance(entry, torch.Tensor)}
+
+
+def equal_tensors(first: Path, second: Path) -> tuple[list[str], list[str]]:
+    """(all names, names of tensors that differ) of two checkpoints."""
+    one, two = all_tensors(first), all_tensors(second)
+    assert one.keys() == two.keys()
+    return sorted(one), [name for name in one if not torch.equal(one[name], two[name])]
+
+
+def test_checkpoint_loads_under_another_layout(tmp_path: Path) -> None:
+    """(tp, pp, dp) = (2, 2, 1) to (1, 1, 2): weights, masters and moments are equal; so are two more steps."""
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    run.mkdir()
+    copy.mkdir()
+    straight = run_ranks(straight_run, 4, config_for(run, tp=2, pp=2))[0]
+    resumed = run_ranks(resumed_run, 2, config_for(run), copy)[0]
+    names, different = run_ranks(equal_tensors, 1, *(one / f"iter_{HALF:07d}" for one in (run, copy)))[0]
+    assert different == []
+    kinds = {name.split(".")[2] if name.startswith("optimizer.state") else "model" for name in names}
+    assert {"model", "exp_avg", "exp_avg_sq", "param"} <= kinds
+    for key in ("aux_loss", "rtd_loss", "clm_loss"):
+        expected = [figures[key] for figures in straight.figures[HALF:]]
+        np.testing.assert_allclose([figures[key] for figures in resumed.figures], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        [total for total, _, _ in resumed.grad_norms],
+        [total for total, _, _ in straight.grad_norms[HALF:]],
+        rtol=1e-6,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    run_ranks(straight_run, 1, config_for(folder))
+    return folder
+
+
+def restore_problem(config: Config) -> list[str]:
+    """On every rank: what restoring complains about."""
+    trainer = start(config)
+    try:
+        trainer.restore()
+    except UserError as error:
+        return error.problems
+    finally:
+        trainer.close()
+    return []
+
+
+def test_checkpoint_of_another_model_or_run_is_refused(saved: Path) -> None:
+    config = config_for(saved, hidden_dropout=0.2)
+    config = replace(config, train=replace(config.train, seed=9))
+    for problems in run_ranks(restore_problem, 2, config):
+        text = "\n".join(problems)
+        assert "model.hidden_dropout is 0.2, but the checkpoint was made with 0.0" in text
+        assert "train.seed is 9, but the checkpoint was made with 1" in text
+        assert "choose another train.output" in text
+
+
+def test_other_shards_are_refused(saved: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(saved, tmp_path / "run")
+    folder = run / f"iter_{HALF:07d}"
+    progress = json.loads((folder / "progress.json").read_text())
+    (folder / "progress.json").write_text(json.dumps({**progress, "data": ["other"]}))
+    write_integrity(folder)
+    assert "not those that" in run_ranks(restore_problem, 1, config_for(run))[0][0]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "tracker"])
+def test_damaged_checkpoint_is_refused_by_name(saved: Path, tmp_path: Path, damage: str) -> None:
+    run = shutil.copytree(saved, tmp_path / "run")
+    victim = next((run / f"iter_{HALF:07d}").glob("*.distcp"))
+    if damage == "flip":
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == "cut":
+        os.truncate(victim, victim.stat().st_size - 1)
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        victim = run / TRACKER
+        victim.write_text("77")
+    problems = run_ranks(restore_problem, 1, config_for(run))[0]
+    assert str(victim) in "\n".join(problems)
+
+
+def save_many(config: Config) -> list[str]:
+    """On every rank: five checkpoints of which two are kept, then saves that fail in several ways."""
+    trainer = start(config)
+    trainer.run.mkdir(exist_ok=True)
+    for step in range(1, 6):
+        run_steps(trainer, step - 1, step)
+        trainer.done = step
+        trainer._save(None)
+    problems = []
+    real_usage, real_save = shutil.disk_usage, dist_checkpointing.save
+
+    def fail_to_save(state: object, folder: str) -> None:
+        Path(folder, "half.distcp").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    def no_space(path: object) -> Any:
+        return real_usage(path)._replace(free=1000)
+
+    for patch in ({"disk_usage": no_space}, {"save": fail_to_save}):
+        shutil.disk_usage = patch.get("disk_usage", real_usage)  # type: ignore[assignment]
+        dist_checkpointing.save = patch.get("save", real_save)
+        trainer.done = 6
+        try:
+            trainer._save(None)
+        except UserError as error:
+            problems.append("\n".join(error.problems))
+    shutil.disk_usage, dist_checkpointing.save = real_usage, real_save
+    trainer.restore()
+    assert trainer.done == 5
+    trainer.close()
+    return problems
+
+
+def test_retention_and_failed_saves_keep_what_is_complete(tmp_path: Path) -> None:
+    config = small_config(train={"output": str(tmp_path)}, checkpoint={"keep_last": 2})
+    for no_room, failed in run_ranks(save_many, 2, config):
+        assert "a checkpoint needs about" in no_room and "free some space" in no_room
+        assert "iter_0000006 could not be written" in failed and "No space left" in failed
+    complete = sorted(path.name for path in tmp_path.glob("iter_*") if not path.name.endswith(".unfinished"))
+    assert complete == ["iter_0000004", "iter_0000005"]
+    assert tracked_step(tmp_path) == 5
+
+
+def test_run_folder_without_checkpoint_starts_from_scratch(tmp_path: Path) -> None:
+    assert tracked_step(tmp_path) is None

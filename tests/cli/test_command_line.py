@@ -1,0 +1,180 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from metro_megatron.cli.command_line import call_with_options, exit_code
+from metro_megatron.cli.options import suggestion
+from metro_megatron.errors import UserError
+
+
+def main(
+    input: list[Path],
+    output: Path,
+    vocab_size: int = 128000,
+    mode: Literal["fast", "exact"] = "fast",
+    strict: bool = False,
+    lr: float = 1e-3,
+    limit: int | None = None,
+    names: list[str] | None = None,
+) -> dict[str, Any]:
+    """Make something of files.
+
+    Args:
+        input: Files to read.
+        output: Folder to write.
+        vocab_size: Ids, 50% of them rare.
+        mode: How.
+        strict: Fail on bad lines.
+        lr: Rate.
+        limit: Lines read; all by default.
+        names: Labels.
+    """
+    return dict(locals())
+
+
+def call(*argv: str) -> Any:
+    return call_with_options(main, argv)
+
+
+def found(*argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        call(*argv)
+    return caught.value.problems
+
+
+def test_typed_values_lists_and_bare_flags():
+    argv = "--input a 1e4 null --output 007 --strict --lr 1e-4 --limit -5 --names 1 2 --names 3 --mode=exact"
+    assert call(*argv.split()) == {
+        "input": [Path("a"), Path("1e4"), Path("null")],
+        "output": Path("007"),
+        "vocab_size": 128000,
+        "mode": "exact",
+        "strict": True,
+        "lr": 1e-4,
+        "limit": -5,
+        "names": ["1", "2", "3"],
+    }
+
+
+def test_hyphens_equals_and_last_value_wins():
+    result = call("--input=a b.txt", "--output=x=y", "--vocab-size", "5", "--vocab_size=6", "--strict", "false")
+    assert (result["input"], result["output"]) == ([Path("a b.txt")], Path("x=y"))
+    assert (result["vocab_size"], result["strict"]) == (6, False)
+
+
+def test_all_problems_at_once():
+    argv = "stray --inptu a --vocab_size 1e3 --mode slow --lr --limit x --strict maybe --zzzzqqqq 1"
+    assert found(*argv.split()) == [
+        "stray: not an option; every option is written --name value",
+        "--inptu: no such option; did you mean --input?",
+        "--vocab_size: expected int, got '1e3'; write 1000",
+        "--mode: expected one of fast, exact, got 'slow'",
+        "--lr: takes one value (float), got none",
+        "--limit: expected int or null, got 'x'",
+        "--strict: expected true or false, got 'maybe'",
+        "--zzzzqqqq: no such option; --help lists all of them",
+        "--input: required, but not given; see --help",
+        "--output: required, but not given; see --help",
+    ]
+
+
+def test_a_name_in_brackets_is_a_file_and_brackets_alone_are_a_list():
+    assert call("--input", "[a].txt", "--output", "b")["input"] == [Path("[a].txt")]
+    assert call("--input=[a, b]", "--output", "b", "--names", "[]")["input"] == [Path("a"), Path("b")]
+
+
+def test_abbreviations_are_refused():
+    assert found("--input", "a", "--output", "b", "--vocab", "5") == [
+        "--vocab: no such option; did you mean --vocab_size?"
+    ]
+
+
+def test_one_value_where_several_are_given():
+    assert found("--input", "a", "--output", "b", "c") == ["--output: takes one value (path), got 2 values (b c)"]
+    assert found("--input", "--output", "b") == ["--input: needs at least one value; an empty list is --input=[]"]
+
+
+def test_help_shows_defaults_and_texts(capsys):
+    with pytest.raises(SystemExit) as caught:
+        call("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    assert "Make something of files." in text and "--input INPUT [INPUT ...]" in text
+    assert "Ids, 50% of them rare. (type: int, default: 128000)" in text and "{fast,exact}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lr", "; did you mean optimizer.lr?"),
+        ("model.lr", "; did you mean optimizer.lr?"),
+        ("train.ouput", "; did you mean train.output?"),
+        ("ouput", "; did you mean train.output?"),
+        ("qqq", "; --help lists all of them"),
+    ],
+)
+def test_suggestion_knows_last_parts(name, expected):
+    assert suggestion(name, ["optimizer.lr", "train.output", "data.train"]) == expected
+
+
+def raising(error: BaseException):
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def test_exit_codes_and_messages(capsys, tmp_path):
+    assert exit_code(raising(UserError(["one", "two"]))) == 2
+    assert capsys.readouterr().err == "error: one\nerror: two\n"
+    assert exit_code(raising(UserError("one")), report=False) == 2
+    assert capsys.readouterr().err == ""
+    assert exit_code(raising(KeyboardInterrupt())) == 130
+    assert exit_code(lambda: None) == 0
+    assert exit_code(lambda: 3) == 3
+    assert exit_code(lambda: {"a": 1}) == 0
+    capsys.readouterr()
+    missing = tmp_path / "missing.txt"
+    assert exit_code(missing.read_bytes) == 2
+    assert capsys.readouterr().err == f"error: {missing}: no such file or folder; check the path\n"
+    assert exit_code(raising(OSError(errno.ENOSPC, "full"))) == 2
+    assert "no space left" in capsys.readouterr().err
+
+
+def test_a_full_device_is_a_clear_message(capsys):
+    def fill() -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    if os.path.exists("/dev/full"):
+        assert exit_code(fill) == 2
+        assert "no space left" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ConnectionError):
+        exit_code(raising(ConnectionResetError(errno.ECONNRESET, "reset")))
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0)
+
+
+def test_run_tool_in_a_process(tmp_path):
+    script = tmp_path / "tool.py"
+    script.write_text(
+        "from metro_megatron.cli.command_line import run_tool\n"
+        "def main(size: int) -> None:\n"
+        '    """Do it.\n\n    Args:\n        size: How much.\n    """\n'
+        "    print(size + 1)\n"
+        'if __name__ == "__main__":\n    run_tool(main)\n'
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, str(script), "--size"]
+    good = subprocess.run([*command, "4"], capture_output=True, text=True, env=environment)
+    assert (good.returncode, good.stdout, good.stderr) == (0, "5\n", "")
+    bad = subprocess.run([*command, "four"], capture_output=True, text=True, env=environment)
+    assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", "error: --size: expected int, got 'four'\n")

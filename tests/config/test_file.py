@@ -1,0 +1,166 @@
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metro_megatron.cli.options import type_name
+from metro_megatron.config.file import (
+    differences,
+    dump_config,
+    flatten,
+    leaf_types,
+    load_config,
+    parse_config,
+    save_config,
+)
+from metro_megatron.config.schema import Config, DataConfig, OptimizerConfig, TrainConfig
+from metro_megatron.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+UNUSUAL = Config(
+    data=DataConfig(train=["runs/a b", "c: d", "1e4", "ü#"], validation_fraction=1e-7),
+    optimizer=OptimizerConfig(lr=1e-5, decay_all=True),
+    train=TrainConfig(output="null", seed=2**62, precision="fp16"),
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text: str, name: str = "a.yaml") -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write_file
+
+
+def found(*argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse_config(argv)
+    return caught.value.problems
+
+
+def test_later_files_override_and_options_override_files(write):
+    first = write("optimizer: {lr: 1e-4, lr_warmup_steps: 7}\ndata: {train: [x]}\n")
+    second = write("optimizer:\n  lr: 2e-4\ntrain:\n", "b.yaml")
+    config = parse_config(["--config", first, second, "--data.train", "A", "B", "--train.output", "out"])
+    assert (config.optimizer.lr, config.optimizer.lr_warmup_steps) == (2e-4, 7)
+    assert (config.data.train, config.train.output) == (["A", "B"], "out")
+    assert differences(Config(), config).keys() == {
+        "optimizer.lr", "optimizer.lr_warmup_steps", "data.train", "train.output"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", '"1e-4"'])
+def test_yaml_floats_without_a_point(write, text):
+    assert load_config(Path(write(f"optimizer: {{lr: {text}}}"))).optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize("config", [Config(), UNUSUAL])
+def test_dump_and_load_are_inverse(tmp_path, config):
+    save_config(config, tmp_path / "run_config.yaml")
+    assert load_config(tmp_path / "run_config.yaml") == config
+    assert yaml.safe_load(dump_config(config))["optimizer"]["lr"] == config.optimizer.lr
+    assert [path.name for path in tmp_path.iterdir()] == ["run_config.yaml"]
+
+
+def test_an_empty_file_is_the_defaults(write):
+    assert parse_config(["--config", write("")]) == Config() == parse_config([])
+
+
+def test_all_problems_of_all_places_at_once(write):
+    path = write(
+        "model:\n  hiden_size: 768\n  num_layers: twelve\noptimiser: {lr: 3}\nlr: 3\ndata:\n  train: runs/a\n"
+        "train:\n  output: 2024\n  seed: 1e4\n  train_steps: true\n  precision: fp8\ncheckpoint: 3\n"
+    )
+    assert found("--train.otput", "x", "--config", path, "nowhere.yaml") == [
+        "--train.otput: no such option; did you mean --train.output?",
+        f"{path}: model.hiden_size: no such key; did you mean model.hidden_size?",
+        f"{path}: model.num_layers: expected int, got 'twelve'",
+        f"{path}: optimiser: no such section; did you mean optimizer?",
+        f"{path}: lr: no such section; did you mean optimizer.lr?",
+        f"{path}: data.train: expected list of str, got 'runs/a'; write [runs/a]",
+        f"{path}: train.output: expected str, got 2024; write it in quotes: '2024'",
+        f"{path}: train.seed: expected int, got '1e4'; write 10000",
+        f"{path}: train.train_steps: expected int, got true",
+        f"{path}: train.precision: expected one of bf16, fp16, fp32, got 'fp8'",
+        f"{path}: checkpoint: expected keys and values, got 3",
+        "nowhere.yaml: no such file or folder; check the path",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n- b\n", "expected sections (model, objective"),
+        ("model: {num_layers: 3\n", "not valid YAML"),
+        ("model: {num_layers: 3, num_layers: 4}\n", "num_layers is given twice"),
+        ("model: {}\nmodel: {}\n", "model is given twice"),
+        ("model: {? [1] : 2}\n", "not valid YAML"),
+        ("model: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("model:\n  num_layers:\n", "expected int, got nothing"),
+        ("model:\n  num_layers: {a: 1}\n", "expected int, got {'a': 1}"),
+        ("data:\n  train: [1, a]\n", "expected list of str"),
+        ("data:\n  train: [[a]]\n", "expected list of str"),
+        ("data:\n  train: [null]\n", "expected list of str"),
+        ("3: 4\n", "3: no such section"),
+        ("model: {3: 4}\n", "model.3: no such key"),
+    ],
+)
+def test_hostile_yaml(write, text, expected):
+    problems = found("--config", write(text))
+    assert len(problems) == 1 and expected in problems[0], problems
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00model")
+    assert "not valid YAML in UTF-8" in found("--config", str(tmp_path / "a.yaml"))[0]
+    assert "is a folder" in found("--config", str(tmp_path))[0]
+
+
+def test_an_interrupted_save_keeps_the_old_file(tmp_path):
+    path = tmp_path / "run_config.yaml"
+    save_config(Config(), path)
+    broken = replace(Config(), train=TrainConfig(output=object()))  # type: ignore[arg-type]
+    with pytest.raises(yaml.YAMLError):
+        save_config(broken, path)
+    assert load_config(path) == Config() and [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_print_config_prints_what_load_reads(capsys, write):
+    with pytest.raises(SystemExit) as caught:
+        parse_config(["--print_config", "--optimizer.lr", "3e-5"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "  # Peak learning rate.\n  lr: 3.0e-05\n" in text
+    assert load_config(Path(write(text))) == replace(Config(), optimizer=OptimizerConfig(lr=3e-5))
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_config(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in leaf_types():
+        after = text.partition(f" --{name} ")[2].partition(" --")[0]
+        assert "(type: " in after and len(after.partition("(type: ")[0].split()) >= 3, name
+
+
+def test_the_option_surface_is_the_golden_list():
+    """A new option needs a line in tests/golden/options.txt, and an argument why it must exist."""
+    defaults = flatten(Config())
+    surface = [f"{name}: {type_name(kind)} = {defaults[name]!r}" for name, kind in leaf_types().items()]
+    assert surface == (ROOT / "tests/golden/options.txt").read_text().splitlines()
+
+
+def test_every_field_is_read_somewhere():
+    """An option that nothing reads would be a promise not kept."""
+    own = {"config/schema.py", "config/file.py", "config/problems.py"}
+    read: set[str] = set()
+    for path in [*(ROOT / "metro_megatron").rglob("*.py"), *(ROOT / "tools").glob("*.py"), *ROOT.glob("*.py")]:
+        if path.name not in own:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    unread = [name for name in leaf_types() if name.rpartition(".")[2] not in read]
+    assert not unread

@@ -1,0 +1,161 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from metro_megatron.config.file import flatten, leaf_types
+from metro_megatron.config.problems import RANGES, problems
+from metro_megatron.config.schema import Config
+
+
+def configured(**changes: Any) -> Config:
+    """A sound configuration with changes by the leaf's name, `data__train=[...]`."""
+    config = Config()
+    for name, value in {"data__train": ["x"], "train__output": "out", **changes}.items():
+        section, _, leaf = name.partition("__")
+        config = replace(config, **{section: replace(getattr(config, section), **{leaf: value})})
+    return config
+
+
+TP, PP = "parallel__tensor_model_parallel_size", "parallel__pipeline_model_parallel_size"
+VPP = "parallel__virtual_pipeline_model_parallel_size"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "changes"),
+    [
+        (1, {}),
+        (64, {}),
+        (2048, {"train__global_batch_size": 2048}),
+        (8, {TP: 4, PP: 2, "parallel__sequence_parallel": True}),
+        (6, {TP: 3, "model__vocab_size": 3 * 128 - 1, "train__global_batch_size": 7}),
+        (8, {PP: 2, VPP: 3}),
+        (8, {"data__row_format": "padded", "data__micro_batch_size": 256}),
+        (1, {"data__row_format": "padded", "data__micro_batch_tokens": 1}),
+        (1, {"data__seq_length": 4, "model__max_position_embeddings": 4, "data__micro_batch_tokens": 4}),
+        (1, {"optimizer__lr_warmup_steps": 125000, "optimizer__clip_grad": 0.0, "train__eval_interval": 0}),
+        (1, {"train__precision": "bf16", "train__device": "cpu"}),
+        (1, {"train__precision": "fp16"}),
+        (1, {"model__relative_bucket": "t5", "model__relative_attention_max_distance": 17}),
+        (1, {"data__validation_fraction": 0.5}),
+        (1, {"data__validation": ["y"]}),
+    ],
+)
+def test_sound_configurations_have_no_problems(world_size, changes):
+    assert problems(configured(**changes), world_size) == []
+
+
+@pytest.mark.parametrize(
+    ("world_size", "changes", "expected"),
+    [
+        (1, {"model__num_attention_heads": 7}, ["num_attention_heads is 7, must divide model.hidden_size 768: 1, 2"]),
+        (3, {TP: 3, "model__ffn_hidden_size": 1024}, ["must divide model.ffn_hidden_size 1024", "128, 128000: 1, 2"]),
+        (8, {TP: 8}, ["size is 8, must divide model.num_attention_heads 12: 1, 2, 3, 4, 6 or 12"]),
+        (5, {PP: 5}, ["num_layers is 12, must be divisible by the 5 chunks", "1, 2, 3, 4, 6 or 12 fits"]),
+        (2, {PP: 2, VPP: 4}, ["num_layers is 12, must be divisible by the 8 chunks"]),
+        (1, {VPP: 2}, ["virtual_pipeline_model_parallel_size is 2, but there is one pipeline stage; use 1"]),
+        (6, {TP: 2, PP: 2}, ["6 processes, must be a multiple of 4", "start 8"]),
+        (1, {PP: 2}, ["1 processes, must be a multiple of 2", "start 2"]),
+        (1, {"parallel__sequence_parallel": True}, ["sequence_parallel needs", "sequence_parallel false"]),
+        (
+            2,
+            {TP: 2, "parallel__sequence_parallel": True, "data__micro_batch_tokens": 16383},
+            ["micro_batch_tokens is 16383", "multiple of parallel.tensor_model_parallel_size 2; use 16384"],
+        ),
+        (
+            4,
+            {
+                TP: 4,
+                "parallel__sequence_parallel": True,
+                "data__seq_length": 510,
+                "data__row_format": "padded",
+            },
+            ["data.seq_length is 510", "use 512"],
+        ),
+        (1, {"data__seq_length": 513}, ["seq_length is 513, model.max_position_embeddings only 512"]),
+        (1, {"data__micro_batch_tokens": 256}, ["micro_batch_tokens is 256", "data.seq_length 512"]),
+        (
+            3,
+            {"data__row_format": "padded", "train__global_batch_size": 2048},
+            ["global_batch_size is 2048, must be divisible by 96", "3 data-parallel ranks; use 2016"],
+        ),
+        (3, {}, ["global_batch_tokens is 1048576, must be divisible by 49152", "16384 x 3 data-", "use 1032192"]),
+        (
+            3,
+            {"data__row_format": "padded"},
+            ["divisible by 49152 = data.micro_batch_size x seq_length 16384 x 3 data-parallel ranks; use 1032192"],
+        ),
+        (
+            32,
+            {PP: 4, VPP: 3, "train__global_batch_tokens": 1 << 18},
+            ["divisible by 524288", "16384 x 8 data-parallel ranks x 4 pipeline stages; use 524288", "in samples"],
+        ),
+        (1, {"train__global_batch_size": -1}, ["global_batch_size is -1, must be at least 0"]),
+        (4, {"train__global_batch_size": 3}, ["global_batch_size is 3, less than one sample for each of 4"]),
+        (1, {"model__relative_attention_num_buckets": 33}, ["num_buckets is 33, must be even; use 34"]),
+        (1, {"model__relative_attention_max_distance": 17}, ["max_distance is 17, must be greater than 17"]),
+        (1, {"train__train_steps": 9999}, ["lr_warmup_steps is 10000, more than train.train_steps 9999"]),
+        (1, {"optimizer__min_loss_scale": 2.0**17}, ["initial_loss_scale is 65536, less than"]),
+        (1, {"train__precision": "fp16", "train__device": "cpu"}, ["fp16, which needs a GPU; on the cpu use"]),
+        (1, {"data__train": []}, ["data.train is empty", "--data.train PREFIX"]),
+        (1, {"train__output": ""}, ["train.output is empty", "--train.output DIR"]),
+        (1, {"data__validation": ["y"], "data__validation_fraction": 0.1}, ["validation_fraction is 0.1; use one"]),
+        (1, {"model__hidden_size": 0}, ["model.hidden_size is 0, must be at least 1"]),
+        (1, {TP: 0}, ["tensor_model_parallel_size is 0, must be at least 1"]),
+        (1, {"data__seq_length": 2}, ["data.seq_length is 2, must be at least 3"]),
+        (1, {"objective__mask_probability": 0.0}, ["mask_probability is 0.0, must be greater than 0 and less than 1"]),
+        (1, {"model__hidden_dropout": 1.0}, ["hidden_dropout is 1.0, must be at least 0 and less than 1"]),
+        (1, {"optimizer__lr": float("nan")}, ["optimizer.lr is nan, must be greater than 0"]),
+        (1, {"optimizer__lr": float("inf")}, ["optimizer.lr is inf, must be greater than 0"]),
+        (1, {"train__seed": -1}, ["train.seed is -1, must be at least 0"]),
+        (1, {"train__log_interval": 0}, ["train.log_interval is 0, must be at least 1"]),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_named_with_value_limit_and_remedy(world_size, changes, expected):
+    found = problems(configured(**changes), world_size)
+    assert len(found) == 1 or TP in changes, found
+    for part in expected:
+        assert any(part in problem for problem in found), (part, found)
+
+
+def test_a_resolved_device_counts():
+    assert problems(configured(train__precision="fp16"), 1, device="cuda") == []
+    assert "fp16" in problems(configured(train__precision="fp16"), 1, device="cpu")[0]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model__num_attention_heads": 16}, "is 48, the attention kernels have 32, 64, 128; change model.num_att"),
+        ({"model__hidden_size": 32768, "model__num_attention_heads": 256}, "LayerNorm kernels take at most 16384"),
+        (
+            {"data__seq_length": 40000, "model__max_position_embeddings": 40000, "data__micro_batch_tokens": 131072},
+            "data.seq_length is 40000, the attention kernels take at most 32768",
+        ),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, message):
+    found = problems(configured(**changes), 1, device="cuda")
+    assert len(found) == 1 and message in found[0] and "set train.fused to reference" in found[0]
+    assert problems(configured(**changes), 1, device="cpu") == []
+    assert problems(configured(train__fused="reference", **changes), 1, device="cuda") == []
+
+
+def test_everything_wrong_is_said_together():
+    config = configured(
+        model__num_attention_heads=7,
+        data__train=[],
+        train__output="",
+        optimizer__lr_warmup_steps=10**6,
+        data__seq_length=1024,
+        parallel__sequence_parallel=True,
+        train__precision="fp16",
+        train__device="cpu",
+    )
+    assert len(problems(config, 1)) == 7
+
+
+def test_every_number_has_a_range():
+    defaults = flatten(Config())
+    assert set(RANGES) == {name for name, kind in leaf_types().items() if kind in (int, float)}
+    assert all(defaults[name] in admitted for name, admitted in RANGES.items())

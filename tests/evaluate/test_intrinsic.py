@@ -1,0 +1,158 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torch.nn import functional
+
+from metro_megatron.errors import UserError
+from metro_megatron.evaluate.intrinsic import (
+    HeldOutText,
+    area_under_curve,
+    detection_figures,
+    evaluate,
+    guess,
+    masked_samples,
+    sample_softmax,
+    unigram_figures,
+)
+from metro_megatron.evaluate.sentences import choose_sentences, show
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
+from tests.hf.pair import VOCAB_SIZE, WORDS
+
+DOCUMENTS = [
+    [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 4 + i)) for i in range(n, 30)] for n in range(1, 9)
+]
+
+
+@pytest.fixture(scope="module")
+def pair(export_folder) -> MetroForPreTraining:
+    return MetroForPreTraining.from_pretrained(export_folder).eval()
+
+
+@pytest.fixture(scope="module")
+def text(export_folder) -> HeldOutText:
+    return HeldOutText.encode(DOCUMENTS, Tokenizer.from_folder(export_folder))
+
+
+def test_auc_is_sklearn_s_with_ties():
+    generator = np.random.default_rng(0)
+    scores = generator.integers(-20, 20, 5000) / 4
+    labels = generator.random(5000) < 1 / (1 + np.exp(-scores / 4))
+    assert area_under_curve(scores[labels], scores[~labels]) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert area_under_curve(scores[:0], scores) == 0.5
+
+
+def test_detection_figures_by_hand_and_by_sklearn():
+    logits = np.array([2.0, -1.0, 0.5, -3.0, 1.0], dtype=np.float32)
+    is_replaced = np.array([False, False, True, True, False])
+    found = detection_figures(logits, is_replaced)
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert found["rtd_loss"] == pytest.approx(log_loss(~is_replaced, probabilities))
+    assert found["rtd_trivial_loss"] == pytest.approx(-(0.4 * math.log(0.4) + 0.6 * math.log(0.6)))
+    assert found["rtd_auc"] == 5 / 6
+    assert (found["replace_rate"], found["replace_accuracy"]) == (0.4, 0.5)
+    assert found["non_replace_accuracy"] == pytest.approx(2 / 3)
+    nothing = detection_figures(logits, np.zeros(5, bool))
+    assert (nothing["rtd_trivial_loss"], nothing["rtd_auc"], nothing["replace_accuracy"]) == (0, 0.5, 0)
+
+
+def test_unigram_loss_by_hand():
+    found = unigram_figures(np.array([0, 0, 2, 1]), np.array([7, 0, 2, 0]))  # with one added: 8, 1, 3, 1 of 13
+    expected = -(2 * math.log(8 / 13) + math.log(3 / 13) + math.log(1 / 13)) / 4
+    assert found == {"unigram_loss": pytest.approx(expected), "unigram_accuracy": 0.5}
+
+
+def test_samples_follow_the_softmax():
+    logits = torch.tensor([0.0, math.log(2), math.log(5)]).expand(8000, 3)
+    noise = (torch.arange(8000, dtype=torch.float64) + 0.5) / 8000
+    assert sample_softmax(logits, noise).bincount().tolist() == [1000, 2000, 5000]
+    sure = torch.tensor([[-math.inf, 0.0, -math.inf]]).expand(2, 3)
+    assert sample_softmax(sure, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 1]
+
+
+def test_masks_are_15_percent_of_the_tokens_and_spare_specials(text):
+    index = text.samples(40)
+    batch = masked_samples(text, index, np.arange(len(index)), seed=1)
+    assert int(batch.is_real.sum()) == index.num_tokens
+    assert bool((batch.ids[batch.is_masked] >= NUM_SPECIALS).all())
+    assert abs(int(batch.is_masked.sum()) / index.num_tokens - 0.15) < 0.01
+    assert len(batch.noise) == int(batch.is_masked.sum())
+    assert not torch.equal(batch.is_masked, masked_samples(text, index, np.arange(len(index)), seed=2).is_masked)
+
+
+def test_guesses_are_those_of_the_whole_forward_pass(pair, text):
+    index = text.samples(pair.config.max_position_embeddings)
+    batch = masked_samples(text, index, np.array([3, 0, 5]), seed=1)
+    found = guess(pair, batch)
+    with torch.no_grad():
+        masked = batch.ids.masked_fill(batch.is_masked, MASK_ID)
+        whole = pair(masked, batch.is_real, noised_input_ids=found.noised)
+    torch.testing.assert_close(found.mlm_logits, whole.mlm_logits[batch.is_masked], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.clm_logits, whole.clm_logits[batch.is_masked], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.rtd_logits[batch.is_real], whole.rtd_logits[batch.is_real], atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.noised[~batch.is_masked], batch.ids[~batch.is_masked])
+
+
+def test_figures_are_means_over_the_text_whatever_the_batch(pair, text):
+    counts = np.bincount(text.tokens, minlength=VOCAB_SIZE)
+    seen: list[tuple[int, int]] = []
+    one = evaluate(pair, text, counts, 4, 1, lambda done, total: seen.append((done, total)))
+    other = evaluate(pair, text, counts, 1000, 1, lambda done, total: None)
+    assert one == pytest.approx(other, rel=1e-4)
+    assert seen == [(i, -(-one["num_samples"] // 4)) for i in range(1, len(seen) + 1)]
+    index = text.samples(pair.config.max_position_embeddings)
+    batch = masked_samples(text, index, np.arange(len(index)), 1)
+    guesses, targets = guess(pair, batch), batch.ids[batch.is_masked]
+    assert one["mlm_loss"] == pytest.approx(functional.cross_entropy(guesses.mlm_logits, targets).item(), rel=1e-4)
+    assert one["clm_loss"] == pytest.approx(functional.cross_entropy(guesses.clm_logits, targets).item(), rel=1e-4)
+    assert one["clm_accuracy"] == pytest.approx((guesses.clm_logits.argmax(-1) == targets).float().mean().item())
+    is_replaced = (guesses.noised != batch.ids)[batch.is_real]
+    assert one["replace_rate"] == pytest.approx(is_replaced.float().mean().item())
+
+
+def test_no_text_is_an_error(export_folder):
+    with pytest.raises(UserError, match="no text"):
+        HeldOutText.encode([], Tokenizer.from_folder(export_folder))
+
+
+def test_sentences_of_some_length_one_a_document():
+    documents = [["Too short. " + "word " * 9 + "end. Another one."], ["None."], ["a " * 10 + "b!", "c " * 12 + "d?"]]
+    assert choose_sentences(documents, 5) == ["word " * 9 + "end.", "a " * 10 + "b!"]
+    assert choose_sentences(documents, 1) == ["word " * 9 + "end."]
+    assert choose_sentences(documents, 0) == []
+
+
+def test_shown_sentences_are_marked_where_something_happened(pair, export_folder):
+    sentence = "the old cat sees a green bird, it finds é the house."
+    (shown,) = show(pair, export_folder, [sentence], seed=3)
+    assert shown.original == sentence
+    num_masked = shown.masked.count("<mask>")
+    assert num_masked >= 1 and shown.filled.count("[") == num_masked
+    assert "{" not in shown.filled and "[" not in shown.corrected
+    (again,) = show(pair, export_folder, [sentence], seed=3)
+    assert again == shown and "original" in str(shown)
+
+
+def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
+    import tools.evaluate as tool
+    from metro_megatron.preprocess.run import PreprocessOptions, preprocess
+
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps({"text": "\n".join(units)}) + "\n" for units in DOCUMENTS) + "{broken\n")
+    prefix = str(tmp_path / "shard")
+    with pytest.raises(UserError, match="no such dataset"):
+        tool.main(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix)
+    preprocess(PreprocessOptions([str(held_out)], str(export_folder), prefix, max_reject_fraction=0.5))
+    tool.main(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=0)
+    figures = json.loads(Path(tmp_path / "f.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"MLM loss {figures['mlm_loss']:.3f}" in printed and "1 records rejected" in printed
+    assert figures["num_documents"] == len(DOCUMENTS) and figures["unigram_loss"] < math.log(VOCAB_SIZE)
+    with pytest.raises(UserError, match=r"lacks config\.json"):
+        tool.main(str(tmp_path), [str(held_out)], str(tmp_path / "f.json"), prefix)

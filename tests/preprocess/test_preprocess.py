@@ -1,0 +1,394 @@
+"""Preprocessing as users run it: equal bytes whatever happens on the way, exact counts, refusals that harm nothing."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import zstandard
+
+from metro_megatron.data.shards import DatasetPaths, open_shards
+from metro_megatron.errors import UserError
+from metro_megatron.preprocess.merging import merge
+from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, Summary, preprocess
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+GOOD = b'{"text": "good"}\n'
+SMALL = {"chunk_bytes": 60_000, "shard_bytes": 100_000}
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(name, *arguments), capture_output=True, text=True, env=environment(), check=False)
+
+
+def lines(reviews: list[list[str]]) -> list[bytes]:
+    return [json.dumps({"text": "\n".join(review)}).encode() + b"\n" for review in reviews]
+
+
+def corpus(folder: Path, reviews: list[list[str]]) -> list[str]:
+    """Reviews over four files of different kinds, with a bad record and some documents twice."""
+    records = lines(reviews)
+    records.insert(3, b'{"text": 3}\n')
+    (folder / "a.jsonl").write_bytes(b"".join(records[:500]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(records[500:800])))
+    (folder / "c.jsonl.zst").write_bytes(zstandard.compress(b"".join(records[800:])))
+    (folder / "d.txt").write_bytes(b"\n\n".join("\n".join(review).encode() for review in reviews[:400]))
+    return [str(folder / name) for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.txt")]
+
+
+def run(files: list[str], tokenizer: Path, prefix: Path, plan: dict[str, Any] | None = None, **options: Any) -> Summary:
+    made = PlanOptions(**{**SMALL, **(plan or {})})
+    return preprocess(PreprocessOptions(files, str(tokenizer), str(prefix), made, **options))[0]
+
+
+def content(prefix: Path) -> dict[str, bytes]:
+    """All files of a dataset by what follows the prefix; nothing else may lie beside them."""
+    paths = [path for path in prefix.parent.rglob("*") if path.is_file()]
+    return {str(path).removeprefix(str(prefix)): path.read_bytes() for path in paths}
+
+
+def test_datasets_are_the_documents_whatever_the_workers(
+    tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path
+) -> None:
+    files = corpus(tmp_path, reviews)
+    first = run(files, tokenizer_folder, tmp_path / "one" / "s")
+    run(files, tokenizer_folder, tmp_path / "two" / "s", workers=3)
+    assert content(tmp_path / "one" / "s") == content(tmp_path / "two" / "s")
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    expected = [*reviews, *reviews[:400]]
+    shards = open_shards([str(tmp_path / "one" / "s")])
+    tokens = [i for shard in shards for i in shard.tokens.tolist()]
+    assert tokens == [i for units in expected for ids in tokenizer.encode_batch(units) for i in ids]
+    counts = [count for shard in shards for count in (shard.document_index[1:] - shard.document_index[:-1]).tolist()]
+    assert counts == list(map(len, expected))
+    assert len(shards) > 3 and all(shard.tokens.nbytes <= SMALL["shard_bytes"] for shard in shards)
+    assert (first.manifest["rejects"], first.manifest["documents"]) == ({"not_a_string": 1}, len(expected))
+    sizes = {file["name"]: file["bytes"] for file in first.manifest["sources"][0]["files"]}
+    assert sizes == {Path(file).name: os.path.getsize(file) for file in files}
+    assert str(tmp_path) not in json.dumps(first.manifest)
+    assert run(files, tokenizer_folder, tmp_path / "one" / "s").was_finished
+
+
+def test_documents_left_out_on_request(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
+    files = corpus(tmp_path, reviews)
+    unique: dict[str, list[str]] = {"\n".join(review): review for review in reviews}
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    lengths = {text: sum(map(len, tokenizer.encode_batch(units))) for text, units in unique.items()}
+    limit = sorted(lengths.values())[100]
+    summary = run(files, tokenizer_folder, tmp_path / "o" / "s", {"drop_duplicates": True, "min_tokens": limit})
+    kept = [text for text in unique if lengths[text] >= limit]
+    shards = open_shards([str(tmp_path / "o" / "s")])
+    assert [i for shard in shards for i in shard.tokens.tolist()] == [
+        i for text in kept for ids in tokenizer.encode_batch(unique[text]) for i in ids
+    ]
+    short = sum(lengths["\n".join(review)] < limit for review in [*reviews, *reviews[:400]])
+    assert summary.manifest["dropped"] == {"duplicate": len(reviews) + 400 - short - len(kept), "too_short": short}
+
+
+def test_evaluation_texts_are_left_out(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
+    """Counted by evaluation file, in one run and in tasks that are merged."""
+    files = corpus(tmp_path, reviews)
+    held_out = []
+    for name, part in (("first", reviews[10:13]), ("second", reviews[12:14]), ("third", reviews[900:910])):
+        held_out.append(str(tmp_path / f"{name}.jsonl"))
+        Path(held_out[-1]).write_bytes(b"".join(lines(part)))
+    plan = {"decontaminate": tuple(held_out)}
+    options = {"max_reject_fraction": 0.1}
+    manifest = run(files[:1], tokenizer_folder, tmp_path / "o" / "s", plan, **options).manifest
+    assert manifest["dropped"] == {"contaminated": 4}
+    assert manifest["documents"] == 499 - 4
+    hits = {"first.jsonl": 3, "second.jsonl": 2, "third.jsonl": 0}
+    assert manifest["sources"][0]["evaluation_hits"] == hits
+    shares = [{**plan, "shard_index": index, "num_shards": 12} for index in range(12)]
+    parts = [run(files[:1], tokenizer_folder, tmp_path / "p" / "s", share, **options).prefix for share in shares]
+    assert merge(parts, str(tmp_path / "m" / "s"), SMALL["shard_bytes"]) == manifest
+
+
+@pytest.mark.parametrize("plan", [{}, {"drop_duplicates": True}])
+def test_parts_merge_to_the_same_bytes(
+    tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path, plan: dict[str, Any]
+) -> None:
+    files = corpus(tmp_path, reviews)
+    run(files, tokenizer_folder, tmp_path / "one" / "s", plan)
+    parts = []
+    for index in range(15):
+        share = {**plan, "shard_index": index, "num_shards": 15}
+        parts.append(run(files, tokenizer_folder, tmp_path / "parts" / "s", share, max_reject_fraction=0.1).prefix)
+    result = run_tool(
+        "merge_shards",
+        *("--input", *(f"{part}.manifest.json" for part in parts)),
+        *("--output_prefix", tmp_path / "merged" / "s", "--shard_bytes", SMALL["shard_bytes"]),
+    )
+    assert result.returncode == 0 and "pretrain_metro.py" in result.stdout, result.stderr
+    assert content(tmp_path / "one" / "s") == content(tmp_path / "merged" / "s")
+    with pytest.raises(UserError, match="finished dataset"):
+        merge(parts, str(tmp_path / "merged" / "s"), 10**6)
+    merge([str(tmp_path / "one" / "s"), str(tmp_path / "merged" / "s")], str(tmp_path / "both" / "s"), 10**9)
+    (both,) = open_shards([str(tmp_path / "both" / "s")])
+    once = [i for shard in open_shards([str(tmp_path / "one" / "s")]) for i in shard.tokens.tolist()]
+    assert both.tokens.tolist() == once * 2
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def test_killed_at_random_moments(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
+    """kill -9 of everything; the same command then gives the same bytes."""
+    files = corpus(tmp_path, reviews)
+    plan = {"drop_duplicates": True, "chunk_bytes": 20_000, "shard_bytes": 20_000}
+    run(files, tokenizer_folder, tmp_path / "one" / "s", plan)
+    prefix = tmp_path / "killed" / "s"
+    arguments = command(
+        *("preprocess_data", "--input", *files, "--tokenizer", tokenizer_folder, "--output_prefix", prefix),
+        *("--workers", 2, "--drop_duplicates", "--chunk_bytes", 20_000, "--shard_bytes", 20_000),
+    )
+    work = DatasetPaths(str(prefix)).work
+    generator = random.Random(5)
+    made: set[str] = set()
+    for moment in ("chunk-000002.json", "chunk-*.json", "shard-00003.json", "shard-*.json"):
+        process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+        before = len(list(work.glob(moment)))
+        wait_for(lambda: len(list(work.glob(moment))) > before or process.poll() is not None)  # noqa: B023
+        time.sleep(generator.random() * 0.02)
+        kept = {path.name: path.stat().st_mtime_ns for path in work.glob("chunk-*.json")}
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert not DatasetPaths(str(prefix)).manifest.exists() or not work.exists() or process.returncode < 0
+        made |= kept.keys()
+    result = subprocess.run(arguments, env=environment(), capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(made) > 5
+    assert content(tmp_path / "one" / "s") == content(prefix)
+
+
+def test_a_worker_that_is_killed(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
+    """As the kernel does when memory runs out: refused with the reason, and nothing finished is lost."""
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines(reviews)) * 10)
+    prefix = tmp_path / "killed" / "s"
+    arguments = ("--input", tmp_path / "a.jsonl", "--tokenizer", tokenizer_folder, "--output_prefix", prefix)
+    whole = command("preprocess_data", *arguments, "--workers", 2, "--chunk_bytes", 300_000)
+    process = subprocess.Popen(whole, env=environment(), stderr=subprocess.PIPE)
+    wait_for(lambda: list(prefix.parent.glob("s.work/chunk-*.json")) or process.poll() is not None)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and b"a worker process ended unexpectedly" in errors, errors
+    result = subprocess.run(whole, env=environment(), capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    plan = {"chunk_bytes": 300_000, "shard_bytes": PlanOptions().shard_bytes}
+    run([str(tmp_path / "a.jsonl")], tokenizer_folder, tmp_path / "one" / "s", plan)
+    assert content(tmp_path / "one" / "s") == content(prefix)
+
+
+def test_control_strings_and_parquet(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Text that spells special tokens stays text, whichever kind of file and engine it comes through."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = ["plain words", "a <s> b</s>", "<mask><pad>\n<unk> x", "\u2581 caf\u00e9 \U0001f642\ttab"] * 50
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=30)
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\r\n" for text in texts))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_folder / "tokenizer.model"))
+    expected = [i for text in texts for unit in text.split("\n") for i in processor.encode(unit)]
+    for engine in ("gigatoken", "sentencepiece"):
+        for name in ("a.parquet", "b.jsonl"):
+            prefix = tmp_path / f"{engine}-{name}" / "s"
+            run([str(tmp_path / name)], tokenizer_folder, prefix, {"chunk_bytes": 500}, engine=engine)
+            assert [i for shard in open_shards([str(prefix)]) for i in shard.tokens.tolist()] == expected
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_a_parent_that_ends_takes_its_workers_along(
+    tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path, signal_number: signal.Signals
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines(reviews)) * 10)
+    prefix = tmp_path / "out" / "s"
+    arguments = ("--input", tmp_path / "a.jsonl", "--tokenizer", tokenizer_folder, "--output_prefix", prefix)
+    process = subprocess.Popen(
+        command("preprocess_data", *arguments, "--workers", 2, "--chunk_bytes", 300_000),
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    wait_for(lambda: list(prefix.parent.glob("s.work/chunk-*.json")) or process.poll() is not None)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid, signal_number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if signal_number == signal.SIGINT else -signal.SIGKILL)
+    assert signal_number == signal.SIGKILL or errors.decode().splitlines()[-1] == "interrupted"
+    with pytest.raises(UserError, match="was not finished"):
+        open_shards([str(prefix)])
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    assert children and not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "options", "message"),
+    [
+        ("e.jsonl", b"", {}, "no documents in .*no records"),
+        ("e.jsonl", b'{"Text": "a"}\n' * 3, {}, r"no documents in .*3 missing_key.*e\.jsonl at 0: missing_key"),
+        ("r.jsonl", GOOD * 998 + b"\n\xff\n{\n", {}, r"2 of 1,000 records \(0.20%\).*not_utf8"),
+        ("r.jsonl", GOOD * 9999 + b"{\n", {"strict": True}, r"r\.jsonl at 169,983: invalid_json: .*--strict"),
+        ("l.txt", b"x" * 50 + b"\n\nx", {"plan": {"max_document_bytes": 49}}, "1 too_long"),
+        ("t.jsonl.gz", gzip.compress(GOOD * 100)[:-3], {}, r"t\.jsonl\.gz: \.gz data damaged or cut off"),
+        ("e.jsonl", b"{\n", {"plan": {"num_shards": 2, "shard_index": 1}}, r"1 of 1 records \(100.00%\)"),
+        ("t.jsonl", GOOD, {"workers": 0}, "--workers 0"),
+        ("t.jsonl", GOOD, {"max_reject_fraction": 2.0}, "--max_reject_fraction 2.0"),
+        ("t.jsonl", GOOD, {"plan": {"num_shards": 2, "shard_index": 2}}, "--shard_index 2"),
+    ],
+)
+def test_refusals_finish_nothing(
+    tmp_path: Path, tokenizer_folder: Path, name: str, data: bytes, options: dict, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        run([str(tmp_path / name)], tokenizer_folder, tmp_path / "s", **options)
+    assert all(path.name == name or path.name.endswith(".work") for path in tmp_path.iterdir())
+
+
+def test_what_changed_is_refused_by_name(tmp_path: Path, tokenizer_folder: Path) -> None:
+    path, prefix = tmp_path / "a.jsonl", tmp_path / "s"
+    path.write_bytes(GOOD * 50 + b"{\n")
+    with pytest.raises(UserError, match="rejected"):
+        run([str(path)], tokenizer_folder, prefix)
+    with pytest.raises(UserError, match="--min_tokens: was 1, is 2"):
+        run([str(path)], tokenizer_folder, prefix, {"min_tokens": 2})
+    path.write_bytes(GOOD * 60)
+    with pytest.raises(UserError, match=r"file a\.jsonl bytes: was 852, is 1020"):
+        run([str(path)], tokenizer_folder, prefix)
+    assert run([str(path)], tokenizer_folder, prefix, overwrite=True).manifest["documents"] == 60
+    before = content(prefix)
+    with pytest.raises(UserError, match="--unit: was line, is sentence"):
+        run([str(path)], tokenizer_folder, prefix, {"unit": "sentence"})
+    path.write_bytes(GOOD * 59 + GOOD.replace(b"good", b"bad!"))
+    with pytest.raises(UserError, match=r"a\.jsonl: changed after the dataset was written"):
+        run([str(path)], tokenizer_folder, prefix)
+    assert {name: data for name, data in content(prefix).items() if "a.jsonl" not in name} == {
+        name: data for name, data in before.items() if "a.jsonl" not in name
+    }
+    assert run([str(path)], tokenizer_folder, prefix, overwrite=True).manifest["documents"] == 60
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        *("a.jsonl", "s.manifest.json", "s.tokenizer", "s_00000.bin", "s_00000.idx")
+    ]
+
+
+def test_outputs_that_are_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD * 10)
+    (tmp_path / "foreign_00000.bin").write_bytes(b"precious")
+    (tmp_path / "other.work").mkdir()
+    (tmp_path / "other.work" / "thesis.tex").write_bytes(b"precious")
+    (tmp_path / "file").touch()
+    refused = [
+        ("foreign", r"foreign_00000\.bin is there already"),
+        ("other", "not made by this tool"),
+        ("", "names a folder"),
+        ("new/..", "names a folder"),
+        ("file/s", "cannot write"),
+    ]
+    before = content(tmp_path)
+    for prefix, message in refused:
+        with pytest.raises(UserError, match=message):
+            preprocess(PreprocessOptions([str(path)], str(tokenizer_folder), f"{tmp_path}/{prefix}"))
+    with pytest.raises(UserError, match="cannot write /proc/none/s"):
+        preprocess(PreprocessOptions([str(path)], str(tokenizer_folder), "/proc/none/s"))
+    for patterns in ([f"..={path}"], [str(path)]):
+        with pytest.raises(UserError, match="source name"):
+            run(patterns, tokenizer_folder, tmp_path / "{source}" / "s")
+    assert content(tmp_path) == before
+
+
+def test_sources_have_their_own_datasets(tmp_path: Path, tokenizer_folder: Path) -> None:
+    for name, count in (("a", 10), ("b", 20)):
+        (tmp_path / f"{name}.jsonl").write_bytes(GOOD * count)
+    inputs = [f"wiki={tmp_path / 'a.jsonl'}", f"cc={tmp_path / 'b.jsonl'}"]
+    with pytest.raises(UserError, match=r"2 sources \(wiki, cc\)"):
+        preprocess(PreprocessOptions(inputs, str(tokenizer_folder), str(tmp_path / "s")))
+    made = preprocess(PreprocessOptions(inputs, str(tokenizer_folder), str(tmp_path / "out" / "{source}")))
+    assert [(Path(one.prefix).name, one.manifest["documents"]) for one in made] == [("wiki", 10), ("cc", 20)]
+    assert [one.manifest["sources"][0]["name"] for one in made] == ["wiki", "cc"]
+
+
+LIMITED = """
+import resource, sys
+name, limit, *arguments = sys.argv[1:]
+resource.setrlimit(getattr(resource, name), (int(limit), int(limit)))
+sys.path.insert(0, "tools")
+import preprocess_data
+from metro_megatron.cli.command_line import run_tool
+sys.argv[1:] = arguments
+run_tool(preprocess_data.main)
+"""
+
+
+def test_no_room_on_the_disk(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
+    """The kernel refuses to let a file grow: as a full disk, without one. With room the same command goes on."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(lines(reviews)))
+    prefix = tmp_path / "o" / "s"
+    options = ["--input", path, "--tokenizer", tokenizer_folder, "--output_prefix", prefix, "--chunk_bytes", 100_000]
+    limited = [sys.executable, "-c", LIMITED, "RLIMIT_FSIZE", 300_000, *options, "--workers", 1]
+    result = subprocess.run(
+        list(map(str, limited)), capture_output=True, text=True, env=environment(), cwd=ROOT, check=False
+    )
+    assert result.returncode == 2 and "MB free" in result.stderr and "finished chunks are kept" in result.stderr
+    assert [one.name for one in prefix.parent.iterdir()] == ["s.work"]
+    assert not list(prefix.parent.glob("s.work/*.partial")) and list(prefix.parent.glob("s.work/chunk-*.json"))
+    assert run_tool("preprocess_data", *options).returncode == 0
+    assert open_shards([str(prefix)])[0].manifest["documents"] == len(reviews)
+
+
+def test_memory_is_bounded_by_the_longest_document_allowed(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """A line of 200 MB is counted, not held."""
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(GOOD * 1000 + b'{"text": "')
+        for _ in range(200):
+            file.write(b"word " * 200_000)
+        file.write(b'"}\n' + GOOD * 1000)
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import preprocess_data as tool;"
+        f"tool.main([{str(path)!r}], {str(tokenizer_folder)!r}, {str(tmp_path / 'o' / 's')!r}, workers=1);"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=ROOT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    manifest = open_shards([str(tmp_path / "o" / "s")])[0].manifest
+    assert (manifest["documents"], manifest["rejects"]) == (2000, {"too_long": 1})
+    assert int(result.stdout.split()[-1]) * 1024 < 300e6, "the line alone has 200 MB"
+
+
+def test_the_tool_tells_every_problem_once_and_exits_2(tmp_path: Path, tokenizer_folder: Path) -> None:
+    missing = [tmp_path / "missing.jsonl", tmp_path / "gone.txt"]
+    options = ("--tokenizer", tokenizer_folder, "--output_prefix", tmp_path / "s")
+    result = run_tool("preprocess_data", "--input", *missing, *options)
+    assert result.returncode == 2
+    assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == list(map(str, missing))
+    (tmp_path / "a.txt").write_bytes(b"some words")
+    result = run_tool(
+        "preprocess_data",
+        *("--input", tmp_path / "a.txt", "--tokenizer", tmp_path / "nothing", "--output_prefix", tmp_path / "s"),
+    )
+    assert (result.returncode, result.stderr.count("error: tokenizer folder")) == (2, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

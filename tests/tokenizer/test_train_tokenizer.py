@@ -1,0 +1,51 @@
+"""tools/train_tokenizer.py as users run it."""
+
+import json
+from pathlib import Path
+
+import orjson
+import pytest
+
+from metro_megatron.errors import UserError
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+from tools.train_tokenizer import main
+
+
+def test_sources_are_sampled_and_reported(
+    reviews: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [orjson.dumps({"title": one[0], "body": "\n".join(one)}) + b"\n" for one in reviews[:300]]
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.jsonl").write_bytes(b"".join(records[:200]) + b"{\n")
+    (tmp_path / "films" / "b.jsonl").write_bytes(b"".join(records[200:]))
+    (tmp_path / "plain.txt").write_text("\n\n".join("\n".join(one) for one in reviews[300:600]))
+    inputs = [f"films={tmp_path / 'films'}", f"plain={tmp_path / 'plain.txt'}"]
+    output = tmp_path / "tokenizer"
+    main(inputs, str(output), vocab_size=1500, sample_bytes=400_000, text_key=["title", "body"])
+    printed = capsys.readouterr().out
+    report = json.loads((output / "report.json").read_text())
+    sources = report["sources"]
+    assert list(sources) == ["films", "plain", "all"]
+    assert report["rejects"] == {"invalid_json": 1}
+    assert report["vocab_size"] == Tokenizer.from_folder(output).vocab_size == 1500
+    assert 350_000 < report["sampled_bytes"] <= 400_000
+    assert sources["films"]["documents"] + sources["plain"]["documents"] == report["sampled_documents"] < 600
+    assert "1 invalid_json" in printed and "plain" in printed
+    assert printed.splitlines()[-1].endswith(f"--tokenizer {output} --output_prefix PREFIX")
+    model = (output / "tokenizer.model").read_bytes()
+    with pytest.raises(UserError, match="add --overwrite"):
+        main(inputs, str(output), vocab_size=1500)
+    main(inputs, str(output), 1500, 400_000, ["title", "body"], overwrite=True)
+    assert (output / "tokenizer.model").read_bytes() == model
+    assert json.loads((output / "report.json").read_text()) == report
+
+
+def test_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("few words")
+    with pytest.raises(UserError, match=r"128000 is above \d+"):
+        main([str(tmp_path / "a.txt")], str(tmp_path / "t"))
+    with pytest.raises(UserError, match="no documents"):
+        main([str(tmp_path / "a.txt")], str(tmp_path / "t"), max_document_bytes=3)
+    with pytest.raises(UserError, match="must be positive"):
+        main([str(tmp_path / "a.txt")], str(tmp_path / "t"), sample_bytes=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -1,0 +1,1 @@
+"""What is measured: operators, whole steps, data."""

@@ -1,0 +1,135 @@
+"""Check and time the fused operators against what a user would take instead, in one call on one GPU.
+
+Needs torch, triton, numpy and this checkout on PYTHONPATH; nothing else.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fused.dispatch import OPERATORS, describe, use_kernel
+from tools.bench.clock import Ceilings
+from tools.bench.contestants import CONTESTANTS
+from tools.bench.fused_rows import COLUMNS, NOT_RUN, OK, Session, Task, tasks
+from tools.bench.isolation import Handler, Worker, WorkerFailed
+from tools.bench.provenance import provenance
+from tools.bench.results import Results, Row, table
+from tools.bench.targets import judge
+
+OUTPUT = "docs/benchmarks/fused"
+START_LIMIT_S, ROW_LIMIT_S = 90.0, 90.0
+"""A process that starts, or a row, is given up after this long."""
+SHOWN = (
+    *("operator", "size", "contestant", "forward_ms", "backward_ms", "forward_rate", "backward_rate", "both_rate"),
+    *("both_percent", "peak_mb", "check", "status"),
+)
+RIVALS = sorted({name for contestants in CONTESTANTS.values() for name in contestants} - {"ours"})
+
+
+def main(argv: Sequence[str]) -> int:
+    """0: all of ours ran and was right; 1: not so; 2: nothing could be measured."""
+    options = _parse(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(
+            "error: torch finds no GPU: run this on a machine with one (nvidia-smi shows it), or try the tool out "
+            "with --device cpu",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        todo = tasks(options.operators, options.against, options.device == "cpu")
+    except ValueError as error:
+        print(f"error: --{error}", file=sys.stderr)
+        return 2
+    device, started = torch.device(options.device), time.monotonic()
+    if device.type == "cuda" and not use_kernel(OPERATORS[0], torch.empty(0, device=device)):
+        print(f"error: there is nothing to measure. {describe(device)}", file=sys.stderr)
+        return 2
+    worker = Worker(_start, options.device)
+    try:
+        ceilings = _ceilings(worker)
+        head = {
+            **provenance(device, ["python", "-m", "tools.bench.bench_fused", *argv], options.commit),
+            "is_trial": device.type == "cpu",
+            "operators": describe(device),
+            "copy_gb_per_s": ceilings.copy_gb_per_s,
+            "matrix_tflops": ceilings.matrix_tflops,
+        }
+        print(*(f"{name}: {value}" for name, value in head.items()), sep="\n", flush=True)
+        output = options.output or ("" if device.type == "cpu" else OUTPUT)
+        results = Results(Path(output) if output else None, head, COLUMNS)
+        _run(todo, worker, results, started + options.budget_s)
+    except WorkerFailed as error:
+        print(f"error: the device cannot be measured: {error}", file=sys.stderr)
+        return 2
+    finally:
+        worker.close()
+    verdicts = [verdict.row() for verdict in judge(results.rows)]
+    results.note(targets=verdicts, seconds=round(time.monotonic() - started, 1))
+    print("\n" + table(results.rows, SHOWN))
+    print("\nTargets, for one H200; worst of all sizes measured:\n" + table(verdicts, tuple(verdicts[0])))
+    if device.type == "cpu":
+        print("\nA trial on the CPU at tiny sizes: its times mean nothing.")
+    if output:
+        print(f"\nwrote {output}.json and {output}.csv")
+    return int(not all(_is_right(row) for row in results.rows))
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--output", default="", help=f"results without ending (default: {OUTPUT}; with cpu none)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial at tiny sizes")
+    parser.add_argument("--operators", nargs="+", default=list(OPERATORS), help=", ".join(OPERATORS))
+    parser.add_argument("--against", nargs="*", default=RIVALS, help=", ".join(RIVALS))
+    parser.add_argument("--budget_s", type=float, default=480.0, help="seconds for everything; what is left is not run")
+    parser.add_argument("--commit", default="", help="commit to note where the copy has no git")
+    return parser.parse_args(argv)
+
+
+def _start(device: str) -> Handler:
+    """In the process that measures. The first question, None, asks for the ceilings."""
+    session = Session(torch.device(device))
+    return lambda task: session.ceilings if task is None else session.row(task)
+
+
+def _ceilings(worker: Worker) -> Ceilings:
+    return worker.ask(None, START_LIMIT_S)
+
+
+def _run(todo: Sequence[Task], worker: Worker, results: Results, deadline: float) -> None:
+    """A row for every task: measured, failed, or not run because the time was up."""
+    for number, task in enumerate(todo):
+        left = deadline - time.monotonic()
+        seconds = min(1.0, left / (len(todo) - number) / 6)
+        if left <= 0:
+            row: Row = {**task.head(), "status": f"{NOT_RUN}: the time was up (--budget_s)"}
+        else:
+            row = _row(Task(task.case, task.contestant, seconds), worker, max(20.0, min(ROW_LIMIT_S, left)))
+        results.add(row)
+        shown = [str(row[name]) for name in ("operator", "size", "contestant", "status")]
+        print(f"[{number + 1}/{len(todo)}, {left:.0f} s left]", " | ".join(shown), row.get("check", ""), flush=True)
+
+
+def _row(task: Task, worker: Worker, limit_s: float) -> Row:
+    try:
+        _ceilings(worker)  # a process that was lost starts again here
+        row = worker.ask(task, limit_s)
+    except WorkerFailed as error:
+        return {**task.head(), "status": f"failed: {error}"}
+    if row.pop("is_device_lost"):
+        worker.close()
+    return row
+
+
+def _is_right(row: Row) -> bool:
+    """Ours must run and be right; time that was up, and other contestants, are no fault."""
+    is_excused = row["contestant"] != "ours" or row["status"].startswith(NOT_RUN)
+    return is_excused or (row["status"] == OK and row["check"] == OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
