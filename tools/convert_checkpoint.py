@@ -19,7 +19,7 @@ from metro_megatron.hf.verify import hf_outputs, largest_differences, random_pro
 def main(load: str, output: str) -> None:
     """Turn a training checkpoint into a folder for transformers.
 
-    The folder appears only after its outputs (hidden states, MLM, RTD and CLM logits) were found equal to the
+    The folder appears only after its outputs (hidden states and the logits of every head) were found equal to the
     trainer's own model within 1e-4 in fp32. An earlier export at the same place is replaced.
 
     Args:

@@ -13,9 +13,10 @@ from transformers.utils import logging
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
-from metro_megatron.evaluate.intrinsic import HeldOutText, evaluate
+from metro_megatron.evaluate.intrinsic import HeldOutText, evaluate, exported_terms
 from metro_megatron.evaluate.sentences import LEGEND, choose_sentences, show
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.text.documents import Reject, read_documents
 from metro_megatron.text.inputs import find_inputs
 from metro_megatron.tokenizer.tokenizer import Tokenizer
@@ -95,9 +96,13 @@ def describe(figures: dict[str, float], num_documents: int, num_rejected: int) -
     lines = [
         f"{num_documents:,} documents, {figures['num_tokens']:,} tokens, {figures['num_masked']:,} masked"
         + (f"; {num_rejected:,} records rejected" if num_rejected else ""),
-        f"  MLM loss {figures['mlm_loss']:.3f} (unigram {figures['unigram_loss']:.3f}), "
-        f"accuracy {figures['mlm_accuracy']:.3f} (most frequent token {figures['unigram_accuracy']:.3f})",
-        f"  CLM loss {figures['clm_loss']:.3f}, accuracy {figures['clm_accuracy']:.3f}",
+        *(
+            f"  {term.exported.upper()} loss {figures[f'{term.name}_loss']:.3f} "
+            f"(unigram {figures['unigram_loss']:.3f}), accuracy {figures[f'{term.name}_accuracy']:.3f} "
+            f"(most frequent token {figures['unigram_accuracy']:.3f})"
+            for term in exported_terms()
+            if isinstance(term, LanguageModel)
+        ),
         f"  RTD loss {figures['rtd_loss']:.3f} (trivial {figures['rtd_trivial_loss']:.3f}), "
         f"AUC {figures['rtd_auc']:.3f} (trivial 0.5)",
         f"  replaced {figures['replace_rate']:.3f} of the tokens, found {figures['replace_accuracy']:.3f} of them; "

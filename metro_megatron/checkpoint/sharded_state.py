@@ -40,22 +40,22 @@ def sharded_state(pair: Pair, optimizer: Optimizer, layout: Layout, is_loading: 
 
 
 def model_state(pair: Pair, layout: Layout) -> dict[str, Any]:
-    """The parameters alone: model0 is tied, model1 auxiliary, the rest main's chunks."""
+    """The parameters alone, by the name of each module."""
     state = {}
-    for i, (prefix, module) in enumerate(pair.modules()):
-        replicas = layout.data if prefix == "main." else layout.replica
+    for (name, module), (prefix, _) in zip(pair.named(), pair.modules(), strict=True):
+        replicas = layout.replica if name in pair.shared else layout.data
         metadata = {"dp_cp_group": replicas, "non_homogeneous_layers": True}
         tensors = module.sharded_state_dict(prefix="", metadata=metadata)
         add_prefix_for_sharding(tensors, prefix)
-        state[f"model{i}"] = tensors
+        state[name] = tensors
     return state
 
 
 @torch.no_grad()
 def load_model_state(pair: Pair, state: dict[str, Any]) -> None:
     """Put loaded parameters into place; a missing or unexpected key is an error."""
-    for i, (_, module) in enumerate(pair.modules()):
-        module.load_state_dict(state[f"model{i}"], strict=True)
+    for name, module in pair.named():
+        module.load_state_dict(state[name], strict=True)
 
 
 @torch.no_grad()

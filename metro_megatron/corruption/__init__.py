@@ -1,1 +1,1 @@
-"""Where the corrupted text comes from."""
+"""Where the replaced tokens come from: read corruptor.py first."""

@@ -1,41 +1,46 @@
-"""Phase 1: the auxiliary model learns to fill masked positions and proposes replacements for them."""
+"""METRO's corruption: an auxiliary model that learns to fill masks beside the main model, and fills them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from megatron.core.transformer.module import MegatronModule
 
-from metro_megatron.config.schema import ModelConfig
-from metro_megatron.data.batch import MicroBatch
-from metro_megatron.objective.losses import vocabulary_statistics
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What the auxiliary says about one micro batch; M masked positions."""
-
-    loss: Tensor
-    """Sum over M of the MLM cross-entropy, with its graph."""
-    sampled: Tensor
-    """Replacement ids [M]; no gradient flows through them."""
-    predicted: Tensor
-    """Most probable ids [M]."""
+from metro_megatron import mcore
+from metro_megatron.config.schema import Config
+from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss
+from metro_megatron.data.batch import MicroBatch, StepBatch
+from metro_megatron.model.encoder import AuxiliaryModel, TiedParameters
+from metro_megatron.objective.mlm import MaskedLanguageModel
+from metro_megatron.objective.term import weighted
+from metro_megatron.parallel.groups import shared_groups
+from metro_megatron.parallel.layout import Layout
 
 
-def propose(auxiliary: torch.nn.Module, batch: MicroBatch, model: ModelConfig, group) -> Proposal:
+class TrainedAuxiliary(Corruptor):
     """Loss and samples from one pass: without dropout, training logits are sampling logits (METRO sec. 4).
 
-    auxiliary is an AuxiliaryModel, possibly wrapped; group is its tensor-parallel group.
+    It borrows the token embedding; positions, norms and bias table are its own.
     """
-    found = vocabulary_statistics(auxiliary(batch), batch.masked_targets, model.vocab_size, group, batch.noise_keys)
-    assert found.sampled is not None
-    return Proposal(found.loss.sum(), found.sampled, found.predicted)
 
+    def __init__(self, config: Config, layout: Layout, tied: TiedParameters):
+        self.term = MaskedLanguageModel(config)
+        self.terms = (self.term,)
+        self.group = layout.tensor
+        transformer = mcore.auxiliary_config(config, layout.device)
+        head = self.term.head(transformer)
+        self.model = AuxiliaryModel(transformer, config.model, tied.lend("word"), shared_groups(layout), head)
 
-def corrupt(batch: MicroBatch, sampled: Tensor) -> Tensor:
-    """X_noise [B, S]: the original ids with the samples [M] in the masked places."""
-    tokens = batch.tokens.t().flatten()  # masked_index counts in [S, B] order
-    tokens = tokens.index_copy(0, batch.masked_index, sampled)
-    return tokens.view(batch.tokens.size(1), batch.tokens.size(0)).t().contiguous()
+    @property
+    def trained(self) -> Mapping[str, MegatronModule]:
+        return {self.term.name: self.model}
+
+    def propose(self, micro_batch: MicroBatch, batch: StepBatch, scale_loss: ScaleLoss) -> Proposal:
+        found = self.term.statistics(self.model(micro_batch), micro_batch, self.group, micro_batch.noise_keys)
+        assert found.sampled is not None
+        targets = micro_batch.masked_targets
+        loss, sums = self.term.summed(found, targets)
+        if torch.is_grad_enabled():
+            scale_loss(weighted([self.term], {self.term.name: loss / self.term.denominator(batch)})).backward()
+        return Proposal(found.sampled, {**sums, "sample_correct": (found.sampled == targets).sum()})

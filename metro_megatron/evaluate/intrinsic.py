@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from metro_megatron.config.schema import Config
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.samples import SampleIndex, build_sample_index
 from metro_megatron.errors import UserError
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.objective.figures import COUNTS, figures
+from metro_megatron.objective.term import Sums, Term
+from metro_megatron.objective.terms import ALL
 from metro_megatron.randomness import Purpose, uniform
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
@@ -77,16 +80,12 @@ class MaskedSamples:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What the pair makes of a batch."""
+    """What the pair makes of a batch; logits on the CPU."""
 
-    mlm_logits: Tensor
-    """[M, V] of the auxiliary model."""
     noised: Tensor
     """[n, S] ids with the auxiliary model's samples at the masked positions."""
-    rtd_logits: Tensor
-    """[n, S]; sigmoid is the probability of "original"."""
-    clm_logits: Tensor
-    """[M, V] of the main model."""
+    logits: dict[str, Tensor]
+    """What each term's head says, by the term's name: [M, V] of language models, else [n, S]."""
 
 
 def masked_samples(text: HeldOutText, index: SampleIndex, ids: NDArray[np.int64], seed: int) -> MaskedSamples:
@@ -107,21 +106,22 @@ def masked_samples(text: HeldOutText, index: SampleIndex, ids: NDArray[np.int64]
 
 @torch.no_grad()
 def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
-    """Fill with the auxiliary model, sample its softmax, let the main model judge; logits on the CPU.
-
-    LM heads are applied at masked positions only.
-    """
+    """Fill with the auxiliary model, sample its softmax, let the main model judge."""
     device = model.device
     ids, is_masked, attention_mask = (x.to(device) for x in (batch.ids, batch.is_masked, batch.is_real))
     words = model.metro.embeddings.word_embeddings
     auxiliary = model.auxiliary(words(ids.masked_fill(is_masked, MASK_ID)), attention_mask).last_hidden_state
-    mlm_logits = model.auxiliary_head(auxiliary[is_masked]).float()
-    samples = sample_softmax(mlm_logits, batch.noise.to(device))
-    noised = ids.masked_scatter(is_masked, samples)
+    filler, *judges = exported_terms()
+    logits = {filler.name: filler.exported_logits(model, auxiliary, is_masked)}
+    noised = ids.masked_scatter(is_masked, sample_softmax(logits[filler.name], batch.noise.to(device)))
     hidden = model.metro(noised, attention_mask).last_hidden_state
-    rtd_logits = model.rtd_head(hidden).squeeze(-1).float()
-    clm_logits = model.clm_head(hidden[is_masked]).float()
-    return Guesses(mlm_logits.cpu(), noised.cpu(), rtd_logits.cpu(), clm_logits.cpu())
+    logits |= {term.name: term.exported_logits(model, hidden, is_masked) for term in judges}
+    return Guesses(noised.cpu(), {name: one.cpu() for name, one in logits.items()})
+
+
+def exported_terms() -> list[Term]:
+    """The losses whose heads an exported pair has: the auxiliary model's first."""
+    return [term(Config()) for term in ALL]
 
 
 def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
@@ -148,84 +148,41 @@ def evaluate(
     by_length = np.argsort(index.length, kind="stable")
     batches = [by_length[at : at + batch_size] for at in range(0, len(index), batch_size)]
     model.eval()
-    sums = _Sums()
+    terms, sums, targets = exported_terms(), {name: torch.zeros(()) for name in COUNTS}, []
     for done, ids in enumerate(batches, start=1):
         batch = masked_samples(text, index, ids, seed)
-        sums.add(batch, guess(model, batch))
+        for name, value in _sums(terms, batch, guess(model, batch)).items():
+            sums[name] = sums.get(name, 0) + value.double()
+        targets.append(batch.ids[batch.is_masked])
         on_progress(done, len(batches))
+    found = figures(terms, sums)
     return {
-        **sums.figures(),
-        **unigram_figures(torch.cat(sums.targets).numpy(), token_counts),
+        **{name: value for name, value in found.items() if name != "tokens"},
+        "rtd_trivial_loss": _entropy(found["replace_rate"]),
+        **unigram_figures(torch.cat(targets).numpy(), token_counts),
+        "num_masked": int(sums["num_masked"]),
+        "num_tokens": int(sums["num_tokens"]),
         "num_samples": len(index),
     }
 
 
-class _Sums:
-    def __init__(self) -> None:
-        self.totals = torch.zeros(4, dtype=torch.float64)
-        """MLM loss and hits, CLM loss and hits, over masked positions."""
-        self.targets: list[Tensor] = []
-        self.rtd_logits: list[Tensor] = []
-        self.is_replaced: list[Tensor] = []
-
-    def add(self, batch: MaskedSamples, guesses: Guesses) -> None:
-        targets = batch.ids[batch.is_masked]
-        self.totals += torch.tensor(
-            [
-                value
-                for logits in (guesses.mlm_logits, guesses.clm_logits)
-                for value in (
-                    functional.cross_entropy(logits.double(), targets, reduction="sum").item(),
-                    float((logits.argmax(-1) == targets).sum()),
-                )
-            ],
-            dtype=torch.float64,
-        )
-        self.targets.append(targets)
-        self.rtd_logits.append(guesses.rtd_logits[batch.is_real])
-        self.is_replaced.append((guesses.noised != batch.ids)[batch.is_real])
-
-    def figures(self) -> dict[str, float]:
-        num_masked = sum(len(part) for part in self.targets)
-        mlm_loss, mlm_accuracy, clm_loss, clm_accuracy = (self.totals / max(num_masked, 1)).tolist()
-        return {
-            "mlm_loss": mlm_loss,
-            "mlm_accuracy": mlm_accuracy,
-            "clm_loss": clm_loss,
-            "clm_accuracy": clm_accuracy,
-            **detection_figures(torch.cat(self.rtd_logits).numpy(), torch.cat(self.is_replaced).numpy()),
-            "num_masked": num_masked,
-        }
-
-
-def detection_figures(logits: NDArray[np.floating], is_replaced: NDArray[np.bool_]) -> dict[str, float]:
-    """Replaced token detection [T]: loss, the loss of always saying the replace rate, AUC, hits of both kinds.
-
-    A token is called replaced when its logit is below 0.
-    """
-    signed = np.where(is_replaced, logits, -logits).astype(np.float64)
-    rate = float(is_replaced.mean())
-    replaced, original = int(is_replaced.sum()), int((~is_replaced).sum())
-    found, kept = int((is_replaced & (logits < 0)).sum()), int((~is_replaced & (logits >= 0)).sum())
-    return {
-        "rtd_loss": float(np.logaddexp(0.0, signed).mean()),
-        "rtd_trivial_loss": -sum(p * math.log(p) for p in (rate, 1 - rate) if p > 0),
-        "rtd_auc": area_under_curve(logits[~is_replaced], logits[is_replaced]),
-        "replace_rate": rate,
-        "replace_accuracy": found / max(replaced, 1),
-        "non_replace_accuracy": kept / max(original, 1),
-        "num_tokens": len(logits),
+def _sums(terms: Sequence[Term], batch: MaskedSamples, guesses: Guesses) -> Sums:
+    """COUNTS, and every term's sums."""
+    is_replaced = (guesses.noised != batch.ids) & batch.is_real
+    sums = {
+        "num_masked": batch.is_masked.sum(),
+        "num_tokens": batch.is_real.sum(),
+        "num_places": torch.tensor(batch.ids.numel()),
+        "replaced": is_replaced.sum(),
     }
+    for term in terms:
+        sums |= term.exported_sums(guesses.logits[term.name], guesses.noised, batch.ids, batch.is_masked)
+    return sums
 
 
-def area_under_curve(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> float:
-    """P(a positive score > a negative one), ties counted half; exact, by ranks. 1/2 where one class is empty."""
-    if not len(positive) or not len(negative):
-        return 0.5
-    ascending = np.sort(negative)
-    below = np.searchsorted(ascending, positive, side="left").sum(dtype=np.int64)
-    not_above = np.searchsorted(ascending, positive, side="right").sum(dtype=np.int64)
-    return float(below + not_above) / (2.0 * len(positive) * len(negative))
+def _entropy(rate: float) -> float:
+    """Nats of a coin: the detection loss of always saying the rate."""
+    return -sum(p * math.log(p) for p in (rate, 1 - rate) if p > 0)
 
 
 def unigram_figures(targets: NDArray[np.int64], token_counts: NDArray[np.int64]) -> dict[str, float]:

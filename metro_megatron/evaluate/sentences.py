@@ -12,8 +12,10 @@ import numpy as np
 import tokenizers
 import torch
 
-from metro_megatron.evaluate.intrinsic import HeldOutText, guess, masked_samples
+from metro_megatron.evaluate.intrinsic import HeldOutText, exported_terms, guess, masked_samples
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.objective.rtd import ReplacedTokenDetection
+from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
 
@@ -47,6 +49,7 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
     """Mask each sentence by itself as in pretraining; `folder` is the exported one, for its tokenizer."""
     tokenizer = Tokenizer.from_folder(folder)
     pieces = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    corrector = [term for term in exported_terms() if isinstance(term, LanguageModel)][-1]
     model.eval()
     for sentence in sentences:
         text = HeldOutText.encode([[sentence]], tokenizer)
@@ -55,8 +58,10 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
         guesses = guess(model, batch)
         original, filled = batch.ids[0].tolist(), guesses.noised[0].tolist()
         is_masked = batch.is_masked[0].tolist()
-        is_called = (guesses.rtd_logits[0] < 0).tolist()
-        own = model.clm_head(model.metro(guesses.noised.to(model.device)).last_hidden_state)[0].argmax(-1).tolist()
+        is_called = (guesses.logits[ReplacedTokenDetection.name][0] < 0).tolist()
+        everywhere = torch.ones_like(guesses.noised, dtype=torch.bool)
+        hidden = model.metro(guesses.noised.to(model.device)).last_hidden_state
+        own = corrector.exported_logits(model, hidden, everywhere.to(model.device)).argmax(-1).tolist()
         corrected = [mine if called else given for given, mine, called in zip(filled, own, is_called, strict=True)]
         masked = [MASK_ID if hidden else one for one, hidden in zip(original, is_masked, strict=True)]
         unmarked = [False] * len(original)

@@ -50,21 +50,18 @@ def random_probe(model: ModelConfig, seed: int = 1) -> Probe:
 
 @torch.no_grad()
 def hf_outputs(folder: Path, probe: Probe) -> dict[str, Tensor]:
-    """mlm and clm [B, S, V], rtd [B, S], hidden [B, S, H] of the exported pair in fp32 on the CPU."""
+    """hidden [B, S, H], and every `{name}_logits` as `name`, of the exported pair in fp32 on the CPU."""
     model = MetroForPreTraining.from_pretrained(folder, dtype=torch.float32).eval()
     is_real = (torch.arange(probe.masked_tokens.size(1)) < probe.lengths[:, None]).long()
     outputs = model(probe.masked_tokens, attention_mask=is_real, noised_input_ids=probe.noised_tokens)
-    return {
-        "hidden": outputs.last_hidden_state,
-        "mlm": outputs.mlm_logits,
-        "rtd": outputs.rtd_logits,
-        "clm": outputs.clm_logits,
-    }
+    logits = {name.removesuffix("_logits"): one for name, one in outputs.items() if name.endswith("_logits")}
+    return {"hidden": outputs.last_hidden_state, **logits}
 
 
 def largest_differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], lengths: Tensor) -> dict[str, float]:
     """Largest absolute difference of every output over the real positions; NaN where either has one."""
     differences = {}
+    assert ours.keys() == theirs.keys(), (ours.keys(), theirs.keys())
     for name, output in ours.items():
         is_real = torch.arange(output.size(1)) < lengths[:, None]
         differences[name] = float((output[is_real] - theirs[name][is_real]).abs().max())

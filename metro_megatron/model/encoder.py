@@ -3,6 +3,13 @@
 Legend: S positions, B rows, H hidden, M masked positions, V vocabulary rows of this rank.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
@@ -15,55 +22,114 @@ from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
-from metro_megatron.model.heads import CLMHead, Decoding, MLMHead
-from metro_megatron.model.layer import block_spec, linear
+from metro_megatron.data.views import View
+from metro_megatron.model.layer import block_spec
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
 from metro_megatron.model.position import RelativePositionTable, compact_choice
 from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
 from metro_megatron.vocabulary import padded_vocab_size
 
 
-class TiedParameters(MegatronModule):
-    """What both phases of a step use: the token embedding and main's relative-position table."""
+def token_table(config: TransformerConfig, model_config: ModelConfig, group: Any) -> VocabParallelEmbedding:
+    """The token embedding, its rows split over the tensor-parallel ranks of group."""
+    return VocabParallelEmbedding(
+        padded_vocab_size(model_config.vocab_size),
+        model_config.hidden_size,
+        init_method=config.init_method,
+        reduce_scatter_embeddings=config.sequence_parallel,
+        config=config,
+        tp_group=group,
+    )
 
-    def __init__(self, config: TransformerConfig, model: ModelConfig, groups: ProcessGroupCollection):
+
+def position_table(config: TransformerConfig, model_config: ModelConfig) -> torch.nn.Embedding:
+    """Learned absolute positions [P, H]."""
+    table = torch.nn.utils.skip_init(
+        torch.nn.Embedding,
+        model_config.max_position_embeddings,
+        model_config.hidden_size,
+        device=torch.cuda.current_device(),
+    )
+    mark_sequence_parallel(table, config)
+    return table
+
+
+def embedding_norm(config: TransformerConfig, model_config: ModelConfig) -> LayerNorm:
+    """The LayerNorm behind the sum of embeddings."""
+    return LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """What an encoder takes from a module of the shared home; what is None it owns.
+
+    A pipeline's first and last stage need the token table, and all of them the bias table: main always borrows these
+    two. The owner trains them, whoever borrows adds gradients.
+    """
+
+    word: VocabParallelEmbedding | None = None
+    position: torch.nn.Embedding | None = None
+    norm: LayerNorm | None = None
+    table: RelativePositionTable | None = None
+
+
+class TiedParameters(MegatronModule):
+    """What both phases of a step use: the token embedding and main's relative-position table.
+
+    shared_parts: what main's embedding shares with another encoder beside the token table.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model_config: ModelConfig,
+        groups: ProcessGroupCollection,
+        shared_parts: Collection[Literal["position", "norm"]] = (),
+    ):
         super().__init__(config=config)
-        self.word = VocabParallelEmbedding(
-            padded_vocab_size(model.vocab_size),
-            model.hidden_size,
-            init_method=config.init_method,
-            reduce_scatter_embeddings=config.sequence_parallel,
-            config=config,
-            tp_group=groups.tp,
-        )
-        self.main_table = RelativePositionTable(config, model, groups.tp)
+        self.word = token_table(config, model_config, groups.tp)
+        self.main_table = RelativePositionTable(config, model_config, groups.tp)
+        if "position" in shared_parts:
+            self.position = position_table(config, model_config)
+        if "norm" in shared_parts:
+            self.norm = embedding_norm(config, model_config)
+
+    def lend(self, *parts: Literal["word", "position", "norm", "table"]) -> Borrowed:
+        """The named parts; `table` is main's."""
+        return Borrowed(**{part: self.main_table if part == "table" else getattr(self, part) for part in parts})
 
 
 class Embedding(MegatronModule):
-    """dropout(LN(E[token] + P[position])): the token embedding is borrowed, the rest is the encoder's own."""
+    """dropout(LN(E[token] + P[position]))."""
 
-    def __init__(self, config: TransformerConfig, model: ModelConfig, tied: TiedParameters):
+    def __init__(
+        self, config: TransformerConfig, model_config: ModelConfig, borrowed: Borrowed, groups: ProcessGroupCollection
+    ):
         super().__init__(config=config)
-        self.borrowed = (tied,)  # in a tuple, so that it is not registered as a submodule
-        self.position = torch.nn.utils.skip_init(
-            torch.nn.Embedding, model.max_position_embeddings, model.hidden_size, device=torch.cuda.current_device()
-        )
-        mark_sequence_parallel(self.position, config)
-        self.norm = LayerNorm(config, hidden_size=model.hidden_size, eps=model.layer_norm_eps)
+        self.tensor_group = groups.tp
+        if borrowed.word is None:
+            self.word = token_table(config, model_config, groups.tp)
+        if borrowed.position is None:
+            self.position = position_table(config, model_config)
+        if borrowed.norm is None:
+            self.norm = embedding_norm(config, model_config)
+        self.borrowed = (borrowed,)  # in a tuple: what is borrowed is not registered here, its owner trains it
 
     def forward(self, tokens: Tensor, position_ids: Tensor, sequences: Sequences) -> Tensor:
         """tokens and position_ids [B, S] to [S, B, H], or this rank's part of S under sequence parallelism."""
-        words = self.borrowed[0].word(tokens)
-        places = position_ids.t()
+        (borrowed,) = self.borrowed
+        words = (borrowed.word or self.word)(tokens)
+        positions = position_ids.t()
         if self.config.sequence_parallel:
-            group = self.borrowed[0].word.tp_group
-            places = places.chunk(group.size())[group.rank()]
+            # The token table has already split the positions and put them first.
+            positions = positions.chunk(self.tensor_group.size())[self.tensor_group.rank()]
         else:
             words = words.transpose(0, 1).contiguous()
         dropout = None
         if self.training and sequences.dropout is not None:
             dropout = sequences.dropout.of_rows(self.config.hidden_dropout, EMBEDDING_SITE, is_last=True)
-        return self.norm(words, self.position(places), dropout=dropout)
+        position, norm = borrowed.position or self.position, borrowed.norm or self.norm
+        return norm(words, position(positions), dropout=dropout)
 
 
 class Encoder(MegatronModule):
@@ -72,8 +138,8 @@ class Encoder(MegatronModule):
     def __init__(
         self,
         config: TransformerConfig,
-        model: ModelConfig,
-        tied: TiedParameters,
+        model_config: ModelConfig,
+        borrowed: Borrowed,
         groups: ProcessGroupCollection,
         vp_stage: int | None = None,
     ):
@@ -83,12 +149,14 @@ class Encoder(MegatronModule):
         self.pre_process = rank == 0 and not vp_stage
         self.post_process = rank == pp - 1 and (vp_stage or 0) == chunks - 1
         self.vp_stage = vp_stage
-        self.borrowed = (tied,)
+        self.borrowed = (borrowed,)  # in a tuple, so that it is not registered as a submodule
         self.tensor_group = groups.tp
         if self.pre_process:
-            self.embedding = Embedding(config, model, tied)
+            self.embedding = Embedding(config, model_config, borrowed, groups)
+        if borrowed.table is None:
+            self.table = RelativePositionTable(config, model_config, groups.tp)
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
-        choice = compact_choice(model).to(torch.cuda.current_device())
+        choice = compact_choice(model_config).to(torch.cuda.current_device())
         self.block = TransformerBlock(
             config,
             block_spec(num_layers, choice),
@@ -102,67 +170,153 @@ class Encoder(MegatronModule):
     @property
     def word(self) -> Tensor:
         """This rank's rows of the token embedding [V, H]."""
-        return self.borrowed[0].word.weight
+        return (self.borrowed[0].word or self.embedding.word).weight
+
+    @property
+    def bias_table(self) -> Tensor:
+        """This rank's columns of the relative-position table."""
+        return (self.borrowed[0].table or self.table).weight
 
     def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
         """megatron-core's schedules hand over the previous stage's output here."""
         self.block.set_input_tensor(tensors[0])
 
-    def encode(self, tokens: Tensor, batch: MicroBatch, table: Tensor) -> Tensor:
+    def encode(self, tokens: Tensor, micro_batch: MicroBatch, judge: LayerJudge | None = None) -> Tensor:
         """Hidden states [S, B, H], whole on every tensor-parallel rank on the last stage.
 
-        tokens [B, S] are the masked or the corrupted ids of batch; table is the encoder's bias table.
+        tokens [B, S] are the masked or the corrupted ids of micro_batch; judge is for heads on middle layers.
         """
         sequence_group = self.tensor_group if self.config.sequence_parallel else None
-        sequences = sequences_of(batch, self.config.num_layers, sequence_group)
-        hidden = self.embedding(tokens, batch.position_ids, sequences) if self.pre_process else None
+        sequences = sequences_of(micro_batch, self.config.num_layers, sequence_group)
+        sequences.judge = judge
+        hidden = self.embedding(tokens, micro_batch.position_ids, sequences) if self.pre_process else None
         hidden = self.block(
-            hidden_states=hidden, attention_mask=None, attention_bias=table, packed_seq_params=sequences
+            hidden_states=hidden, attention_mask=None, attention_bias=self.bias_table, packed_seq_params=sequences
         )
-        if self.post_process and self.config.sequence_parallel:
-            # What follows is the same on all tensor-parallel ranks: its gradient is split, not summed.
-            hidden = gather_from_sequence_parallel_region(
-                hidden, tensor_parallel_output_grad=False, group=self.tensor_group
-            )
-        return hidden
+        return self._whole(hidden) if self.post_process else hidden
+
+    def _whole(self, hidden: Tensor) -> Tensor:
+        """All positions [S, B, H], for heads."""
+        if not self.config.sequence_parallel:
+            return hidden
+        # What follows is the same on all tensor-parallel ranks: its gradient is split, not summed.
+        return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.tensor_group)
 
 
 class AuxiliaryModel(Encoder):
-    """The shallow masked language model that proposes replacements."""
-
-    def __init__(
-        self, config: TransformerConfig, model: ModelConfig, tied: TiedParameters, groups: ProcessGroupCollection
-    ):
-        super().__init__(config, model, tied, groups)
-        self.table = RelativePositionTable(config, model, groups.tp)
-        self.head = MLMHead(config, model.vocab_size)
-
-    def forward(self, batch: MicroBatch) -> Decoding:
-        """The MLM head at the masked positions."""
-        hidden = self.encode(batch.masked_tokens, batch, self.table.weight)
-        return self.head(hidden.flatten(0, 1)[batch.masked_index], self.word)
-
-
-class MainModel(Encoder):
-    """One chunk of the deep model that detects and corrects replaced tokens."""
+    """The shallow masked language model that proposes replacements: an encoder and one head."""
 
     def __init__(
         self,
         config: TransformerConfig,
-        model: ModelConfig,
-        tied: TiedParameters,
+        model_config: ModelConfig,
+        borrowed: Borrowed,
         groups: ProcessGroupCollection,
+        head: torch.nn.Module,
+    ):
+        super().__init__(config, model_config, borrowed, groups)
+        self.head = head
+
+    def forward(self, micro_batch: MicroBatch) -> Any:
+        """What the head says of the masked ids."""
+        return self.head(self.encode(micro_batch.masked_tokens, micro_batch), micro_batch, self.word)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a chunk of the main model makes of a view."""
+
+    hidden: Tensor
+    """[S, B, H]; between stages, and only there, this rank's part of S under sequence parallelism."""
+    heads: dict[str, Any]
+    """What each head says, by the name of its loss."""
+    is_last: bool
+    """Whether the chunk is the last one, behind which the losses are."""
+
+
+Judge = Callable[[str, Reading], Tensor]
+"""Makes of the named head's reading on a middle layer the loss that rides on its hidden states."""
+
+LayerJudge = Callable[[str, Tensor], Tensor]
+"""The same as a layer calls it, which knows nothing but its hidden states [S, B, H]."""
+
+
+class _Ride(torch.autograd.Function):
+    """Hands hidden states on; in backward, the loss gets the gradient 1 as if it had been called by itself.
+
+    A loss of a middle layer may belong to another stage or chunk than the last one, where the schedule begins its
+    backward passes. megatron-core's losses of experts take the same way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, loss: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(loss)
+        return hidden
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        (loss,) = ctx.saved_tensors
+        return gradient, torch.ones_like(loss)
+
+
+class HeadSeat(Protocol):
+    """What main asks of a loss (an objective.term.Term)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def layer(self) -> int | None: ...
+
+    def head(self, config: TransformerConfig) -> torch.nn.Module | None: ...
+
+
+class MainModel(Encoder):
+    """One chunk of the deep model that reads corrupted text, with the heads whose layers it holds."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model_config: ModelConfig,
+        borrowed: Borrowed,
+        groups: ProcessGroupCollection,
+        seats: Sequence[HeadSeat],
         vp_stage: int | None = None,
     ):
-        super().__init__(config, model, tied, groups, vp_stage)
+        super().__init__(config, model_config, borrowed, groups, vp_stage)
         self.model_type = ModelType.encoder_or_decoder  # asked for by megatron-core's schedules
-        if self.post_process:
-            self.rtd_head = linear(model.hidden_size, 1)
-            self.clm_head = CLMHead(config, model.vocab_size)
+        self.seated: list[str] = []
+        """Heads behind this chunk's last layer."""
+        for seat in seats:
+            if seat.layer is None and self.post_process:
+                self.seated += [seat.name] if self._seat(seat) else []
+            for layer in self.block.layers:
+                if layer.layer_number == seat.layer:
+                    self._seat(seat)
+                    layer.register_forward_hook(partial(self._ask_layer, seat.name), with_kwargs=True)
 
-    def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor | tuple[Tensor, Decoding]:
-        """Corrupted ids [B, S] to hidden states, on the last stage to (RTD logits [S, B], the CLM head at masks)."""
-        hidden = self.encode(tokens, batch, self.borrowed[0].main_table.weight)
-        if not self.post_process:
-            return hidden
-        return self.rtd_head(hidden).squeeze(-1), self.clm_head(hidden.flatten(0, 1)[batch.masked_index], self.word)
+    def forward(self, view: View, judge: Judge | None = None) -> Reading:
+        """Read a view. Without judge, heads on middle layers are not asked."""
+
+        def of_layer(name: str, hidden: Tensor) -> Tensor:
+            assert judge is not None
+            return judge(name, Reading(hidden, {name: self._ask(name, hidden, view)}, is_last=False))
+
+        hidden = self.encode(view.tokens, view.micro_batch, of_layer if judge else None)
+        return Reading(hidden, {name: self._ask(name, hidden, view) for name in self.seated}, self.post_process)
+
+    def _seat(self, seat: HeadSeat) -> bool:
+        head = seat.head(self.config)
+        if head is not None:
+            self.add_module(f"{seat.name}_head", head)
+        return head is not None
+
+    def _ask(self, name: str, hidden: Tensor, view: View) -> Any:
+        head = getattr(self, f"{name}_head", None)
+        return None if head is None else head(hidden, view.micro_batch, self.word)
+
+    def _ask_layer(self, name: str, layer: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """A forward hook: what it returns stands for the layer's output. Recomputation passes here, too."""
+        hidden, context = output
+        of_layer = kwargs["packed_seq_params"].judge
+        return output if of_layer is None else (_Ride.apply(hidden, of_layer(name, self._whole(hidden))), context)

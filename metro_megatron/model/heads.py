@@ -1,10 +1,13 @@
-"""Heads behind the encoders. All work on gathered positions, whole on every tensor-parallel rank.
+"""Heads behind the encoders, whole on every tensor-parallel rank but for the vocabulary.
 
-Legend: M masked positions, H hidden, V vocabulary rows of this rank.
+Every head is called with (hidden [S, B, H], micro batch, token embedding) and looks where its loss does.
+
+Legend: S positions, B rows, M masked positions, H hidden, V vocabulary rows of this rank.
 """
 
 from typing import NamedTuple
 
+import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.module import MegatronModule
@@ -12,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from metro_megatron.data.batch import MicroBatch
 from metro_megatron.mcore import without_sequence_parallel
 from metro_megatron.model.layer import linear
 from metro_megatron.model.norm import LayerNorm
@@ -33,11 +37,23 @@ class Decoding(NamedTuple):
         return functional.linear(*self)
 
 
-class CLMHead(MegatronModule):
-    """Corrective language modelling: h E^T + b with the tied token embedding E (METRO eq. 8)."""
+class TokenHead(torch.nn.Linear):
+    """One logit for every position: h w + b. Made by torch.nn.utils.skip_init, weights not yet set."""
+
+    def __init__(self, hidden_size: int, device: torch.device | None = None):
+        super().__init__(hidden_size, 1, device=device)
+
+    def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Tensor:  # type: ignore[override]
+        """[S, B]."""
+        return super().forward(hidden).squeeze(-1)
+
+
+class TiedDecoder(MegatronModule):
+    """h E^T + b with the tied token embedding E, at the masked positions (METRO eq. 8)."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int):
         super().__init__(config=config)
+        # It only owns the bias, split as the embedding's rows are; the product is the loss's affair.
         self.decoder = ColumnParallelLinear(
             config.hidden_size,
             padded_vocab_size(vocab_size),
@@ -48,13 +64,17 @@ class CLMHead(MegatronModule):
             skip_weight_param_allocation=True,
         )
 
-    def forward(self, hidden: Tensor, word: Tensor) -> Decoding:
-        """hidden [M, H] and this rank's rows of the token embedding [V, H]; the decoder only owns the bias."""
-        return Decoding(copy_to_tensor_model_parallel_region(hidden), word, self.decoder.bias)
+    def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Decoding:
+        rows = self.transform(hidden.flatten(0, 1)[micro_batch.masked_index])
+        return Decoding(copy_to_tensor_model_parallel_region(rows), word, self.decoder.bias)
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """[M, H] before the decoder."""
+        return rows
 
 
-class MLMHead(CLMHead):
-    """Masked language modelling: LN(gelu(h W + b)) before the tied decoder (METRO eq. 4, COCO-LM's head)."""
+class MLMHead(TiedDecoder):
+    """LN(gelu(h W + b)) before the tied decoder (METRO eq. 4, COCO-LM's head)."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int):
         super().__init__(config, vocab_size)
@@ -63,6 +83,5 @@ class MLMHead(CLMHead):
             without_sequence_parallel(config), hidden_size=config.hidden_size, eps=config.layernorm_epsilon
         )
 
-    def forward(self, hidden: Tensor, word: Tensor) -> Decoding:
-        """hidden [M, H] and this rank's rows of the token embedding [V, H]."""
-        return super().forward(self.norm(functional.gelu(self.dense(hidden))), word)
+    def transform(self, rows: Tensor) -> Tensor:
+        return self.norm(functional.gelu(self.dense(rows)))

@@ -3,6 +3,7 @@
 Legend: S positions, B rows, n samples, R = S B rows of hidden states, or this rank's part of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,8 @@ class Sequences(PackedSeqParams):
     samples: Samples | None = None
     dropout: DropoutKeys | None = None
     """None where nothing is dropped."""
+    judge: Callable[[str, Tensor], Tensor] | None = None
+    """What a head on a middle layer asks for its loss: name and hidden states [S, B, H]."""
 
 
 def sequences_of(batch: MicroBatch, num_layers: int, sequence_group: ProcessGroup | None) -> Sequences:

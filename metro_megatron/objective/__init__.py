@@ -1,1 +1,1 @@
-"""The losses of METRO-LM, each a sum that the caller divides by a count of the whole step."""
+"""The losses of a step, one file each: read term.py first, then terms.py, which says which of them a run has."""

@@ -1,23 +1,22 @@
 """The two homes of parameters: their gradient buffers, and when each communicates.
 
-A parameter lives in one home. The shared home (tied and auxiliary parameters) is replicated over the
+A parameter lives in one home. The shared home (what both phases use, and what trains in phase 1) is replicated over the
 data-parallel and pipeline ranks, the stage home over the data-parallel ranks. Every gradient is a plain sum.
 
 Hooks never steer the shared home's communication: a borrowed parameter collects gradients in both phases,
-its hook counts depend on the number of micro batches, and a rank may have no auxiliary micro batch at all.
+its hook counts depend on the number of micro batches, and a rank may have no micro batch to corrupt at all.
 The boundaries of the phases do: all gathers of parameters start with the step and stage's hide behind
-phase 1; the auxiliary's reduction hides behind phase 2.
+phase 1; the reduction of what only phase 1 trains hides behind phase 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
@@ -29,11 +28,10 @@ from metro_megatron.parallel.layout import Layout
 class Homes:
     """The wrapped modules of one rank, grouped by home."""
 
-    tied: DistributedDataParallel
-    auxiliary: DistributedDataParallel
+    shared: dict[str, DistributedDataParallel]
+    """By name; `both_phases` names the one that phase 2 uses, too."""
     stage: list[DistributedDataParallel]
-    auxiliary_config: TransformerConfig
-    stage_config: TransformerConfig
+    both_phases: str
     layout: Layout
     overlap: bool
 
@@ -42,33 +40,27 @@ class Homes:
         cls,
         config: Config,
         layout: Layout,
-        shared: tuple[MegatronModule, MegatronModule],
-        stage: list[MegatronModule],
+        shared: Mapping[str, MegatronModule],
+        stage: Sequence[MegatronModule],
+        both_phases: str,
     ) -> Homes:
-        """Wrap shared = (tied, auxiliary) and this stage's chunks; their configurations stay theirs."""
-        tied, auxiliary = shared
+        """Wrap the shared modules and this stage's chunks; their configurations stay theirs."""
         of_shared, of_stage = shared_groups(layout), stage_groups(layout)
         homes = cls(
-            tied=mcore.wrap(tied, tied.config, config, of_shared),
-            auxiliary=mcore.wrap(auxiliary, auxiliary.config, config, of_shared),
+            shared={name: mcore.wrap(module, module.config, config, of_shared) for name, module in shared.items()},
             stage=[mcore.wrap(chunk, chunk.config, config, of_stage) for chunk in stage],
-            auxiliary_config=auxiliary.config,
-            stage_config=stage[0].config,
+            both_phases=both_phases,
             layout=layout,
             overlap=config.parallel.overlap,
         )
         if homes.overlap:
             quiet = [chunk.no_sync for chunk in homes.stage]
-            homes.stage_config.no_sync_func = quiet if len(quiet) > 1 else quiet[0]
+            homes.stage[0].config.no_sync_func = quiet if len(quiet) > 1 else quiet[0]
         return homes
 
     @property
-    def shared(self) -> list[DistributedDataParallel]:
-        return [self.tied, self.auxiliary]
-
-    @property
     def all(self) -> list[DistributedDataParallel]:
-        return [*self.shared, *self.stage]
+        return [*self.shared.values(), *self.stage]
 
     def begin_step(self) -> None:
         """Forget the last gradients and fetch the shared home's updated parameters."""
@@ -77,28 +69,32 @@ class Homes:
         if self.overlap:
             for ddp in self.all:  # one order on all ranks
                 ddp.start_param_sync()
-            for ddp in self.shared:
+            for ddp in self.shared.values():
                 _wait_for_parameters(ddp)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """No communication of the shared home while its gradients are collected."""
-        with self.tied.no_sync(), self.auxiliary.no_sync():
+        with ExitStack() as stack:
+            for ddp in self.shared.values():
+                stack.enter_context(ddp.no_sync())
             yield
 
-    def end_auxiliary_phase(self) -> None:
-        """The auxiliary's gradients are complete; stage's parameters are needed now."""
+    def end_corruption_phase(self) -> None:
+        """Gradients of what only phase 1 uses are complete; stage's parameters are needed now."""
         if self.overlap:
-            self.auxiliary.start_grad_sync()
+            for name, ddp in self.shared.items():
+                if name != self.both_phases:
+                    ddp.start_grad_sync()
             for ddp in self.stage:
                 _wait_for_parameters(ddp)
 
     def end_main_phase(self) -> None:
         """All gradients are complete: wait until every rank has its sums."""
         if self.overlap:
-            self.tied.start_grad_sync()
-        finish_gradients(self.shared, self.auxiliary_config, self.layout)
-        finish_gradients(self.stage, self.stage_config, self.layout)
+            self.shared[self.both_phases].start_grad_sync()
+        finish_gradients(self.shared.values(), self.shared[self.both_phases].config, self.layout)
+        finish_gradients(self.stage, self.stage[0].config, self.layout)
 
     def fetch_parameters(self) -> None:
         """Complete every rank's copy of the parameters: before evaluation, checkpoints and export.

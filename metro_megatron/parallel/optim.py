@@ -45,11 +45,13 @@ class Optimizer:
         self.train_steps = config.train.train_steps
         precision = config.train.precision
         layout = homes.layout
-        self.shared = mcore.distributed_optimizer(homes.shared, self.options, precision, shared_groups(layout))
+        self.shared = mcore.distributed_optimizer(
+            list(homes.shared.values()), self.options, precision, shared_groups(layout)
+        )
         self.stage = mcore.distributed_optimizer(homes.stage, self.options, precision, stage_groups(layout))
         self.chained = ChainedOptimizer([self.shared, self.stage])
         self.scaler = _SharedScaler.adopt(self.chained) if precision == "fp16" else None
-        homes.auxiliary_config.grad_scale_func = homes.stage_config.grad_scale_func = self.scale_loss
+        homes.stage[0].config.grad_scale_func = self.scale_loss  # the schedule's; phase 1 calls it itself
 
     def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss times fp16's loss scale; the loss itself in other precisions."""

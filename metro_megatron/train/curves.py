@@ -12,33 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metro_megatron.errors import UserError
+from metro_megatron.objective.figures import panels
+from metro_megatron.objective.term import Panel
+from metro_megatron.objective.terms import ALL
 
 VALIDATION = "validation/"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes."""
-
-    title: str
-    curves: dict[str, str]
-    """What is drawn: name in metrics.jsonl, and its label."""
-    is_share: bool = False
-    """Drawn from 0 to 1, instead of where the values lie."""
-
-
-PANELS = (
-    Panel("MLM loss of the auxiliary model (nats)", {"aux_loss": "MLM"}),
-    Panel("CLM loss of the main model (nats)", {"clm_loss": "CLM"}),
-    Panel("RTD loss (nats)", {"rtd_loss": "RTD"}),
-    Panel("replace rate", {"replace_rate": "replaced tokens"}),
-    Panel(
-        "replaced token detection",
-        {"replace_accuracy": "replaced found", "rtd_precision": "precision", "rtd_auc": "AUC"},
-        True,
-    ),
-    Panel("language modeling accuracy", {"mlm_accuracy": "MLM", "clm_accuracy": "CLM"}),
-)
+COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -85,9 +64,15 @@ class Run:
 
 def draw(runs: Sequence[Run], output: Path) -> None:
     """Draw every panel with all runs and write the picture; its kind is that of the name's ending."""
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+    logged = {name for run in runs for line in run.training for name in line}
+    shown = [panel for panel in panels(ALL) if logged & panel.curves.keys()]
+    rows = -(-len(shown) // COLUMNS)
+    figure = Figure(figsize=(13, 3.5 * rows), layout="constrained")
+    all_axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for axes, panel in zip(all_axes, shown, strict=False):
         _draw_panel(axes, panel, runs)
+    for axes in all_axes[len(shown) :]:
+        axes.remove()
     title = ", ".join(run.name for run in runs)
     figure.suptitle(f"{title}: training (lines, averaged) and validation (points)")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from metro_megatron.checkpoint.save import replace_text
+from metro_megatron.objective.term import Term
 
 TENSORBOARD_NAMES = {"learning_rate": "learning-rate", "grad_norm": "grad-norm", "loss_scale": "loss-scale"}
 """Megatron-LM's names where the meaning is the same."""
@@ -17,7 +19,8 @@ TENSORBOARD_NAMES = {"learning_rate": "learning-rate", "grad_norm": "grad-norm",
 class Report:
     """Writes one object per logged step; a resumed run drops what lies beyond its checkpoint."""
 
-    def __init__(self, run: Path, first_step: int, train_steps: int):
+    def __init__(self, run: Path, terms: Sequence[Term], first_step: int, train_steps: int):
+        self.terms = terms
         self.train_steps = train_steps
         self.first_step = first_step
         self.path = run / "metrics.jsonl"
@@ -34,9 +37,8 @@ class Report:
         done = step - self.first_step
         seconds = (time.monotonic() - self.started) / done * (self.train_steps - step)
         self.say(
-            f"step {step}/{self.train_steps} | aux {figures['aux_loss']:.4f} rtd {figures['rtd_loss']:.4f} "
-            f"clm {figures['clm_loss']:.4f} | replaced {figures['replace_rate']:.3f} "
-            f"found {figures['replace_accuracy']:.3f} | grad norm {figures['grad_norm']:.3f} | "
+            f"step {step}/{self.train_steps} | {self._losses(figures)} | {self._shares(figures)} | "
+            f"grad norm {figures['grad_norm']:.3f} | "
             f"lr {figures['learning_rate']:.2e} | {figures['tokens_per_second']:,.0f} tokens/s "
             f"(data {figures['data_share']:.1%}) | ETA {_duration(seconds)}"
         )
@@ -44,11 +46,9 @@ class Report:
     def validation(self, step: int, figures: dict[str, float]) -> None:
         """Figures of an evaluation after `step` steps, under names that begin with validation/."""
         self._write(step, {f"validation/{name}": value for name, value in figures.items()})
-        self.say(
-            f"validation after step {step} | aux {figures['aux_loss']:.4f} rtd {figures['rtd_loss']:.4f} "
-            f"clm {figures['clm_loss']:.4f} | RTD AUC {figures['rtd_auc']:.3f} | "
-            f"replaced {figures['replace_rate']:.3f} found {figures['replace_accuracy']:.3f}"
-        )
+        extra = {label: figures[name] for term in self.terms for label, name in term.validation_console.items()}
+        shown = "".join(f"{label} {value:.3f} | " for label, value in extra.items())
+        self.say(f"validation after step {step} | {self._losses(figures)} | {shown}{self._shares(figures)}")
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -56,6 +56,15 @@ class Report:
     def close(self) -> None:
         self.file.close()
         self.tensorboard.close()
+
+    def _losses(self, figures: dict[str, float]) -> str:
+        return " ".join(f"{term.name} {figures[f'{term.name}_loss']:.4f}" for term in self.terms)
+
+    def _shares(self, figures: dict[str, float]) -> str:
+        shown = {"replaced": "replace_rate"}
+        for term in self.terms:
+            shown |= term.console
+        return " ".join(f"{label} {figures[name]:.3f}" for label, name in shown.items())
 
     def _write(self, step: int, figures: dict[str, float]) -> None:
         self.file.write(json.dumps({"step": step, **figures}) + "\n")

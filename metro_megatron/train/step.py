@@ -1,8 +1,9 @@
 """One optimizer step in two phases (docs/walk.md, rows 7 to 10).
 
-Phase 1: each pipeline rank runs the whole auxiliary model on its share of the micro batches, forward and
-backward, and samples replacements. The samples are exchanged. Phase 2: the main model runs megatron-core's
-pipeline schedule on the corrupted micro batches. No gradient crosses the sampling, so nothing else links them.
+Phase 1: each pipeline rank has its share of the micro batches corrupted; the auxiliary model, where there is one, runs
+whole, forward and backward, and samples replacements. The samples are exchanged. Phase 2: the main model runs
+megatron-core's pipeline schedule on the corrupted micro batches. No gradient crosses the sampling, so nothing else
+links the two.
 """
 
 from __future__ import annotations
@@ -15,26 +16,28 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from metro_megatron.config.schema import Config
-from metro_megatron.corruption.auxiliary import corrupt, propose
 from metro_megatron.data.batch import MicroBatch, StepBatch
-from metro_megatron.model.heads import Decoding
-from metro_megatron.model.pair import Pair
-from metro_megatron.objective.losses import replaced_token_detection_sum, vocabulary_statistics
+from metro_megatron.data.views import View, corrupt, side_by_side
+from metro_megatron.model.encoder import Reading
+from metro_megatron.objective.figures import counts
+from metro_megatron.objective.term import Sums, weighted
 from metro_megatron.parallel.exchange import exchange, share
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer, Update
 from metro_megatron.randomness import Purpose, hash64
-from metro_megatron.train.metrics import MetricSums, Sums, auxiliary_sums, main_sums
+from metro_megatron.train.build import Parts
+from metro_megatron.train.metrics import MetricSums
 
 
 class Step:
-    """The two phases over one pair; the same code trains and evaluates."""
+    """The two phases over the parts of a run; the same code trains and evaluates."""
 
-    def __init__(self, config: Config, layout: Layout, pair: Pair, homes: Homes, optimizer: Optimizer):
+    def __init__(self, config: Config, layout: Layout, parts: Parts, homes: Homes, optimizer: Optimizer):
         self.config = config
         self.layout = layout
-        self.pair = pair
+        self.parts = parts
+        self.terms = {term.name: term for term in parts.terms}
         self.homes = homes
         self.optimizer = optimizer
         self.schedule = get_forward_backward_func()
@@ -42,19 +45,22 @@ class Step:
     def train(self, batch: StepBatch, metrics: MetricSums) -> Update:
         """Run both phases, reduce and update."""
         self._set_training(True)
+        # The operators take seeds as signed numbers and add up to 3 per layer: two bits less leave room for both.
         seed = int(hash64(self.config.train.seed, Purpose.DROPOUT, batch.step)) >> 2
         dropout_seed = torch.tensor([seed], device=self.layout.device)
         micro_batches = [
             replace(micro_batch.to(self.layout.device), dropout_seed=dropout_seed)
             for micro_batch in batch.micro_batches
         ]
+        # Gathers of updated parameters start here; those of the shared home are awaited, it computes first.
         self.homes.begin_step()
         with self.homes.quiet():
-            sampled = self._auxiliary_phase(micro_batches, batch, metrics)
-        self.homes.end_auxiliary_phase()
-        corrupted = self._exchange(micro_batches, sampled)
-        with self.homes.quiet():
-            self._main_phase(micro_batches, corrupted, batch, metrics)
+            sampled = self._corruption_phase(micro_batches, batch, metrics)
+        # From here on phase 1's gradients travel while main computes.
+        self.homes.end_corruption_phase()
+        views = self._exchange(micro_batches, sampled)
+        with self.homes.quiet():  # the tied parameters collect gradients in both phases
+            self._main_phase(views, batch, metrics)
         self.homes.end_main_phase()
         return self.optimizer.step(batch.step)
 
@@ -66,74 +72,80 @@ class Step:
         """
         self._set_training(False)
         micro_batches = [micro_batch.to(self.layout.device) for micro_batch in batch.micro_batches]
-        sampled = self._auxiliary_phase(micro_batches, batch, metrics)
-        corrupted = self._exchange(micro_batches, sampled)
-        self._main_phase(micro_batches, corrupted, batch, metrics)
-        return corrupted
+        views = self._exchange(micro_batches, self._corruption_phase(micro_batches, batch, metrics))
+        self._main_phase(views, batch, metrics)
+        return [view.tokens for view in views]
 
     def _set_training(self, is_training: bool) -> None:
-        for _, module in self.pair.modules():
+        for _, module in self.parts.pair.modules():
             module.train(is_training)
 
-    def _auxiliary_phase(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums) -> list[Tensor]:
+    def _corruption_phase(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums) -> list[Tensor]:
         """Samples [M] of this pipeline rank's share of the micro batches."""
-        group = self.layout.tensor
         sampled = []
         for j in share(len(micro_batches), self.layout.pipeline):
-            micro_batch = micro_batches[j]
-            proposal = propose(self.homes.auxiliary, micro_batch, self.config.model, group)
-            if torch.is_grad_enabled():
-                self.optimizer.scale_loss(proposal.loss / max(batch.num_masked, 1)).backward()
-            targets = micro_batch.masked_targets
-            metrics.add([auxiliary_sums(proposal.loss, proposal.predicted, proposal.sampled, targets)])
+            proposal = self.parts.corruptor.propose(micro_batches[j], batch, self.optimizer.scale_loss)
+            metrics.add([proposal.sums])
             sampled.append(proposal.sampled)
         return sampled
 
-    def _exchange(self, micro_batches: list[MicroBatch], sampled: list[Tensor]) -> list[Tensor]:
-        counts = [micro_batch.masked_index.numel() for micro_batch in micro_batches]
-        everyone = exchange(sampled, counts, self.layout.pipeline)
+    def _exchange(self, micro_batches: list[MicroBatch], sampled: list[Tensor]) -> list[View]:
+        masked = [micro_batch.masked_index.numel() for micro_batch in micro_batches]
+        everyone = exchange(sampled, masked, self.layout.pipeline)
         return [corrupt(*one) for one in zip(micro_batches, everyone, strict=True)]
 
-    def _main_phase(
-        self, micro_batches: list[MicroBatch], corrupted: list[Tensor], batch: StepBatch, metrics: MetricSums
-    ) -> None:
+    def _main_phase(self, views: list[View], batch: StepBatch, metrics: MetricSums) -> None:
         """The pipeline schedule over all micro batches of this data-parallel rank."""
-        pairs = list(zip(corrupted, micro_batches, strict=True))
+        views = [self._with_second(view) for view in views]
 
-        def forward_step(data: Iterator[tuple[Tensor, MicroBatch]], model: torch.nn.Module):
-            tokens, micro_batch = next(data)
-            output = model(tokens, micro_batch)
-            if isinstance(output, Tensor):  # not the last stage
-                return output, None
-            loss, sums = self.main_loss(output, tokens, micro_batch, batch)
+        def forward_step(data: Iterator[View], model: torch.nn.Module):
+            view = next(data)
+            sums: Sums = {}
+
+            def judge(name: str, reading: Reading) -> Tensor:
+                # A layer that is recomputed comes here twice, with the same sums; they are added once, below.
+                return self.optimizer.scale_loss(self.losses([name], reading, view, batch, sums))
+
+            reading: Reading = model(view, judge if self._layers else None)
+            loss = None
+            if reading.is_last:
+                names = [name for name, term in self.terms.items() if term.layer is None]
+                loss = self.losses(names, reading, view, batch, sums)
+                sums |= counts(view)
+            metrics.add([sums])
+            if loss is None:
+                return reading.hidden, None
             # The schedule divides by the number of micro batches; our losses are plain sums.
-            return loss * len(micro_batches), lambda scaled: (scaled, sums)
+            return loss * len(views), lambda scaled: (scaled, {})
 
         num_chunks = len(self.homes.stage)
-        rows, length = micro_batches[0].tokens.shape
-        sums = self.schedule(
+        rows, length = views[0].tokens.shape
+        self.schedule(
             forward_step_func=forward_step,
-            data_iterator=[iter(pairs) for _ in range(num_chunks)] if num_chunks > 1 else iter(pairs),
+            data_iterator=[iter(views) for _ in range(num_chunks)] if num_chunks > 1 else iter(views),
             model=self.homes.stage,
-            num_microbatches=len(micro_batches),
+            num_microbatches=len(views),
             seq_length=length,
             micro_batch_size=rows,
             forward_only=not torch.is_grad_enabled(),
         )
-        metrics.add(sums)
 
-    def main_loss(
-        self, output: tuple[Tensor, Decoding], tokens: Tensor, micro_batch: MicroBatch, batch: StepBatch
-    ) -> tuple[Tensor, Sums]:
-        """Main's share of eq. 9 from (RTD logits [S, B], the CLM head at masks), and its sums."""
-        rtd_logits, decoding = output
-        weights, group = self.config.objective, self.layout.tensor
-        is_replaced = (tokens != micro_batch.tokens).t()
-        rtd = replaced_token_detection_sum(rtd_logits, ~is_replaced, micro_batch.is_real.t())
-        targets = micro_batch.masked_targets
-        found = vocabulary_statistics(decoding, targets, self.config.model.vocab_size, group)
-        clm = found.loss.sum()
-        sums = main_sums(rtd, clm, rtd_logits, is_replaced, micro_batch)
-        sums["clm_correct"] = (found.predicted == targets).sum()
-        loss = weights.rtd_weight * rtd / batch.num_tokens + weights.clm_weight * clm / max(batch.num_masked, 1)
-        return loss, sums
+    @property
+    def _layers(self) -> list[int]:
+        """Middle layers with heads."""
+        return [term.layer for term in self.terms.values() if term.layer is not None]
+
+    def _with_second(self, view: View) -> View:
+        seconds = [second for term in self.terms.values() if (second := term.second_view(view)) is not None]
+        assert len(seconds) <= 1, "main reads at most two views at a time"
+        return side_by_side(view, seconds[0]) if seconds else view
+
+    def losses(self, names: list[str], reading: Reading, view: View, batch: StepBatch, sums: Sums) -> Tensor:
+        """The named terms' share of the whole loss (METRO eq. 9) in this micro batch; their sums go into `sums`."""
+        means = {}
+        for name in names:
+            term = self.terms[name]
+            loss, own = term.loss(reading, view, self.layout.tensor)
+            means[name] = loss / term.denominator(batch)
+            sums |= own
+        return weighted(self.terms.values(), means)

@@ -16,11 +16,13 @@ from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.model.pair import Pair
+from metro_megatron.model.pair import TIED
+from metro_megatron.objective.term import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer, Update
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
+from metro_megatron.train.build import Parts
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.report import Report
@@ -38,11 +40,11 @@ class Trainer:
         self.run = Path(config.train.output)
         self.corpus = corpus
         self.layout = Layout.create(config.parallel, device)
-        self.pair = Pair.build(config, self.layout)
-        shared = (self.pair.tied, self.pair.auxiliary)
-        self.homes = Homes.build(config, self.layout, shared, list(self.pair.main))
+        self.parts = Parts.build(config, self.layout)
+        self.pair = self.parts.pair
+        self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
-        self.step = Step(config, self.layout, self.pair, self.homes, self.optimizer)
+        self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
         self.done = 0
         """Steps done."""
@@ -73,7 +75,7 @@ class Trainer:
         data = self.corpus.training_data(self.layout)
         report = self._open_report()
         stop = _StopSignal()
-        metrics = MetricSums(self.layout)
+        metrics = MetricSums(self.layout, self.parts.all_terms)
         clock = _Clock()
         batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
@@ -102,7 +104,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Figures over the held-out samples, with masks and noise of their own. A collective call."""
         self.homes.fetch_parameters()
-        metrics = MetricSums(self.layout)
+        metrics = MetricSums(self.layout, self.parts.all_terms)
         data = self.corpus.validation_data(self.layout)
         num_samples = min(self.config.train.eval_samples, data.num_samples)
         train, seq_length = self.config.train, self.config.data.seq_length
@@ -124,7 +126,7 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.run / "run_config.yaml")
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
-        report = Report(self.run, self.done, self.config.train.train_steps)
+        report = Report(self.run, self.parts.all_terms, self.done, self.config.train.train_steps)
         report.say(self._description())
         report.say(describe(self.layout.device))
         report.say(self.corpus.description)
@@ -157,9 +159,8 @@ class Trainer:
         if not report:
             return
         tokens = figures.pop("tokens")
-        weights = self.config.objective
-        main_loss = weights.rtd_weight * figures["rtd_loss"] + weights.clm_weight * figures["clm_loss"]
-        figures["loss"] = figures["aux_loss"] + main_loss
+        terms = self.parts.all_terms
+        figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms})
         report.training(
             self.done,
             {

@@ -14,9 +14,10 @@ from torch import Tensor
 from metro_megatron.checkpoint.save import load_weights
 from metro_megatron.config.schema import Config, ParallelConfig
 from metro_megatron.data.batch import MicroBatch
-from metro_megatron.model.encoder import MainModel
-from metro_megatron.model.pair import Pair
+from metro_megatron.data.views import View
+from metro_megatron.model.heads import Decoding
 from metro_megatron.parallel.layout import Layout
+from metro_megatron.train.build import Parts
 
 
 @torch.no_grad()
@@ -26,8 +27,9 @@ def trainer_outputs(
     """Both models' outputs in fp32 at every position of padded rows.
 
     masked_tokens and noised_tokens [B, S] are the auxiliary's and main's inputs, lengths [B] the real tokens
-    of each row. Returns mlm [B, S, V], hidden [B, S, H] (main's last layer), rtd [B, S] and clm [B, S, V];
-    places behind a row's length mean nothing. Raises UserError for a damaged checkpoint.
+    of each row. Returns hidden [B, S, H] (main's last layer) and what every head says, [B, S] or [B, S, V], by the name
+    that its output has in the exported model (without `_logits`);
+    positions behind a row's length mean nothing. Raises UserError for a damaged checkpoint.
     """
     single = replace(
         config,
@@ -36,31 +38,27 @@ def trainer_outputs(
     )
     layout = Layout.create(single.parallel, torch.device("cpu"))
     try:
-        pair = Pair.build(single, layout)
-        load_weights(iteration_folder, pair, layout)
-        for _, module in pair.modules():
+        parts = Parts.build(single, layout)
+        load_weights(iteration_folder, parts.pair, layout)
+        for _, module in parts.pair.modules():
             module.eval()
-        batch = _every_position(masked_tokens, lengths)
-        vocab_size = config.model.vocab_size
-        rtd, clm = pair.main[0](noised_tokens, batch)
-        return {
-            "mlm": _rows(pair.auxiliary(batch).logits(), masked_tokens)[..., :vocab_size],
-            "hidden": _hidden(pair.main[0], noised_tokens, batch),
-            "rtd": rtd.t(),
-            "clm": _rows(clm.logits(), masked_tokens)[..., :vocab_size],
-        }
+        micro_batch = _every_position(masked_tokens, lengths)
+        reading = parts.pair.main[0](View(noised_tokens, micro_batch))
+        said = {term.exported: reading.heads[term.name] for term in parts.terms if term.name in reading.heads}
+        for term in parts.corruptor.terms:
+            said[term.exported] = parts.corruptor.trained[term.name](micro_batch)
+        outputs = {name: _rows(one, masked_tokens, config.model.vocab_size) for name, one in said.items()}
+        return {"hidden": reading.hidden.transpose(0, 1), **outputs}
     finally:
         layout.destroy()
 
 
-def _hidden(main: MainModel, tokens: Tensor, batch: MicroBatch) -> Tensor:
-    return main.encode(tokens, batch, main.borrowed[0].main_table.weight).transpose(0, 1)
-
-
-def _rows(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[M, V] for every position in [S, B] order, as [B, S, V]."""
+def _rows(said: Tensor | Decoding, tokens: Tensor, vocab_size: int) -> Tensor:
+    """What a head says of every position, [S, B] or logits that are not computed yet, as [B, S] or [B, S, V]."""
+    if isinstance(said, Tensor):
+        return said.t()
     rows, length = tokens.shape
-    return logits.view(length, rows, -1).transpose(0, 1)
+    return said.logits().view(length, rows, -1).transpose(0, 1)[..., :vocab_size]
 
 
 def _every_position(tokens: Tensor, lengths: Tensor) -> MicroBatch:

@@ -32,7 +32,7 @@ def overflowing_steps(config: Config) -> tuple[list[Update], bool]:
     """On every rank: updates from a loss scale that is far too large, and whether skipped steps left weights alone."""
     trainer = start(config)
     data, metrics, updates = trainer.corpus.training_data(trainer.layout), MetricSums(trainer.layout), []
-    weight = trainer.pair.tied.word.weight
+    weight = trainer.pair.shared["tied"].word.weight
     before = weight.detach().clone()
     for step in range(STEPS):
         updates.append(

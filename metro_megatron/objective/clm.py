@@ -1,0 +1,37 @@
+"""Corrective language modelling, simplified: main names the original at every masked position (METRO eq. 8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from metro_megatron.objective.term import Panel
+from metro_megatron.objective.vocabulary import LanguageModel
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class CorrectiveLanguageModel(LanguageModel):
+    """-log p(original) at masked positions, whether or not the auxiliary model had put the original there."""
+
+    name = "clm"
+    exported = "clm"
+    sums = {"clm_loss": 1, "clm_correct": 1}
+    panels = (
+        Panel("CLM loss of the main model (nats)", {"clm_loss": "CLM"}),
+        Panel("language modeling accuracy", {"clm_accuracy": "CLM"}),
+    )
+
+    @property
+    def weight(self) -> float:
+        return self.config.objective.clm_weight
+
+    def head(self, config: TransformerConfig) -> nn.Module:
+        from metro_megatron.model.heads import TiedDecoder
+
+        return TiedDecoder(config, self.config.model.vocab_size)
+
+    def exported_head(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule("clm_head")

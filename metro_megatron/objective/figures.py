@@ -1,0 +1,50 @@
+"""Figures of a run, or of an evaluation: counts of tokens, and what every term makes of its sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from metro_megatron.data.views import View
+from metro_megatron.objective.term import Panel, Sums, Term
+
+COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1}
+"""Sums that belong to no loss: what the losses are means over, and how much was replaced."""
+COUNT_PANELS = (Panel("replace rate", {"replace_rate": "replaced tokens"}),)
+
+
+def counts(view: View) -> Sums:
+    """COUNTS of a micro batch."""
+    is_real = view.micro_batch.is_real
+    return {
+        "num_masked": torch.tensor(float(view.micro_batch.masked_index.numel()), device=is_real.device),
+        "num_tokens": is_real.sum(),
+        "num_places": torch.tensor(float(is_real.numel()), device=is_real.device),
+        "replaced": (view.is_replaced & is_real).sum(),
+    }
+
+
+def figures(terms: Iterable[Term], sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Losses per masked or real token in nats, shares in [0, 1]; counts are those that `counts` makes."""
+    tokens = max(float(sums["num_tokens"]), 1.0)
+    found: dict[str, float] = {}
+    for term in terms:
+        found |= term.figures(sums)
+    return {
+        **found,
+        "replace_rate": float(sums["replaced"]) / tokens,
+        "non_pad_fraction": float(sums["num_tokens"]) / max(float(sums["num_places"]), 1.0),
+        "tokens": float(sums["num_tokens"]),
+    }
+
+
+def panels(terms: Iterable[type[Term]]) -> list[Panel]:
+    """What the picture of a run with these terms shows; panels of one title are drawn as one."""
+    joined: dict[str, Panel] = {}
+    for panel in (*(panel for term in terms for panel in term.panels), *COUNT_PANELS):
+        before = joined.get(panel.title)
+        curves = {**before.curves, **panel.curves} if before else panel.curves
+        joined[panel.title] = Panel(panel.title, curves, panel.is_share)
+    return list(joined.values())

@@ -1,0 +1,42 @@
+"""Masked language modelling of the auxiliary model (METRO eq. 4). Its figures are called aux_*."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from metro_megatron.objective.term import Panel, Sums
+from metro_megatron.objective.vocabulary import LanguageModel
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class MaskedLanguageModel(LanguageModel):
+    """-log p(original) at masked positions, of weight 1; the auxiliary model's samples are counted with it."""
+
+    name = "aux"
+    exported = "mlm"
+    sums = {"aux_loss": 1, "aux_correct": 1, "sample_correct": 1}
+    panels = (
+        Panel("MLM loss of the auxiliary model (nats)", {"aux_loss": "MLM"}),
+        Panel("language modeling accuracy", {"aux_accuracy": "MLM"}),
+    )
+
+    def head(self, config: TransformerConfig) -> nn.Module:
+        from metro_megatron.model.heads import MLMHead
+
+        return MLMHead(config, self.config.model.vocab_size)
+
+    def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        sampled = float(sums["sample_correct"]) / max(float(sums["num_masked"]), 1.0)
+        return {**super().figures(sums), "sampled_accuracy": sampled}
+
+    def exported_head(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule("auxiliary_head")
+
+    def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
+        same = (tokens == originals)[is_masked].sum()
+        return {**super().exported_sums(logits, tokens, originals, is_masked), "sample_correct": same}

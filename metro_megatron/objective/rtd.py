@@ -1,0 +1,128 @@
+"""Replaced token detection: main says of every token whether it is the original one (METRO eq. 6).
+
+Legend: S positions, B rows, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import functional
+
+from metro_megatron.data.batch import StepBatch
+from metro_megatron.data.views import View
+from metro_megatron.objective.term import Panel, Sums, Term
+from metro_megatron.vocabulary import PAD_ID
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from metro_megatron.model.encoder import Reading
+
+AUC_BINS = 512
+AUC_RANGE = 16.0
+"""Logits are counted in AUC_BINS equal bins over [-AUC_RANGE, AUC_RANGE]; what lies outside, in the outer ones."""
+EXACT_BINS = 2**20
+"""For an evaluation, where the histograms cross no network: bins of 3e-5, finer than any difference that matters."""
+
+
+class ReplacedTokenDetection(Term):
+    """Binary cross-entropy over all real tokens; sigmoid(logit) is the probability of "original".
+
+    A sample that happens to be the original id is an original. A token is called replaced when its logit is below 0.
+    """
+
+    name = "rtd"
+    exported = "rtd"
+    sums = {
+        "rtd_loss": 1,
+        "replaced_found": 1,
+        "original_kept": 1,
+        "original_histogram": AUC_BINS,
+        "replaced_histogram": AUC_BINS,
+    }
+    console = {"found": "replace_accuracy"}
+    validation_console = {"RTD AUC": "rtd_auc"}
+    panels = (
+        Panel("RTD loss (nats)", {"rtd_loss": "RTD"}),
+        Panel(
+            "replaced token detection",
+            {"replace_accuracy": "replaced found", "rtd_precision": "precision", "rtd_auc": "AUC"},
+            is_share=True,
+        ),
+    )
+
+    @property
+    def weight(self) -> float:
+        return self.config.objective.rtd_weight
+
+    def head(self, config: TransformerConfig) -> nn.Module:
+        from metro_megatron.model.heads import TokenHead
+
+        return nn.utils.skip_init(TokenHead, config.hidden_size, device=torch.cuda.current_device())
+
+    def denominator(self, batch: StepBatch) -> int:
+        return batch.num_tokens
+
+    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
+        logits = reading.heads[self.name]  # [S, B], whole on every tensor-parallel rank
+        is_replaced, is_real = view.is_replaced.t(), view.micro_batch.is_real.t()
+        loss = detection_loss(logits, ~is_replaced, is_real)
+        return loss, {"rtd_loss": loss.detach(), **detection_sums(logits.detach(), is_replaced, is_real, AUC_BINS)}
+
+    def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        one = {name: float(value) for name, value in sums.items() if value.numel() == 1}
+        replaced, original = one["replaced"], one["num_tokens"] - one["replaced"]
+        called_replaced = one["replaced_found"] + original - one["original_kept"]
+        return {
+            "rtd_loss": one["rtd_loss"] / max(one["num_tokens"], 1.0),
+            "replace_accuracy": one["replaced_found"] / max(replaced, 1.0),
+            "non_replace_accuracy": one["original_kept"] / max(original, 1.0),
+            "rtd_precision": one["replaced_found"] / max(called_replaced, 1.0),
+            "rtd_auc": area_under_curve(sums["original_histogram"], sums["replaced_histogram"]),
+        }
+
+    def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
+        """[B, S]."""
+        return model.get_submodule("rtd_head")(hidden).squeeze(-1).float()
+
+    def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
+        is_replaced, is_real = tokens != originals, originals != PAD_ID
+        loss = detection_loss(logits.double(), ~is_replaced, is_real)
+        return {"rtd_loss": loss, **detection_sums(logits, is_replaced, is_real, EXACT_BINS)}
+
+
+def detection_loss(logits: Tensor, is_original: Tensor, is_real: Tensor) -> Tensor:
+    """Sum over real tokens of the binary cross-entropy of sigmoid(logits) = P(original); all of one shape."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = functional.binary_cross_entropy_with_logits(logits, is_original.to(logits.dtype), reduction="none")
+    return (losses * is_real).sum()
+
+
+def detection_sums(logits: Tensor, is_replaced: Tensor, is_real: Tensor, num_bins: int) -> Sums:
+    """Hits of both kinds among the real tokens, and histograms of their logits; all of one shape."""
+    says_replaced = logits < 0
+    bins = ((logits.float() / AUC_RANGE + 1) / 2 * num_bins).long().clamp(0, num_bins - 1)
+    is_replaced, is_original = is_replaced & is_real, is_real & ~is_replaced
+    return {
+        "replaced_found": (is_replaced & says_replaced).sum(),
+        "original_kept": (is_original & ~says_replaced).sum(),
+        "original_histogram": torch.bincount(bins[is_original], minlength=num_bins),
+        "replaced_histogram": torch.bincount(bins[is_replaced], minlength=num_bins),
+    }
+
+
+def area_under_curve(original: Tensor, replaced: Tensor) -> float:
+    """P(logit of an original token > logit of a replaced one), ties counted half, from two histograms.
+
+    1/2 where one class is empty.
+    """
+    pairs = float(original.sum()) * float(replaced.sum())
+    if pairs == 0.0:
+        return 0.5
+    below = (replaced.cumsum(0) - replaced).double()
+    return float((original.double() * (below + replaced.double() / 2)).sum()) / pairs

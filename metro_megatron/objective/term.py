@@ -1,0 +1,110 @@
+"""The seat of a loss: everything that the rest of the program asks of one.
+
+The step, the metrics, the report, the picture, evaluation and the comparison with an exported model go through the
+terms of a run; none of them knows a loss by name. A new loss is a file beside this one, a line in terms.py, its
+options, and its head in the exported model.
+
+Nothing here or in a term's file loads megatron-core: pictures and evaluation of exported models do without.
+
+Legend: S positions, B rows, H hidden, M masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from metro_megatron.config.schema import Config
+from metro_megatron.data.batch import StepBatch
+from metro_megatron.data.views import View
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from metro_megatron.model.encoder import Reading
+
+Sums = dict[str, Tensor]
+"""Numbers, or histograms, that add up over micro batches, ranks and steps."""
+Number = TypeVar("Number", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes in the picture of a run. Panels of one title, of several terms, are drawn as one."""
+
+    title: str
+    curves: Mapping[str, str]
+    """What is drawn: name of the figure, and its label."""
+    is_share: bool = False
+    """Drawn from 0 to 1, instead of where the values lie."""
+
+
+class Term(ABC):
+    """One loss of a run. Its figure `{name}_loss` is what it adds to the whole loss, before its weight."""
+
+    name: ClassVar[str]
+    """In figures, on the console, and of its head: `{name}_head`."""
+    exported: ClassVar[str]
+    """Name of its head's output in the exported model: `{exported}_logits`."""
+    sums: ClassVar[Mapping[str, int]]
+    """Names and numbers of elements of the sums that `loss` returns."""
+    console: ClassVar[Mapping[str, str]] = {}
+    """What the console says beside the loss: label, and name of the figure."""
+    validation_console: ClassVar[Mapping[str, str]] = {}
+    """What it says after an evaluation only."""
+    panels: ClassVar[tuple[Panel, ...]]
+    layer: ClassVar[int | None] = None
+    """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @property
+    def weight(self) -> float:
+        """Factor of this loss in the whole one."""
+        return 1.0
+
+    @abstractmethod
+    def head(self, config: TransformerConfig) -> nn.Module | None:
+        """A new head, weights not yet set: called with (hidden [S, B, H], micro batch, token embedding [V, H]).
+
+        None if the loss reads hidden states alone.
+        """
+
+    def second_view(self, view: View) -> View | None:
+        """What main shall read beside `view`, made from it, of the same shape; no other term sees it."""
+        return None
+
+    @abstractmethod
+    def denominator(self, batch: StepBatch) -> int:
+        """Over what the loss is a mean, counted over the whole step; at least 1."""
+
+    @abstractmethod
+    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
+        """The sum over a micro batch, with its graph, and this term's sums. group: the tensor-parallel ranks."""
+
+    @abstractmethod
+    def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means and rates of this term's sums and the counts of data.views.counts: `{name}_loss` and others."""
+
+    @abstractmethod
+    def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
+        """What an exported pair's head says of the hidden states [B, S, H] of its encoder, where this loss looks."""
+
+    @abstractmethod
+    def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
+        """The sums of `loss` from such logits; tokens [B, S] are corrupted, originals have PAD_ID behind their end."""
+
+
+def weighted(terms: Iterable[Term], losses: Mapping[str, Number]) -> Number:
+    """The whole loss: the means that `losses` has by name, each times its term's weight (METRO eqs. 7 and 9)."""
+    parts = [term.weight * losses[term.name] for term in terms if term.name in losses]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -1,0 +1,47 @@
+"""The parts of a run put together: what corrupts, what the main model learns, and the modules of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metro_megatron import mcore
+from metro_megatron.config.schema import Config
+from metro_megatron.corruption.choice import build_corruptor
+from metro_megatron.corruption.corruptor import Corruptor
+from metro_megatron.model.encoder import MainModel, TiedParameters
+from metro_megatron.model.pair import TIED, Pair
+from metro_megatron.objective.term import Term
+from metro_megatron.objective.terms import main_terms
+from metro_megatron.parallel.groups import shared_groups, stage_groups
+from metro_megatron.parallel.layout import Layout
+
+
+@dataclass(frozen=True)
+class Parts:
+    """This rank's part of a run, with initial weights."""
+
+    pair: Pair
+    corruptor: Corruptor
+    terms: list[Term]
+    """Losses of the main model."""
+
+    @property
+    def all_terms(self) -> list[Term]:
+        """The corruptor's losses and main's, in the order of the console."""
+        return [*self.corruptor.terms, *self.terms]
+
+    @classmethod
+    def build(cls, config: Config, layout: Layout) -> Parts:
+        """As the configuration says, on the layout's device and in the run's precision."""
+        # Phase 1 has no pipeline: what both phases use is built as the auxiliary's side of the run.
+        tied = TiedParameters(mcore.auxiliary_config(config, layout.device), config.model, shared_groups(layout))
+        corruptor, terms = build_corruptor(config, layout, tied), main_terms(config)
+        transformer, groups = mcore.main_config(config, layout.device), stage_groups(layout)
+        chunks = config.parallel.virtual_pipeline_model_parallel_size
+        main = [
+            MainModel(transformer, config.model, tied.lend("word", "table"), groups, terms, vp_stage)
+            for vp_stage in ([None] if chunks == 1 else range(chunks))
+        ]
+        pair = Pair({TIED: tied, **corruptor.trained}, main)
+        pair.initialize(config, layout)
+        return cls(pair, corruptor, terms)
