@@ -29,6 +29,8 @@ from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
 MASK_PROBABILITY = 0.15
+OF_ROWS = ("tokens", "non_pad_fraction")
+"""Figures of training that tell of batches, not of the pair."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def evaluate(
         on_progress(done, len(batches))
     found = figures(terms, sums)
     return {
-        **{name: value for name, value in found.items() if name != "tokens"},
+        **{name: value for name, value in found.items() if name not in OF_ROWS},
         "rtd_trivial_loss": _entropy(found["replace_rate"]),
         **unigram_figures(torch.cat(targets).numpy(), token_counts),
         "num_masked": int(sums["num_masked"]),

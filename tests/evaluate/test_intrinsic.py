@@ -11,9 +11,8 @@ from torch.nn import functional
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.intrinsic import (
     HeldOutText,
-    area_under_curve,
-    detection_figures,
     evaluate,
+    exported_terms,
     guess,
     masked_samples,
     sample_softmax,
@@ -22,7 +21,7 @@ from metro_megatron.evaluate.intrinsic import (
 from metro_megatron.evaluate.sentences import choose_sentences, show
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
+from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS, PAD_ID
 from tests.hf.pair import VOCAB_SIZE, WORDS
 
 DOCUMENTS = [
@@ -40,26 +39,30 @@ def text(export_folder) -> HeldOutText:
     return HeldOutText.encode(DOCUMENTS, Tokenizer.from_folder(export_folder))
 
 
-def test_auc_is_sklearn_s_with_ties():
-    generator = np.random.default_rng(0)
-    scores = generator.integers(-20, 20, 5000) / 4
-    labels = generator.random(5000) < 1 / (1 + np.exp(-scores / 4))
-    assert area_under_curve(scores[labels], scores[~labels]) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert area_under_curve(scores[:0], scores) == 0.5
-
-
 def test_detection_figures_by_hand_and_by_sklearn():
-    logits = np.array([2.0, -1.0, 0.5, -3.0, 1.0], dtype=np.float32)
-    is_replaced = np.array([False, False, True, True, False])
-    found = detection_figures(logits, is_replaced)
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    assert found["rtd_loss"] == pytest.approx(log_loss(~is_replaced, probabilities))
-    assert found["rtd_trivial_loss"] == pytest.approx(-(0.4 * math.log(0.4) + 0.6 * math.log(0.6)))
-    assert found["rtd_auc"] == 5 / 6
-    assert (found["replace_rate"], found["replace_accuracy"]) == (0.4, 0.5)
-    assert found["non_replace_accuracy"] == pytest.approx(2 / 3)
-    nothing = detection_figures(logits, np.zeros(5, bool))
-    assert (nothing["rtd_trivial_loss"], nothing["rtd_auc"], nothing["replace_accuracy"]) == (0, 0.5, 0)
+    """One sample of <s>, a word, a word, </s> and padding: what training counts, evaluation counts."""
+    term = next(term for term in exported_terms() if term.name == "rtd")
+    originals = torch.tensor([[0, 7, 8, 9, 2, PAD_ID]])
+    tokens = torch.tensor([[0, 7, 5, 6, 2, PAD_ID]])
+    logits = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.0, -99.0]])
+    is_replaced = (tokens != originals)[0, :5].numpy()
+    sums = {"num_tokens": torch.tensor(5), "replaced": torch.tensor(2)}
+    found = term.figures(sums | term.exported_sums(logits, tokens, originals, is_masked=tokens != originals))
+    scores = logits[0, :5].double().numpy()
+    assert found["rtd_loss"] == pytest.approx(log_loss(~is_replaced, 1 / (1 + np.exp(-scores))))
+    assert found["rtd_auc"] == pytest.approx(roc_auc_score(~is_replaced, scores)) == 5 / 6
+    assert (found["replace_accuracy"], found["non_replace_accuracy"]) == (0.5, pytest.approx(2 / 3))
+
+
+def test_auc_is_sklearn_s():
+    term = next(term for term in exported_terms() if term.name == "rtd")
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 5000, generator=generator) * 3
+    originals = torch.full((1, 5000), 7)
+    tokens = originals + (torch.rand(1, 5000, generator=generator) > torch.sigmoid(logits / 4))
+    sums = {"num_tokens": torch.tensor(5000), "replaced": (tokens != originals).sum()}
+    found = term.figures(sums | term.exported_sums(logits, tokens, originals, tokens != originals))
+    assert found["rtd_auc"] == pytest.approx(roc_auc_score((tokens == originals)[0], logits[0]), abs=1e-6)
 
 
 def test_unigram_loss_by_hand():
@@ -93,9 +96,11 @@ def test_guesses_are_those_of_the_whole_forward_pass(pair, text):
     with torch.no_grad():
         masked = batch.ids.masked_fill(batch.is_masked, MASK_ID)
         whole = pair(masked, batch.is_real, noised_input_ids=found.noised)
-    torch.testing.assert_close(found.mlm_logits, whole.mlm_logits[batch.is_masked], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.clm_logits, whole.clm_logits[batch.is_masked], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.rtd_logits[batch.is_real], whole.rtd_logits[batch.is_real], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.logits["aux"], whole.mlm_logits[batch.is_masked], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.logits["clm"], whole.clm_logits[batch.is_masked], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.logits["rtd"][batch.is_real], whole.rtd_logits[batch.is_real], atol=1e-4, rtol=1e-4
+    )
     assert torch.equal(found.noised[~batch.is_masked], batch.ids[~batch.is_masked])
 
 
@@ -109,9 +114,9 @@ def test_figures_are_means_over_the_text_whatever_the_batch(pair, text):
     index = text.samples(pair.config.max_position_embeddings)
     batch = masked_samples(text, index, np.arange(len(index)), 1)
     guesses, targets = guess(pair, batch), batch.ids[batch.is_masked]
-    assert one["mlm_loss"] == pytest.approx(functional.cross_entropy(guesses.mlm_logits, targets).item(), rel=1e-4)
-    assert one["clm_loss"] == pytest.approx(functional.cross_entropy(guesses.clm_logits, targets).item(), rel=1e-4)
-    assert one["clm_accuracy"] == pytest.approx((guesses.clm_logits.argmax(-1) == targets).float().mean().item())
+    assert one["aux_loss"] == pytest.approx(functional.cross_entropy(guesses.logits["aux"], targets).item(), rel=1e-4)
+    assert one["clm_loss"] == pytest.approx(functional.cross_entropy(guesses.logits["clm"], targets).item(), rel=1e-4)
+    assert one["clm_accuracy"] == pytest.approx((guesses.logits["clm"].argmax(-1) == targets).float().mean().item())
     is_replaced = (guesses.noised != batch.ids)[batch.is_real]
     assert one["replace_rate"] == pytest.approx(is_replaced.float().mean().item())
 
@@ -152,7 +157,7 @@ def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
     tool.main(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=0)
     figures = json.loads(Path(tmp_path / "f.json").read_text())
     printed = capsys.readouterr().out
-    assert f"MLM loss {figures['mlm_loss']:.3f}" in printed and "1 records rejected" in printed
+    assert f"MLM loss {figures['aux_loss']:.3f}" in printed and "1 records rejected" in printed
     assert figures["num_documents"] == len(DOCUMENTS) and figures["unigram_loss"] < math.log(VOCAB_SIZE)
     with pytest.raises(UserError, match=r"lacks config\.json"):
         tool.main(str(tmp_path), [str(held_out)], str(tmp_path / "f.json"), prefix)

@@ -5,8 +5,11 @@ import pytest
 
 import tools.plot_run as tool
 from metro_megatron.errors import UserError
-from metro_megatron.train.curves import PANELS, VALIDATION, Run, smooth
+from metro_megatron.objective.figures import panels
+from metro_megatron.objective.terms import ALL
+from metro_megatron.train.curves import VALIDATION, Run, smooth
 
+PANELS = panels(ALL)
 LOGGED = [name for panel in PANELS for name in panel.curves]
 
 

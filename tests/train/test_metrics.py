@@ -1,70 +1,29 @@
-"""Figures on a batch counted by hand, and the area under the curve against scikit-learn."""
+"""The sums of several ranks and steps in one vector."""
 
-import numpy as np
-import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+import torch.distributed as dist
 
-from metro_megatron.data.batch import MicroBatch
-from metro_megatron.train.metrics import (
-    AUC_BINS,
-    AUC_RANGE,
-    SUMS,
-    area_under_curve,
-    auxiliary_sums,
-    figures,
-    main_sums,
-)
+from metro_megatron.config.schema import Config, ParallelConfig
+from metro_megatron.objective.figures import COUNTS
+from metro_megatron.objective.terms import ALL
+from metro_megatron.parallel.layout import Layout
+from metro_megatron.train.metrics import MetricSums
+from tests.distributed import run_ranks
 
 
-def micro_batch(is_real: torch.Tensor) -> MicroBatch:
-    empty = torch.zeros_like(is_real, dtype=torch.int64)
-    none = torch.empty(0, dtype=torch.int64)
-    return MicroBatch(empty, empty, empty, is_real, none, none, none, none, is_packed=False, max_seqlen=4)
+def reduced_on_rank() -> tuple[dict[str, float], dict[str, float]]:
+    """Four ranks, two of them tensor-parallel: each adds its data-parallel rank + 1 to every sum, twice."""
+    layout = Layout.create(ParallelConfig(tensor_model_parallel_size=2), torch.device("cpu"))
+    metrics = MetricSums(layout, [term(Config()) for term in ALL])
+    sizes = {name: size for sums in (COUNTS, *(term.sums for term in ALL)) for name, size in sums.items()}
+    own = {name: torch.full((size,), layout.data.rank() + 1.0) for name, size in sizes.items()}
+    metrics.add([own, own])
+    assert dist.get_world_size() == 4
+    return metrics.reduce(), metrics.reduce()
 
 
-def test_figures_of_a_batch_by_hand() -> None:
-    """Eight places, seven real; of two replaced tokens one is found, of five originals four are kept."""
-    is_real = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
-    is_replaced = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
-    logits = torch.tensor([[3.0, -2.0, 1.0, -1.0], [2.0, 0.5, 0.1, -9.0]])
-    sums = main_sums(torch.tensor(1.4), torch.tensor(6.0), logits.t(), is_replaced.t(), micro_batch(is_real))
-    sums |= auxiliary_sums(torch.tensor(9.0), torch.tensor([7, 8, 9]), torch.tensor([7, 1, 2]), torch.tensor([7, 8, 1]))
-    sums["clm_correct"] = torch.tensor(1)
-    assert sums.keys() == SUMS.keys()
-    result = figures(sums)
-    expected = {
-        "aux_loss": 3.0,
-        "rtd_loss": 0.2,
-        "clm_loss": 2.0,
-        "mlm_accuracy": 2 / 3,
-        "sampled_accuracy": 1 / 3,
-        "clm_accuracy": 1 / 3,
-        "replace_rate": 2 / 7,
-        "replace_accuracy": 1 / 2,
-        "non_replace_accuracy": 4 / 5,
-        "rtd_precision": 1 / 2,
-        "rtd_auc": 0.8,
-        "non_pad_fraction": 7 / 8,
-        "tokens": 7.0,
-    }
-    assert result == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_step_without_masks_has_figures() -> None:
-    zeros = {name: torch.zeros(size) for name, size in SUMS.items()}
-    result = figures(zeros)
-    assert all(np.isfinite(list(result.values()))) and result["rtd_auc"] == 0.5
-
-
-def test_area_under_curve_equals_scikit_learn() -> None:
-    rng = np.random.default_rng(0)
-    original, replaced = rng.normal(1.0, 2.0, 5000), rng.normal(0.0, 2.0, 900)
-    edges = np.linspace(-AUC_RANGE, AUC_RANGE, AUC_BINS + 1)
-    histograms = [torch.from_numpy(np.histogram(part, edges)[0].astype(float)) for part in (original, replaced)]
-    labels = np.r_[np.ones(5000), np.zeros(900)]
-    expected = roc_auc_score(labels, np.r_[original, replaced])
-    assert area_under_curve(*histograms) == pytest.approx(expected, abs=1e-3)
-    width = 2 * AUC_RANGE / AUC_BINS
-    binned = np.floor(np.r_[original, replaced] / width)  # ties included, the two agree exactly
-    assert area_under_curve(*histograms) == pytest.approx(roc_auc_score(labels, binned), abs=1e-12)
+def test_ranks_are_added_tensor_parallel_ones_once_and_then_it_starts_again() -> None:
+    for first, second in run_ranks(reduced_on_rank, 4):
+        assert first["tokens"] == 2 * (1 + 2)
+        assert (first["aux_loss"], first["aux_accuracy"], first["rtd_auc"]) == (1, 1, 0.5)
+        assert second["tokens"] == 0 and second["aux_loss"] == 0

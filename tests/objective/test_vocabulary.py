@@ -8,7 +8,7 @@ from torch.nn import functional
 from fused.linear_cross_entropy.reference import gumbel_noise
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.model.heads import Decoding
-from metro_megatron.objective.losses import replaced_token_detection_sum, vocabulary_statistics
+from metro_megatron.objective.vocabulary import vocabulary_statistics
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.vocabulary import NUM_SPECIALS
 from tests.distributed import run_ranks
@@ -70,15 +70,3 @@ def no_rows_on_rank() -> tuple[float, float]:
 
 def test_no_rows_give_zero_with_a_gradient() -> None:
     assert run_ranks(no_rows_on_rank, 1) == [(0.0, 0.0)]
-
-
-def test_replaced_token_detection_is_over_real_tokens_with_original_as_label_one() -> None:
-    logits = torch.tensor([[2.0, -1.0], [0.5, 9.0]], requires_grad=True)
-    is_original = torch.tensor([[True, False], [True, True]])
-    is_real = torch.tensor([[True, True], [True, False]])
-    loss = replaced_token_detection_sum(logits, is_original, is_real)
-    expected = torch.log1p(torch.exp(torch.tensor([-2.0, -1.0, -0.5]))).sum()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    loss.backward()
-    probability = torch.sigmoid(torch.tensor([[2.0, -1.0], [0.5, 9.0]]))
-    torch.testing.assert_close(logits.grad, (probability - is_original.float()) * is_real)

@@ -1,0 +1,78 @@
+"""Figures on a batch counted by hand, and what the picture and the console get from the terms."""
+
+import numpy as np
+import pytest
+import torch
+
+from metro_megatron.config.schema import Config, ObjectiveConfig
+from metro_megatron.data.batch import MicroBatch
+from metro_megatron.data.views import View
+from metro_megatron.objective.figures import COUNTS, counts, figures, panels
+from metro_megatron.objective.rtd import AUC_BINS, detection_sums
+from metro_megatron.objective.term import weighted
+from metro_megatron.objective.terms import ALL, main_terms
+
+TERMS = [term(Config()) for term in ALL]
+
+
+def view(is_real: torch.Tensor, is_replaced: torch.Tensor, num_masked: int) -> View:
+    tokens = torch.full_like(is_real, 7, dtype=torch.int64)
+    none = torch.empty(0, dtype=torch.int64)
+    index = torch.arange(num_masked)
+    micro_batch = MicroBatch(tokens, tokens, tokens, is_real, index, none, none, none, is_packed=False, max_seqlen=4)
+    return View(tokens + is_replaced, micro_batch)
+
+
+def test_figures_of_a_batch_by_hand() -> None:
+    """Eight positions, seven real; of two replaced tokens one is found, of five originals four are kept."""
+    is_real = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
+    is_replaced = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    logits = torch.tensor([[3.0, -2.0, 1.0, -1.0], [2.0, 0.5, 0.1, -9.0]])
+    sums = {
+        **counts(view(is_real, is_replaced, num_masked=3)),
+        **detection_sums(logits, is_replaced, is_real, AUC_BINS),
+        "aux_loss": torch.tensor(9.0),
+        "aux_correct": torch.tensor(2),
+        "sample_correct": torch.tensor(1),
+        "rtd_loss": torch.tensor(1.4),
+        "clm_loss": torch.tensor(6.0),
+        "clm_correct": torch.tensor(1),
+    }
+    assert sums.keys() == {name for names in (COUNTS, *(term.sums for term in ALL)) for name in names}
+    expected = {
+        "aux_loss": 3.0,
+        "rtd_loss": 0.2,
+        "clm_loss": 2.0,
+        "aux_accuracy": 2 / 3,
+        "sampled_accuracy": 1 / 3,
+        "clm_accuracy": 1 / 3,
+        "replace_rate": 2 / 7,
+        "replace_accuracy": 1 / 2,
+        "non_replace_accuracy": 4 / 5,
+        "rtd_precision": 1 / 2,
+        "rtd_auc": 0.8,
+        "non_pad_fraction": 7 / 8,
+        "tokens": 7.0,
+    }
+    assert figures(TERMS, sums) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_without_masks_has_figures() -> None:
+    sizes = {name: size for names in (COUNTS, *(term.sums for term in ALL)) for name, size in names.items()}
+    result = figures(TERMS, {name: torch.zeros(size) for name, size in sizes.items()})
+    assert all(np.isfinite(list(result.values()))) and result["rtd_auc"] == 0.5
+
+
+def test_weights_are_those_of_the_configuration() -> None:
+    config = Config(objective=ObjectiveConfig(rtd_weight=30.0, clm_weight=0.5))
+    assert weighted(main_terms(config), {"rtd": 0.2, "clm": 3.0}) == 30 * 0.2 + 0.5 * 3
+    assert weighted(TERMS, {"aux": 4.0, "rtd": 0.1}) == 4 + 50 * 0.1, "weights are METRO's, a missing loss is left out"
+
+
+def test_panels_of_one_title_are_one() -> None:
+    shown = {panel.title: panel for panel in panels(ALL)}
+    assert shown["language modeling accuracy"].curves == {"aux_accuracy": "MLM", "clm_accuracy": "CLM"}
+    assert len(shown) == 6 and "replace rate" in shown
+    drawn = {name for panel in shown.values() for name in panel.curves}
+    result = figures(TERMS, {n: torch.zeros(s) for names in (COUNTS, *(t.sums for t in ALL)) for n, s in names.items()})
+    assert drawn <= result.keys(), "a curve that no figure feeds"
