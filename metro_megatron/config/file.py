@@ -13,11 +13,10 @@ from metro_megatron.cli.command_line import describe_os_error
 from metro_megatron.cli.options import (
     HELP,
     Option,
-    field_texts,
     flatten,
-    help_parser,
     options_of,
     parse_value,
+    print_help,
     read_options,
     suggestion,
     with_values,
@@ -26,7 +25,8 @@ from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
 _DESCRIPTION = "Pretrain a METRO-LM: one process per GPU, started by torchrun; an existing run is resumed."
-_USAGE = "torchrun --nproc-per-node GPUS pretrain_metro.py [--config YAML...] [--section.name VALUE...]"
+_USAGE = """torchrun --nproc-per-node GPUS pretrain_metro.py
+       [--config YAML...] [--section.name VALUE...]"""
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,14 @@ def save_config(config: Config, path: Path) -> None:
 def dump_config(config: Config) -> str:
     """YAML of every field, each under a comment that says what it is; `load_config` reads it back equal."""
     lines: list[str] = []
-    for section in fields(Config):
-        values = getattr(config, section.name)
-        texts = field_texts(type(values))
-        lines += [f"# {texts['']}", f"{section.name}:"]
-        for one in fields(values):
+    for section, values in vars(config).items():
+        lines += [f"# {type(values).__doc__}", f"{section}:"]
+        for option in options_of(type(values)):
             # PyYAML ends a bare scalar with a document marker.
             value = yaml.safe_dump(
-                getattr(values, one.name), default_flow_style=True, allow_unicode=True, width=10**9
+                getattr(values, option.name), default_flow_style=True, allow_unicode=True, width=10**9
             ).removesuffix("...\n")
-            lines += [f"  # {texts[one.name]}", f"  {one.name}: {value.strip()}"]
+            lines += [f"  # {option.text}", f"  {option.name}: {value.strip()}"]
         lines.append("")
     return "\n".join(lines)
 
@@ -159,9 +157,7 @@ def _leaves(tree: Any, path: Path, problems: list[str]) -> Iterator[tuple[str, A
 
 def _help() -> None:
     groups: dict[str, dict[str, Option]] = {"files": {option.name: option for option in options_of(_Files)}}
-    for section in fields(Config):
-        heading = f"{section.name}: {field_texts(type(getattr(Config(), section.name)))['']}"
-        groups[heading] = {
-            option.name: option for option in options_of(Config) if option.name.startswith(f"{section.name}.")
-        }
-    help_parser(_DESCRIPTION, groups, _USAGE).print_help()
+    headings = {name: f"{name}: {type(values).__doc__}" for name, values in vars(Config()).items()}
+    for option in options_of(Config):
+        groups.setdefault(headings[option.name.partition(".")[0]], {})[option.name] = option
+    print_help(_DESCRIPTION, groups, _USAGE)

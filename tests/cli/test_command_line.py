@@ -13,7 +13,6 @@ from metro_megatron.cli.options import (
     REQUIRED,
     Range,
     above,
-    at_least,
     flatten,
     options_of,
     suggestion,
@@ -28,7 +27,7 @@ class Make:
     """Files to read."""
     output: Path
     """Folder to write."""
-    vocab_size: Annotated[int, at_least(1)] = 128000
+    vocab_size: int = 128000
     """Ids, 50% of them rare."""
     mode: Literal["fast", "exact"] = "fast"
     """How."""
@@ -94,9 +93,8 @@ def test_all_problems_at_once():
 
 
 def test_every_number_out_of_its_range_is_told_with_the_rest():
-    assert found("--vocab_size", "0", "--lr", "-1", "--mode", "slow", "--input", "a", "--output", "b") == [
+    assert found("--lr", "-1", "--mode", "slow", "--input", "a", "--output", "b") == [
         "--mode: expected one of fast, exact, got 'slow'",
-        "--vocab_size is 0, must be at least 1",
         "--lr is -1.0, must be greater than 0",
     ]
 
@@ -155,6 +153,7 @@ def test_help_shows_defaults_and_texts(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert "Make something of files." in text and "--input INPUT [INPUT ...]" in text
+    assert "Rate. (type: float, greater than 0, default: 0.001)" in text
     assert "Ids, 50% of them rare. (type: int, default: 128000)" in text and "{fast,exact}" in text
 
 
