@@ -1,9 +1,11 @@
 """The entry of every tool: a function of a dataclass becomes a command line, mistakes become messages."""
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from inspect import cleandoc
 from pathlib import Path
 from typing import NoReturn, get_type_hints
@@ -42,8 +44,8 @@ def run_tool(main: Callable[..., object], report: bool = True) -> NoReturn:
 
     `main` takes a frozen dataclass, whose fields are the options (`--name`); see metro_megatron/cli/options.py. Its
     docstring is the tool's help. A `main` of two parameters gets the tokens of all other options in the second.
-    Exit codes: 0, what `main` returns if an int, 2 after a UserError or a file that cannot be used,
-    130 after Ctrl-C. `report` is exit_code's.
+    Exit codes: 0, what `main` returns if an int, 2 after a UserError, a file that cannot be used or a package that is
+    not installed, 130 after Ctrl-C. `report` is exit_code's.
     """
     sys.exit(exit_code(lambda: call_with_options(main, sys.argv[1:]), report))
 
@@ -81,6 +83,10 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
         if error.errno not in _FILE_MISTAKES:
             raise
         problems = [describe_os_error(error)]
+    except ModuleNotFoundError as error:
+        problems = _describe_missing(error)
+        if not problems:
+            raise
     except KeyboardInterrupt:
         if report:
             print("interrupted", file=sys.stderr)
@@ -99,6 +105,24 @@ def describe_os_error(error: OSError) -> str:
         path = path.decode(errors="replace")
     what = _FILE_MISTAKES.get(error.errno or 0, error.strerror or str(error))
     return f"{path}: {what}" if path is not None else what
+
+
+def _describe_missing(error: ModuleNotFoundError) -> list[str]:
+    """A line for a package that this one, or one of its extras, requires; none for any other."""
+    module = (error.name or "").partition(".")[0]
+    if module == "metro_megatron":
+        return []
+    package = {"sklearn": "scikit-learn"}.get(module, module.replace("_", "-"))
+    try:
+        requirements = metadata.requires("metro_megatron") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return []
+    for requirement in requirements:
+        if re.match(r"[\w-]+", requirement)[0].replace("_", "-") == package:  # type: ignore[index]
+            extra = re.search(r"extra == \W(\w+)", requirement)
+            whole = f"metro_megatron[{extra[1]}]" if extra else "metro_megatron"
+            return [f'{package} is needed, but not installed: pip install "{whole}"']
+    return []
 
 
 def call_with_options(main: Callable[..., object], argv: Sequence[str]) -> object:

@@ -34,6 +34,7 @@ def main(options: Options) -> None:
     (0.9, 0.98), METRO Table 11.
     """
     # Late, so that --help and mistakes do not wait for torch.
+    import accelerate  # noqa: F401 - transformers' Trainer needs it, and does not say which extra brings it
     from transformers.utils import logging
 
     from metro_megatron.finetune.classification import classify

@@ -24,6 +24,8 @@ from metro_megatron.cli.options import (
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
+PRESETS = Path(__file__).parents[1] / "presets"
+"""Folder of the configurations that come with the package: examples/ of a checkout."""
 _DESCRIPTION = "Pretrain a METRO-LM: one process per GPU, started by torchrun; an existing run is resumed."
 _USAGE = """torchrun --nproc-per-node GPUS pretrain_metro.py
        [--config YAML...] [--section.name VALUE...]"""
@@ -34,7 +36,7 @@ class _Files:
     """What a command line has beside the configuration itself."""
 
     config: list[str] = field(default_factory=list)
-    """YAML files; a later one overrides an earlier one."""
+    """YAML files or presets (base, base_pp, large_pp, xl, xxl, demo, learn); a later one overrides an earlier one."""
     print_config: bool = False
     """Print the resolved configuration as YAML and exit."""
 
@@ -53,7 +55,7 @@ def parse_config(argv: Sequence[str]) -> Config:
     values: dict[str, Any] = {}
     for path in files.config:
         try:
-            values |= _read_yaml(Path(path))
+            values |= _read_yaml(_file_or_preset(path))
         except UserError as error:
             given.problems.extend(error.problems)
     if given.problems:
@@ -63,6 +65,21 @@ def parse_config(argv: Sequence[str]) -> Config:
         print(dump_config(config), end="")
         sys.exit(0)
     return config
+
+
+def preset_names() -> list[str]:
+    """What `--config` takes beside files."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _file_or_preset(given: str) -> Path:
+    """Raises UserError for a bare name that is neither."""
+    path, names = Path(given), preset_names()
+    if path.exists() or path.name != given or path.suffix:
+        return path
+    if given not in names:
+        raise UserError(f"--config {given}: no such file, and no preset either; there are {', '.join(names)}")
+    return PRESETS / f"{given}.yaml"
 
 
 def load_config(path: Path) -> Config:

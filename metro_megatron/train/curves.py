@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from metro_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 VALIDATION = "validation/"
 
@@ -85,6 +85,8 @@ class Run:
 
 def draw(runs: Sequence[Run], output: Path) -> None:
     """Draw every panel with all runs and write the picture; its kind is that of the name's ending."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 7), layout="constrained")
     for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         _draw_panel(axes, panel, runs)

