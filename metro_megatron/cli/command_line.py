@@ -1,16 +1,25 @@
-"""The entry of every tool: a typed function becomes a command line, mistakes become messages."""
+"""The entry of every tool: a function of a dataclass becomes a command line, mistakes become messages."""
 
 import errno
-import inspect
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from inspect import cleandoc
+from pathlib import Path
+from typing import NoReturn, get_type_hints
 
-import docstring_parser
-import jsonargparse
-
-from metro_megatron.cli.options import HELP, REQUIRED, Described, Options, help_parser, read_options
+from metro_megatron.cli.options import (
+    HELP,
+    REQUIRED,
+    Option,
+    options_of,
+    out_of_range,
+    print_help,
+    read_options,
+    with_values,
+)
 from metro_megatron.errors import UserError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -30,15 +39,35 @@ _FILE_MISTAKES = {
 }
 
 
-def run_tool(main: Callable[..., object]) -> NoReturn:
+def run_tool(main: Callable[..., object], report: bool = True) -> NoReturn:
     """Run `main` with the options of `sys.argv`, then exit.
 
-    The parameters of `main` are the options (`--name`); those without a default are required, `list`
-    parameters take several values, booleans may stand alone. Their help is the Args section of the docstring.
-    Exit codes: 0, what `main` returns if an int, 2 after a UserError or a file that cannot be used,
-    130 after Ctrl-C.
+    `main` takes a frozen dataclass, whose fields are the options (`--name`); see metro_megatron/cli/options.py. Its
+    docstring is the tool's help. A `main` of two parameters gets the tokens of all other options in the second.
+    Exit codes: 0, what `main` returns if an int, 2 after a UserError, a file that cannot be used or a package that is
+    not installed, 130 after Ctrl-C. `report` is exit_code's.
     """
-    sys.exit(exit_code(lambda: call_with_options(main, sys.argv[1:])))
+    sys.exit(exit_code(lambda: call_with_options(main, sys.argv[1:]), report))
+
+
+def tool_command(name: str) -> str:
+    """How to start another tool: by its console script if this one was, else from the checkout."""
+    return _console_script(name) if _is_console_script() else f"python tools/{name}.py"
+
+
+def pretraining_command() -> str:
+    """How to pretrain with the preset of the paper's base size, likewise."""
+    if _is_console_script():
+        return f"torchrun --nproc-per-node 1 --no-python {_console_script('pretrain')} --config base"
+    return "torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml"
+
+
+def _console_script(name: str) -> str:
+    return f"metro-{name.replace('_', '-')}"
+
+
+def _is_console_script() -> bool:
+    return Path(sys.argv[0]).name.startswith("metro-")
 
 
 def exit_code(action: Callable[[], object], report: bool = True) -> int:
@@ -54,6 +83,10 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
         if error.errno not in _FILE_MISTAKES:
             raise
         problems = [describe_os_error(error)]
+    except ModuleNotFoundError as error:
+        problems = _describe_missing(error)
+        if not problems:
+            raise
     except KeyboardInterrupt:
         if report:
             print("interrupted", file=sys.stderr)
@@ -74,36 +107,45 @@ def describe_os_error(error: OSError) -> str:
     return f"{path}: {what}" if path is not None else what
 
 
+def _describe_missing(error: ModuleNotFoundError) -> list[str]:
+    """A line for a package that this one, or one of its extras, requires; none for any other."""
+    module = (error.name or "").partition(".")[0]
+    if module == "metro_megatron":
+        return []
+    package = {"sklearn": "scikit-learn"}.get(module, module.replace("_", "-"))
+    try:
+        requirements = metadata.requires("metro_megatron") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return []
+    for requirement in requirements:
+        if re.match(r"[\w-]+", requirement)[0].replace("_", "-") == package:  # type: ignore[index]
+            extra = re.search(r"extra == \W(\w+)", requirement)
+            whole = f"metro_megatron[{extra[1]}]" if extra else "metro_megatron"
+            return [f'{package} is needed, but not installed: pip install "{whole}"']
+    return []
+
+
 def call_with_options(main: Callable[..., object], argv: Sequence[str]) -> object:
     """Call `main` with the options in `argv`; raises UserError with every problem found.
 
     `--help` prints the options with their defaults and exits 0.
     """
+    hints = get_type_hints(main)
+    hints.pop("return", None)
+    options_class, *others = hints.values()
+    known = {option.leaf: option for option in options_of(options_class)}
     if any(token in HELP for token in argv):
-        _help_parser(main).print_help()
+        print_help(cleandoc(main.__doc__ or ""), {"": known})
         sys.exit(0)
-    parameters = inspect.signature(main).parameters
-    hints = get_type_hints(main)
-    options = read_options(argv, {name: hints[name] for name in parameters})
-    options.problems.extend(_missing(parameters, options, argv))
-    if options.problems:
-        raise UserError(options.problems)
-    return main(**options.values)
+    given = read_options(argv, known, keep_unknown=bool(others))
+    problems = [*given.problems, *out_of_range(known, given.values, prefix="--"), *_missing(known, argv)]
+    if problems:
+        raise UserError(problems)
+    options = with_values(options_class, given.values)
+    return main(options, given.unknown) if others else main(options)
 
 
-def _missing(parameters: Any, options: Options, argv: Sequence[str]) -> list[str]:
+def _missing(known: Mapping[str, Option], argv: Sequence[str]) -> list[str]:
     written = {token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
-    required = [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]
+    required = [name for name, option in known.items() if option.default is REQUIRED]
     return [f"--{name}: required, but not given; see --help" for name in required if name not in written]
-
-
-def _help_parser(main: Callable[..., object]) -> jsonargparse.ArgumentParser:
-    docstring = docstring_parser.parse(main.__doc__ or "")
-    texts = {parameter.arg_name: parameter.description or "" for parameter in docstring.params}
-    hints = get_type_hints(main)
-    options = []
-    for name, one in inspect.signature(main).parameters.items():
-        default = REQUIRED if one.default is one.empty else one.default
-        options.append(Described(name, hints[name], default, texts.get(name, "")))
-    description = "\n\n".join(filter(None, [docstring.short_description, docstring.long_description]))
-    return help_parser(description, {"this tool's options": options})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.finetune.examples import LabelledTexts, label_names
 from metro_megatron.finetune.progress import Progress
+from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.scores import classification_scores
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import EXPORTED_FILES, finish_folder
@@ -33,36 +34,6 @@ from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
 
 OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """METRO Table 11; the options of tools/finetune.py."""
-
-    learning_rate: float = 3e-5
-    batch_size: int = 32
-    epochs: int = 3
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    clip_grad: float = 1.0
-    max_length: int = 0
-    seed: int = 1
-    device: str = "auto"
-    from_scratch: bool = False
-
-    def problems(self) -> list[str]:
-        """What is wrong with it."""
-        lowest = {"batch_size": 1, "epochs": 1, "warmup_steps": 0, "max_length": 0, "seed": 0}
-        lowest |= {"learning_rate": 0, "weight_decay": 0, "clip_grad": 0}
-        values = asdict(self)
-        found = [
-            f"{name} is {values[name]}, must be {low} or more"
-            for name, low in lowest.items()
-            if not values[name] >= low
-        ]
-        if self.device == "cuda" and not torch.cuda.is_available():
-            found.append("device is cuda, but torch finds no GPU; use auto or cpu")
-        return found
 
 
 def classify(

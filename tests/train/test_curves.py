@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-import tools.plot_run as tool
+import metro_megatron.commands.plot_run as tool
 from metro_megatron.errors import UserError
 from metro_megatron.objective.figures import panels
 from metro_megatron.objective.terms import ALL
@@ -47,7 +47,7 @@ def test_smoothing_is_a_mean_over_neighbors():
 @pytest.mark.parametrize("name", ["curves.png", "curves.svg"])
 def test_the_picture_of_two_runs(tmp_path, name):
     runs = [str(write_run(tmp_path / "one", 30)), str(write_run(tmp_path / "two", 1))]
-    tool.main(runs, str(tmp_path / "pictures" / name))
+    tool.main(tool.Options(runs, str(tmp_path / "pictures" / name)))
     content = (tmp_path / "pictures" / name).read_bytes()
     assert len(content) > 10_000
     if name.endswith("svg"):
@@ -59,8 +59,8 @@ def test_mistakes_are_reported_together(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").touch()
     with pytest.raises(UserError) as caught:
-        tool.main([str(tmp_path / "empty"), str(tmp_path / "none")], str(tmp_path / "x.png"))
+        tool.main(tool.Options([str(tmp_path / "empty"), str(tmp_path / "none")], str(tmp_path / "x.png")))
     assert ["no logged step" in caught.value.problems[0], "no such file" in caught.value.problems[1]] == [True, True]
     run = str(write_run(tmp_path / "one", 3))
     with pytest.raises(UserError, match=r"\.png"):
-        tool.main([run], str(tmp_path / "x.doc"))
+        tool.main(tool.Options([run], str(tmp_path / "x.doc")))
