@@ -1,7 +1,6 @@
 """Every Triton kernel at every preset's shapes to machine code of A100 and H100, without a GPU."""
 
 import importlib
-import pkgutil
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -9,8 +8,8 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
-import fused
 from fused.ahead_of_time import ARCHITECTURES, CompileCase, MachineCode, compile_case, obstacle
+from fused.dispatch import OPERATOR_NAMES
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 
@@ -59,10 +58,9 @@ def main(output: str = "", only: str = "") -> int:
 
 
 def all_cases() -> list[CompileCase]:
-    """The cases of every module of fused that has some."""
-    names = sorted(module.name for module in pkgutil.iter_modules(fused.__path__))
-    modules = [importlib.import_module(f"fused.{name}") for name in names]
-    return [case for module in modules if hasattr(module, "compile_cases") for case in module.compile_cases()]
+    """The cases of every operator."""
+    operators = [importlib.import_module(f"fused.{name}") for name in OPERATOR_NAMES]
+    return [case for operator in operators for case in operator.compile_cases()]
 
 
 def _places(cases: Sequence[CompileCase]) -> list[int]:

@@ -6,8 +6,8 @@ atomics, so results repeat bit for bit. Scores are in units of log(2), and so ar
 instruction.
 """
 
-from fused.attention.dropout import keep_kernel
 from fused.dispatch import INTERPRETED, jit, tl
+from fused.dropout import keep_kernel
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

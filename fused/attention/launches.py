@@ -12,7 +12,7 @@ from torch import Tensor
 from fused.ahead_of_time import ARCHITECTURES, HEADS, ROW_TOKENS, SAMPLE_TOKENS, CompileCase, meta
 from fused.attention.kernels import forward_kernel, key_kernel, query_kernel, term_kernel
 from fused.dispatch import Launch
-from fused.philox import drop_threshold, keep_scale
+from fused.dropout import drop_threshold, keep_scale
 from fused.relative_bias import clip_distances
 
 HEAD_DIMS = (32, 64, 128)

@@ -8,14 +8,12 @@ from math import e, log2
 import torch
 from torch import Tensor
 
-from fused.attention.dropout import LONGEST, Dropout, checked_dropout
 from fused.attention.launches import HEAD_DIMS, Inputs, backward_launches, bias_gradients, forward_launch
 from fused.attention.reference import attention_ref, lse_ref
 from fused.dispatch import architecture, use_kernel
+from fused.dropout import MOST_POSITIONS, Dropout, checked_dropout
 from fused.relative_bias import CompactBias, check_bias
-from fused.samples import Samples, check_samples, packed_samples, padded_samples
-
-__all__ = ["CompactBias", "Dropout", "Samples", "attention", "attention_with_lse", "packed_samples", "padded_samples"]
+from fused.samples import Samples, check_samples
 
 MOST_SAMPLES = 65_535
 """The third dimension of a GPU's grid."""
@@ -63,12 +61,12 @@ def _checked(
         if x.stride(2) != 1:
             raise ValueError(f"{name} has stride {x.stride(2)} in its last dimension; it must be contiguous there")
     check_bias(bias, q.size(1), q.device)
-    check_samples(samples, LONGEST, q.device)
+    check_samples(samples, MOST_POSITIONS, q.device)
     if term is not None:
         heads, size = q.size(1), term.size(-1) if term.dim() else 0
-        if term.shape != (heads, size, size) or not samples.longest <= size <= LONGEST:
+        if term.shape != (heads, size, size) or not samples.longest <= size <= MOST_POSITIONS:
             raise ValueError(
-                f"term is {list(term.shape)}; it must be [{heads}, S, S] with S in {samples.longest}..{LONGEST}"
+                f"term is {list(term.shape)}; it must be [{heads}, S, S] with S in {samples.longest}..{MOST_POSITIONS}"
             )
         if not term.is_floating_point() or term.device != q.device:
             raise ValueError(f"term is {term.dtype} on {term.device}; it must be of a float type on {q.device}")

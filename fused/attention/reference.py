@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fused.attention.dropout import Dropout
+from fused.dropout import Dropout
 from fused.relative_bias import CompactBias
 from fused.samples import Samples
 from fused.softmax_dropout.operator import MASKED_SCORE, softmax_dropout

@@ -1,7 +1,7 @@
 """Triton kernels of layer_norm: one row of H elements at a time, held in registers; FP32 inside, no atomics."""
 
 from fused.dispatch import jit, tl
-from fused.philox import keep_mask_kernel
+from fused.dropout import keep_mask_kernel
 
 
 @jit

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from fused.ahead_of_time import ARCHITECTURES, HIDDEN_SIZES, PROCESSORS, ROW_TOKENS, CompileCase, meta
 from fused.dispatch import Launch, architecture, processors, use_kernel
+from fused.dropout import check_dropout, drop_threshold, keep_mask, keep_scale
 from fused.layer_norm.kernels import backward_kernel, column_kernel, forward_kernel
-from fused.philox import check_dropout, drop_threshold, keep_mask, keep_scale
 from fused.rows import row_block, row_stages, row_warps
 
 WIDEST = 16_384

@@ -17,8 +17,15 @@ from torch import Tensor
 from fused.ahead_of_time import ARCHITECTURES, ROW_TOKENS, CompileCase, meta
 from fused.dispatch import Launch, use_kernel
 from fused.linear_cross_entropy.kernels import gradient_kernel, statistics_kernel
-from fused.linear_cross_entropy.reference import shard_loss_ref, shard_statistics_ref
-from fused.linear_cross_entropy.statistics import MOST_IDS, Statistics, VocabularyShard, combine, merge
+from fused.linear_cross_entropy.reference import (
+    MOST_IDS,
+    Statistics,
+    VocabularyShard,
+    combine,
+    merge,
+    shard_loss_ref,
+    shard_statistics_ref,
+)
 
 CHUNK = 8000
 """Ids of a chunk. Shards of 128,000 ids over 1, 2, 4 or 8 ranks are whole chunks, so that the products have the same

@@ -3,8 +3,8 @@
 A program keeps its head and query and walks through samples, so that it makes the bias of its row once.
 """
 
-from fused.attention.dropout import keep_kernel
 from fused.dispatch import jit, tl
+from fused.dropout import keep_kernel
 
 MASKED_SCORE = tl.constexpr(-1e30)
 

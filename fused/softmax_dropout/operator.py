@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fused.ahead_of_time import ARCHITECTURES, HEADS, ROW_TOKENS, SAMPLE_TOKENS, CompileCase, meta
-from fused.attention.dropout import Dropout, checked_dropout, keep
 from fused.dispatch import Launch, architecture, use_kernel
-from fused.philox import drop_threshold, keep_scale
+from fused.dropout import Dropout, checked_dropout, drop_threshold, keep, keep_scale
 from fused.relative_bias import CompactBias, check_bias, clip_distances
 from fused.rows import row_block, row_stages, row_warps
 from fused.softmax_dropout.kernels import backward_kernel, diagonal_kernel, forward_kernel
@@ -20,7 +19,7 @@ from fused.softmax_dropout.kernels import backward_kernel, diagonal_kernel, forw
 MASKED_SCORE = -1e30
 """Score of a key that is not there: finite, so that a row without any key stays free of NaN."""
 
-LONGEST = 16_384
+WIDEST = 16_384
 """Largest L of the kernels: a program holds a row in registers."""
 
 ELEMENTS_PER_THREAD = {80: 16, 90: 16}
@@ -55,8 +54,8 @@ def softmax_dropout(
     dropout = checked_dropout(dropout, scores.size(0), scores.size(-1), scores.device)
     if term is not None or not use_kernel("softmax_dropout", scores):
         return softmax_dropout_ref(scores, bias, is_key, scale, dropout, term)
-    if scores.size(-1) > LONGEST:
-        raise ValueError(f"scores is {list(scores.shape)}; the kernels take rows of at most {LONGEST}")
+    if scores.size(-1) > WIDEST:
+        raise ValueError(f"scores is {list(scores.shape)}; the kernels take rows of at most {WIDEST}")
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
     p, dropped = softmax_dropout_forward(scores, *bias, is_key, scale, rate, seed, keys, first_head)
     return p if dropout is None else dropped

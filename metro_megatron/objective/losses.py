@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from fused.linear_cross_entropy.operator import shard_loss, shard_statistics
-from fused.linear_cross_entropy.statistics import Statistics, VocabularyShard, combine
+from fused.linear_cross_entropy import Statistics, VocabularyShard, combine, shard_loss, shard_statistics
 from metro_megatron.model.heads import Decoding
 from metro_megatron.vocabulary import NUM_SPECIALS
 

@@ -7,19 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fused.attention import CompactBias, Dropout, attention, attention_with_lse, packed_samples, padded_samples
 from fused.attention import launches as attention_launches
-from fused.attention.dropout import keep
 from fused.attention.launches import Tile
-from fused.attention.operator import (
-    Dropout,
-    attention,
-    attention_forward,
-    attention_with_lse,
-    packed_samples,
-    padded_samples,
-)
+from fused.attention.operator import attention_forward
 from fused.dispatch import reference_only
-from fused.relative_bias import CompactBias
+from fused.dropout import keep
 from tests.fused.tolerances import assert_close
 
 LENGTHS = (5, 0, 33, 1, 16)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fused.dispatch import reference_only
+from fused.dropout import drop_threshold, keep_mask
+from fused.layer_norm import RowDropout, layer_norm, layer_norm_ref
 from fused.layer_norm import operator as module
-from fused.layer_norm.operator import RowDropout, layer_norm, layer_norm_forward, layer_norm_ref
-from fused.philox import drop_threshold, keep_mask
+from fused.layer_norm.operator import layer_norm_forward
 from tests.fused.tolerances import assert_close
 
 EPS = 1e-5

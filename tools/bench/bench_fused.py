@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fused.dispatch import OPERATORS, describe, use_kernel
+from fused.dispatch import OPERATOR_NAMES, describe, use_kernel
 from tools.bench.clock import Ceilings
 from tools.bench.contestants import CONTESTANTS
 from tools.bench.fused_rows import COLUMNS, NOT_RUN, OK, Session, Task, tasks
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: --{error}", file=sys.stderr)
         return 2
     device, started = torch.device(options.device), time.monotonic()
-    if device.type == "cuda" and not use_kernel(OPERATORS[0], torch.empty(0, device=device)):
+    if device.type == "cuda" and not use_kernel(OPERATOR_NAMES[0], torch.empty(0, device=device)):
         print(f"error: there is nothing to measure. {describe(device)}", file=sys.stderr)
         return 2
     worker = Worker(_start, options.device)
@@ -83,7 +83,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", default="", help=f"results without ending (default: {OUTPUT}; with cpu none)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial at tiny sizes")
-    parser.add_argument("--operators", nargs="+", default=list(OPERATORS), help=", ".join(OPERATORS))
+    parser.add_argument("--operators", nargs="+", default=list(OPERATOR_NAMES), help=", ".join(OPERATOR_NAMES))
     parser.add_argument("--against", nargs="*", default=RIVALS, help=", ".join(RIVALS))
     parser.add_argument("--budget_s", type=float, default=480.0, help="seconds for everything; what is left is not run")
     parser.add_argument("--commit", default="", help="commit to note where the copy has no git")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fused.dispatch import jit, tl
-from fused.philox import check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale, philox
+from fused.dropout import check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale, philox
 
 CPU = torch.device("cpu")
 
