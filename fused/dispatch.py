@@ -22,6 +22,7 @@ try:
     jit = triton.jit
     MISSING = ""
 except ImportError as error:
+    # What kernels' files evaluate as they load, in signatures and constants; bodies are never run.
     tl = SimpleNamespace(constexpr=lambda value: value)  # type: ignore[assignment]
     jit = lambda function: function  # noqa: E731
     MISSING = str(error)
@@ -48,6 +49,7 @@ class Launch:
         """On the current stream of the tensors' device; nothing to do where the grid is empty."""
         if min(self.grid) == 0:
             return
+        # Triton launches on the current device, which need not be the tensors'.
         with torch.cuda.device_of(next(x for x in self.arguments.values() if isinstance(x, Tensor))):
             self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
 

@@ -94,7 +94,7 @@ class Inputs(NamedTuple):
         threshold = drop_threshold(self.rate)
         return {
             "q_t": q.stride(0), "q_n": q.stride(1), "k_t": k.stride(0), "k_n": k.stride(1),
-            "v_t": v.stride(0), "v_n": v.stride(1), "step": self.step, "heads": q.size(1),
+            "v_t": v.stride(0), "v_n": v.stride(1), "stride": self.step, "heads": q.size(1),
             "first_head": self.first_head, "width": self.distances.size(1),
             "term_len": 0 if self.term is None else self.term.size(1), "scale": q.size(2) ** -0.5,
             "threshold": threshold, "keep_scale": keep_scale(threshold), "K": q.size(2),

@@ -42,7 +42,7 @@ def _places(q: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
     """Whether a sample has a position, and the token there, T where it has not: both [n, L]."""
     place = torch.arange(samples.longest, device=q.device)
     is_key = place < samples.length[:, None]
-    return is_key, torch.where(is_key, samples.begin[:, None] + place * samples.step, q.size(0))
+    return is_key, torch.where(is_key, samples.begin[:, None] + place * samples.stride, q.size(0))
 
 
 def _gather(x: Tensor, token: Tensor) -> Tensor:

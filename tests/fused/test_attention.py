@@ -40,7 +40,7 @@ def loop(q, k, v, bias, samples, dropout=None, term=None):
     out, lse = torch.zeros_like(q), torch.zeros_like(q[..., 0])
     masks = keep(dropout, q.size(1), samples.longest) if dropout else None
     for sample, (begin, length) in enumerate(zip(samples.begin.tolist(), samples.length.tolist(), strict=True)):
-        tokens = [begin + place * samples.step for place in range(length)]
+        tokens = [begin + place * samples.stride for place in range(length)]
         for head in range(q.size(1)):
             scores = q[tokens, head] @ k[tokens, head].T / q.size(2) ** 0.5
             scores = scores + bias.expand(samples.longest)[head, :length, :length]
@@ -168,7 +168,7 @@ def dropped(samples, dropout, tokens):
     q, _, v, *bias = make(tokens, samples.longest, reach=2, heads=2)
     q, v = torch.zeros_like(q), torch.zeros_like(v)
     place = torch.arange(samples.longest)
-    token = samples.begin[:, None] + place * samples.step
+    token = samples.begin[:, None] + place * samples.stride
     inside = place < samples.length[:, None]
     v[token[inside]] = torch.eye(32)[place.expand_as(token)[inside]][:, None]
     out = attention(q, q, v.requires_grad_(), CompactBias(*bias), samples, dropout)
@@ -187,7 +187,7 @@ def test_one_mask_in_kernels_and_torch_for_packing_padding_and_split_heads():
     for samples, tokens in ((rows, 52), (pads, 96)):
         out, v, kept = dropped(samples, dropout, tokens)
         assert torch.equal(kept, wanted)
-        token = samples.begin[1] + torch.arange(32) * samples.step
+        token = samples.begin[1] + torch.arange(32) * samples.stride
         (grad_v,) = torch.autograd.grad(out[token].diagonal(dim1=0, dim2=2).sum(), v)
         assert torch.equal(grad_v[token].permute(1, 2, 0) != 0, wanted[1])
     split = keep(dropout._replace(keys=dropout.keys[1:], first_head=dropout.first_head + 1), 1, 20)
@@ -281,7 +281,7 @@ META = torch.device("meta")
         ({"samples": packed((6,))._replace(length=torch.ones(2).int())}, r"samples.length is \[2\]"),
         ({"samples": packed((6,))._replace(length=torch.ones(1).long())}, "samples.length is .* torch.int64"),
         ({"samples": packed((6,))._replace(begin=torch.zeros(1).int())}, "samples.begin is .* torch.int32"),
-        ({"samples": packed((6,))._replace(step=-1)}, "samples.step is -1"),
+        ({"samples": packed((6,))._replace(stride=-1)}, "samples.stride is -1"),
         ({"term": torch.zeros(2, 5, 5)}, r"term is \[2, 5, 5\]; it must be \[2, S, S\] with S in 6..32768"),
         ({"term": torch.zeros(2, 6, 6).int()}, "term is torch.int32"),
         ({"dropout": dropping(packed((6,)), 1.0)}, "dropout is 1.0"),
