@@ -5,7 +5,7 @@ and arguments, reference.py the same mathematics in a few lines of torch.
 """
 
 from fused.attention.launches import HEAD_DIMS, compile_cases
-from fused.attention.operator import attention, attention_with_lse
+from fused.attention.operator import attention
 from fused.attention.reference import attention_ref
 from fused.dropout import MOST_POSITIONS, Dropout
 from fused.relative_bias import CompactBias
@@ -19,7 +19,6 @@ __all__ = [
     "Samples",
     "attention",
     "attention_ref",
-    "attention_with_lse",
     "compile_cases",
     "packed_samples",
     "padded_samples",

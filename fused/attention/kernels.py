@@ -142,7 +142,7 @@ def forward_kernel(
 @jit
 def query_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,  # as forward's; GradOut as Out
-    Out, GradLse,  # [T, N, K], [T, N] FP32 or None: forward's output, and what arrives at Lse
+    Out,  # [T, N, K]: forward's
     Delta,  # [T, N] FP32, written for the kernels after this one
     GradQ,  # [T, N, K], written
     Diagonals,  # [n, parts, N, slots] FP32, zero where nothing is written: for the gradient of Distances
@@ -154,7 +154,7 @@ def query_kernel(
     """Gradient of one tile of queries, its private sums for the bias, and Delta. Grid (L / ROWS, N, n), rounded up.
 
     With P the probabilities, M dropout's mask with its factor (products of a score's own numbers are written P M) and
-    dP = M (GradOut V^T): the gradient of a score is P (dP - Delta), where Delta is a row's sum of P dP, less GradLse.
+    dP = M (GradOut V^T): the gradient of a score is P (dP - Delta), where Delta is a row's sum of P dP.
 
     The gradient of Distances is the sum of score gradients along each diagonal key - query = constant. ROWS is PARTS
     times COLS, so that a tile is PARTS squares one above the other; square t of all queries begins at query t COLS. In
@@ -178,9 +178,6 @@ def query_kernel(
         go = _tile(GradOut, begin, stride, rows, length, head, heads * K, K, K)
         out = _tile(Out, begin, stride, rows, length, head, heads * K, K, K)
         delta = tl.sum(go.to(tl.float32) * out.to(tl.float32), 1)
-        # The gradient of Lse by a score is its probability: P (dP - delta + grad_lse).
-        if GradLse is not None:
-            delta -= _vector(GradLse, begin, stride, rows, length, head, heads, 0.0)
         token = begin + rows.to(tl.int64) * stride
         tl.store(Delta + token * heads + head, delta, mask=rows < length)
         q = _tile(Q, begin, stride, rows, length, head, q_t, q_n, K)

@@ -108,15 +108,12 @@ def forward_launch(inputs: Inputs, out: Tensor, lse: Tensor, arch: int) -> Launc
     return Launch(forward_kernel, inputs.tiles(rows), arguments, warps, stages)
 
 
-def backward_launches(
-    inputs: Inputs, arriving: Sequence[Tensor | None], grads: Sequence[Tensor], arch: int
-) -> list[Launch]:
-    """arriving: out, lse, and gradients of both (grad_lse may be None); grads: those of q, k, v and term.
+def backward_launches(inputs: Inputs, arriving: Sequence[Tensor], grads: Sequence[Tensor], arch: int) -> list[Launch]:
+    """arriving: out, lse and the gradient of out; grads: those of q, k, v and term.
 
     Gradients are written where a token belongs to a sample, and everywhere in term's. bias_gradients() ends the work.
     """
-    (out, lse, grad_out, grad_lse), (grad_q, grad_k, grad_v, grad_term) = arriving, grads
-    assert lse is not None
+    (out, lse, grad_out), (grad_q, grad_k, grad_v, grad_term) = arriving, grads
     rows, cols, warps, stages = tile_of(QUERY, grad_q, arch)
     tiles, heads, samples = grid = inputs.tiles(rows)
     parts = tiles * (rows // cols)
@@ -127,7 +124,7 @@ def backward_launches(
     tensors |= {"GradOut": grad_out, "Lse": lse}
     numbers = inputs.numbers()
     query = Launch(query_kernel, grid, _ordered(query_kernel, {
-        **tensors, "Out": out, "GradLse": grad_lse, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
+        **tensors, "Out": out, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
         "ClsSums": cls_sums, **numbers, "slots": diagonals.size(3), "ROWS": rows, "COLS": cols,
     }), warps, stages)  # fmt: skip
     rows, cols, warps, stages = tile_of(KEY, grad_q, arch)
@@ -188,7 +185,7 @@ def _cases(head_dim: int, arch: int) -> list[CompileCase]:
     }
     cases = []
     for variant, inputs in variants.items():
-        backward = backward_launches(inputs, [out, lse, out, None], [out, out, out, term], arch)
+        backward = backward_launches(inputs, [out, lse, out], [out, out, out, term], arch)
         launches = [forward_launch(inputs, out, lse, arch), *backward]
         for kernel, launch in zip(
             ("forward", "query backward", "key backward", "term backward"), launches, strict=False

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fused.attention.launches import HEAD_DIMS, Inputs, backward_launches, bias_gradients, forward_launch
-from fused.attention.reference import attention_ref, lse_ref
+from fused.attention.reference import attention_ref
 from fused.dispatch import architecture, use_kernel
 from fused.dropout import MOST_POSITIONS, Dropout, checked_dropout
 from fused.relative_bias import CompactBias, check_bias
@@ -32,17 +32,6 @@ def attention(
     dropout = _checked(q, k, v, bias, samples, dropout, term)
     if not use_kernel("attention", q):
         return attention_ref(q, k, v, bias, samples, dropout, term)
-    return _launched(q, k, v, bias, samples, dropout, term)[0]
-
-
-def attention_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples,
-    dropout: Dropout | None = None, term: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`attention`, and the logarithm of the sum of exponentials of each query's scores, [T, N] in FP32 or float64."""
-    dropout = _checked(q, k, v, bias, samples, dropout, term)
-    if not use_kernel("attention", q):
-        return attention_ref(q, k, v, bias, samples, dropout, term), lse_ref(q, k, bias, samples, term)
     return _launched(q, k, v, bias, samples, dropout, term)
 
 
@@ -75,15 +64,15 @@ def _checked(
 
 def _launched(
     q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples, dropout: Dropout | None, term: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The kernels' output and log-sum-exp."""
+) -> Tensor:
+    """The kernels' output."""
     if q.size(2) not in HEAD_DIMS:
         raise ValueError(f"q is {list(q.shape)}; the kernels have head dimensions {HEAD_DIMS}, reference_only() any")
     if samples.begin.numel() > MOST_SAMPLES:
         raise ValueError(f"samples.begin is {list(samples.begin.shape)}; the kernels take at most {MOST_SAMPLES}")
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
     begin, length, longest, step = samples
-    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, step, rate, first_head)
+    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, step, rate, first_head)[0]
 
 
 def _prepared(inputs: Inputs) -> Inputs:
@@ -105,7 +94,7 @@ def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor,
     length: Tensor, seed: Tensor | None, keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output and log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
+    """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
     out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
     inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
     forward_launch(_prepared(inputs), out, lse, architecture(q.device)).start()
@@ -119,14 +108,14 @@ def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, r
 
 @torch.library.custom_op("fused::attention_backward", mutates_args=())
 def attention_backward(
-    out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
+    out: Tensor, lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor,
     distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor, length: Tensor, seed: Tensor | None,
     keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, distances, cls, and of term (empty where there is none)."""
     grad_q, grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(3))
     grad_term = q.new_empty(0) if term is None else term.new_empty(term.shape)
-    arriving = [out, lse, grad_out.contiguous(), None if grad_lse is None else grad_lse.contiguous()]
+    arriving = [out, lse, grad_out.contiguous()]
     inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
     grads = [grad_q, grad_k, grad_v, grad_term]
     launches = backward_launches(_prepared(inputs), arriving, grads, architecture(q.device))
@@ -137,21 +126,20 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(out, lse, grad_out, grad_lse, q, k, v, distances, cls, term, *rest):
+def _(out, lse, grad_out, q, k, v, distances, cls, term, *rest):
     grads = [x.new_empty(x.shape) for x in (q, k, v, distances, cls)]
     return *grads, q.new_empty(0) if term is None else term.new_empty(term.shape)
 
 
 def _setup(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*output, *inputs[:10])
     ctx.numbers = inputs[10:]
 
 
-def _backward(ctx, grad_out, grad_lse):
+def _backward(ctx, grad_out, _):
     out, lse, *inputs = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    *grads, of_term = attention_backward(out, lse, grad_out, grad_lse, *inputs, *ctx.numbers)
+    *grads, of_term = attention_backward(out, lse, grad_out, *inputs, *ctx.numbers)
     return *grads, None if inputs[5] is None else of_term, *[None] * 8
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from fused.dropout import Dropout
 from fused.relative_bias import CompactBias
 from fused.samples import Samples
-from fused.softmax_dropout.operator import MASKED_SCORE, softmax_dropout
+from fused.softmax_dropout.operator import softmax_dropout
 
 
 def attention_ref(
@@ -24,18 +24,6 @@ def attention_ref(
     p = softmax_dropout(queries @ keys.transpose(2, 3), bias, is_key, q.size(2) ** -0.5, dropout, term)
     out = (p @ values).transpose(1, 2).flatten(0, 1)
     return q.new_zeros(q.size(0) + 1, *q.shape[1:]).index_copy(0, token.flatten(), out)[:-1]
-
-
-def lse_ref(q: Tensor, k: Tensor, bias: CompactBias, samples: Samples, term: Tensor | None = None) -> Tensor:
-    """The logarithm of the sum of exponentials of each query's scores, [T, N]; FP32, or float64 in float64."""
-    is_key, token = _places(q, samples)
-    inner = torch.promote_types(q.dtype, torch.float32)
-    queries, keys = (_gather(x, token).to(inner) for x in (q, k))
-    scores = queries @ keys.transpose(2, 3) * q.size(2) ** -0.5 + bias.expand(samples.longest).to(inner)
-    if term is not None:
-        scores = scores + term[:, : samples.longest, : samples.longest].to(inner)
-    lse = scores.masked_fill(~is_key[:, None, None, :], MASKED_SCORE).logsumexp(3).transpose(1, 2).flatten(0, 1)
-    return lse.new_zeros(q.size(0) + 1, q.size(1)).index_copy(0, token.flatten(), lse)[:-1]
 
 
 def _places(q: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused.attention import CompactBias, Dropout, attention, attention_with_lse, packed_samples, padded_samples
+from fused.attention import CompactBias, Dropout, attention, packed_samples, padded_samples
 from fused.attention import launches as attention_launches
 from fused.attention.launches import Tile
 from fused.attention.operator import attention_forward
@@ -36,8 +36,8 @@ def dropping(samples, rate=0.3):
 
 
 def loop(q, k, v, bias, samples, dropout=None, term=None):
-    """attention_with_lse, one sample and one head at a time."""
-    out, lse = torch.zeros_like(q), torch.zeros_like(q[..., 0])
+    """attention, one sample and one head at a time."""
+    out = torch.zeros_like(q)
     masks = keep(dropout, q.size(1), samples.longest) if dropout else None
     for sample, (begin, length) in enumerate(zip(samples.begin.tolist(), samples.length.tolist(), strict=True)):
         tokens = [begin + place * samples.stride for place in range(length)]
@@ -48,22 +48,21 @@ def loop(q, k, v, bias, samples, dropout=None, term=None):
             p = scores.exp() / scores.exp().sum(1, keepdim=True) if length else scores
             p = p if masks is None else p * masks[sample, head, :length, :length] * dropout.keep_scale
             out = out.index_put((torch.tensor(tokens).long(), torch.tensor(head)), p @ v[tokens, head])
-            lse = lse.index_put((torch.tensor(tokens).long(), torch.tensor(head)), scores.logsumexp(1))
-    return out, lse
+    return out
 
 
 def run(function, parts, samples, dropout=None):
-    """Output, log-sum-exp and all gradients; what arrives at both outputs is exact in every type."""
+    """Output and all gradients; what arrives at the output is exact in every type."""
     parts = [part.detach().clone().requires_grad_() for part in parts]
     term = parts[5] if len(parts) == 6 else None
-    out, lse = function(*parts[:3], CompactBias(*parts[3:5]), samples, dropout, term)
+    out = function(*parts[:3], CompactBias(*parts[3:5]), samples, dropout, term)
     weight = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(1)) / 8
-    loss = (out.double() * weight).sum() + (lse.double() * weight[..., 0]).sum()
-    return [out.detach(), lse.detach(), *torch.autograd.grad(loss, parts)]
+    loss = (out.double() * weight).sum()
+    return [out.detach(), *torch.autograd.grad(loss, parts)]
 
 
 def agree(parts, samples, dropout=None, exact=loop):
-    got = run(attention_with_lse, parts, samples, dropout)
+    got = run(attention, parts, samples, dropout)
     for part, wanted in zip(got, run(exact, [part.double() for part in parts], samples, dropout), strict=True):
         assert_close(part, wanted, parts[0].dtype)
     return got
@@ -82,8 +81,8 @@ def agree(parts, samples, dropout=None, exact=loop):
 def test_packed_samples(dtype, head_dim, term):
     samples = packed(LENGTHS)
     got = agree(make(60, 33, head_dim, term=term, dtype=dtype), samples, dropping(samples))
-    assert got[0].dtype == dtype and got[1].dtype == torch.float32
-    assert all((part[55:] == 0).all() for part in got[:5])  # tokens of no sample
+    assert got[0].dtype == dtype
+    assert all((part[55:] == 0).all() for part in got[:4])  # tokens of no sample
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -137,7 +136,7 @@ def test_reference_takes_the_kernel_of_softmax_dropout():
 def test_without_samples_every_gradient_is_zero(references):
     for samples in (packed((0, 0)), packed_samples(torch.tensor([0]), 1)):
         with reference_only(*references) if references else nullcontext():
-            got = run(attention_with_lse, make(4, 1, term=True), samples)
+            got = run(attention, make(4, 1, term=True), samples)
         assert all((part == 0).all() for part in got)
 
 
@@ -148,10 +147,11 @@ def test_equal_scores_up_to_the_largest_half(value):
     parts[:2] = [torch.full_like(part, value) for part in parts[:2]]
     parts[3:] = [torch.zeros_like(part) for part in parts[3:]]
     samples = packed((20, 1))
-    out, lse = attention_with_lse(*parts[:3], CompactBias(*parts[3:]), samples)
+    begin, length, longest, stride = samples
+    out, lse = attention_forward(*parts, None, begin, length, None, None, longest, stride, 0.0, 0)
     assert_close(out[:20], parts[2][:20].double().mean(0).expand(20, -1, -1), torch.float16)
     assert_close(lse[:20], torch.full((20, 2), 32**0.5 * value**2 + torch.tensor(20.0).log()), torch.float32)
-    assert all(torch.isfinite(part).all() for part in run(attention_with_lse, parts, samples))
+    assert all(torch.isfinite(part).all() for part in run(attention, parts, samples))
 
 
 def test_strided_inputs_and_repeated_runs_are_equal():
@@ -159,7 +159,7 @@ def test_strided_inputs_and_repeated_runs_are_equal():
     together = torch.stack(parts[:3], dim=2)  # [T, N, 3, K], as one projection gives them
     dense = attention(*parts[:3], CompactBias(*parts[3:]), samples)
     assert torch.equal(dense, attention(*together.unbind(2), CompactBias(*parts[3:]), samples))
-    first, second = (run(attention_with_lse, parts, samples, dropping(samples)) for _ in range(2))
+    first, second = (run(attention, parts, samples, dropping(samples)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -206,9 +206,9 @@ def test_masks_differ_by_seed_sample_and_head(change):
 @pytest.mark.parametrize("rows, cols", [(16, 16), (64, 16)])
 def test_tiles_change_nothing(monkeypatch, rows, cols):
     samples, parts = packed((17, 33)), make(50, 33, reach=9, term=True)
-    before = run(attention_with_lse, parts, samples, dropping(samples))
+    before = run(attention, parts, samples, dropping(samples))
     monkeypatch.setattr(attention_launches, "FLOAT32", Tile(rows, cols, 4, 1))
-    for one, two in zip(before, run(attention_with_lse, parts, samples, dropping(samples)), strict=True):
+    for one, two in zip(before, run(attention, parts, samples, dropping(samples)), strict=True):
         assert_close(one, two, torch.float32)
 
 
