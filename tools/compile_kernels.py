@@ -43,7 +43,7 @@ def main(output: str = "", only: str = "") -> int:
         raise UserError(f"--only {only}: no kernel is called that; there are {names}")
     results: Results = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for number, (case, code) in enumerate(zip(cases, pool.map(_compile, _places(cases)), strict=True), 1):
+        for number, (case, code) in enumerate(zip(cases, pool.map(_compile, _indices(cases)), strict=True), 1):
             results[case.name, case.architecture] = case, code
             figures = ", ".join(f"{title} {show(case, code)}" for title, show in COLUMNS.items())
             print(f"{number} of {len(cases)}: {case.name}, sm_{case.architecture}: {figures}", flush=True)
@@ -63,14 +63,14 @@ def all_cases() -> list[CompileCase]:
     return [case for operator in operators for case in operator.compile_cases()]
 
 
-def _places(cases: Sequence[CompileCase]) -> list[int]:
-    places = {(case.name, case.architecture): place for place, case in enumerate(all_cases())}
-    return [places[case.name, case.architecture] for case in cases]
+def _indices(cases: Sequence[CompileCase]) -> list[int]:
+    indices = {(case.name, case.architecture): index for index, case in enumerate(all_cases())}
+    return [indices[case.name, case.architecture] for case in cases]
 
 
-def _compile(place: int) -> MachineCode:
+def _compile(index: int) -> MachineCode:
     """In a process of its own, to which a kernel cannot be sent."""
-    return compile_case(all_cases()[place])
+    return compile_case(all_cases()[index])
 
 
 def table(results: Results, only: str) -> str:

@@ -1,6 +1,10 @@
-"""Attention inside samples with the compact relative bias: the public functions, torch operators and launches.
+"""Attention inside samples with the compact relative bias: the public function, its torch operators and gradients.
 
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
+
+The way of a call: `attention` checks, then takes the reference, or flattens its arguments for `attention_forward`, an
+operator that torch.compile sees as one node. That one prepares the small tensors and launches (launches.py) the kernel
+(kernels.py); its gradient is `attention_backward`, an operator too.
 """
 
 from math import e, log2
@@ -16,7 +20,7 @@ from fused.relative_bias import CompactBias, check_bias
 from fused.samples import Samples, check_samples
 
 MOST_SAMPLES = 65_535
-"""The third dimension of a GPU's grid."""
+"""The third dimension of a GPU's grid, which has the samples; heads are the second, with the same limit."""
 
 
 def attention(
@@ -29,6 +33,7 @@ def attention(
     full TUPE's. Tokens of no sample give 0. Gradients reach q, k, v, bias and term. Raises ValueError for shapes,
     types and devices that do not fit; reads no tensor on a GPU.
     """
+    # Checked here once, in front of both: kernel and reference refuse the same.
     dropout = _checked(q, k, v, bias, samples, dropout, term)
     if not use_kernel("attention", q):
         return attention_ref(q, k, v, bias, samples, dropout, term)
@@ -70,13 +75,18 @@ def _launched(
         raise ValueError(f"q is {list(q.shape)}; the kernels have head dimensions {HEAD_DIMS}, reference_only() any")
     if samples.begin.numel() > MOST_SAMPLES:
         raise ValueError(f"samples.begin is {list(samples.begin.shape)}; the kernels take at most {MOST_SAMPLES}")
+    # torch's operators take tensors, numbers and None; without dropout there is no seed, which the kernels look at.
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
-    begin, length, longest, step = samples
-    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, step, rate, first_head)[0]
+    begin, length, longest, stride = samples
+    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, stride, rate, first_head)[0]
 
 
 def _prepared(inputs: Inputs) -> Inputs:
-    """The bias in FP32 and in units of log(2); all but q, k, v contiguous."""
+    """The bias in FP32 and in units of log(2); all but q, k, v contiguous.
+
+    Inside the operators, so that their gradients are those of the tensors that were given: nothing but [N, 2 D + 1]
+    and [n] is copied, and a term that is a view.
+    """
     term, seed, keys = (None if x is None else x.contiguous() for x in (inputs.term, inputs.seed, inputs.keys))
     return inputs._replace(
         distances=(inputs.distances.float() * log2(e)).contiguous(),
@@ -92,17 +102,19 @@ def _prepared(inputs: Inputs) -> Inputs:
 @torch.library.custom_op("fused::attention_forward", mutates_args=())
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor,
-    length: Tensor, seed: Tensor | None, keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
+    length: Tensor, seed: Tensor | None, keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
+    # Zeros, since the kernel writes nothing for tokens of no sample: padding, or the rest of a packed row.
     out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
-    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
     forward_launch(_prepared(inputs), out, lse, architecture(q.device)).start()
     return out, lse
 
 
+# Shapes and types alone, for torch.compile and opcheck: contiguous, like what the operator makes.
 @attention_forward.register_fake
-def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head):
+def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head):
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
@@ -110,15 +122,19 @@ def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, r
 def attention_backward(
     out: Tensor, lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor,
     distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor, length: Tensor, seed: Tensor | None,
-    keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
+    keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, distances, cls, and of term (empty where there is none)."""
+    # Zeros as in forward; the gradients of q, k, v are contiguous even where those are slices. term_kernel writes all
+    # of its output.
     grad_q, grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(3))
     grad_term = q.new_empty(0) if term is None else term.new_empty(term.shape)
+    # A gradient may arrive expanded or transposed, as that of a sum is; the kernels take one layout.
     arriving = [out, lse, grad_out.contiguous()]
-    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
     grads = [grad_q, grad_k, grad_v, grad_term]
     launches = backward_launches(_prepared(inputs), arriving, grads, architecture(q.device))
+    # In this order on one stream: query_kernel writes Delta, which the others read, and the sums for the bias.
     for launch in launches:
         launch.start()
     of_distances, of_cls = bias_gradients(launches[0], distances.size(1))
@@ -132,6 +148,8 @@ def _(out, lse, grad_out, q, k, v, distances, cls, term, *rest):
 
 
 def _setup(ctx, inputs, output):
+    # lse never leaves this file: a gradient for it would be a mistake. Saved are the output, one number a query, and
+    # the inputs, which live on elsewhere: no probability and no mask. The bias is saved as given and prepared again.
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*output, *inputs[:10])
     ctx.numbers = inputs[10:]
@@ -140,6 +158,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad_out, _):
     out, lse, *inputs = ctx.saved_tensors
     *grads, of_term = attention_backward(out, lse, grad_out, *inputs, *ctx.numbers)
+    # An operator cannot return None: where there is no term, its gradient is an empty tensor.
     return *grads, None if inputs[5] is None else of_term, *[None] * 8
 
 

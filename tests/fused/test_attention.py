@@ -40,7 +40,7 @@ def loop(q, k, v, bias, samples, dropout=None, term=None):
     out = torch.zeros_like(q)
     masks = keep(dropout, q.size(1), samples.longest) if dropout else None
     for sample, (begin, length) in enumerate(zip(samples.begin.tolist(), samples.length.tolist(), strict=True)):
-        tokens = [begin + place * samples.stride for place in range(length)]
+        tokens = [begin + position * samples.stride for position in range(length)]
         for head in range(q.size(1)):
             scores = q[tokens, head] @ k[tokens, head].T / q.size(2) ** 0.5
             scores = scores + bias.expand(samples.longest)[head, :length, :length]
@@ -167,10 +167,10 @@ def dropped(samples, dropout, tokens):
     """Where probabilities are 0, [n, N, L, L]: the kernel's output for values that are rows of the identity."""
     q, _, v, *bias = make(tokens, samples.longest, reach=2, heads=2)
     q, v = torch.zeros_like(q), torch.zeros_like(v)
-    place = torch.arange(samples.longest)
-    token = samples.begin[:, None] + place * samples.stride
-    inside = place < samples.length[:, None]
-    v[token[inside]] = torch.eye(32)[place.expand_as(token)[inside]][:, None]
+    position = torch.arange(samples.longest)
+    token = samples.begin[:, None] + position * samples.stride
+    inside = position < samples.length[:, None]
+    v[token[inside]] = torch.eye(32)[position.expand_as(token)[inside]][:, None]
     out = attention(q, q, v.requires_grad_(), CompactBias(*bias), samples, dropout)
     ones = torch.zeros(len(token), 2, samples.longest, 32)
     ones.transpose(1, 2)[inside] = out.detach()[token[inside]]
