@@ -41,6 +41,8 @@ class CompileCase:
     """What the operator launches at this shape; its tensors may be on torch's meta device."""
     architecture: int
     max_registers: int = 255
+    """Of a thread; the hardware has no more, and the compiler spills beyond. Cases ask for fewer where that lets more
+    programs share a processor, which has 65,536: 64 registers leave room for 32 warps, 128 for 16."""
     max_stack: int = 0
     """Bytes a thread: what spilled, and arrays indexed at run time."""
     wide_loads: bool = True
@@ -101,14 +103,16 @@ def compile_case(case: CompileCase) -> MachineCode:
     launch = case.launch
     arguments = launch.arguments
     assert list(arguments) == launch.kernel.arg_names, (case.name, launch.kernel.arg_names)
+    # As a launch would: types from the values, None, 1 and tl.constexpr built into the code, and a promise of alignment
+    # where 16 divides, without which no load would be 128 bits wide.
     types = {one.name: argument_type(arguments[one.name], one.is_constexpr) for one in launch.kernel.params}
     source = ASTSource(
         fn=launch.kernel,
         signature=types,
         constexprs={name: arguments[name] for name, kind in types.items() if kind == "constexpr"},
         attrs={
-            (place,): [["tt.divisibility", 16]]
-            for place, (name, kind) in enumerate(types.items())
+            (index,): [["tt.divisibility", 16]]
+            for index, (name, kind) in enumerate(types.items())
             if _is_aligned(arguments[name], kind)
         },
     )

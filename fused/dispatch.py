@@ -22,6 +22,7 @@ try:
     jit = triton.jit
     MISSING = ""
 except ImportError as error:
+    # What kernels' files evaluate as they load, in signatures and constants; bodies are never run.
     tl = SimpleNamespace(constexpr=lambda value: value)  # type: ignore[assignment]
     jit = lambda function: function  # noqa: E731
     MISSING = str(error)
@@ -48,11 +49,12 @@ class Launch:
         """On the current stream of the tensors' device; nothing to do where the grid is empty."""
         if min(self.grid) == 0:
             return
+        # Triton launches on the current device, which need not be the tensors'.
         with torch.cuda.device_of(next(x for x in self.arguments.values() if isinstance(x, Tensor))):
             self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
-OPERATORS = ("attention", "layer_norm", "linear_cross_entropy", "softmax_dropout")
+OPERATOR_NAMES = ("attention", "layer_norm", "linear_cross_entropy", "softmax_dropout")
 
 
 class _Choice:
@@ -66,11 +68,11 @@ class _Choice:
 def reference_only(*operators: str) -> Iterator[None]:
     """Inside, the named operators (all where none is named) take their torch references; may be nested.
 
-    Backward keeps what its forward took. Raises ValueError for a name that is not in OPERATORS.
+    Backward keeps what its forward took. Raises ValueError for a name that is not in OPERATOR_NAMES.
     """
-    if unknown := set(operators) - set(OPERATORS):
-        raise ValueError(f"no operator is called {', '.join(sorted(unknown))}; there are {', '.join(OPERATORS)}")
-    names = operators or OPERATORS
+    if unknown := set(operators) - set(OPERATOR_NAMES):
+        raise ValueError(f"no operator is called {', '.join(sorted(unknown))}; there are {', '.join(OPERATOR_NAMES)}")
+    names = operators or OPERATOR_NAMES
     _Choice.references.update(names)
     try:
         yield
@@ -98,7 +100,7 @@ def use_kernel(operator: str, *tensors: Tensor) -> bool:
 
 def describe(device: torch.device) -> str:
     """One sentence for the start of a run: what the operators run on this device, and why."""
-    if all(_Choice.references[name] for name in OPERATORS):
+    if all(_Choice.references[name] for name in OPERATOR_NAMES):
         return "Fused operators: torch references, because the run asks for them."
     if obstacle := _obstacle(device):
         return f"Fused operators: torch references, because {obstacle}."

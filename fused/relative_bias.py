@@ -21,10 +21,11 @@ class CompactBias(NamedTuple):
 
     def expand(self, max_len: int) -> Tensor:
         """The bias [N, max_len, max_len] of (head, query, key)."""
-        place = torch.arange(max_len, device=self.distances.device)
+        position = torch.arange(max_len, device=self.distances.device)
         reach = self.distances.size(1) // 2
-        dense = self.distances[:, (place[None, :] - place[:, None]).clamp(-reach, reach) + reach]
-        is_first = place == 0
+        dense = self.distances[:, (position[None, :] - position[:, None]).clamp(-reach, reach) + reach]
+        is_first = position == 0
+        # The column first, then the row: query 0 with key 0 belongs to the row.
         dense = torch.where(is_first, self.cls[:, 1, None, None], dense)
         return torch.where(is_first[:, None], self.cls[:, 0, None, None], dense)
 
@@ -45,6 +46,8 @@ def check_bias(bias: CompactBias, num_heads: int, device: torch.device) -> None:
 
 def clip_distances(sums: Tensor, reach: int) -> Tensor:
     """Sums [N, 2 L - 1] over distances -(L - 1) .. L - 1 to sums over clipped ones, [N, 2 reach + 1]; no atomics."""
+    # Distances beyond reach share the bias of the end, so that their gradients add up there; a table that is wider than
+    # the samples are long has entries that nothing read, whose gradient is 0.
     middle = sums.size(1) // 2
     if reach >= middle:
         return torch.nn.functional.pad(sums, (reach - middle, reach - middle))

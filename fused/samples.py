@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """Token i of sample b is begin[b] + i * step.
+    """Token i of sample b is begin[b] + i * stride.
 
-    begin [n] int64, length [n] int32, longest >= every length and known on the host. Packed rows have step 1;
-    rows [S, B] with the row index fastest have begin = 0..B-1 and step = B.
+    begin [n] int64, length [n] int32, longest >= every length and known on the host. Packed rows have stride 1;
+    rows [S, B] with the row index fastest have begin = 0..B-1 and stride = B.
     """
 
     begin: Tensor
     length: Tensor
     longest: int
-    step: int = 1
+    stride: int = 1
 
 
 def packed_samples(cu_seqlens: Tensor, longest: int) -> Samples:
@@ -27,10 +27,12 @@ def packed_samples(cu_seqlens: Tensor, longest: int) -> Samples:
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens is {list(cu_seqlens.shape)} {cu_seqlens.dtype}; it must be [n + 1] integers")
     length = cu_seqlens.diff()
+    # On a GPU its values are not looked at: that would wait for the device in every batch.
     if cu_seqlens.device.type == "cpu":
         if cu_seqlens[0] != 0 or bool((length < 0).any()):
             raise ValueError(f"cu_seqlens is {cu_seqlens.tolist()}; it must start with 0 and never fall")
         _check_longest("cu_seqlens", length, longest)
+    # begin in 64 bits, since kernels multiply tokens with strides; longest from the host, since it shapes the grid.
     return Samples(cu_seqlens[:-1].long(), length.int(), longest)
 
 
@@ -55,7 +57,7 @@ def _check_longest(name: str, length: Tensor, longest: int) -> None:
 
 def check_samples(samples: Samples, most_positions: int, device: torch.device) -> None:
     """Raise ValueError for the first part that does not fit; reads no tensor."""
-    begin, length, longest, step = samples
+    begin, length, longest, stride = samples
     for name, part, dtype in (("begin", begin, torch.int64), ("length", length, torch.int32)):
         if part.dim() != 1 or part.shape != begin.shape or part.dtype != dtype or part.device != device:
             raise ValueError(
@@ -64,5 +66,5 @@ def check_samples(samples: Samples, most_positions: int, device: torch.device) -
             )
     if not 0 < longest <= most_positions:
         raise ValueError(f"samples.longest is {longest}; it must be in 1..{most_positions}")
-    if step < 0:
-        raise ValueError(f"samples.step is {step}; it must not be negative")
+    if stride < 0:
+        raise ValueError(f"samples.stride is {stride}; it must not be negative")

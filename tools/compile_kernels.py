@@ -1,7 +1,6 @@
 """Every Triton kernel at every preset's shapes to machine code of A100 and H100, without a GPU."""
 
 import importlib
-import pkgutil
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -10,8 +9,8 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
-import fused
 from fused.ahead_of_time import ARCHITECTURES, CompileCase, MachineCode, compile_case, obstacle
+from fused.dispatch import OPERATOR_NAMES
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 
@@ -52,7 +51,7 @@ def main(options: Options) -> int:
         raise UserError(f"--only {only}: no kernel is called that; there are {names}")
     results: Results = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for number, (case, code) in enumerate(zip(cases, pool.map(_compile, _places(cases)), strict=True), 1):
+        for number, (case, code) in enumerate(zip(cases, pool.map(_compile, _indices(cases)), strict=True), 1):
             results[case.name, case.architecture] = case, code
             figures = ", ".join(f"{title} {show(case, code)}" for title, show in COLUMNS.items())
             print(f"{number} of {len(cases)}: {case.name}, sm_{case.architecture}: {figures}", flush=True)
@@ -67,20 +66,19 @@ def main(options: Options) -> int:
 
 
 def all_cases() -> list[CompileCase]:
-    """The cases of every module of fused that has some."""
-    names = sorted(module.name for module in pkgutil.iter_modules(fused.__path__))
-    modules = [importlib.import_module(f"fused.{name}") for name in names]
-    return [case for module in modules if hasattr(module, "compile_cases") for case in module.compile_cases()]
+    """The cases of every operator."""
+    operators = [importlib.import_module(f"fused.{name}") for name in OPERATOR_NAMES]
+    return [case for operator in operators for case in operator.compile_cases()]
 
 
-def _places(cases: Sequence[CompileCase]) -> list[int]:
-    places = {(case.name, case.architecture): place for place, case in enumerate(all_cases())}
-    return [places[case.name, case.architecture] for case in cases]
+def _indices(cases: Sequence[CompileCase]) -> list[int]:
+    indices = {(case.name, case.architecture): index for index, case in enumerate(all_cases())}
+    return [indices[case.name, case.architecture] for case in cases]
 
 
-def _compile(place: int) -> MachineCode:
+def _compile(index: int) -> MachineCode:
     """In a process of its own, to which a kernel cannot be sent."""
-    return compile_case(all_cases()[place])
+    return compile_case(all_cases()[index])
 
 
 def table(results: Results, only: str) -> str:

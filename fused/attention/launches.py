@@ -12,10 +12,11 @@ from torch import Tensor
 from fused.ahead_of_time import ARCHITECTURES, HEADS, ROW_TOKENS, SAMPLE_TOKENS, CompileCase, meta
 from fused.attention.kernels import forward_kernel, key_kernel, query_kernel, term_kernel
 from fused.dispatch import Launch
-from fused.philox import drop_threshold, keep_scale
+from fused.dropout import drop_threshold, keep_scale
 from fused.relative_bias import clip_distances
 
 HEAD_DIMS = (32, 64, 128)
+"""Powers of two, as Triton's tiles must be; others are refused rather than padded."""
 
 
 class Tile(NamedTuple):
@@ -30,18 +31,20 @@ class Tile(NamedTuple):
 Tiles = Mapping[tuple[int, int], Tile]
 """By architecture and head dimension."""
 
-FORWARD: Tiles = {
+# The rule for all four stands below TERM. 2 stages: one tile of the loop at work, the next on its way.
+FORWARD: Tiles = {  # rows own, cols pass by: 128 queries share each read of a key
     (80, 32): Tile(128, 64, 8, 2), (80, 64): Tile(128, 64, 8, 2), (80, 128): Tile(128, 32, 8, 2),
     (90, 32): Tile(128, 64, 8, 2), (90, 64): Tile(128, 64, 8, 2), (90, 128): Tile(128, 64, 8, 2),
 }  # fmt: skip
-QUERY: Tiles = {
+QUERY: Tiles = {  # rows own; narrow in keys, as squares of COLS x COLS are turned in registers beside the products
     (80, 32): Tile(64, 32, 4, 2), (80, 64): Tile(64, 32, 4, 2), (80, 128): Tile(64, 16, 4, 2),
     (90, 32): Tile(64, 32, 4, 2), (90, 64): Tile(64, 32, 4, 2), (90, 128): Tile(128, 32, 8, 2),
 }  # fmt: skip
-KEY: Tiles = {
+KEY: Tiles = {  # cols own, with two accumulators [COLS, K]: at K 128 queries shrink to 32
     (80, 32): Tile(64, 64, 4, 2), (80, 64): Tile(64, 32, 4, 2), (80, 128): Tile(32, 64, 8, 2),
     (90, 32): Tile(64, 64, 4, 2), (90, 64): Tile(64, 64, 4, 2), (90, 128): Tile(32, 64, 8, 2),
 }  # fmt: skip
+# Nothing is fetched ahead in TERM: its loads stand in a branch.
 TERM: Tiles = {(arch, head_dim): Tile(64, 32, 4, 1) for arch in ARCHITECTURES for head_dim in HEAD_DIMS}
 """The largest that neither spill registers nor use stack when compiled, with 16 rows of a tile for each warp where that
 can be: the compiler gives warps rows first, and those without would repeat the others' work. QUERY's rows are a
@@ -53,6 +56,7 @@ FLOAT32 = Tile(32, 32, 4, 1)
 
 def tile_of(tiles: Tiles, x: Tensor, architecture: int) -> Tile:
     """The tile for x [T, N, K]."""
+    # By size, as float16 and bfloat16 compile alike; float64 never comes here.
     return FLOAT32 if x.element_size() == 4 else tiles[architecture, x.size(2)]
 
 
@@ -73,7 +77,7 @@ class Inputs(NamedTuple):
     seed: Tensor | None
     keys: Tensor | None
     longest: int
-    step: int
+    stride: int
     rate: float
     first_head: int
 
@@ -94,7 +98,7 @@ class Inputs(NamedTuple):
         threshold = drop_threshold(self.rate)
         return {
             "q_t": q.stride(0), "q_n": q.stride(1), "k_t": k.stride(0), "k_n": k.stride(1),
-            "v_t": v.stride(0), "v_n": v.stride(1), "step": self.step, "heads": q.size(1),
+            "v_t": v.stride(0), "v_n": v.stride(1), "stride": self.stride, "heads": q.size(1),
             "first_head": self.first_head, "width": self.distances.size(1),
             "term_len": 0 if self.term is None else self.term.size(1), "scale": q.size(2) ** -0.5,
             "threshold": threshold, "keep_scale": keep_scale(threshold), "K": q.size(2),
@@ -108,18 +112,17 @@ def forward_launch(inputs: Inputs, out: Tensor, lse: Tensor, arch: int) -> Launc
     return Launch(forward_kernel, inputs.tiles(rows), arguments, warps, stages)
 
 
-def backward_launches(
-    inputs: Inputs, arriving: Sequence[Tensor | None], grads: Sequence[Tensor], arch: int
-) -> list[Launch]:
-    """arriving: out, lse, and gradients of both (grad_lse may be None); grads: those of q, k, v and term.
+def backward_launches(inputs: Inputs, arriving: Sequence[Tensor], grads: Sequence[Tensor], arch: int) -> list[Launch]:
+    """arriving: out, lse and the gradient of out; grads: those of q, k, v and term.
 
     Gradients are written where a token belongs to a sample, and everywhere in term's. bias_gradients() ends the work.
     """
-    (out, lse, grad_out, grad_lse), (grad_q, grad_k, grad_v, grad_term) = arriving, grads
-    assert lse is not None
+    (out, lse, grad_out), (grad_q, grad_k, grad_v, grad_term) = arriving, grads
     rows, cols, warps, stages = tile_of(QUERY, grad_q, arch)
     tiles, heads, samples = grid = inputs.tiles(rows)
     parts = tiles * (rows // cols)
+    # Each program of query_kernel has rows of its own in both; zeros, as tiles past a sample's end write nothing.
+    # Squares start slots that the next square completes: hence one more than there are parts.
     delta = lse.new_empty(lse.shape)
     diagonals = lse.new_zeros(samples, parts, heads, (parts + 1) * cols)
     cls_sums = lse.new_zeros(samples, tiles, heads, 2)
@@ -127,7 +130,7 @@ def backward_launches(
     tensors |= {"GradOut": grad_out, "Lse": lse}
     numbers = inputs.numbers()
     query = Launch(query_kernel, grid, _ordered(query_kernel, {
-        **tensors, "Out": out, "GradLse": grad_lse, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
+        **tensors, "Out": out, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
         "ClsSums": cls_sums, **numbers, "slots": diagonals.size(3), "ROWS": rows, "COLS": cols,
     }), warps, stages)  # fmt: skip
     rows, cols, warps, stages = tile_of(KEY, grad_q, arch)
@@ -152,14 +155,18 @@ def _ordered(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def bias_gradients(query: Launch, width: int) -> tuple[Tensor, Tensor]:
     """Gradients of distances [N, width] and cls [N, 2] from what query_kernel wrote; gathers, no atomics."""
     diagonals, cls_sums, side = (query.arguments[name] for name in ("Diagonals", "ClsSums", "COLS"))
+    # 1. Samples have the same layout: one sum over them, in torch's fixed order.
     sums = diagonals.sum(0)
     parts, heads, slots = sums.shape
+    # 2. Parts do not: slot s of part t has distance s - t side - (side - 1), so that a distance stands in another slot
+    # of each part, or in none. Gathered, not scattered: scattering on a GPU adds by atomics.
     span = parts * side
     distance = torch.arange(1 - span, span, device=sums.device)
     slot = distance + torch.arange(parts, device=sums.device)[:, None] * side + side - 1  # [parts, 2 span - 1]
     inside = (slot >= 0) & (slot < slots)
     at = slot.clamp(0, slots - 1)[:, None].expand(-1, heads, -1)
     full = (sums.gather(2, at) * inside[:, None]).sum(0)
+    # 3. Distances beyond the table add up at its ends.
     return clip_distances(full, width // 2), cls_sums.sum((0, 1))
 
 
@@ -188,7 +195,7 @@ def _cases(head_dim: int, arch: int) -> list[CompileCase]:
     }
     cases = []
     for variant, inputs in variants.items():
-        backward = backward_launches(inputs, [out, lse, out, None], [out, out, out, term], arch)
+        backward = backward_launches(inputs, [out, lse, out], [out, out, out, term], arch)
         launches = [forward_launch(inputs, out, lse, arch), *backward]
         for kernel, launch in zip(
             ("forward", "query backward", "key backward", "term backward"), launches, strict=False

@@ -1,6 +1,10 @@
-"""Attention inside samples with the compact relative bias: the public functions, torch operators and launches.
+"""Attention inside samples with the compact relative bias: the public function, its torch operators and gradients.
 
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
+
+The way of a call: `attention` checks, then takes the reference, or flattens its arguments for `attention_forward`, an
+operator that torch.compile sees as one node. That one prepares the small tensors and launches (launches.py) the kernel
+(kernels.py); its gradient is `attention_backward`, an operator too.
 """
 
 from math import e, log2
@@ -8,17 +12,15 @@ from math import e, log2
 import torch
 from torch import Tensor
 
-from fused.attention.dropout import LONGEST, Dropout, checked_dropout
 from fused.attention.launches import HEAD_DIMS, Inputs, backward_launches, bias_gradients, forward_launch
-from fused.attention.reference import attention_ref, lse_ref
+from fused.attention.reference import attention_ref
 from fused.dispatch import architecture, use_kernel
+from fused.dropout import MOST_POSITIONS, Dropout, checked_dropout
 from fused.relative_bias import CompactBias, check_bias
-from fused.samples import Samples, check_samples, packed_samples, padded_samples
-
-__all__ = ["CompactBias", "Dropout", "Samples", "attention", "attention_with_lse", "packed_samples", "padded_samples"]
+from fused.samples import Samples, check_samples
 
 MOST_SAMPLES = 65_535
-"""The third dimension of a GPU's grid."""
+"""The third dimension of a GPU's grid, which has the samples; heads are the second, with the same limit."""
 
 
 def attention(
@@ -31,20 +33,10 @@ def attention(
     full TUPE's. Tokens of no sample give 0. Gradients reach q, k, v, bias and term. Raises ValueError for shapes,
     types and devices that do not fit; reads no tensor on a GPU.
     """
+    # Checked here once, in front of both: kernel and reference refuse the same.
     dropout = _checked(q, k, v, bias, samples, dropout, term)
     if not use_kernel("attention", q):
         return attention_ref(q, k, v, bias, samples, dropout, term)
-    return _launched(q, k, v, bias, samples, dropout, term)[0]
-
-
-def attention_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples,
-    dropout: Dropout | None = None, term: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`attention`, and the logarithm of the sum of exponentials of each query's scores, [T, N] in FP32 or float64."""
-    dropout = _checked(q, k, v, bias, samples, dropout, term)
-    if not use_kernel("attention", q):
-        return attention_ref(q, k, v, bias, samples, dropout, term), lse_ref(q, k, bias, samples, term)
     return _launched(q, k, v, bias, samples, dropout, term)
 
 
@@ -63,12 +55,12 @@ def _checked(
         if x.stride(2) != 1:
             raise ValueError(f"{name} has stride {x.stride(2)} in its last dimension; it must be contiguous there")
     check_bias(bias, q.size(1), q.device)
-    check_samples(samples, LONGEST, q.device)
+    check_samples(samples, MOST_POSITIONS, q.device)
     if term is not None:
         heads, size = q.size(1), term.size(-1) if term.dim() else 0
-        if term.shape != (heads, size, size) or not samples.longest <= size <= LONGEST:
+        if term.shape != (heads, size, size) or not samples.longest <= size <= MOST_POSITIONS:
             raise ValueError(
-                f"term is {list(term.shape)}; it must be [{heads}, S, S] with S in {samples.longest}..{LONGEST}"
+                f"term is {list(term.shape)}; it must be [{heads}, S, S] with S in {samples.longest}..{MOST_POSITIONS}"
             )
         if not term.is_floating_point() or term.device != q.device:
             raise ValueError(f"term is {term.dtype} on {term.device}; it must be of a float type on {q.device}")
@@ -77,19 +69,24 @@ def _checked(
 
 def _launched(
     q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples, dropout: Dropout | None, term: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The kernels' output and log-sum-exp."""
+) -> Tensor:
+    """The kernels' output."""
     if q.size(2) not in HEAD_DIMS:
         raise ValueError(f"q is {list(q.shape)}; the kernels have head dimensions {HEAD_DIMS}, reference_only() any")
     if samples.begin.numel() > MOST_SAMPLES:
         raise ValueError(f"samples.begin is {list(samples.begin.shape)}; the kernels take at most {MOST_SAMPLES}")
+    # torch's operators take tensors, numbers and None; without dropout there is no seed, which the kernels look at.
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
-    begin, length, longest, step = samples
-    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, step, rate, first_head)
+    begin, length, longest, stride = samples
+    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, stride, rate, first_head)[0]
 
 
 def _prepared(inputs: Inputs) -> Inputs:
-    """The bias in FP32 and in units of log(2); all but q, k, v contiguous."""
+    """The bias in FP32 and in units of log(2); all but q, k, v contiguous.
+
+    Inside the operators, so that their gradients are those of the tensors that were given: nothing but [N, 2 D + 1]
+    and [n] is copied, and a term that is a view.
+    """
     term, seed, keys = (None if x is None else x.contiguous() for x in (inputs.term, inputs.seed, inputs.keys))
     return inputs._replace(
         distances=(inputs.distances.float() * log2(e)).contiguous(),
@@ -105,33 +102,39 @@ def _prepared(inputs: Inputs) -> Inputs:
 @torch.library.custom_op("fused::attention_forward", mutates_args=())
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor,
-    length: Tensor, seed: Tensor | None, keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
+    length: Tensor, seed: Tensor | None, keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output and log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
+    """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
+    # Zeros, since the kernel writes nothing for tokens of no sample: padding, or the rest of a packed row.
     out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
-    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
     forward_launch(_prepared(inputs), out, lse, architecture(q.device)).start()
     return out, lse
 
 
+# Shapes and types alone, for torch.compile and opcheck: contiguous, like what the operator makes.
 @attention_forward.register_fake
-def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head):
+def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head):
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
 @torch.library.custom_op("fused::attention_backward", mutates_args=())
 def attention_backward(
-    out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
+    out: Tensor, lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor,
     distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor, length: Tensor, seed: Tensor | None,
-    keys: Tensor | None, longest: int, step: int, rate: float, first_head: int,
+    keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, distances, cls, and of term (empty where there is none)."""
+    # Zeros as in forward; the gradients of q, k, v are contiguous even where those are slices. term_kernel writes all
+    # of its output.
     grad_q, grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(3))
     grad_term = q.new_empty(0) if term is None else term.new_empty(term.shape)
-    arriving = [out, lse, grad_out.contiguous(), None if grad_lse is None else grad_lse.contiguous()]
-    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, step, rate, first_head)
+    # A gradient may arrive expanded or transposed, as that of a sum is; the kernels take one layout.
+    arriving = [out, lse, grad_out.contiguous()]
+    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
     grads = [grad_q, grad_k, grad_v, grad_term]
     launches = backward_launches(_prepared(inputs), arriving, grads, architecture(q.device))
+    # In this order on one stream: query_kernel writes Delta, which the others read, and the sums for the bias.
     for launch in launches:
         launch.start()
     of_distances, of_cls = bias_gradients(launches[0], distances.size(1))
@@ -139,21 +142,23 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(out, lse, grad_out, grad_lse, q, k, v, distances, cls, term, *rest):
+def _(out, lse, grad_out, q, k, v, distances, cls, term, *rest):
     grads = [x.new_empty(x.shape) for x in (q, k, v, distances, cls)]
     return *grads, q.new_empty(0) if term is None else term.new_empty(term.shape)
 
 
 def _setup(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
+    # lse never leaves this file: a gradient for it would be a mistake. Saved are the output, one number a query, and
+    # the inputs, which live on elsewhere: no probability and no mask. The bias is saved as given and prepared again.
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*output, *inputs[:10])
     ctx.numbers = inputs[10:]
 
 
-def _backward(ctx, grad_out, grad_lse):
+def _backward(ctx, grad_out, _):
     out, lse, *inputs = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    *grads, of_term = attention_backward(out, lse, grad_out, grad_lse, *inputs, *ctx.numbers)
+    *grads, of_term = attention_backward(out, lse, grad_out, *inputs, *ctx.numbers)
+    # An operator cannot return None: where there is no term, its gradient is an empty tensor.
     return *grads, None if inputs[5] is None else of_term, *[None] * 8
 
 

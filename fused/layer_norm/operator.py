@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from fused.ahead_of_time import ARCHITECTURES, HIDDEN_SIZES, PROCESSORS, ROW_TOKENS, CompileCase, meta
 from fused.dispatch import Launch, architecture, processors, use_kernel
+from fused.dropout import check_dropout, drop_threshold, keep_mask, keep_scale
 from fused.layer_norm.kernels import backward_kernel, column_kernel, forward_kernel
-from fused.philox import check_dropout, drop_threshold, keep_mask, keep_scale
 from fused.rows import row_block, row_stages, row_warps
 
 WIDEST = 16_384
@@ -22,15 +22,18 @@ WIDEST = 16_384
 
 FORWARD_ELEMENTS = {80: 16, 90: 16}
 BACKWARD_ELEMENTS = {80: 8, 90: 8}
-"""Elements of a row in each thread, by architecture; 8 are one 128-bit load of half precision. Chosen so that compiled
-kernels keep to about 40 and 100 registers, not by measurement on a GPU."""
+"""Elements of a row in each thread, by architecture; 8 are one 128-bit load of half precision. Forward holds one row:
+16 a thread give 768 columns two warps, 40 to 48 registers and room for some 20 rows at once on a processor. Backward
+holds a row, its gradient and three rows of sums, and with 8 keeps to about 100 (128 from 1,536 columns on). Chosen by
+registers [docs/kernels_compiled.md], not by measurement on a GPU."""
 
 WARPS_PER_PROCESSOR = {80: 16, 90: 16}
-"""Of backward, whose programs stay for the whole run: as many as its registers allow at once. Each leaves a row of
-column sums, so that fewer mean less to add up. Not measured on a GPU."""
+"""Of backward, whose programs stay for the whole run: as many as its registers allow at once (65,536 / (16 * 32) = 128
+a thread). Each program leaves a row of column sums, so that fewer mean less to add up. Not measured on a GPU."""
 
 COLUMN_TILE = (256, 16)
-"""Rows and columns that a program adds up at a time. Not measured on a GPU."""
+"""Rows and columns that a program adds up at a time: narrow, so that 48 programs a vector share 768 columns, and each
+row is 64 bytes, two sectors of memory; 32 numbers a thread of 4 warps. Not measured on a GPU."""
 
 
 class RowDropout(NamedTuple):
@@ -68,6 +71,7 @@ def layer_norm(
         return layer_norm_ref(x, weight, bias, eps, residual=residual, x_bias=x_bias, dropout=dropout)
     if x.size(-1) > WIDEST:
         raise ValueError(f"x is {list(x.shape)}; the kernels take rows of at most {WIDEST}, reference_only() any")
+    # Operators of torch take tensors and numbers only, no NamedTuple: dropout as four arguments, no seed for none.
     mask = (0.0, None, None, False) if dropout is None else dropout
     return layer_norm_forward(x, weight, bias, eps, residual, x_bias, *mask)[0]
 
@@ -166,6 +170,7 @@ def layer_norm_forward(
     rate: float, seed: Tensor | None, keys: Tensor | None, is_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y; the sum that was normalized, empty where it is x; its mean and reciprocal deviation. seed None: no dropout."""
+    # Kernels take rows without gaps. No copy where x is contiguous, as activations are; a slice is copied.
     inputs = [None if one is None else one.contiguous() for one in (x, residual, x_bias, weight, bias, seed, keys)]
     outputs = _forward_outputs(x, _is_sum(residual, x_bias, seed, is_last))
     _forward_launch(inputs, outputs, eps, rate, is_last, architecture(x.device)).start()
@@ -173,9 +178,11 @@ def layer_norm_forward(
 
 
 def _is_sum(residual: Tensor | None, x_bias: Tensor | None, seed: Tensor | None, is_last: bool) -> bool:
+    """Whether what is normalized is not x itself, so that it must be stored for backward."""
     return residual is not None or x_bias is not None or (seed is not None and not is_last)
 
 
+# Shapes and types without running anything, for torch.compile; the same function as the operator's own outputs.
 @layer_norm_forward.register_fake
 def _(x, weight, bias, eps, residual, x_bias, rate, seed, keys, is_last):
     return _forward_outputs(x, _is_sum(residual, x_bias, seed, is_last))
@@ -197,6 +204,7 @@ def _backward_launches(
     (grad_y, z, mean, rstd, weight, seed, keys), (grad_z, grad_x, grad_weight, grad_bias, grad_x_bias) = inputs, outputs
     rows, hidden = grad_z.numel() // grad_z.size(-1), grad_z.size(-1)
     threshold, warps = drop_threshold(rate), row_warps(hidden, BACKWARD_ELEMENTS[arch])
+    # No more programs than rows, and at least one, so that sums of no rows are written as 0.
     programs = max(1, min(rows, processors * max(1, WARPS_PER_PROCESSOR[arch] // warps)))
     has_x_bias = grad_x_bias.numel() > 0
     sums = grad_z.new_empty(2 + has_x_bias, programs, hidden, dtype=torch.float32)
@@ -223,6 +231,7 @@ def layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of z, x (empty where x is not dropped: that of z), weight, bias and x_bias (empty where none)."""
     outputs = _backward_outputs(z, weight, bias, x_bias, seed is not None and not is_last)
+    # mean and rstd come from forward, contiguous; the rest may be as the caller or the graph laid it out.
     keys = None if keys is None else keys.contiguous()
     inputs = [grad_y.contiguous(), z.contiguous(), mean, rstd, weight.contiguous(), seed, keys]
     for launch in _backward_launches(inputs, outputs, rate, architecture(z.device), processors(z.device)):
@@ -236,10 +245,13 @@ def _(grad_y, z, mean, rstd, weight, bias, x_bias, seed, keys, rate, is_last):
 
 
 def _setup(ctx, inputs, output):
+    # One tensor [R, H] is kept: the sum that was normalized, or x where that is x itself. Beside their sum x and the
+    # residual are not needed, and y not at all: the normalized row is (z - mean) rstd. The mask is drawn again from
+    # seed and keys. bias and x_bias are kept for their types and shapes.
     x, weight, bias, _, residual, x_bias, ctx.rate, seed, keys, ctx.is_last = inputs
     _, z, mean, rstd = output
     ctx.has_residual = residual is not None
-    ctx.set_materialize_grads(False)
+    ctx.set_materialize_grads(False)  # no zeros for z, mean and rstd, through which nothing flows back
     normalized = z if _is_sum(residual, x_bias, seed, ctx.is_last) else x
     ctx.save_for_backward(normalized, mean, rstd, weight, bias, x_bias, seed, keys)
 
@@ -248,6 +260,7 @@ def _backward(ctx, grad_y, *_):
     *_, x_bias, seed, _ = ctx.saved_tensors
     gradients = layer_norm_backward(grad_y, *ctx.saved_tensors, ctx.rate, ctx.is_last)
     grad_z, grad_x, grad_weight, grad_bias, grad_x_bias = gradients
+    # Empty tensors stand for None, which an operator cannot return: they are told apart by what was given.
     return (
         grad_z if seed is None or ctx.is_last else grad_x,
         grad_weight,

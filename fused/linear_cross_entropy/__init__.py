@@ -1,1 +1,28 @@
-"""The vocabulary head: product, cross-entropy and sample in one pass over the logits."""
+"""The vocabulary head: loss, exact sample, most probable id and entropy without storing the logits.
+
+Start with reference.py, which defines what is computed and how shards of a vocabulary are joined; operator.py has the
+public functions, launches and gradients, kernels.py the kernels.
+"""
+
+from fused.linear_cross_entropy.operator import compile_cases, linear_cross_entropy, shard_loss, shard_statistics
+from fused.linear_cross_entropy.reference import (
+    Statistics,
+    VocabularyShard,
+    combine,
+    gumbel_noise,
+    shard_loss_ref,
+    shard_statistics_ref,
+)
+
+__all__ = [
+    "Statistics",
+    "VocabularyShard",
+    "combine",
+    "compile_cases",
+    "gumbel_noise",
+    "linear_cross_entropy",
+    "shard_loss",
+    "shard_loss_ref",
+    "shard_statistics",
+    "shard_statistics_ref",
+]

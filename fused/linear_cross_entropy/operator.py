@@ -17,16 +17,26 @@ from torch import Tensor
 from fused.ahead_of_time import ARCHITECTURES, ROW_TOKENS, CompileCase, meta
 from fused.dispatch import Launch, use_kernel
 from fused.linear_cross_entropy.kernels import gradient_kernel, statistics_kernel
-from fused.linear_cross_entropy.reference import shard_loss_ref, shard_statistics_ref
-from fused.linear_cross_entropy.statistics import MOST_IDS, Statistics, VocabularyShard, combine, merge
+from fused.linear_cross_entropy.reference import (
+    MOST_IDS,
+    Statistics,
+    VocabularyShard,
+    combine,
+    merge,
+    shard_loss_ref,
+    shard_statistics_ref,
+)
 
 CHUNK = 8000
 """Ids of a chunk. Shards of 128,000 ids over 1, 2, 4 or 8 ranks are whole chunks, so that the products have the same
-shape and the same last bit in all of them. 2,457 rows of a chunk take 39 MB in bf16. Not measured on a GPU."""
+shape and the same last bit in all of them. 2,457 rows of a chunk take 39 MB in bf16: below the second-level cache of
+A100 (40 MB) and H100 (50), so that a kernel finds part of the logits there. Not measured on a GPU."""
 PIECE = 4096
-"""Ids per program of the statistics, with 8 warps. Not measured on a GPU."""
+"""Ids per program of the statistics, with 8 warps: 16 a thread, two 128-bit loads in half precision, and two programs
+cover a chunk. 110 registers with the noise [docs/kernels_compiled.md]. Not measured on a GPU."""
 GRADIENT_TILE = (1024, 32)
-"""Ids and rows per program of the gradient, with 4 warps. Not measured on a GPU."""
+"""Ids and rows per program of the gradient, with 4 warps: 8 ids a thread, one 128-bit load of a row; more rows make
+fewer sums to add up and leave fewer programs, 8 x 77 for 2,457 rows. Not measured on a GPU."""
 SLACK = 2e-4
 """Rough scores this close, of 1, are computed again in full. By the errors that NVIDIA documents for ex2, lg2 and
 division they are wrong by 2e-5; rounding of large logits is added in the kernel."""
@@ -104,11 +114,12 @@ def _check(
 
 
 def _chunks(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """The ids of each chunk and its logits [M, C] in one memory for all chunks."""
+    """The ids of each chunk and its logits [M, C] in one memory for all chunks: use them before the next."""
     count, size = rows.size(0), weight.size(0)
     memory = rows.new_empty(count * min(CHUNK, size))
     for begin in range(0, size, CHUNK):
         ids = slice(begin, min(begin + CHUNK, size))
+        # The last chunk may be narrower: its rows are packed anew, since the kernels take rows without gaps.
         logits = memory[: count * (ids.stop - begin)].view(count, -1) if count else memory.view(0, ids.stop - begin)
         if bias is None:
             torch.mm(rows, weight[ids].t(), out=logits)
@@ -123,16 +134,16 @@ def _real(ids: slice, first: int, vocab_size: int) -> int:
 
 
 def _statistics_launch(
-    logits: Tensor, targets: Tensor, keys: Tensor | None, out: Tensor, place: tuple[int, int], num_specials: int
+    logits: Tensor, targets: Tensor, keys: Tensor | None, out: Tensor, chunk: tuple[int, int], num_specials: int
 ) -> Launch:
-    """place: the chunk's first id, and how many of its ids are real."""
+    """chunk: its first id, and how many of its ids are real."""
     arguments: dict[str, Any] = {
         "Logits": logits,
         "Targets": targets,
         "Keys": keys,
         "Out": out,
-        "first": place[0],
-        "real": place[1],
+        "first": chunk[0],
+        "real": chunk[1],
     }
     arguments |= {"width": logits.size(1), "num_rows": logits.size(0), "num_specials": num_specials, "slack": SLACK}
     arguments |= {"BLOCK": PIECE, "NOISE": keys is not None}
@@ -145,14 +156,16 @@ def vocabulary_statistics(
     vocab_size: int, num_specials: int,
 ) -> Tensor:  # fmt: skip
     """Launch the statistics of every chunk; see `shard_statistics`. No gradient."""
+    # One operator for the whole loop over chunks: torch.compile and the autograd see a single node, and the launches
+    # inside follow the products on the same stream, so that a chunk is read before the next overwrites it.
     targets, keys = targets.contiguous(), None if noise_keys is None else noise_keys.contiguous()
     numbers, parts = 5 if keys is None else 7, []
     for ids, logits in _chunks(rows, weight, bias):
         part = rows.new_empty(-(-logits.size(1) // PIECE), numbers, rows.size(0), dtype=torch.float32)
-        place = (first + ids.start, _real(ids, first, vocab_size))
-        _statistics_launch(logits, targets, keys, part, place, num_specials).start()
+        chunk = (first + ids.start, _real(ids, first, vocab_size))
+        _statistics_launch(logits, targets, keys, part, chunk, num_specials).start()
         parts.append(part)
-    return merge(torch.cat(parts))
+    return merge(torch.cat(parts))  # pieces in the order of their ids: of equal logits the smallest id wins
 
 
 @vocabulary_statistics.register_fake
@@ -161,13 +174,13 @@ def _(rows, weight, bias, targets, noise_keys, first, vocab_size, num_specials):
 
 
 def _gradient_launch(
-    logits: Tensor, targets: Tensor, lse: Tensor, grad_loss: Tensor, sums: Tensor, place: tuple[int, int]
+    logits: Tensor, targets: Tensor, lse: Tensor, grad_loss: Tensor, sums: Tensor, chunk: tuple[int, int]
 ) -> Launch:
-    """place: the chunk's first id, and how many of its ids are real."""
+    """chunk: its first id, and how many of its ids are real."""
     count, width = logits.shape
     block, tile_rows = GRADIENT_TILE
     arguments: dict[str, Any] = {"Logits": logits, "Targets": targets, "Lse": lse, "GradLoss": grad_loss, "Sums": sums}
-    arguments |= {"first": place[0], "real": place[1], "width": width, "num_rows": count}
+    arguments |= {"first": chunk[0], "real": chunk[1], "width": width, "num_rows": count}
     arguments |= {"BLOCK": block, "ROWS": tile_rows}
     return Launch(gradient_kernel, (-(-width // block), sums.size(0)), arguments)
 
@@ -178,14 +191,16 @@ def vocabulary_gradients(
     vocab_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of rows (summed over chunks in FP32), of weight, and of bias (empty where there is none)."""
+    # FP32, since every chunk adds to it; each row of weight belongs to one chunk and gets its gradient in one product.
     grad_rows = torch.zeros_like(rows, dtype=torch.float32, memory_format=torch.contiguous_format)
     grad_weight = weight.new_empty(weight.shape)
-    grad_bias = weight.new_empty(0 if bias is None else bias.size(0))
+    grad_bias = weight.new_empty(0 if bias is None else bias.size(0))  # an operator cannot return None for a Tensor
     grad_loss, targets, lse = grad_loss.contiguous(), targets.contiguous(), lse.contiguous()
+    # The order matters: the kernel turns the chunk's logits into their gradient in place, and the products read that.
     for ids, logits in _chunks(rows, weight, bias):
         sums = rows.new_empty(-(-rows.size(0) // GRADIENT_TILE[1]), logits.size(1), dtype=torch.float32)
-        place = (first + ids.start, _real(ids, first, vocab_size))
-        _gradient_launch(logits, targets, lse, grad_loss, sums, place).start()
+        chunk = (first + ids.start, _real(ids, first, vocab_size))
+        _gradient_launch(logits, targets, lse, grad_loss, sums, chunk).start()
         grad_rows += logits @ weight[ids]
         torch.mm(logits.t(), rows, out=grad_weight[ids])
         if bias is not None:
@@ -205,6 +220,8 @@ def vocabulary_loss(
     vocab_size: int,
 ) -> Tensor:  # fmt: skip
     """The loss that is already known, with the gradients of `vocabulary_gradients`."""
+    # Forward computes nothing: the loss needs all shards' statistics, which are exchanged between the two operators.
+    # A copy, since an operator that torch.library makes may not return its argument.
     return loss.clone()
 
 
@@ -214,13 +231,16 @@ def _(rows, weight, bias, targets, lse, loss, first, vocab_size):
 
 
 def _setup(ctx, inputs, output):
+    # rows, weight, bias, targets and lse, all of which exist anyway: the logits are computed again from the first
+    # three, and with lse softmax needs no second pass over them. The loss itself is not needed.
     ctx.save_for_backward(*inputs[:5])
-    ctx.place = inputs[6:]
+    ctx.shard = inputs[6:]
 
 
 def _backward(ctx, grad_loss):
     rows, weight, bias, targets, lse = ctx.saved_tensors
-    gradients = vocabulary_gradients(grad_loss, rows, weight, bias, targets, lse, *ctx.place)
+    gradients = vocabulary_gradients(grad_loss, rows, weight, bias, targets, lse, *ctx.shard)
+    # No gradient for targets, lse, loss, first, vocab_size: lse's part is in softmax already.
     return gradients[0], gradients[1], None if bias is None else gradients[2], *[None] * 5
 
 
@@ -233,11 +253,11 @@ def compile_cases() -> list[CompileCase]:
     logits = meta(count, CHUNK, dtype=torch.bfloat16)
     targets, keys = meta(count, dtype=torch.int64), meta(count, 2, dtype=torch.int32)
     per_row, numbers = meta(count, dtype=torch.float32), meta(2, 7, count, dtype=torch.float32)
-    place = (CHUNK, CHUNK)
+    chunk = (CHUNK, CHUNK)
     launches = {
-        "statistics and sample": _statistics_launch(logits, targets, keys, numbers, place, 5),
-        "statistics": _statistics_launch(logits, targets, None, numbers, place, 5),
-        "gradient": _gradient_launch(logits, targets, per_row, per_row, meta(77, CHUNK, dtype=torch.float32), place),
+        "statistics and sample": _statistics_launch(logits, targets, keys, numbers, chunk, 5),
+        "statistics": _statistics_launch(logits, targets, None, numbers, chunk, 5),
+        "gradient": _gradient_launch(logits, targets, per_row, per_row, meta(77, CHUNK, dtype=torch.float32), chunk),
     }
     return [
         CompileCase(f"linear_cross_entropy, {name}", launch, architecture)

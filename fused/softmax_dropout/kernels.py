@@ -1,24 +1,34 @@
 """Triton kernels of softmax_dropout: one row of L scores at a time, held in registers; FP32 inside, no atomics.
 
 A program keeps its head and query and walks through samples, so that it makes the bias of its row once.
+
+Legend: n samples (`samples`), N heads of this rank, L positions of a sample, BLOCK the power of two above it (see
+rows.py); capitals are pointers. L is built into the code: one variant for each longest sample.
 """
 
-from fused.attention.dropout import keep_kernel
 from fused.dispatch import jit, tl
+from fused.dropout import keep_kernel
 
-MASKED_SCORE = tl.constexpr(-1e30)
+MASKED_SCORE = tl.constexpr(-1e30)  # operator.py's; a kernel reads globals only as constexpr
 
 
 @jit
 def forward_kernel(
-    Scores, IsKey, Distances, Cls, Seed, Keys, P, Dropped, samples, heads, first_head, width, scale, threshold,
-    keep_scale,
-    EACH: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    Scores,  # [n, N, L, L] contiguous: q k^T, not scaled
+    IsKey,  # [n, L] bool
+    Distances, Cls,  # [N, width], [N, 2] of any float type
+    Seed, Keys,  # [1], [n] int64, or None without dropout
+    P, Dropped,  # [n, N, L, L], written; Dropped None without dropout
+    samples, heads, first_head, width, scale, threshold, keep_scale,
+    EACH: tl.constexpr,  # samples of a program
+    L: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Probabilities P and, where there is a seed, Dropped. Grid (N L, samples / EACH)."""
+    """Probabilities P and, where there is a seed, Dropped. Grid (N L, samples / EACH), rounded up."""
     head, query = tl.program_id(0) // L, tl.program_id(0) % L
     cols = tl.arange(0, BLOCK)
     inside = cols < L
+    # The bias of (head, query) for all keys stays in registers for all samples. [CLS]: its column first, then its row,
+    # which has the corner.
     reach = width // 2
     distance = tl.minimum(tl.maximum(cols - query, -reach), reach) + reach
     bias = tl.load(Distances + head * width + distance).to(tl.float32)
@@ -32,9 +42,12 @@ def forward_kernel(
         at = row.to(tl.int64) * L + cols
         is_key = tl.load(IsKey + sample * L + cols, mask=inside, other=0)
         x = tl.load(Scores + at, mask=inside, other=0.0).to(tl.float32) * scale + bias
+        # Two masks: a key that is not there gets a finite score, so that a row without any key stays free of NaN; lanes
+        # beyond L must not count even then.
         x = tl.where(inside, tl.where(is_key != 0, x, MASKED_SCORE), float("-inf"))
         x = tl.exp(x - tl.max(x, 0))
         p = x / tl.sum(x, 0)
+        # P goes out too: with it and the mask drawn again, backward needs neither scores nor what was dropped.
         tl.store(P + at, p.to(P.dtype.element_ty), mask=inside)
         if Seed is not None:
             kept = keep_kernel(seed, tl.load(Keys + sample), first_head + head, query, groups, threshold)
@@ -43,10 +56,15 @@ def forward_kernel(
 
 @jit
 def backward_kernel(
-    GradOut, P, IsKey, Seed, Keys, GradScores, GradBias, samples, heads, first_head, scale, threshold, keep_scale,
+    GradOut, P,  # [n, N, L, L] contiguous
+    IsKey,  # [n, L] bool
+    Seed, Keys,  # [1], [n] int64, or None without dropout
+    GradScores,  # [n, N, L, L], written
+    GradBias,  # [n / EACH, N, L, L] FP32, written: sums over a program's samples
+    samples, heads, first_head, scale, threshold, keep_scale,
     EACH: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """GradScores, and GradBias [samples / EACH, N, L, L], its sums over a program's samples. Grid as forward's."""
+    """GradScores, and GradBias, its sums over a program's samples. Grid as forward's."""
     head, query = tl.program_id(0) // L, tl.program_id(0) % L
     cols = tl.arange(0, BLOCK)
     inside = cols < L
@@ -63,22 +81,29 @@ def backward_kernel(
         if Seed is not None:
             kept = keep_kernel(seed, tl.load(Keys + sample), first_head + head, query, groups, threshold)
             grad = tl.where(kept, grad * keep_scale, 0.0)
+        # P (dP - sum of P dP), and nothing for what is no key, whose score was a constant.
         grad = tl.where(is_key != 0, p * (grad - tl.sum(p * grad, 0)), 0.0)
         tl.store(GradScores + at, (grad * scale).to(GradScores.dtype.element_ty), mask=inside)
-        total += grad
+        total += grad  # of the scaled scores with their bias, so without the scale
     part = (tl.program_id(1) * heads * L + tl.program_id(0)).to(tl.int64) * L + cols
     tl.store(GradBias + part, total, mask=inside)
 
 
 @jit
-def diagonal_kernel(GradBias, Diagonals, parts, heads, L: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Diagonals [N, 2 L - 1]: sums of GradBias [parts, N, L, L] over queries and keys other than [CLS] at distance
+def diagonal_kernel(
+    GradBias,  # [parts, N, L, L] FP32: backward_kernel's
+    Diagonals,  # [N, 2 L - 1] FP32, written
+    parts, heads, L: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Diagonals: sums of GradBias over queries and keys other than [CLS] at distance
     key - query = entry - (L - 1), always in the same order. Grid (2 L / COLUMNS, N)."""
     head = tl.program_id(1)
     entry = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for part in range(parts):
         for start in range(1, L, ROWS):
+            # ROWS queries by COLUMNS distances: neighbouring distances of a query are neighbouring keys in memory. From
+            # query 1 and key 1 on: [CLS]'s row and column are summed apart.
             query = start + tl.arange(0, ROWS)[:, None]
             key = query + entry[None, :] - (L - 1)
             at = ((part * heads + head).to(tl.int64) * L + query) * L + key

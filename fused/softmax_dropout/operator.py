@@ -1,6 +1,6 @@
 """Attention probabilities: scale, relative bias, key padding, FP32 softmax and dropout in one pass.
 
-Legend: n samples, N heads of this rank, L positions of a sample. The dropout mask is attention_dropout's and is drawn
+Legend: n samples, N heads of this rank, L positions of a sample. The dropout mask is attention's and is drawn
 again in backward; saved are the half-precision probabilities alone.
 """
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fused.ahead_of_time import ARCHITECTURES, HEADS, ROW_TOKENS, SAMPLE_TOKENS, CompileCase, meta
-from fused.attention.dropout import Dropout, checked_dropout, keep
 from fused.dispatch import Launch, architecture, use_kernel
-from fused.philox import drop_threshold, keep_scale
+from fused.dropout import Dropout, checked_dropout, drop_threshold, keep, keep_scale
 from fused.relative_bias import CompactBias, check_bias, clip_distances
 from fused.rows import row_block, row_stages, row_warps
 from fused.softmax_dropout.kernels import backward_kernel, diagonal_kernel, forward_kernel
@@ -20,20 +19,22 @@ from fused.softmax_dropout.kernels import backward_kernel, diagonal_kernel, forw
 MASKED_SCORE = -1e30
 """Score of a key that is not there: finite, so that a row without any key stays free of NaN."""
 
-LONGEST = 16_384
+WIDEST = 16_384
 """Largest L of the kernels: a program holds a row in registers."""
 
 ELEMENTS_PER_THREAD = {80: 16, 90: 16}
 """Of a row, by architecture; 8 are one 128-bit load of half precision: a row of 512 keys is one warp, which needs no
-barrier. Chosen by registers of compiled kernels, not by measurement on a GPU."""
+barrier. Chosen by registers (63 to 80) of compiled kernels, not by measurement on a GPU."""
 
 FORWARD_SAMPLES = 8
 BACKWARD_SAMPLES = 16
 """Samples of one program: many share the work on its bias, few leave more programs to spread. In backward, each
-group of samples writes its [N, L, L] sums. Not measured on a GPU."""
+group of samples writes its [N, L, L] sums in FP32, 12.6 MB for 12 heads and 512 positions; with 16 that is an eighth of
+what the gradient of the scores takes in half precision. Not measured on a GPU."""
 
 DIAGONAL_TILE = (64, 64)
-"""Queries and distances that a program adds up at a time. Not measured on a GPU."""
+"""Queries and distances that a program adds up at a time: 64 distances are 256 bytes of a row; 32 numbers a thread of
+4 warps. Not measured on a GPU."""
 
 
 def softmax_dropout(
@@ -53,13 +54,14 @@ def softmax_dropout(
     """
     _check(scores, bias, is_key, term)
     dropout = checked_dropout(dropout, scores.size(0), scores.size(-1), scores.device)
+    # No kernel has a dense term: on a GPU, full TUPE is `attention`'s.
     if term is not None or not use_kernel("softmax_dropout", scores):
         return softmax_dropout_ref(scores, bias, is_key, scale, dropout, term)
-    if scores.size(-1) > LONGEST:
-        raise ValueError(f"scores is {list(scores.shape)}; the kernels take rows of at most {LONGEST}")
+    if scores.size(-1) > WIDEST:
+        raise ValueError(f"scores is {list(scores.shape)}; the kernels take rows of at most {WIDEST}")
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
     p, dropped = softmax_dropout_forward(scores, *bias, is_key, scale, rate, seed, keys, first_head)
-    return p if dropout is None else dropped
+    return p if dropout is None else dropped  # both are outputs, since backward needs p
 
 
 def softmax_dropout_ref(
@@ -75,7 +77,7 @@ def softmax_dropout_ref(
     dense = bias.expand(scores.size(-1)).to(inner)
     if term is not None:
         dense = dense + term.to(inner)
-    x = scores.to(inner) * scale + dense
+    x = scores.to(inner) * scale + dense  # bias is not scaled
     p = x.masked_fill(~is_key[:, None, None, :], MASKED_SCORE).softmax(dim=-1)
     if dropout is not None:
         p = p * keep(dropout, *scores.shape[1:3]) * dropout.keep_scale
@@ -131,6 +133,7 @@ def softmax_dropout_forward(
     keys: Tensor | None, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Probabilities, and those after dropout (empty where seed is None)."""
+    # Kernels take rows without gaps; the scores of a batched product have none, so nothing is copied.
     inputs = [None if one is None else one.contiguous() for one in (scores, distances, cls, is_key, seed, keys)]
     outputs = _forward_outputs(scores, seed)
     _forward_launch(inputs, outputs, scale, rate, first_head, architecture(scores.device)).start()
@@ -183,6 +186,7 @@ def softmax_dropout_backward(
     for launch in launches:
         launch.start()
     grad_bias, diagonals = (launches[1].arguments[name] for name in ("GradBias", "Diagonals"))
+    # What diagonal_kernel leaves out: row 0 whole, corner included, and column 0 below it.
     of_cls = torch.stack((grad_bias[:, :, 0].sum((0, 2)), grad_bias[:, :, 1:, 0].sum((0, 2))), dim=1)
     of_distances = clip_distances(diagonals, distances.size(1) // 2)
     return grad_scores, of_distances.to(distances.dtype), of_cls.to(cls.dtype)
@@ -194,6 +198,8 @@ def _(grad_out, p, distances, cls, is_key, scale, rate, seed, keys, first_head):
 
 
 def _setup(ctx, inputs, output):
+    # Probabilities before dropout [n, N, L, L] and small things. distances and cls for their types and shapes; not the
+    # scores, which the gradient does not need, nor the dropped probabilities, which the product behind this one keeps.
     _, *tensors, ctx.scale, ctx.rate, seed, keys, ctx.first_head = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[0], *tensors, seed, keys)
@@ -201,6 +207,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_p, grad_dropped):
     *saved, seed, keys = ctx.saved_tensors
+    # Only the output that softmax_dropout returned has a gradient.
     grad_out = grad_p if seed is None else grad_dropped
     grads = softmax_dropout_backward(grad_out, *saved, ctx.scale, ctx.rate, seed, keys, ctx.first_head)
     return *grads, *[None] * 6

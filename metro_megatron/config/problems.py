@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from fused.attention.dropout import LONGEST
-from fused.attention.launches import HEAD_DIMS
-from fused.layer_norm.operator import WIDEST
+from fused.attention import HEAD_DIMS, MOST_POSITIONS
+from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.schema import Config
 
@@ -165,8 +164,8 @@ def _kernels(config: Config, device: str) -> Iterator[str]:
         )
     if model.hidden_size > WIDEST:
         yield f"model.hidden_size is {model.hidden_size}, the LayerNorm kernels take at most {WIDEST}; {remedy}"
-    if seq_length > LONGEST:
-        yield f"data.seq_length is {seq_length}, the attention kernels take at most {LONGEST}; {remedy}"
+    if seq_length > MOST_POSITIONS:
+        yield f"data.seq_length is {seq_length}, the attention kernels take at most {MOST_POSITIONS}; {remedy}"
 
 
 def _paths(config: Config) -> Iterator[str]:

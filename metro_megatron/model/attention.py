@@ -8,8 +8,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from fused.attention.operator import attention
-from fused.relative_bias import CompactBias
+from fused.attention import CompactBias, attention
 from metro_megatron.model.sequences import SITES_PER_LAYER, Sequences
 
 

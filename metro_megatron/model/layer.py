@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from fused.layer_norm.operator import RowDropout
+from fused.layer_norm import RowDropout
 from metro_megatron.model.attention import RelativeAttention
 from metro_megatron.model.norm import LayerNorm
 from metro_megatron.model.sequences import SITES_PER_LAYER, Sequences

@@ -4,7 +4,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from fused.layer_norm.operator import RowDropout, layer_norm
+from fused.layer_norm import RowDropout, layer_norm
 
 
 class LayerNorm(torch.nn.Module):

@@ -60,7 +60,7 @@ def bucket_table(model: ModelConfig) -> Tensor:
 
 
 def compact_choice(model: ModelConfig) -> Tensor:
-    """Which row of the table each number of fused.relative_bias.CompactBias is: one-hot [2 (S - 2) + 3, b + 1].
+    """Which row of the table each number of fused.attention.CompactBias is: one-hot [2 (S - 2) + 3, b + 1].
 
     First distances -(S - 2) .. S - 2 between positions other than [CLS], then [CLS]'s row, then its column.
     """

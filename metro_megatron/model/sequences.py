@@ -11,9 +11,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fused.attention.dropout import Dropout
-from fused.layer_norm.operator import RowDropout
-from fused.samples import Samples, packed_samples, padded_samples
+from fused.attention import Dropout, Samples, packed_samples, padded_samples
+from fused.layer_norm import RowDropout
 from metro_megatron.data.batch import MicroBatch
 
 EMBEDDING_SITE = 0

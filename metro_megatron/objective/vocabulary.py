@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from fused.linear_cross_entropy.operator import shard_loss, shard_statistics
-from fused.linear_cross_entropy.statistics import Statistics, VocabularyShard, combine
+from fused.linear_cross_entropy import Statistics, VocabularyShard, combine, shard_loss, shard_statistics
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Sums, Term

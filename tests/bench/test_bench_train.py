@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fused.dispatch import OPERATORS
+from fused.dispatch import OPERATOR_NAMES
 from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.config.file import load_config
 from metro_megatron.config.problems import problems
@@ -83,9 +83,9 @@ def test_every_preset_fits_one_gpu(name: str, layout: str, tmp_path: Path) -> No
 
 
 def test_choices_are_those_of_table_5() -> None:
-    assert references("all") == () and references("none") == OPERATORS
+    assert references("all") == () and references("none") == OPERATOR_NAMES
     assert references("attention") == ("layer_norm", "linear_cross_entropy", "softmax_dropout")
-    assert ("none", *OPERATORS, "all") == CHOICES
+    assert ("none", *OPERATOR_NAMES, "all") == CHOICES
     base = {"layout": "packed", "fused": "none", "status": "ok", "seconds_per_step": 3.0, "peak_gb": 10.0}
     row = {**base, "fused": "all", "seconds_per_step": 2.0, "peak_gb": 8.0}
     add_gains(row, [{**base, "layout": "padded", "seconds_per_step": 9.0}, base])

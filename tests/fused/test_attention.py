@@ -7,19 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fused.attention import CompactBias, Dropout, attention, packed_samples, padded_samples
 from fused.attention import launches as attention_launches
-from fused.attention.dropout import keep
 from fused.attention.launches import Tile
-from fused.attention.operator import (
-    Dropout,
-    attention,
-    attention_forward,
-    attention_with_lse,
-    packed_samples,
-    padded_samples,
-)
+from fused.attention.operator import attention_forward
 from fused.dispatch import reference_only
-from fused.relative_bias import CompactBias
+from fused.dropout import keep
 from tests.fused.tolerances import assert_close
 
 LENGTHS = (5, 0, 33, 1, 16)
@@ -43,11 +36,11 @@ def dropping(samples, rate=0.3):
 
 
 def loop(q, k, v, bias, samples, dropout=None, term=None):
-    """attention_with_lse, one sample and one head at a time."""
-    out, lse = torch.zeros_like(q), torch.zeros_like(q[..., 0])
+    """attention, one sample and one head at a time."""
+    out = torch.zeros_like(q)
     masks = keep(dropout, q.size(1), samples.longest) if dropout else None
     for sample, (begin, length) in enumerate(zip(samples.begin.tolist(), samples.length.tolist(), strict=True)):
-        tokens = [begin + place * samples.step for place in range(length)]
+        tokens = [begin + position * samples.stride for position in range(length)]
         for head in range(q.size(1)):
             scores = q[tokens, head] @ k[tokens, head].T / q.size(2) ** 0.5
             scores = scores + bias.expand(samples.longest)[head, :length, :length]
@@ -55,22 +48,21 @@ def loop(q, k, v, bias, samples, dropout=None, term=None):
             p = scores.exp() / scores.exp().sum(1, keepdim=True) if length else scores
             p = p if masks is None else p * masks[sample, head, :length, :length] * dropout.keep_scale
             out = out.index_put((torch.tensor(tokens).long(), torch.tensor(head)), p @ v[tokens, head])
-            lse = lse.index_put((torch.tensor(tokens).long(), torch.tensor(head)), scores.logsumexp(1))
-    return out, lse
+    return out
 
 
 def run(function, parts, samples, dropout=None):
-    """Output, log-sum-exp and all gradients; what arrives at both outputs is exact in every type."""
+    """Output and all gradients; what arrives at the output is exact in every type."""
     parts = [part.detach().clone().requires_grad_() for part in parts]
     term = parts[5] if len(parts) == 6 else None
-    out, lse = function(*parts[:3], CompactBias(*parts[3:5]), samples, dropout, term)
+    out = function(*parts[:3], CompactBias(*parts[3:5]), samples, dropout, term)
     weight = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(1)) / 8
-    loss = (out.double() * weight).sum() + (lse.double() * weight[..., 0]).sum()
-    return [out.detach(), lse.detach(), *torch.autograd.grad(loss, parts)]
+    loss = (out.double() * weight).sum()
+    return [out.detach(), *torch.autograd.grad(loss, parts)]
 
 
 def agree(parts, samples, dropout=None, exact=loop):
-    got = run(attention_with_lse, parts, samples, dropout)
+    got = run(attention, parts, samples, dropout)
     for part, wanted in zip(got, run(exact, [part.double() for part in parts], samples, dropout), strict=True):
         assert_close(part, wanted, parts[0].dtype)
     return got
@@ -89,8 +81,8 @@ def agree(parts, samples, dropout=None, exact=loop):
 def test_packed_samples(dtype, head_dim, term):
     samples = packed(LENGTHS)
     got = agree(make(60, 33, head_dim, term=term, dtype=dtype), samples, dropping(samples))
-    assert got[0].dtype == dtype and got[1].dtype == torch.float32
-    assert all((part[55:] == 0).all() for part in got[:5])  # tokens of no sample
+    assert got[0].dtype == dtype
+    assert all((part[55:] == 0).all() for part in got[:4])  # tokens of no sample
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -144,7 +136,7 @@ def test_reference_takes_the_kernel_of_softmax_dropout():
 def test_without_samples_every_gradient_is_zero(references):
     for samples in (packed((0, 0)), packed_samples(torch.tensor([0]), 1)):
         with reference_only(*references) if references else nullcontext():
-            got = run(attention_with_lse, make(4, 1, term=True), samples)
+            got = run(attention, make(4, 1, term=True), samples)
         assert all((part == 0).all() for part in got)
 
 
@@ -155,10 +147,11 @@ def test_equal_scores_up_to_the_largest_half(value):
     parts[:2] = [torch.full_like(part, value) for part in parts[:2]]
     parts[3:] = [torch.zeros_like(part) for part in parts[3:]]
     samples = packed((20, 1))
-    out, lse = attention_with_lse(*parts[:3], CompactBias(*parts[3:]), samples)
+    begin, length, longest, stride = samples
+    out, lse = attention_forward(*parts, None, begin, length, None, None, longest, stride, 0.0, 0)
     assert_close(out[:20], parts[2][:20].double().mean(0).expand(20, -1, -1), torch.float16)
     assert_close(lse[:20], torch.full((20, 2), 32**0.5 * value**2 + torch.tensor(20.0).log()), torch.float32)
-    assert all(torch.isfinite(part).all() for part in run(attention_with_lse, parts, samples))
+    assert all(torch.isfinite(part).all() for part in run(attention, parts, samples))
 
 
 def test_strided_inputs_and_repeated_runs_are_equal():
@@ -166,7 +159,7 @@ def test_strided_inputs_and_repeated_runs_are_equal():
     together = torch.stack(parts[:3], dim=2)  # [T, N, 3, K], as one projection gives them
     dense = attention(*parts[:3], CompactBias(*parts[3:]), samples)
     assert torch.equal(dense, attention(*together.unbind(2), CompactBias(*parts[3:]), samples))
-    first, second = (run(attention_with_lse, parts, samples, dropping(samples)) for _ in range(2))
+    first, second = (run(attention, parts, samples, dropping(samples)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -174,10 +167,10 @@ def dropped(samples, dropout, tokens):
     """Where probabilities are 0, [n, N, L, L]: the kernel's output for values that are rows of the identity."""
     q, _, v, *bias = make(tokens, samples.longest, reach=2, heads=2)
     q, v = torch.zeros_like(q), torch.zeros_like(v)
-    place = torch.arange(samples.longest)
-    token = samples.begin[:, None] + place * samples.step
-    inside = place < samples.length[:, None]
-    v[token[inside]] = torch.eye(32)[place.expand_as(token)[inside]][:, None]
+    position = torch.arange(samples.longest)
+    token = samples.begin[:, None] + position * samples.stride
+    inside = position < samples.length[:, None]
+    v[token[inside]] = torch.eye(32)[position.expand_as(token)[inside]][:, None]
     out = attention(q, q, v.requires_grad_(), CompactBias(*bias), samples, dropout)
     ones = torch.zeros(len(token), 2, samples.longest, 32)
     ones.transpose(1, 2)[inside] = out.detach()[token[inside]]
@@ -194,7 +187,7 @@ def test_one_mask_in_kernels_and_torch_for_packing_padding_and_split_heads():
     for samples, tokens in ((rows, 52), (pads, 96)):
         out, v, kept = dropped(samples, dropout, tokens)
         assert torch.equal(kept, wanted)
-        token = samples.begin[1] + torch.arange(32) * samples.step
+        token = samples.begin[1] + torch.arange(32) * samples.stride
         (grad_v,) = torch.autograd.grad(out[token].diagonal(dim1=0, dim2=2).sum(), v)
         assert torch.equal(grad_v[token].permute(1, 2, 0) != 0, wanted[1])
     split = keep(dropout._replace(keys=dropout.keys[1:], first_head=dropout.first_head + 1), 1, 20)
@@ -213,9 +206,9 @@ def test_masks_differ_by_seed_sample_and_head(change):
 @pytest.mark.parametrize("rows, cols", [(16, 16), (64, 16)])
 def test_tiles_change_nothing(monkeypatch, rows, cols):
     samples, parts = packed((17, 33)), make(50, 33, reach=9, term=True)
-    before = run(attention_with_lse, parts, samples, dropping(samples))
+    before = run(attention, parts, samples, dropping(samples))
     monkeypatch.setattr(attention_launches, "FLOAT32", Tile(rows, cols, 4, 1))
-    for one, two in zip(before, run(attention_with_lse, parts, samples, dropping(samples)), strict=True):
+    for one, two in zip(before, run(attention, parts, samples, dropping(samples)), strict=True):
         assert_close(one, two, torch.float32)
 
 
@@ -288,7 +281,7 @@ META = torch.device("meta")
         ({"samples": packed((6,))._replace(length=torch.ones(2).int())}, r"samples.length is \[2\]"),
         ({"samples": packed((6,))._replace(length=torch.ones(1).long())}, "samples.length is .* torch.int64"),
         ({"samples": packed((6,))._replace(begin=torch.zeros(1).int())}, "samples.begin is .* torch.int32"),
-        ({"samples": packed((6,))._replace(step=-1)}, "samples.step is -1"),
+        ({"samples": packed((6,))._replace(stride=-1)}, "samples.stride is -1"),
         ({"term": torch.zeros(2, 5, 5)}, r"term is \[2, 5, 5\]; it must be \[2, S, S\] with S in 6..32768"),
         ({"term": torch.zeros(2, 6, 6).int()}, "term is torch.int32"),
         ({"dropout": dropping(packed((6,)), 1.0)}, "dropout is 1.0"),

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fused.dispatch import reference_only
+from fused.dropout import drop_threshold, keep_mask
+from fused.layer_norm import RowDropout, layer_norm, layer_norm_ref
 from fused.layer_norm import operator as module
-from fused.layer_norm.operator import RowDropout, layer_norm, layer_norm_forward, layer_norm_ref
-from fused.philox import drop_threshold, keep_mask
+from fused.layer_norm.operator import layer_norm_forward
 from tests.fused.tolerances import assert_close
 
 EPS = 1e-5
@@ -101,7 +102,7 @@ def test_the_mask_of_forward_is_that_of_backward_and_of_philox():
     assert abs(float(kept.double().mean()) - 0.7) < 4 * (0.21 / 2800) ** 0.5
 
 
-def test_dropout_depends_on_the_keys_of_rows_not_on_their_places():
+def test_dropout_depends_on_the_keys_of_rows_not_on_their_positions():
     x, weight, bias = make(5, 64, NAMES[:3]).values()
     order = torch.tensor([3, 0, 4, 1, 2])
     keys = keys_of(5)

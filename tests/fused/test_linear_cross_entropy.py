@@ -9,11 +9,17 @@ from scipy import stats
 from torch.nn import functional
 
 from fused.dispatch import jit, reference_only, tl
+from fused.linear_cross_entropy import (
+    VocabularyShard,
+    combine,
+    gumbel_noise,
+    linear_cross_entropy,
+    shard_loss,
+    shard_statistics,
+)
 from fused.linear_cross_entropy import operator as head
 from fused.linear_cross_entropy.kernels import _gumbel, _uniform
-from fused.linear_cross_entropy.operator import linear_cross_entropy, shard_loss, shard_statistics
-from fused.linear_cross_entropy.reference import gumbel_noise, shard_logits_ref
-from fused.linear_cross_entropy.statistics import VocabularyShard, combine
+from fused.linear_cross_entropy.reference import shard_logits_ref
 
 # Logits are rounded to the dtype of rows, as torch's own linear layer rounds them; they reach about 8 here.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}

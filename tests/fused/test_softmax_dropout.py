@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused.attention.dropout import Dropout, keep
-from fused.relative_bias import CompactBias
+from fused.dropout import keep
+from fused.softmax_dropout import CompactBias, Dropout, softmax_dropout, softmax_dropout_ref
 from fused.softmax_dropout import operator as module
-from fused.softmax_dropout.operator import softmax_dropout, softmax_dropout_forward, softmax_dropout_ref
+from fused.softmax_dropout.operator import softmax_dropout_forward
 from tests.fused.tolerances import assert_close
 
 SCALE = 0.3

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from fused.linear_cross_entropy.reference import gumbel_noise
+from fused.linear_cross_entropy import gumbel_noise
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.model.heads import Decoding
 from metro_megatron.objective.vocabulary import vocabulary_statistics

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from fused.dispatch import OPERATORS, describe, use_kernel
+from fused.dispatch import OPERATOR_NAMES, describe, use_kernel
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 from tools.bench.clock import Ceilings
@@ -41,7 +41,7 @@ class Options:
     """Results without ending; by default docs/benchmarks/fused, with cpu none."""
     device: Literal["cuda", "cpu"] = "cuda"
     """cpu: a trial at tiny sizes."""
-    operators: list[str] = field(default_factory=lambda: list(OPERATORS))
+    operators: list[str] = field(default_factory=lambda: list(OPERATOR_NAMES))
     """Operators that are measured."""
     against: list[str] = field(default_factory=lambda: list(RIVALS))
     """What they are compared with; --against=[] for nothing."""
@@ -66,7 +66,7 @@ def main(options: Options) -> int:
     except ValueError as error:
         raise UserError(f"--{error}") from error
     device, started = torch.device(options.device), time.monotonic()
-    if device.type == "cuda" and not use_kernel(OPERATORS[0], torch.empty(0, device=device)):
+    if device.type == "cuda" and not use_kernel(OPERATOR_NAMES[0], torch.empty(0, device=device)):
         raise UserError(f"there is nothing to measure. {describe(device)}")
     worker = Worker(_start, options.device)
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fused.relative_bias import CompactBias
+from fused.attention import CompactBias
 from tools.bench.operators import EPSILON, OPERATORS, Case, Tensors
 
 

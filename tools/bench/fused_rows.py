@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fused.dispatch import OPERATORS as NAMES
+from fused.dispatch import OPERATOR_NAMES
 from tools.bench.clock import Ceilings, Clock, measure_ceilings
 from tools.bench.contestants import COMPILED, CONTESTANTS, Prepared, Unavailable
 from tools.bench.figures import Work
@@ -56,7 +56,10 @@ def tasks(operators: Sequence[str], against: Sequence[str], is_trial: bool) -> l
     Raises ValueError for names that do not exist.
     """
     known = {name for contestants in CONTESTANTS.values() for name in contestants}
-    for name, given, possible in (("operators", operators, set(NAMES)), ("against", against, known - {"ours"})):
+    for name, given, possible in (
+        ("operators", operators, set(OPERATOR_NAMES)),
+        ("against", against, known - {"ours"}),
+    ):
         if unknown := set(given) - possible:
             raise ValueError(f"{name}: {', '.join(sorted(unknown))}; it can be {', '.join(sorted(possible))}")
     found = [

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from fused.ahead_of_time import HEAD_DIM, HEADS, HIDDEN_SIZES, ROW_TOKENS, SAMPLE_TOKENS, VOCABULARY
-from fused.attention.dropout import Dropout
-from fused.attention.operator import attention
-from fused.layer_norm.operator import RowDropout, layer_norm
-from fused.linear_cross_entropy.operator import linear_cross_entropy
-from fused.linear_cross_entropy.statistics import VocabularyShard
-from fused.relative_bias import CompactBias
-from fused.samples import packed_samples
-from fused.softmax_dropout.operator import softmax_dropout
+from fused.attention import CompactBias, Dropout, attention, packed_samples
+from fused.layer_norm import RowDropout, layer_norm
+from fused.linear_cross_entropy import VocabularyShard, linear_cross_entropy
+from fused.softmax_dropout import softmax_dropout
 from tools.bench.figures import Work, attention_work, layer_norm_work, linear_cross_entropy_work, softmax_dropout_work
 
 EPSILON = 1e-5

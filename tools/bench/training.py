@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
-from fused.dispatch import OPERATORS, reference_only
+from fused.dispatch import OPERATOR_NAMES, reference_only
 from metro_megatron.config.schema import Config
 from metro_megatron.train.launch import import_megatron
 from tools.bench.clock import Clock, measure_ceilings
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RowFormat = Literal["packed", "padded"]
 FUSED, REFERENCES = "all", "none"
-CHOICES = (REFERENCES, *OPERATORS, FUSED)
+CHOICES = (REFERENCES, *OPERATOR_NAMES, FUSED)
 """Which operators run fused, in the order of the paper's Table 5: none, one alone, all."""
 PROFILED_STEPS = 2
 MOST_SYNTHETIC_TOKENS = 20_000_000
@@ -270,7 +270,7 @@ def references(fused: str) -> tuple[str, ...]:
     """The operators that take their references where `fused`, one of CHOICES, does not."""
     if fused == FUSED:
         return ()
-    return tuple(name for name in OPERATORS if name != fused)
+    return tuple(name for name in OPERATOR_NAMES if name != fused)
 
 
 def _operators(fused: str) -> AbstractContextManager[None]:

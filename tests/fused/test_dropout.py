@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fused.dispatch import jit, tl
-from fused.philox import check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale, philox
+from fused.dropout import check_dropout, drop_threshold, keep_mask, keep_mask_kernel, keep_scale, philox
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_kernel_and_torch_draw_one_mask(seed):
 
 
 def test_every_bit_of_a_draw_is_used_evenly():
-    """Each of the 8 places of a group keeps its share, neighbours are independent, seeds and rows differ."""
+    """Each of the 8 elements of a group keeps its share, neighbours are independent, seeds and rows differ."""
     mask = keep_mask(torch.tensor([1]), drop_threshold(0.25), 800, torch.arange(500)).double()
     deviation = (0.25 * 0.75 / 50_000) ** 0.5
     assert ((mask.view(-1, 8).mean(0) - 0.75).abs() < 4 * deviation).all()
