@@ -152,7 +152,7 @@ def straight(yaml_file: Path, corpus: Path, tmp_path_factory: pytest.TempPathFac
     return output
 
 
-@pytest.mark.parametrize("first_save", [1000, 25])
+@pytest.mark.parametrize("first_save", [1000, pytest.param(25, marks=pytest.mark.long)])
 def test_sigterm_saves_and_the_same_command_continues(
     yaml_file: Path, corpus: Path, straight: Path, tmp_path: Path, first_save: int
 ) -> None:
