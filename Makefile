@@ -1,18 +1,21 @@
 # Every target makes the virtual environment first; see README.md.
 #   PYTHON     the interpreter that makes it
 #   PIP_FLAGS  options for pip, such as the index of torch's CPU builds
+#   JOBS       how many tests run beside each other
 PYTHON ?= python3.11
 PIP_FLAGS ?=
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test check demo learn bench clean
+.PHONY: help venv test test-all check demo learn bench clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (at most 15 minutes on 2 cores)"
 	@echo "make learn   the same path, sized for 10 minutes of one GPU or a night on a CPU"
 	@echo "make bench   measure operators and whole steps on one GPU (9 minutes); see docs/benchmarks.md"
-	@echo "make test    all tests"
+	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
+	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (at most 8 more)"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"
 
@@ -23,8 +26,14 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
+# Each of the JOBS takes a run of files, then tests from another's end: fixtures of files are made once.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not long"
+
+test-all: $(STAMP)
+	$(PYTEST) -m long
 
 check: $(STAMP)
 	$(BIN)/ruff check .

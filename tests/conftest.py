@@ -4,6 +4,7 @@ import csv
 import importlib.resources
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and the programs that tests start would be deaf, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when fused is loaded; only inside `interpreted()` does an operator run its kernel in the interpreter.
 if not torch.cuda.is_available():

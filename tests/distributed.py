@@ -1,10 +1,14 @@
-"""Real ranks for a test: processes on this machine that talk over gloo."""
+"""Real processes for a test, forked from a server that has megatron-core loaded: ranks over gloo, and programs."""
 
 import contextlib
 import faulthandler
 import os
 import pickle
+import runpy
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+PRELOADED = ["tests.preloaded"]
+
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
     """Call `function(*args)` on `world_size` new processes; what each returned, by rank.
@@ -24,9 +30,10 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     exception of a rank is raised here with its traceback. After `timeout` seconds every rank prints
     where it stands, all are ended, and TimeoutError is raised.
     """
+    multiprocessing.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
         context = multiprocessing.start_processes(
-            _rank, (function, world_size, args, folder, timeout), world_size, join=False, start_method="spawn"
+            _rank, (function, world_size, args, folder, timeout), world_size, join=False, start_method="forkserver"
         )
         deadline = time.monotonic() + timeout + 5
         try:
@@ -41,9 +48,28 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         return [pickle.loads(_result(folder, rank).read_bytes()) for rank in range(world_size)]
 
 
+def run_program(*argv: object, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+    """Run a Python file with arguments as `subprocess.run` would, where loading the libraries is not what is tested."""
+    words = list(map(str, argv))
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    with tempfile.TemporaryDirectory(prefix="program_") as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = multiprocessing.get_context("forkserver").Process(target=_program, args=(words, outputs))
+        process.start()
+        try:
+            process.join(timeout)
+            if process.exitcode is None:
+                raise TimeoutError(f"{' '.join(words)} took over {timeout} s")
+        finally:
+            process.kill()
+            process.join()
+        return subprocess.CompletedProcess(words, process.exitcode, *(path.read_text() for path in outputs))
+
+
 def _rank(
     rank: int, function: Callable[..., Any], world_size: int, args: tuple[Any, ...], folder: str, timeout: float
 ) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     faulthandler.dump_traceback_later(timeout)
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
@@ -64,3 +90,20 @@ def _rank(
 
 def _result(folder: str, rank: int) -> Path:
     return Path(folder) / f"result_{rank}"
+
+
+def _program(argv: list[str], outputs: list[Path]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number, path in enumerate(outputs, 1):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def _end_with_parent() -> None:
+    """The server lives as long as its children, so that they must see for themselves that pytest is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -14,6 +14,7 @@ import yaml
 from metro_megatron.checkpoint.files import TRACKER
 from metro_megatron.preprocess.run import PreprocessOptions, preprocess
 from metro_megatron.tokenizer.training import train_tokenizer
+from tests.distributed import run_program
 
 ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 700
@@ -98,6 +99,8 @@ def command(yaml_file: Path, corpus: Path, output: Path, *options: str, processe
 
 def run(*args: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
     words = command(*args, processes=processes)  # type: ignore[arg-type]
+    if processes == 1:
+        return run_program(*words[1:], timeout=200)
     return subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment())
 
 
@@ -138,17 +141,27 @@ def test_two_processes_train_evaluate_save_and_continue(yaml_file: Path, corpus:
     assert lines(output) == training[:2] + validation[:1] + training[2:] + validation[1:]
 
 
-@pytest.mark.parametrize("first_save", [1000, 25])
+SIXTY_STEPS = ("--train.train_steps", "60", "--train.log_interval", "1")
+
+
+@pytest.fixture(scope="module")
+def straight(yaml_file: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of sixty steps without interruption."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    assert run(yaml_file, corpus, output, *SIXTY_STEPS, "--checkpoint.save_interval", "1000").returncode == 0
+    return output
+
+
+@pytest.mark.parametrize("first_save", [1000, pytest.param(25, marks=pytest.mark.long)])
 def test_sigterm_saves_and_the_same_command_continues(
-    yaml_file: Path, corpus: Path, tmp_path: Path, first_save: int
+    yaml_file: Path, corpus: Path, straight: Path, tmp_path: Path, first_save: int
 ) -> None:
     """Before and after a first checkpoint; the signal goes to the whole process group, as torchrun and Slurm send it.
 
     The lines of the interrupted run equal those of a straight one.
     """
-    options = ("--train.train_steps", "60", "--train.log_interval", "1", "--checkpoint.save_interval", str(first_save))
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert run(yaml_file, corpus, straight, *options).returncode == 0
+    options = (*SIXTY_STEPS, "--checkpoint.save_interval", str(first_save))
+    broken = tmp_path / "broken"
     process = subprocess.Popen(
         command(yaml_file, corpus, broken, *options), env=environment(), stdout=subprocess.PIPE, start_new_session=True
     )

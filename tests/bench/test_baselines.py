@@ -74,6 +74,7 @@ def test_synthetic_documents_are_whole() -> None:
     assert 400_000 < shard.unit_lengths.sum() < 900_000
 
 
+@pytest.mark.long
 def test_the_benchmark_runs(
     texts: list[str], tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

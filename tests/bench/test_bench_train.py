@@ -143,6 +143,7 @@ def test_runs_are_appended(tmp_path: Path) -> None:
     assert (tmp_path / "r.csv").read_text().split() == ["x,y,commit", "0,,c0", "1,,c1"]
 
 
+@pytest.mark.long
 def test_a_trial_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix, trace = tmp_path / "out" / "train", tmp_path / "trace.json.gz"
     options = ["--warm_up", "1", "--steps", "2", "--micro_batches", "2", "--table5", "--layouts", "packed"]

@@ -70,7 +70,9 @@ def resumed_run(config: Config, copy: Path | None = None) -> Record:
     return record
 
 
-@pytest.mark.parametrize(("world_size", "tp", "pp", "tokens"), [(1, 1, 1, 1024), (4, 2, 2, 0)])
+@pytest.mark.parametrize(
+    ("world_size", "tp", "pp", "tokens"), [(1, 1, 1, 1024), pytest.param(4, 2, 2, 0, marks=pytest.mark.long)]
+)
 def test_resumed_run_equals_straight_run_bit_for_bit(
     tmp_path: Path, world_size: int, tp: int, pp: int, tokens: int
 ) -> None:

@@ -90,6 +90,7 @@ def compiling(tmp_path: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
 
 
+@pytest.mark.long
 def test_every_kernel_compiles_as_expected_and_as_documented(tmp_path):
     table = tmp_path / "kernels.md"
     done = compiling(tmp_path, "tools/compile_kernels.py", "--output", str(table))

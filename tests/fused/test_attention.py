@@ -101,6 +101,7 @@ def test_half_precision_at_the_edges_of_tiles(length):
     agree(make(length, length, heads=1, reach=200, dtype=torch.float16), packed((length,)))
 
 
+@pytest.mark.long
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=4),
@@ -203,6 +204,7 @@ def test_masks_differ_by_seed_sample_and_head(change):
     assert abs(float((mask[:, 0] * mask[:, 1]).mean())) < 4 / mask[:, 0].numel() ** 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows, cols", [(16, 16), (64, 16)])
 def test_tiles_change_nothing(monkeypatch, rows, cols):
     samples, parts = packed((17, 33)), make(50, 33, reach=9, term=True)

@@ -72,11 +72,15 @@ def test_parameters_may_be_more_precise_than_the_rows():
     agree({**parts, **rows}, 0.1)
 
 
-@pytest.mark.parametrize("rows, hidden", [(1, 64), (3, 1000), (2, 1024), (2, 1536), (2, 2560), (1, 8193), (7, 1)])
+WIDE = [pytest.param(*shape, marks=pytest.mark.long) for shape in ((2, 1024), (2, 1536), (2, 2560), (1, 8193))]
+
+
+@pytest.mark.parametrize("rows, hidden", [(1, 64), (3, 1000), (7, 1), *WIDE])
 def test_awkward_shapes(rows, hidden):
     agree(make(rows, hidden), 0.1)
 
 
+@pytest.mark.long
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 9), st.integers(1, 300), st.sampled_from([0.0, 0.5]))
 def test_random_shapes(rows, hidden, dropout):

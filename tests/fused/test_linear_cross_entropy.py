@@ -86,6 +86,7 @@ def test_values_and_gradients_equal_the_reference(dtype, with_bias, with_noise):
     agree(parts, targets, VocabularyShard(0, 110, SPECIALS), keys if with_noise else None, TOLERANCE[dtype])
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=8)
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(2, 100), st.integers(0, 40), st.integers(0, 10**6))
 def test_any_shape_equals_the_reference(count, hidden, vocab_size, padding, seed):
@@ -143,7 +144,14 @@ def test_noise_is_golden():
     torch.testing.assert_close(noise, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype, slack", [(torch.float32, 2e-4), (torch.bfloat16, 2e-4), (torch.float32, 2.0)])
+@pytest.mark.parametrize(
+    "dtype, slack",
+    [
+        (torch.float32, 2e-4),
+        pytest.param(torch.bfloat16, 2e-4, marks=pytest.mark.long),
+        pytest.param(torch.float32, 2.0, marks=pytest.mark.long),
+    ],
+)
 def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack):
     """A slack above 1 makes every piece compute all of its noise in full."""
     monkeypatch.setattr(head, "SLACK", slack)
@@ -157,7 +165,10 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
 
 
 @pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize("shards, chunk, piece", [(2, 48, 64), (3, 40, 16), (6, 7, 128)])
+@pytest.mark.parametrize(
+    "shards, chunk, piece",
+    [(2, 48, 64), *(pytest.param(*sizes, marks=pytest.mark.long) for sizes in ((3, 40, 16), (6, 7, 128)))],
+)
 def test_shards_and_chunks_change_nothing(monkeypatch, shards, chunk, piece, reference):
     parts, targets, keys = make(11, 24, 120, 99, seed=5)  # the last of six shards is padding alone
     whole, gradients = run(parts, targets, VocabularyShard(0, 99, SPECIALS), keys)

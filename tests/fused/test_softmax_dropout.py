@@ -59,12 +59,14 @@ def test_half_precision(dtype):
     assert got[0].dtype == got[1].dtype == dtype and got[2].dtype == torch.float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", [32, 512])
 def test_blocks_of_other_sizes(monkeypatch, block):
     monkeypatch.setattr(module, "row_block", lambda columns: block)
     agree(make(2, 1, 20, 5), 0.2)
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.integers(0, 3), st.integers(1, 2), st.integers(1, 8), st.integers(0, 9), st.sampled_from([0.0, 0.5]))
 def test_random_shapes(samples, heads, length, reach, rate):

@@ -21,7 +21,7 @@ def run(config: Config, with_kernels: bool) -> tuple[list[Figures], list[Norms]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter where there is no GPU")
-@pytest.mark.parametrize("row_format", ["packed", "padded"])
+@pytest.mark.parametrize("row_format", ["packed", pytest.param("padded", marks=pytest.mark.long)])
 def test_kernels_and_references_agree_step_by_step(row_format: str) -> None:
     """Dropout too: both draw the same masks."""
     config = small_config(

@@ -70,7 +70,7 @@ def norms(record: Record) -> np.ndarray:
     return np.array([total for total, _, _ in record.grad_norms])
 
 
-@pytest.mark.parametrize("world_size", LAYOUTS)
+@pytest.mark.parametrize("world_size", [1, 2, *(pytest.param(size, marks=pytest.mark.long) for size in (4, 8))])
 def test_layouts_equal_one_process(reference: Record, world_size: int) -> None:
     """Losses, norms, metrics and weights of six steps; replicas are compared bit for bit on the ranks."""
     configs = LAYOUTS[world_size]

@@ -23,6 +23,7 @@ sys.exit(exit_code(main))
 """
 
 
+@pytest.mark.long
 def test_ray_gives_the_same_bytes(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
     pytest.importorskip("ray")
     path = tmp_path / "a.jsonl"

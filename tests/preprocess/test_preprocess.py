@@ -152,6 +152,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.long
 def test_killed_at_random_moments(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
     """kill -9 of everything; the same command then gives the same bytes."""
     files = corpus(tmp_path, reviews)
