@@ -12,6 +12,7 @@ import yaml
 
 from metro_megatron.cli.command_line import describe_os_error
 from metro_megatron.cli.options import HELP, Described, help_parser, parse_value, read_options, suggestion
+from metro_megatron.config.schedules import schedule_lines
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
@@ -76,7 +77,7 @@ def dump_config(config: Config) -> str:
                 getattr(values, one.name), default_flow_style=True, allow_unicode=True, width=10**9
             ).removesuffix("...\n")
             lines += [f"  # {texts[one.name]}", f"  {one.name}: {value.strip()}"]
-        lines.append("")
+        lines += [*schedule_lines(config, section), ""]
     return "\n".join(lines)
 
 
