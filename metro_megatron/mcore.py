@@ -45,7 +45,7 @@ def _transformer_config(
     recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     # With two stages "previous" and "next" are one peer, and batched sends of the interleaved schedule
     # pair up crosswise: wrong gradients without an error.
-    unbatched = vpp > 1 and pp == 2
+    unbatched = parallel.is_interleaved and pp == 2
     return TransformerConfig(
         num_layers=num_layers,
         hidden_size=model.hidden_size,
@@ -69,7 +69,7 @@ def _transformer_config(
         pipeline_dtype=dtype if pp > 1 else None,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=pp,
-        virtual_pipeline_model_parallel_size=vpp if vpp > 1 else None,
+        virtual_pipeline_model_parallel_size=vpp if parallel.is_interleaved else None,
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=unbatched,
         batch_p2p_comm=not unbatched,

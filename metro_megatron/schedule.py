@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -84,9 +85,10 @@ class Schedule:
             left, before = right, after
         return before
 
-    def problems(self, name: str, train_steps: int) -> list[str]:
-        """What is wrong with it, called `name`, in a run of train_steps."""
-        found = []
+    def problems(self, name: str, train_steps: int, admitted: Container[float]) -> list[str]:
+        """What is wrong with it, called `name`, in a run of train_steps; its values must be among those `admitted`."""
+        values = [self.start, *(point.value for point in self.points)]
+        found = [f"{name} is {_digits(one)}, must be {admitted}" for one in values if one not in admitted]
         for earlier, later in zip(self.points, self.points[1:], strict=False):
             if later.step(train_steps) < earlier.step(train_steps):
                 found.append(

@@ -1,14 +1,13 @@
 """Schedules: exact values, one text form, hostile input, and an option that is one."""
 
 from dataclasses import dataclass
-from typing import get_type_hints
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metro_megatron.cli.options import parse_value, read_options
+from metro_megatron.cli.options import Range, at_least, options_of, parse_value, read_options, with_values
 from metro_megatron.config.file import dump_config, load_config
 from metro_megatron.config.schedules import learning_rate, schedules
 from metro_megatron.config.schema import Config, OptimizerConfig, TrainConfig
@@ -41,7 +40,7 @@ def linear_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
 def test_the_learning_rate_is_bit_equal_to_its_old_formula(lr: float, warmup: int, train_steps: int) -> None:
     options = OptimizerConfig(lr=lr, lr_warmup_steps=warmup)
     schedule = learning_rate(options, train_steps)
-    assert not schedule.problems("learning rate", train_steps)
+    assert not schedule.problems("learning rate", train_steps, at_least(0))
     for step in range(train_steps + 3):
         assert schedule.at(step, train_steps) == linear_rate(step, options, train_steps), step
 
@@ -114,13 +113,15 @@ def test_hostile_text_is_explained(written: Written, expected: str) -> None:
     assert expected in str(caught.value)
 
 
-def test_points_out_of_order_and_beyond_the_run() -> None:
+def test_points_out_of_order_beyond_the_run_and_out_of_range() -> None:
     schedule = Schedule.parse("1 -> 2 at step 600 -> 3 at 50% -> 4 at step 2000")
-    assert schedule.problems("mask rate", 1000) == [
+    assert schedule.problems("mask rate", 1000, Range(2, 4)) == [
+        "mask rate is 1, must be at least 2 and less than 4",
+        "mask rate is 4, must be at least 2 and less than 4",
         "mask rate: 3 at 50% comes after 2 at step 600, but before it in a run of 1,000 steps; put the points in order",
         "mask rate: 4 at step 2,000 lies beyond the run's 1,000 steps; 100% is its end",
     ]
-    assert schedule.problems("mask rate", 4000) == []
+    assert schedule.problems("mask rate", 4000, at_least(1)) == []
 
 
 def test_the_configuration_prints_its_schedules_and_loads_back(tmp_path) -> None:
@@ -141,20 +142,21 @@ class Objective:
     """What a section with scheduled options would look like."""
 
     mask_probability: Written = 0.15
+    """Share of a sample's tokens that are masked."""
     rtd_weight: Written = "0 -> 50 at 10%"
+    """Weight of replaced token detection."""
 
 
 @pytest.mark.parametrize("written", ["0.15", "0.3 -> 0.15 at step 1,000", "1e-1", "0.3 -> 0.2 at 50% -> 0.2 at 100%"])
 def test_a_term_weight_or_the_mask_rate_can_be_a_schedule(written: str) -> None:
     """An option of type `Written` takes a number or points from both command line and YAML, and is dumped as it is."""
-    hints = get_type_hints(Objective)
-    options = read_options(["--mask_probability", written], hints)
+    given = read_options(["--mask_probability", written], {option.name: option for option in options_of(Objective)})
     from_yaml = parse_value(yaml.safe_load(f"mask_probability: {written}")["mask_probability"], Written)
-    assert not options.problems
-    assert options.values["mask_probability"] == from_yaml
-    objective = Objective(**options.values)
+    assert not given.problems
+    assert given.values["mask_probability"] == from_yaml
+    objective = with_values(Objective, given.values)
     schedule = Schedule.parse(objective.mask_probability)
     assert schedule == Schedule.parse(written)
     assert yaml.safe_load(yaml.safe_dump(objective.mask_probability)) == objective.mask_probability
-    assert not schedule.problems("objective.mask_probability", 2000)
+    assert not schedule.problems("objective.mask_probability", 2000, Range(0, 1, has_low=False))
     assert Schedule.parse(objective.rtd_weight).at(49, 1000) == 25

@@ -2,37 +2,19 @@
 
 from pathlib import Path
 
+from metro_megatron.cli.options import options_of
 from metro_megatron.config.file import differences, load_config
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import MAY_CHANGE, Config
 from metro_megatron.errors import UserError
-
-FREE = (
-    "parallel.",
-    "checkpoint.",
-    "data.micro_batch_tokens",
-    "data.micro_batch_size",
-    "data.index_cache",
-    "data.prefetch_steps",
-    "data.row_format",
-    "data.train",
-    "data.validation",
-    "train.output",
-    "train.log_interval",
-    "train.eval_interval",
-    "train.eval_samples",
-    "train.device",
-    "train.fused",
-)
-"""What may differ: layout, rows, kernels and reporting. Shards may have moved: their contents are compared instead. A
-name that ends with a dot stands for its whole concern."""
 
 
 def config_differences(saved: Config, given: Config) -> list[str]:
     """One line per field whose change would make another run of it."""
+    fixed = {option.name for option in options_of(Config) if MAY_CHANGE not in option.marks}
     return [
         f"{name} is {here!r}, but the checkpoint was made with {there!r}"
         for name, (there, here) in differences(saved, given).items()
-        if not any(name == free or (free.endswith(".") and name.startswith(free)) for free in FREE)
+        if name in fixed
     ]
 
 

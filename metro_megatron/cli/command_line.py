@@ -1,16 +1,26 @@
-"""The entry of every tool: a typed function becomes a command line, mistakes become messages."""
+"""The entry of every tool: a function of a dataclass becomes a command line, mistakes become messages."""
 
 import errno
 import inspect
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from inspect import cleandoc
 from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
-import jsonargparse
 
-from metro_megatron.cli.options import HELP, REQUIRED, Described, Options, help_parser, read_options
+from metro_megatron.cli.options import (
+    HELP,
+    REQUIRED,
+    Option,
+    help_parser,
+    options_of,
+    out_of_range,
+    read_options,
+    with_values,
+)
 from metro_megatron.errors import UserError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -33,8 +43,8 @@ _FILE_MISTAKES = {
 def run_tool(main: Callable[..., object]) -> NoReturn:
     """Run `main` with the options of `sys.argv`, then exit.
 
-    The parameters of `main` are the options (`--name`); those without a default are required, `list`
-    parameters take several values, booleans may stand alone. Their help is the Args section of the docstring.
+    `main` takes a frozen dataclass, whose fields are the options (`--name`); see metro_megatron/cli/options.py. Its
+    docstring is the tool's help. A `main` of two parameters gets the tokens of all other options in the second.
     Exit codes: 0, what `main` returns if an int, 2 after a UserError or a file that cannot be used,
     130 after Ctrl-C.
     """
@@ -79,31 +89,42 @@ def call_with_options(main: Callable[..., object], argv: Sequence[str]) -> objec
 
     `--help` prints the options with their defaults and exits 0.
     """
-    if any(token in HELP for token in argv):
-        _help_parser(main).print_help()
-        sys.exit(0)
-    parameters = inspect.signature(main).parameters
     hints = get_type_hints(main)
-    options = read_options(argv, {name: hints[name] for name in parameters})
-    options.problems.extend(_missing(parameters, options, argv))
-    if options.problems:
-        raise UserError(options.problems)
-    return main(**options.values)
+    hints.pop("return", None)
+    if not is_dataclass(next(iter(hints.values()))):
+        return _call_with_parameters(main, hints, argv)
+    options_class, *others = hints.values()
+    known = {option.leaf: option for option in options_of(options_class)}
+    if any(token in HELP for token in argv):
+        help_parser(cleandoc(main.__doc__ or ""), {"options": known}).print_help()
+        sys.exit(0)
+    given = read_options(argv, known, keep_unknown=bool(others))
+    problems = [*given.problems, *out_of_range(known, given.values, prefix="--"), *_missing(known, argv)]
+    if problems:
+        raise UserError(problems)
+    options = with_values(options_class, given.values)
+    return main(options, given.unknown) if others else main(options)
 
 
-def _missing(parameters: Any, options: Options, argv: Sequence[str]) -> list[str]:
+def _missing(known: Mapping[str, Option], argv: Sequence[str]) -> list[str]:
     written = {token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
-    required = [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]
+    required = [name for name, option in known.items() if option.default is REQUIRED]
     return [f"--{name}: required, but not given; see --help" for name in required if name not in written]
 
 
-def _help_parser(main: Callable[..., object]) -> jsonargparse.ArgumentParser:
+def _call_with_parameters(main: Callable[..., object], hints: dict[str, Any], argv: Sequence[str]) -> object:
+    """The older way, until the last tool has its dataclass: parameters are options, the docstring is help."""
     docstring = docstring_parser.parse(main.__doc__ or "")
-    texts = {parameter.arg_name: parameter.description or "" for parameter in docstring.params}
-    hints = get_type_hints(main)
-    options = []
-    for name, one in inspect.signature(main).parameters.items():
-        default = REQUIRED if one.default is one.empty else one.default
-        options.append(Described(name, hints[name], default, texts.get(name, "")))
-    description = "\n\n".join(filter(None, [docstring.short_description, docstring.long_description]))
-    return help_parser(description, {"this tool's options": options})
+    texts = {one.arg_name: one.description or "" for one in docstring.params}
+    known = {
+        name: Option(name, hints[name], REQUIRED if one.default is one.empty else one.default, texts.get(name, ""))
+        for name, one in inspect.signature(main).parameters.items()
+    }
+    if any(token in HELP for token in argv):
+        help_parser(docstring.description or "", {"options": known}).print_help()
+        sys.exit(0)
+    given = read_options(argv, known)
+    problems = [*given.problems, *_missing(known, argv)]
+    if problems:
+        raise UserError(problems)
+    return main(**given.values)

@@ -1,33 +1,167 @@
-"""What is common to every command line: `--name value...` tokens, typed values, the nearest known name."""
+"""Options are the fields of frozen dataclasses: type, default, help, admitted range, all said at the field.
+
+    workers: Annotated[int, at_least(0)] = 0
+    '''Processes that read and encode; 0: one for every core.'''
+
+A field without a default is required. A field that is such a dataclass itself stands for all its options. Here is what
+every command line has in common: `--name value...` tokens, typed values, the nearest known name, help.
+"""
 
 import difflib
+import math
+import shutil
 import types
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from operator import attrgetter
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import jsonargparse
 
 from metro_megatron.errors import UserError
 
+T = TypeVar("T")
 HELP = ("-h", "--help")
+REQUIRED = object()
+"""The default of an option that must be given."""
+_WIDTH = 98
+
+
+@dataclass(frozen=True)
+class Range:
+    """Admitted numbers, `Annotated[int, Range(0, 1)]`; an end that it does not have is not admitted itself."""
+
+    low: float
+    high: float = math.inf
+    has_low: bool = True
+    has_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        is_above = value >= self.low if self.has_low else value > self.low
+        return is_above and (value <= self.high if self.has_high else value < self.high)
+
+    def __str__(self) -> str:
+        low = f"at least {self.low:g}" if self.has_low else f"greater than {self.low:g}"
+        high = f"at most {self.high:g}" if self.has_high else f"less than {self.high:g}"
+        return low if self.high == math.inf else f"{low} and {high}"
+
+
+def at_least(low: float) -> Range:
+    return Range(low)
+
+
+def above(low: float) -> Range:
+    return Range(low, has_low=False)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of an options dataclass, or of one inside it, as a user sees it."""
+
+    name: str
+    """The fields that lead to it: `optimizer.lr`."""
+    annotation: Any
+    """Its type, without the marks of `Annotated`."""
+    default: Any
+    """REQUIRED where there is none."""
+    text: str
+    """Its docstring."""
+    marks: tuple[Any, ...] = ()
+    """Those of `Annotated`, its own and its group's."""
+
+    @property
+    def leaf(self) -> str:
+        """Its own name alone, by which tools know it."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def range(self) -> Range | None:
+        """The admitted numbers, if it is a number."""
+        return next((mark for mark in self.marks if isinstance(mark, Range)), None)
+
+
+def options_of(options_class: type, prefix: str = "", marks: tuple[Any, ...] = ()) -> list[Option]:
+    """The options of a dataclass in order; those inside it have dotted names."""
+    texts = field_texts(options_class)
+    found: list[Option] = []
+    for one, annotation, own in _typed_fields(options_class):
+        name = prefix + one.name
+        if isinstance(annotation, type) and is_dataclass(annotation):
+            found += options_of(annotation, f"{name}.", marks + own)
+        else:
+            found.append(Option(name, annotation, _default(one), texts[one.name], marks + own))
+    return found
+
+
+def with_values(options_class: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """An instance made of values by dotted name; what is not among them has its default."""
+    arguments: dict[str, Any] = {}
+    for one, annotation, _ in _typed_fields(options_class):
+        name = prefix + one.name
+        if isinstance(annotation, type) and is_dataclass(annotation):
+            arguments[one.name] = with_values(annotation, values, f"{name}.")
+        elif name in values:
+            arguments[one.name] = values[name]
+    return options_class(**arguments)
+
+
+def flatten(options: object) -> dict[str, Any]:
+    """The value of every option of an instance by dotted name, in order."""
+    return {option.name: attrgetter(option.name)(options) for option in options_of(type(options))}
+
+
+def out_of_range(known: Mapping[str, Option], values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`name is value, must be ...` for every value by dotted name that its option does not admit.
+
+    `known` maps names as they are written, but for a prefix, to options.
+    """
+    return [
+        f"{prefix}{name} is {values[option.name]}, must be {option.range}"
+        for name, option in known.items()
+        if option.range and option.name in values and values[option.name] not in option.range
+    ]
+
+
+def field_texts(options_class: type) -> dict[str, str]:
+    """Docstring of every field by name; the class's first sentence under the empty name."""
+    parsed = docstring_parser.parse_from_object(options_class)
+    texts = {one.arg_name: " ".join((one.description or "").split()) for one in parsed.params}
+    return {"": parsed.short_description or "", **texts}
+
+
+def _typed_fields(options_class: type) -> Iterator[tuple[Field[Any], Any, tuple[Any, ...]]]:
+    """Every field with its type and its marks."""
+    hints = get_type_hints(options_class, include_extras=True)
+    for one in fields(options_class):
+        hint = hints[one.name]
+        annotation, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        yield one, annotation, tuple(marks)
+
+
+def _default(one: Field[Any]) -> Any:
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return REQUIRED if one.default is MISSING else one.default
 
 
 @dataclass
-class Options:
-    """What a command line gave: values by option name, in order of first appearance, and what was wrong."""
+class Given:
+    """What a command line gave: values by the options' dotted names, what was wrong, and tokens meant for others."""
 
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
-def read_options(argv: Sequence[str], annotations: Mapping[str, Any]) -> Options:
+def read_options(argv: Sequence[str], known: Mapping[str, Option], keep_unknown: bool = False) -> Given:
     """Read `--name value`, `--name=value`, `--name a b c` (lists) and bare `--name` (booleans).
 
-    `annotations` maps every known option to its type. A repeated list option appends, any other repeated
-    option overrides. Hyphens in names are read as underscores. Nothing is raised: problems are collected.
+    `known` maps names as they are written to options. A repeated list option appends, any other repeated option
+    overrides. Hyphens in names are read as underscores. Nothing is raised: problems are collected. An unknown option is
+    one, or with `keep_unknown` handed back with its values.
     """
-    options = Options()
+    given = Given()
     position = 0
     while position < len(argv):
         token = argv[position]
@@ -38,40 +172,42 @@ def read_options(argv: Sequence[str], annotations: Mapping[str, Any]) -> Options
         words = list(argv[start:position])
         if not token.startswith("--"):
             stray = " ".join([token, *words])
-            options.problems.append(f"{stray}: not an option; every option is written --name value")
+            given.problems.append(f"{stray}: not an option; every option is written --name value")
             continue
         written, equals, inline = token[2:].partition("=")
         name = written.replace("-", "_")
-        if name not in annotations:
-            nearest = suggestion(name, annotations, prefix="--")
-            options.problems.append(f"--{written}: no such option{nearest}")
-            continue
-        _take(options, name, ([inline] if equals else []) + words, annotations[name])
-    return options
+        if name in known:
+            _take(given, name, ([inline] if equals else []) + words, known[name])
+        elif keep_unknown:
+            given.unknown += [token, *words]
+        else:
+            given.problems.append(f"--{written}: no such option{suggestion(name, known, prefix='--')}")
+    return given
 
 
-def _take(options: Options, name: str, words: list[str], annotation: Any) -> None:
+def _take(given: Given, name: str, words: list[str], option: Option) -> None:
+    annotation = option.annotation
     if _has_origin(annotation, list):
         is_list = len(words) == 1 and words[0].startswith("[") and words[0].endswith("]")
         raw: Any = words[0] if is_list else words
         if not words:
-            options.problems.append(f"--{name}: needs at least one value; an empty list is --{name}=[]")
+            given.problems.append(f"--{name}: needs at least one value; an empty list is --{name}=[]")
             return
     elif annotation is bool and not words:
         raw = True
     elif len(words) == 1:
         raw = words[0]
     else:
-        given = f"{len(words)} values ({' '.join(words)})" if words else "none"
-        options.problems.append(f"--{name}: takes one value ({type_name(annotation)}), got {given}")
+        several = f"{len(words)} values ({' '.join(words)})" if words else "none"
+        given.problems.append(f"--{name}: takes one value ({type_name(annotation)}), got {several}")
         return
     try:
         value = parse_value(raw, annotation)
     except UserError as error:
-        options.problems.append(f"--{name}: {error}")
+        given.problems.append(f"--{name}: {error}")
         return
-    earlier = options.values.get(name)
-    options.values[name] = earlier + value if isinstance(earlier, list) else value
+    earlier = given.values.get(option.name)
+    given.values[option.name] = earlier + value if isinstance(earlier, list) else value
 
 
 def parse_value(raw: Any, annotation: Any) -> Any:
@@ -136,35 +272,29 @@ def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists all of them"
 
 
-@dataclass(frozen=True)
-class Described:
-    """One option as help shows it; `default` is REQUIRED where there is none."""
+class _Formatter(jsonargparse.DefaultHelpFormatter):
+    """As wide as the terminal, but below 100 columns."""
 
-    name: str
-    annotation: Any
-    default: Any
-    text: str
-
-
-REQUIRED = object()
+    def __init__(self, prog: str):
+        super().__init__(prog, width=min(_WIDTH, shutil.get_terminal_size().columns - 2))
 
 
 def help_parser(
-    description: str, groups: Mapping[str, Sequence[Described]], usage: str | None = None
+    description: str, groups: Mapping[str, Mapping[str, Option]], usage: str | None = None
 ) -> jsonargparse.ArgumentParser:
-    """A parser that knows how to `print_help()`; `groups` maps headings to options."""
-    parser = jsonargparse.ArgumentParser(description=description, usage=usage)
-    for heading, described in groups.items():
+    """A parser that knows how to `print_help()`; `groups` maps headings to options by their written names."""
+    parser = jsonargparse.ArgumentParser(description=description, usage=usage, formatter_class=_Formatter)
+    for heading, options in groups.items():
         group = parser.add_argument_group(heading)
-        for option in described:
+        for name, option in options.items():
             settings: dict[str, Any] = {"type": option.annotation, "help": option.text}
             if option.default is REQUIRED:
                 settings["required"] = True
             else:
                 settings["default"] = option.default
             if _has_origin(option.annotation, list):
-                settings |= {"type": str, "nargs": "+", "metavar": option.name.rpartition(".")[2].upper()}
-            group.add_argument(f"--{option.name}", **settings)
+                settings |= {"type": str, "nargs": "+", "metavar": option.leaf.upper()}
+            group.add_argument(f"--{name}", **settings)
     return parser
 
 

@@ -3,23 +3,41 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import docstring_parser
 import yaml
 
 from metro_megatron.cli.command_line import describe_os_error
-from metro_megatron.cli.options import HELP, Described, help_parser, parse_value, read_options, suggestion
+from metro_megatron.cli.options import (
+    HELP,
+    Option,
+    field_texts,
+    flatten,
+    help_parser,
+    options_of,
+    parse_value,
+    read_options,
+    suggestion,
+    with_values,
+)
 from metro_megatron.config.schedules import schedule_lines
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
-_CONFIG = Described("config", list[str], None, "YAML files; a later one overrides an earlier one")
-_PRINT = Described("print_config", bool, False, "print the resolved configuration as YAML and exit")
 _DESCRIPTION = "Pretrain a METRO-LM: one process per GPU, started by torchrun; an existing run is resumed."
 _USAGE = "torchrun --nproc-per-node GPUS pretrain_metro.py [--config YAML...] [--section.name VALUE...]"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a command line has beside the configuration itself."""
+
+    config: list[str] = field(default_factory=list)
+    """YAML files; a later one overrides an earlier one."""
+    print_config: bool = False
+    """Print the resolved configuration as YAML and exit."""
 
 
 def parse_config(argv: Sequence[str]) -> Config:
@@ -31,20 +49,18 @@ def parse_config(argv: Sequence[str]) -> Config:
     if any(token in HELP for token in argv):
         _help()
         sys.exit(0)
-    options = read_options(argv, {_CONFIG.name: list[str], _PRINT.name: bool, **leaf_types()})
-    problems = options.problems
-    paths = options.values.pop(_CONFIG.name, [])
-    print_only = options.values.pop(_PRINT.name, False)
+    given = read_options(argv, {option.name: option for option in [*options_of(_Files), *options_of(Config)]})
+    files: _Files = with_values(_Files, given.values)
     values: dict[str, Any] = {}
-    for path in paths:
+    for path in files.config:
         try:
             values |= _read_yaml(Path(path))
         except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(problems)
-    config = _with_values(Config(), values | options.values)
-    if print_only:
+            given.problems.extend(error.problems)
+    if given.problems:
+        raise UserError(given.problems)
+    config: Config = with_values(Config, values | given.values)
+    if files.print_config:
         print(dump_config(config), end="")
         sys.exit(0)
     return config
@@ -52,7 +68,7 @@ def parse_config(argv: Sequence[str]) -> Config:
 
 def load_config(path: Path) -> Config:
     """The configuration in one YAML file; what it leaves out has its default. Raises UserError."""
-    return _with_values(Config(), _read_yaml(path))
+    return with_values(Config, _read_yaml(path))
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -68,16 +84,17 @@ def save_config(config: Config, path: Path) -> None:
 def dump_config(config: Config) -> str:
     """YAML of every field, each under a comment that says what it is; `load_config` reads it back equal."""
     lines: list[str] = []
-    for section, values in _sections(config):
-        lines += [f"# {_docs(type(values))['']}", f"{section}:"]
-        texts = _docs(type(values))
+    for section in fields(Config):
+        values = getattr(config, section.name)
+        texts = field_texts(type(values))
+        lines += [f"# {texts['']}", f"{section.name}:"]
         for one in fields(values):
             # PyYAML ends a bare scalar with a document marker.
             value = yaml.safe_dump(
                 getattr(values, one.name), default_flow_style=True, allow_unicode=True, width=10**9
             ).removesuffix("...\n")
             lines += [f"  # {texts[one.name]}", f"  {one.name}: {value.strip()}"]
-        lines += [*schedule_lines(config, section), ""]
+        lines += [*schedule_lines(config, section.name), ""]
     return "\n".join(lines)
 
 
@@ -85,24 +102,6 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Fields that differ, by dotted name: (value in `old`, value in `new`)."""
     before, after = flatten(old), flatten(new)
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """Every leaf by its dotted name, in order."""
-    return {
-        f"{section}.{one.name}": getattr(values, one.name)
-        for section, values in _sections(config)
-        for one in fields(values)
-    }
-
-
-def leaf_types() -> dict[str, Any]:
-    """The type of every leaf by its dotted name, in order."""
-    return {
-        f"{section}.{name}": annotation
-        for section, values in _sections(Config())
-        for name, annotation in get_type_hints(type(values)).items()
-    }
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -129,13 +128,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
     problems: list[str] = []
     values: dict[str, Any] = {}
-    known = leaf_types()
+    known = {option.name: option for option in options_of(Config)}
     for name, raw in _leaves(tree, path, problems):
         if name not in known:
             problems.append(f"{path}: {name}: no such key{suggestion(name, known)}")
             continue
         try:
-            values[name] = parse_value(raw, known[name])
+            values[name] = parse_value(raw, known[name].annotation)
         except UserError as error:
             problems.append(f"{path}: {name}: {error}")
     if problems:
@@ -144,14 +143,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    sections = dict(_sections(Config()))
+    sections = [one.name for one in fields(Config)]
     if not isinstance(tree, Mapping | None):
         problems.append(f"{path}: expected sections ({', '.join(sections)}), got {tree!r}")
         return
     for section, values in (tree or {}).items():
         if section not in sections:
             # Options are known by their last part too: a forgotten section is the usual mistake.
-            names = list(sections) if isinstance(values, Mapping) else list(leaf_types())
+            names = sections if isinstance(values, Mapping) else [option.name for option in options_of(Config)]
             problems.append(f"{path}: {section}: no such section{suggestion(str(section), names)}")
         elif not isinstance(values, Mapping | None):
             problems.append(f"{path}: {section}: expected keys and values, got {values!r}")
@@ -159,35 +158,11 @@ def _leaves(tree: Any, path: Path, problems: list[str]) -> Iterator[tuple[str, A
             yield from ((f"{section}.{name}", value) for name, value in (values or {}).items())
 
 
-def _with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    for section, old in _sections(config):
-        prefix = f"{section}."
-        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-        config = replace(config, **{section: replace(old, **own)})
-    return config
-
-
-def _sections(config: Config) -> list[tuple[str, Any]]:
-    sections = [(one.name, getattr(config, one.name)) for one in fields(config)]
-    assert all(is_dataclass(values) for _, values in sections)
-    return sections
-
-
-def _docs(section: type) -> dict[str, str]:
-    """Docstring of every field by name; the class's first sentences under the empty name."""
-    parsed = docstring_parser.parse_from_object(section)
-    texts = {one.arg_name: " ".join((one.description or "").split()) for one in parsed.params}
-    return {"": parsed.short_description or "", **texts}
-
-
 def _help() -> None:
-    groups = {"files": [_CONFIG, _PRINT]}
-    types, defaults = leaf_types(), flatten(Config())
-    for section, values in _sections(Config()):
-        texts = _docs(type(values))
-        groups[f"{section}: {texts['']}"] = [
-            Described(name, types[name], defaults[name], texts[one.name])
-            for one in fields(values)
-            for name in [f"{section}.{one.name}"]
-        ]
+    groups: dict[str, dict[str, Option]] = {"files": {option.name: option for option in options_of(_Files)}}
+    for section in fields(Config):
+        heading = f"{section.name}: {field_texts(type(getattr(Config(), section.name)))['']}"
+        groups[heading] = {
+            option.name: option for option in options_of(Config) if option.name.startswith(f"{section.name}.")
+        }
     help_parser(_DESCRIPTION, groups, _USAGE).print_help()

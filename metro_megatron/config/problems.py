@@ -1,87 +1,13 @@
 """Every mistake that a configuration and the number of processes show before anything is built."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from fused.attention.dropout import LONGEST
 from fused.attention.launches import HEAD_DIMS
 from fused.layer_norm.operator import WIDEST
-from metro_megatron.config.file import flatten
+from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.schema import Config
-from metro_megatron.vocabulary import padded_vocab_size
-
-
-@dataclass(frozen=True)
-class Range:
-    """Admitted numbers; the upper end never belongs to it."""
-
-    low: float
-    high: float = math.inf
-    has_low: bool = True
-
-    def __contains__(self, value: float) -> bool:
-        return value < self.high and (value >= self.low if self.has_low else value > self.low)
-
-    def __str__(self) -> str:
-        at_least = f"at least {self.low:g}" if self.has_low else f"greater than {self.low:g}"
-        return at_least if self.high == math.inf else f"{at_least} and less than {self.high:g}"
-
-
-_NOT_NEGATIVE = Range(0)
-_ONE_OR_MORE = Range(1)
-_POSITIVE = Range(0, has_low=False)
-_BELOW_ONE = Range(0, 1)
-
-RANGES = {
-    "model.hidden_size": _ONE_OR_MORE,
-    "model.num_attention_heads": _ONE_OR_MORE,
-    "model.ffn_hidden_size": _ONE_OR_MORE,
-    "model.num_layers": _ONE_OR_MORE,
-    "model.auxiliary_num_layers": _ONE_OR_MORE,
-    "model.vocab_size": Range(6),
-    "model.max_position_embeddings": Range(3),
-    "model.relative_attention_num_buckets": Range(4),
-    "model.relative_attention_max_distance": _ONE_OR_MORE,
-    "model.layer_norm_eps": _POSITIVE,
-    "model.hidden_dropout": _BELOW_ONE,
-    "model.attention_dropout": _BELOW_ONE,
-    "model.init_method_std": _POSITIVE,
-    "objective.mask_probability": Range(0, 1, has_low=False),
-    "objective.rtd_weight": _NOT_NEGATIVE,
-    "objective.clm_weight": _NOT_NEGATIVE,
-    "data.validation_fraction": _BELOW_ONE,
-    "data.seq_length": Range(3),
-    "data.micro_batch_tokens": _ONE_OR_MORE,
-    "data.micro_batch_size": _ONE_OR_MORE,
-    "data.prefetch_steps": _NOT_NEGATIVE,
-    "optimizer.lr": _POSITIVE,
-    "optimizer.lr_warmup_steps": _NOT_NEGATIVE,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.adam_beta1": _BELOW_ONE,
-    "optimizer.adam_beta2": _BELOW_ONE,
-    "optimizer.adam_eps": _POSITIVE,
-    "optimizer.clip_grad": _NOT_NEGATIVE,
-    "optimizer.initial_loss_scale": _POSITIVE,
-    "optimizer.min_loss_scale": _POSITIVE,
-    "optimizer.loss_scale_window": _ONE_OR_MORE,
-    "optimizer.hysteresis": _ONE_OR_MORE,
-    "parallel.tensor_model_parallel_size": _ONE_OR_MORE,
-    "parallel.pipeline_model_parallel_size": _ONE_OR_MORE,
-    "parallel.virtual_pipeline_model_parallel_size": _ONE_OR_MORE,
-    "parallel.timeout_minutes": _ONE_OR_MORE,
-    "checkpoint.save_interval": _ONE_OR_MORE,
-    "checkpoint.keep_last": _NOT_NEGATIVE,
-    "train.train_steps": _ONE_OR_MORE,
-    "train.global_batch_tokens": _ONE_OR_MORE,
-    "train.global_batch_size": _NOT_NEGATIVE,
-    "train.seed": Range(0, 2**63),
-    "train.log_interval": _ONE_OR_MORE,
-    "train.eval_interval": _NOT_NEGATIVE,
-    "train.eval_samples": _ONE_OR_MORE,
-}
-"""Admitted values of every number in the configuration; a test holds it complete."""
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -91,7 +17,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
     ranges hide the checks that would calculate with them. Evaluation without validation data is no mistake:
     it is skipped.
     """
-    found = list(_out_of_range(config))
+    found = out_of_range({option.name: option for option in options_of(Config)}, flatten(config))
     if not found:
         found += _model(config)
         found += _layout(config, world_size)
@@ -101,12 +27,6 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _precision(config, device or config.train.device)
         found += _kernels(config, device or config.train.device)
     return found + list(_paths(config))
-
-
-def _out_of_range(config: Config) -> Iterator[str]:
-    for name, value in flatten(config).items():
-        if name in RANGES and value not in RANGES[name]:
-            yield f"{name} is {value}, must be {RANGES[name]}"
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -132,8 +52,7 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
     tensor = "parallel.tensor_model_parallel_size"
     yield from _divides(tensor, tp, "model.num_attention_heads", model.num_attention_heads)
     yield from _divides(tensor, tp, "model.ffn_hidden_size", model.ffn_hidden_size)
-    padded = padded_vocab_size(model.vocab_size)
-    yield from _divides(tensor, tp, "model.vocab_size rounded up to a multiple of 128,", padded)
+    yield from _divides(tensor, tp, "model.vocab_size rounded up to a multiple of 128,", model.padded_vocab_size)
     if vpp > 1 and pp == 1:
         yield (
             f"parallel.virtual_pipeline_model_parallel_size is {vpp}, but there is one pipeline stage; "
@@ -145,12 +64,11 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
             f"parallel.pipeline_model_parallel_size {pp} x virtual_pipeline_model_parallel_size {vpp}; "
             f"a product of {_choices(model.num_layers)} fits"
         )
-    if world_size % (tp * pp):
+    if world_size % parallel.model_ranks:
         yield (
-            f"{world_size} processes, must be a multiple of {tp * pp}: "
+            f"{world_size} processes, must be a multiple of {parallel.model_ranks}: "
             f"parallel.tensor_model_parallel_size {tp} x pipeline_model_parallel_size {pp}; "
-            f"start {_nearest_multiple(world_size, tp * pp)}, "
-            "or use smaller sizes"
+            f"start {_nearest_multiple(world_size, parallel.model_ranks)}, or use smaller sizes"
         )
     if parallel.sequence_parallel and tp == 1:
         yield (
@@ -167,14 +85,12 @@ def _rows(config: Config) -> Iterator[str]:
             f"data.seq_length is {data.seq_length}, model.max_position_embeddings only {positions}; "
             "lower the first or raise the second"
         )
-    is_packed = data.row_format == "packed"
-    if is_packed and data.micro_batch_tokens < data.seq_length:
+    if data.row_length < data.seq_length:
         yield (
             f"data.micro_batch_tokens is {data.micro_batch_tokens}, but a row must hold one sample of "
             f"data.seq_length {data.seq_length}; raise the first to a multiple of it"
         )
-    name = "micro_batch_tokens" if is_packed else "seq_length"
-    length = getattr(data, name)
+    name, length = "micro_batch_tokens" if data.is_packed else "seq_length", data.row_length
     tp = parallel.tensor_model_parallel_size
     if parallel.sequence_parallel and length % tp:
         yield (
@@ -184,14 +100,13 @@ def _rows(config: Config) -> Iterator[str]:
 
 
 def _batch(config: Config, world_size: int) -> Iterator[str]:
-    parallel, data, batch = config.parallel, config.data, config.train.global_batch_size
-    model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    data, batch, model_ranks = config.data, config.train.global_batch_size, config.parallel.model_ranks
     if world_size % model_ranks:
         return
     dp = world_size // model_ranks
     if batch == 0:
         yield from _token_batch(config, dp)
-    elif data.row_format == "padded" and batch % (data.micro_batch_size * dp):
+    elif not data.is_packed and batch % (data.micro_batch_size * dp):
         chunk = data.micro_batch_size * dp
         yield (
             f"train.global_batch_size is {batch}, must be divisible by {chunk} = data.micro_batch_size "
@@ -206,17 +121,13 @@ def _batch(config: Config, world_size: int) -> Iterator[str]:
 
 
 def _token_batch(config: Config, dp: int) -> Iterator[str]:
-    parallel, data, tokens = config.parallel, config.data, config.train.global_batch_tokens
-    is_packed = data.row_format == "packed"
-    micro_batch = data.micro_batch_tokens if is_packed else data.micro_batch_size * data.seq_length
-    name = "data.micro_batch_tokens" if is_packed else "data.micro_batch_size x seq_length"
-    interleaved = parallel.virtual_pipeline_model_parallel_size > 1
-    stages = parallel.pipeline_model_parallel_size if interleaved else 1
-    chunk = micro_batch * dp * stages
+    data, tokens, multiple = config.data, config.train.global_batch_tokens, config.parallel.micro_batch_multiple
+    name = "data.micro_batch_tokens" if data.is_packed else "data.micro_batch_size x seq_length"
+    chunk = data.micro_batch_slots * dp * multiple
     if tokens % chunk:
         yield (
-            f"train.global_batch_tokens is {tokens}, must be divisible by {chunk} = {name} {micro_batch} x {dp} "
-            f"data-parallel ranks{f' x {stages} pipeline stages' if interleaved else ''}; use "
+            f"train.global_batch_tokens is {tokens}, must be divisible by {chunk} = {name} {data.micro_batch_slots} x "
+            f"{dp} data-parallel ranks{f' x {multiple} pipeline stages' if multiple > 1 else ''}; use "
             f"{_nearest_multiple(tokens, chunk)}, or give train.global_batch_size in samples"
         )
 
@@ -245,12 +156,11 @@ def _kernels(config: Config, device: str) -> Iterator[str]:
     model, seq_length = config.model, config.data.seq_length
     if device != "cuda" or config.train.fused == "reference":
         return
-    head_dim = model.hidden_size // model.num_attention_heads
     remedy = "set train.fused to reference, which is slower"
-    if head_dim not in HEAD_DIMS:
+    if model.head_dim not in HEAD_DIMS:
         sizes = ", ".join(map(str, HEAD_DIMS))
         yield (
-            f"model.hidden_size / model.num_attention_heads is {head_dim}, the attention kernels have {sizes}; "
+            f"model.hidden_size / model.num_attention_heads is {model.head_dim}, the attention kernels have {sizes}; "
             f"change model.num_attention_heads, or {remedy}"
         )
     if model.hidden_size > WIDEST:

@@ -1,45 +1,53 @@
 """Everything a run can be told, one frozen dataclass per concern.
 
-Leaf names are Megatron's where Megatron has one. Defaults are METRO-LM base (METRO Tables 3 and 13).
+Leaf names are Megatron's where Megatron has one. Defaults are METRO-LM base (METRO Tables 3 and 13). A field says all
+there is to know of its option (metro_megatron/cli/options.py); what follows from several fields is a property.
 Reading YAML and command lines is `metro_megatron.config.file`, checking what only the combination of fields can
 show `metro_megatron.config.problems`.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from metro_megatron.cli.options import Range, above, at_least
+from metro_megatron.vocabulary import padded_vocab_size
+
+MAY_CHANGE = "a resumed run may change it"
+"""Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
+would make another run of it."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The pair of encoders. The auxiliary has main's width and heads, and its own depth."""
 
-    hidden_size: int = 768
+    hidden_size: Annotated[int, at_least(1)] = 768
     """Width H of both encoders."""
-    num_attention_heads: int = 12
+    num_attention_heads: Annotated[int, at_least(1)] = 12
     """Heads per layer; the head dimension is hidden_size / num_attention_heads."""
-    ffn_hidden_size: int = 3072
+    ffn_hidden_size: Annotated[int, at_least(1)] = 3072
     """Inner width of the feed-forward layers, 4 H in the paper."""
-    num_layers: int = 12
+    num_layers: Annotated[int, at_least(1)] = 12
     """Depth of the main encoder."""
-    auxiliary_num_layers: int = 4
+    auxiliary_num_layers: Annotated[int, at_least(1)] = 4
     """Depth of the auxiliary encoder."""
-    vocab_size: int = 128000
+    vocab_size: Annotated[int, at_least(6)] = 128000
     """Token ids, specials included; must be the tokenizer's."""
-    max_position_embeddings: int = 512
+    max_position_embeddings: Annotated[int, at_least(3)] = 512
     """Rows of the learned absolute position tables: the longest sample, specials included."""
-    relative_attention_num_buckets: int = 64
+    relative_attention_num_buckets: Annotated[int, at_least(4)] = 64
     """Buckets of the relative-position tables."""
-    relative_attention_max_distance: int = 128
+    relative_attention_max_distance: Annotated[int, at_least(1)] = 128
     """Distance in tokens from which all distances share the last bucket."""
     relative_bucket: Literal["coco", "t5"] = "coco"
     """Bucket function: COCO-LM's or T5's."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Annotated[float, above(0)] = 1e-5
     """Epsilon of every LayerNorm."""
-    hidden_dropout: float = 0.1
+    hidden_dropout: Annotated[float, Range(0, 1)] = 0.1
     """Dropout of main's embeddings and sublayer outputs; the auxiliary has none (zero-dropout auxiliary)."""
-    attention_dropout: float = 0.1
+    attention_dropout: Annotated[float, Range(0, 1)] = 0.1
     """Dropout of main's attention probabilities; the auxiliary has none."""
-    init_method_std: float = 0.02
+    init_method_std: Annotated[float, above(0)] = 0.02
     """Standard deviation of the normal initialization."""
     relative_bias_init: Literal["normal", "decay"] = "normal"
     """normal: as all weights. decay: head h starts at -2^-h times the distance, which lets small models on little text
@@ -47,16 +55,26 @@ class ModelConfig:
     scaled_init_targets: Literal["ffn", "ffn_out", "residual_out", "none"] = "ffn"
     """Which matrices of layer l (0-based) start divided by sqrt(2 (l + 1)): METRO eq. 10."""
 
+    @property
+    def head_dim(self) -> int:
+        """K, width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the token table, the same under every layout."""
+        return padded_vocab_size(self.vocab_size)
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eqs. 7 and 9)."""
 
-    mask_probability: float = 0.15
+    mask_probability: Annotated[float, Range(0, 1, has_low=False)] = 0.15
     """Share of a sample's tokens that are masked; specials never are."""
-    rtd_weight: float = 50.0
+    rtd_weight: Annotated[float, at_least(0)] = 50.0
     """Weight of replaced token detection (lambda)."""
-    clm_weight: float = 1.0
+    clm_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of the simplified corrective language modelling loss."""
 
 
@@ -64,55 +82,75 @@ class ObjectiveConfig:
 class DataConfig:
     """Which shards are read, and how samples become rows."""
 
-    train: list[str] = field(default_factory=list)
+    train: Annotated[list[str], MAY_CHANGE] = field(default_factory=list)
     """Dataset prefixes written by tools/preprocess_data.py; each is a source."""
     weights: list[float] = field(default_factory=list)
     """How often the sources of data.train are drawn from, in any unit; none: in proportion to their samples."""
-    index_cache: str = ""
+    index_cache: Annotated[str, MAY_CHANGE] = ""
     """Folder of the sample indices, built on first use; default: sample_index beside the first dataset."""
-    validation: list[str] = field(default_factory=list)
+    validation: Annotated[list[str], MAY_CHANGE] = field(default_factory=list)
     """Dataset prefixes for evaluation; or set validation_fraction."""
-    validation_fraction: float = 0.0
+    validation_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Share of the training documents held out for evaluation, chosen by a hash of the document's place."""
-    seq_length: int = 512
+    seq_length: Annotated[int, at_least(3)] = 512
     """Longest sample in tokens, <s> and </s> included."""
-    row_format: Literal["packed", "padded"] = "packed"
+    row_format: Annotated[Literal["packed", "padded"], MAY_CHANGE] = "packed"
     """packed: samples side by side in one row; padded: one sample per row."""
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: Annotated[int, at_least(1), MAY_CHANGE] = 16384
     """Tokens of a packed row, which is one micro batch."""
-    micro_batch_size: int = 32
+    micro_batch_size: Annotated[int, at_least(1), MAY_CHANGE] = 32
     """Rows of a padded micro batch."""
-    prefetch_steps: int = 2
+    prefetch_steps: Annotated[int, at_least(0), MAY_CHANGE] = 2
     """Steps of batches prepared ahead in the background."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether samples lie side by side in a row."""
+        return self.row_format == "packed"
+
+    @property
+    def row_length(self) -> int:
+        """Slots for tokens in a row."""
+        return self.micro_batch_tokens if self.is_packed else self.seq_length
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows of a micro batch."""
+        return 1 if self.is_packed else self.micro_batch_size
+
+    @property
+    def micro_batch_slots(self) -> int:
+        """Slots for tokens in a micro batch."""
+        return self.micro_batch_rows * self.row_length
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Adam with decoupled weight decay, linear warm-up and linear decay to zero."""
 
-    lr: float = 5e-4
+    lr: Annotated[float, above(0)] = 5e-4
     """Peak learning rate."""
-    lr_warmup_steps: int = 10000
+    lr_warmup_steps: Annotated[int, at_least(0)] = 10000
     """Steps of linear warm-up."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, at_least(0)] = 0.01
     """Decoupled weight decay."""
     decay_all: bool = False
     """Decay biases and LayerNorm weights too, as fairseq does; default: matrices only."""
-    adam_beta1: float = 0.9
+    adam_beta1: Annotated[float, Range(0, 1)] = 0.9
     """First-moment coefficient."""
-    adam_beta2: float = 0.98
+    adam_beta2: Annotated[float, Range(0, 1)] = 0.98
     """Second-moment coefficient."""
-    adam_eps: float = 1e-6
+    adam_eps: Annotated[float, above(0)] = 1e-6
     """Adam's epsilon."""
-    clip_grad: float = 2.0
+    clip_grad: Annotated[float, at_least(0)] = 2.0
     """Largest global gradient norm, over both models; 0 switches clipping off."""
-    initial_loss_scale: float = 65536.0
+    initial_loss_scale: Annotated[float, above(0)] = 65536.0
     """fp16: first loss scale."""
-    min_loss_scale: float = 1.0
+    min_loss_scale: Annotated[float, above(0)] = 1.0
     """fp16: smallest loss scale."""
-    loss_scale_window: int = 1000
+    loss_scale_window: Annotated[int, at_least(1)] = 1000
     """fp16: steps without overflow before the scale doubles."""
-    hysteresis: int = 2
+    hysteresis: Annotated[int, at_least(1)] = 2
     """fp16: overflows before the scale is halved."""
 
 
@@ -120,11 +158,11 @@ class OptimizerConfig:
 class ParallelConfig:
     """How the run is spread; data parallelism is what remains of the processes."""
 
-    tensor_model_parallel_size: int = 1
+    tensor_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Ranks that share every matrix."""
-    pipeline_model_parallel_size: int = 1
+    pipeline_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Stages of the main model; every stage holds the whole auxiliary model."""
-    virtual_pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Chunks of main layers per stage (interleaved schedule); 1 is the plain schedule."""
     sequence_parallel: bool = False
     """Shard activations between matrices over the tensor-parallel ranks."""
@@ -132,17 +170,32 @@ class ParallelConfig:
     """full: layers are recomputed in the backward pass."""
     overlap: bool = True
     """Overlap parameter gathering and gradient reduction with computation; on the CPU nothing overlaps."""
-    timeout_minutes: int = 10
+    timeout_minutes: Annotated[int, at_least(1)] = 10
     """A collective that waits longer ends the run."""
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that share one copy of the model."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    @property
+    def is_interleaved(self) -> bool:
+        """Whether a stage holds several chunks of layers."""
+        return self.virtual_pipeline_model_parallel_size > 1
+
+    @property
+    def micro_batch_multiple(self) -> int:
+        """The micro batches of a rank's step are a multiple of this: the interleaved schedule fills all stages."""
+        return self.pipeline_model_parallel_size if self.is_interleaved else 1
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When the state is kept."""
 
-    save_interval: int = 1000
+    save_interval: Annotated[int, at_least(1)] = 1000
     """Steps between checkpoints; the last step is always saved."""
-    keep_last: int = 3
+    keep_last: Annotated[int, at_least(0)] = 3
     """Newest checkpoints kept; 0 keeps all."""
 
 
@@ -150,27 +203,27 @@ class CheckpointConfig:
 class TrainConfig:
     """The run."""
 
-    output: str = ""
+    output: Annotated[str, MAY_CHANGE] = ""
     """Run folder: checkpoints, metrics.jsonl, TensorBoard, resolved configuration. An existing one is resumed."""
-    train_steps: int = 125000
+    train_steps: Annotated[int, at_least(1)] = 125000
     """Optimizer steps of the whole run."""
-    global_batch_tokens: int = 1 << 20
+    global_batch_tokens: Annotated[int, at_least(1)] = 1 << 20
     """Places for tokens in a step over all ranks, filled with as many samples as fit."""
-    global_batch_size: int = 0
+    global_batch_size: Annotated[int, at_least(0)] = 0
     """Samples per step over all ranks, as in the paper (2048); 0: as many as global_batch_tokens holds."""
-    seed: int = 1
+    seed: Annotated[int, Range(0, 2**63)] = 1
     """Seed of weights, order, masks, sampling noise and dropout."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Format of weights and activations; master weights and moments are always fp32."""
-    fused: Literal["auto", "reference"] = "auto"
+    fused: Annotated[Literal["auto", "reference"], MAY_CHANGE] = "auto"
     """auto: our Triton kernels where they can run; reference: plain torch, the same mathematics."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], MAY_CHANGE] = "auto"
     """auto: cuda where there is one."""
-    log_interval: int = 10
+    log_interval: Annotated[int, at_least(1), MAY_CHANGE] = 10
     """Steps between log lines."""
-    eval_interval: int = 1000
+    eval_interval: Annotated[int, at_least(0), MAY_CHANGE] = 1000
     """Steps between evaluations; the last step is always evaluated. 0 switches evaluation off."""
-    eval_samples: int = 2048
+    eval_samples: Annotated[int, at_least(1), MAY_CHANGE] = 2048
     """Held-out samples per evaluation."""
 
 
@@ -182,6 +235,6 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: Annotated[ParallelConfig, MAY_CHANGE] = field(default_factory=ParallelConfig)
+    checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -109,19 +109,19 @@ def micro_batch_rows(
     Micro batch m belongs to data-parallel rank m % dp_size. Micro batches without samples are added until
     every rank has equally many, a multiple of micro_batch_multiple.
     """
-    is_packed = data.row_format == "packed"
-    rows = pack(lengths, data.micro_batch_tokens) if is_packed else list(np.arange(len(lengths)).reshape(-1, 1))
-    return _micro_batches(rows, 1 if is_packed else data.micro_batch_size, dp_size * micro_batch_multiple)
+    rows = pack(lengths, data.row_length) if data.is_packed else list(np.arange(len(lengths)).reshape(-1, 1))
+    return _micro_batches(rows, data.micro_batch_rows, dp_size * micro_batch_multiple)
 
 
 def token_batch_rows(lengths: NDArray[np.integer], data: DataConfig, num_rows: int, dp_size: int) -> list[Rows]:
     """As micro_batch_rows, for as many of the first samples as fit into num_rows rows, a multiple of what
     dp_size asks for."""
-    if data.row_format == "packed":
-        rows = pack_prefix(lengths, data.micro_batch_tokens, num_rows)
+    if data.is_packed:
+        rows = pack_prefix(lengths, data.row_length, num_rows)
         rows += [np.empty(0, dtype=np.int64)] * (num_rows - len(rows))
-        return _micro_batches(rows, 1, dp_size)
-    return _micro_batches(list(np.arange(num_rows).reshape(-1, 1)), data.micro_batch_size, dp_size)
+    else:
+        rows = list(np.arange(num_rows).reshape(-1, 1))
+    return _micro_batches(rows, data.micro_batch_rows, dp_size)
 
 
 def _micro_batches(rows: Rows, row_count: int, multiple: int) -> list[Rows]:

@@ -48,7 +48,7 @@ class PretrainingData:
     ):
         data = config.data
         assert 0 <= dp_rank < dp_size and index.seq_length == data.seq_length
-        if data.row_format == "packed" and data.micro_batch_tokens < data.seq_length:
+        if data.row_length < data.seq_length:
             raise UserError(
                 f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
                 f"data.seq_length {data.seq_length}; raise the one or lower the other"
@@ -65,8 +65,8 @@ class PretrainingData:
             index=index,
             streams=[np.asarray(shard.tokens) for shard in shards],
             masking=self._masking,
-            row_length=data.micro_batch_tokens if data.row_format == "packed" else data.seq_length,
-            is_packed=data.row_format == "packed",
+            row_length=data.row_length,
+            is_packed=data.is_packed,
         )
         self._train = config.train
         self._dp_rank, self._dp_size, self._micro_batch_multiple = dp_rank, dp_size, micro_batch_multiple
@@ -132,14 +132,13 @@ class PretrainingData:
 
     def _token_batch(self, step: int, first: int) -> StepBatch:
         data, tokens = self._data, self._train.global_batch_tokens
-        is_packed = data.row_format == "packed"
-        num_rows = tokens // (data.micro_batch_tokens if is_packed else data.seq_length)
-        count = math.ceil(1.05 * tokens * len(self._index) / self._index.num_tokens) if is_packed else num_rows
+        num_rows = tokens // data.row_length
+        count = math.ceil(1.05 * tokens * len(self._index) / self._index.num_tokens) if data.is_packed else num_rows
         while True:
             draws: Draws = self._order[np.arange(first, first + count)]
             content = self._index.length[draws.sample]
             lengths = content + NUM_SAMPLE_SPECIALS
-            if not is_packed or lengths.sum(dtype=np.int64) > tokens:
+            if not data.is_packed or lengths.sum(dtype=np.int64) > tokens:
                 break
             count += count // 4 + 1
         rows = token_batch_rows(lengths, data, num_rows, self._dp_size)

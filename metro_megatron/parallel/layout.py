@@ -50,7 +50,7 @@ class Layout:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+            virtual_pipeline_model_parallel_size=chunks if config.is_interleaved else None,
             distributed_timeout_minutes=config.timeout_minutes,
             create_gloo_process_groups=False,
         )

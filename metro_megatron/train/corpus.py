@@ -90,8 +90,6 @@ class Corpus:
     def _data(
         self, index: SampleIndex, shards: list[Shard], layout: Layout, split: Literal["train", "validation"]
     ) -> PretrainingData:
-        parallel = self.config.parallel
-        interleaved = parallel.virtual_pipeline_model_parallel_size > 1
         return PretrainingData(
             index,
             shards,
@@ -99,6 +97,6 @@ class Corpus:
             split=split,
             dp_rank=layout.data.rank(),
             dp_size=layout.data.size(),
-            micro_batch_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
+            micro_batch_multiple=self.config.parallel.micro_batch_multiple,
             pin_memory=layout.device.type == "cuda",
         )

@@ -22,9 +22,7 @@ def past_step(
     samples as fit, the steps before it are made too, from the last one that the run has logged; `on_step` hears of
     each. Raises UserError for a step that is not of the run, and as Corpus.open.
     """
-    parallel = config.parallel
-    model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    found = problems(config, model_ranks, "cuda")
+    found = problems(config, config.parallel.model_ranks, "cuda")
     if not 1 <= step <= config.train.train_steps:
         found.append(f"--step {step}: must be 1 to train.train_steps {config.train.train_steps}")
     if found:

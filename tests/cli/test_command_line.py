@@ -2,39 +2,49 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from metro_megatron.cli.command_line import call_with_options, exit_code
-from metro_megatron.cli.options import suggestion
+from metro_megatron.cli.options import (
+    REQUIRED,
+    Range,
+    above,
+    at_least,
+    flatten,
+    options_of,
+    suggestion,
+    with_values,
+)
 from metro_megatron.errors import UserError
 
 
-def main(
-    input: list[Path],
-    output: Path,
-    vocab_size: int = 128000,
-    mode: Literal["fast", "exact"] = "fast",
-    strict: bool = False,
-    lr: float = 1e-3,
-    limit: int | None = None,
-    names: list[str] | None = None,
-) -> dict[str, Any]:
-    """Make something of files.
+@dataclass(frozen=True)
+class Make:
+    input: list[Path]
+    """Files to read."""
+    output: Path
+    """Folder to write."""
+    vocab_size: Annotated[int, at_least(1)] = 128000
+    """Ids, 50% of them rare."""
+    mode: Literal["fast", "exact"] = "fast"
+    """How."""
+    strict: bool = False
+    """Fail on bad lines."""
+    lr: Annotated[float, above(0)] = 1e-3
+    """Rate."""
+    limit: int | None = None
+    """Lines read; all by default."""
+    names: list[str] | None = None
+    """Labels."""
 
-    Args:
-        input: Files to read.
-        output: Folder to write.
-        vocab_size: Ids, 50% of them rare.
-        mode: How.
-        strict: Fail on bad lines.
-        lr: Rate.
-        limit: Lines read; all by default.
-        names: Labels.
-    """
-    return dict(locals())
+
+def main(options: Make) -> dict[str, Any]:
+    """Make something of files."""
+    return asdict(options)
 
 
 def call(*argv: str) -> Any:
@@ -81,6 +91,46 @@ def test_all_problems_at_once():
         "--input: required, but not given; see --help",
         "--output: required, but not given; see --help",
     ]
+
+
+def test_every_number_out_of_its_range_is_told_with_the_rest():
+    assert found("--vocab_size", "0", "--lr", "-1", "--mode", "slow", "--input", "a", "--output", "b") == [
+        "--mode: expected one of fast, exact, got 'slow'",
+        "--vocab_size is 0, must be at least 1",
+        "--lr is -1.0, must be greater than 0",
+    ]
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Annotated[Make, "mark"]
+    size: int = 3
+    """How much."""
+
+
+def test_options_of_a_dataclass_inside_have_its_name_and_marks():
+    options = {option.name: option for option in options_of(Outer)}
+    assert list(options)[:3] == ["inner.input", "inner.output", "inner.vocab_size"] and list(options)[-1] == "size"
+    assert (options["inner.input"].default, options["inner.strict"].text) == (REQUIRED, "Fail on bad lines.")
+    assert options["inner.lr"].marks == ("mark", above(0)) and not options["size"].marks
+    given = {"inner.input": [Path("a")], "inner.output": Path("b"), "inner.limit": 4, "size": 5}
+    made = with_values(Outer, given)
+    assert made == Outer(Make([Path("a")], Path("b"), limit=4), size=5)
+    assert given.items() <= flatten(made).items() and flatten(made).keys() == options.keys()
+
+    def nested(options: Outer, others: list[str]) -> Any:
+        return options, others
+
+    argv = "--input a --lrr 3 4 --output b --limit 4 --size 5 --x=1"
+    assert call_with_options(nested, argv.split()) == (made, ["--lrr", "3", "4", "--x=1"])
+
+
+def test_ranges():
+    assert [value in Range(0, 1) for value in (-0.1, 0, 0.5, 1)] == [False, True, True, False]
+    assert [value in Range(0, 1, has_low=False, has_high=True) for value in (0, 0.5, 1, 1.1)] == [
+        *(False, True, True, False)
+    ]
+    assert (str(Range(0, 1, has_high=True)), str(above(0))) == ("at least 0 and at most 1", "greater than 0")
 
 
 def test_a_name_in_brackets_is_a_file_and_brackets_alone_are_a_list():
@@ -166,10 +216,11 @@ def test_other_errors_keep_their_traceback():
 def test_run_tool_in_a_process(tmp_path):
     script = tmp_path / "tool.py"
     script.write_text(
+        "from dataclasses import dataclass\n"
         "from metro_megatron.cli.command_line import run_tool\n"
-        "def main(size: int) -> None:\n"
-        '    """Do it.\n\n    Args:\n        size: How much.\n    """\n'
-        "    print(size + 1)\n"
+        "@dataclass\nclass Options:\n"
+        '    size: int\n    """How much."""\n'
+        'def main(options: Options) -> None:\n    """Do it."""\n    print(options.size + 1)\n'
         'if __name__ == "__main__":\n    run_tool(main)\n'
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

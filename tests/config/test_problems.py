@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from metro_megatron.config.file import flatten, leaf_types
-from metro_megatron.config.problems import RANGES, problems
+from metro_megatron.cli.options import options_of
+from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 
 
@@ -156,6 +156,6 @@ def test_everything_wrong_is_said_together():
 
 
 def test_every_number_has_a_range():
-    defaults = flatten(Config())
-    assert set(RANGES) == {name for name, kind in leaf_types().items() if kind in (int, float)}
-    assert all(defaults[name] in admitted for name, admitted in RANGES.items())
+    for option in options_of(Config):
+        assert (option.range is not None) == (option.annotation in (int, float)), option.name
+        assert option.range is None or option.default in option.range, option.name

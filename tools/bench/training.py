@@ -74,7 +74,7 @@ def bench_config(
     """
     changes: list[str] = []
     parallel = config.parallel
-    if world_size % (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size):
+    if world_size % parallel.model_ranks:
         sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size")
         parallel = replace(parallel, sequence_parallel=False, **dict.fromkeys(sizes, 1))  # type: ignore[arg-type]
         changes += [f"--parallel.{name} 1" for name in sizes if getattr(config.parallel, name) != 1]
@@ -90,8 +90,8 @@ def bench_config(
     data = replace(
         config.data, micro_batch_tokens=places, micro_batch_size=rows, validation=[], validation_fraction=0.0
     )
-    ranks = world_size // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size)
-    train = replace(config.train, global_batch_size=0, global_batch_tokens=places * ranks * micro_batches)
+    tokens = places * micro_batches * (world_size // parallel.model_ranks)
+    train = replace(config.train, global_batch_size=0, global_batch_tokens=tokens)
     return replace(config, parallel=parallel, data=data, train=train), changes
 
 
