@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from metro_megatron.config.file import parse_config
+from metro_megatron.config.file import parse_config, preset_names
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRESETS = sorted(EXAMPLES.glob("*.yaml"))
@@ -53,6 +54,29 @@ def test_the_paper_s_sizes(name, expected):
     assert (config.data.seq_length, train.global_batch_size, config.objective.rtd_weight) == (512, 2048, 50)
     assert (optimizer.adam_beta1, optimizer.adam_beta2, optimizer.adam_eps) == (0.9, 0.98, 1e-6)
     assert (model.hidden_dropout, model.attention_dropout, optimizer.weight_decay) == (0.1, 0.1, 0.01)
+
+
+def test_presets_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preset_names() == [path.stem for path in PRESETS]
+    for path in PRESETS:
+        assert parse_config(["--config", path.stem]) == parse_config(["--config", str(path)])
+    (tmp_path / "base").write_text("train: {seed: 7}")
+    assert parse_config(["--config", "base"]).train.seed == 7
+    with pytest.raises(UserError) as caught:
+        parse_config(["--config", "bsae", "xl", "nowhere.yaml", "none/xl"])
+    assert caught.value.problems == [
+        f"--config bsae: no such file, and no preset either; there are {', '.join(preset_names())}",
+        "nowhere.yaml: no such file or folder; check the path",
+        "none/xl: no such file or folder; check the path",
+    ]
+
+
+def test_help_names_the_presets(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    shown = re.search(r"presets \(([\w, ]+)\)", " ".join(capsys.readouterr().out.split()))
+    assert shown and sorted(shown[1].split(", ")) == preset_names()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.sh")), ids=lambda path: path.name)

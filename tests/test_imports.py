@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the top down: a room may import rooms of lower rows, never one of its own row.
 LAYERS = (
     ("pretrain_metro", "tools"),
+    ("metro_megatron.commands",),
     ("metro_megatron.train", "metro_megatron.finetune", "metro_megatron.inspection"),
     ("metro_megatron.checkpoint", "metro_megatron.evaluate", "metro_megatron.preprocess"),
     ("metro_megatron.corruption",),
@@ -46,11 +47,7 @@ WITHOUT_MEGATRON = (
     "metro_megatron.hf",
     "metro_megatron.finetune",
     "fused",
-    "tools.train_tokenizer",
-    "tools.preprocess_data",
-    "tools.merge_shards",
-    "tools.build_index",
-    "tools.finetune",
+    "metro_megatron.commands",
     "tools.compile_kernels",
 )
 

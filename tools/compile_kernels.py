@@ -5,6 +5,7 @@ import pkgutil
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,15 +28,22 @@ COLUMNS: dict[str, Callable[[CompileCase, MachineCode], object]] = {
 }
 
 
-def main(output: str = "", only: str = "") -> int:
+@dataclass(frozen=True)
+class Options:
+    """What to compile, and where it is told."""
+
+    output: str = ""
+    """Markdown table to write, such as docs/kernels_compiled.md; none by default."""
+    only: str = ""
+    """Compile only the kernels whose names contain this, such as layer_norm or "H 768"."""
+
+
+def main(options: Options) -> int:
     """Compile the kernels as the operators launch them, and check registers, stack, spills, loads and matrix use.
 
     Needs Triton and no GPU. Exit code 1 where a kernel is not what its file expects.
-
-    Args:
-        output: Markdown table to write, such as docs/kernels_compiled.md; none by default.
-        only: Compile only the kernels whose names contain this, such as layer_norm or "H 768".
     """
+    output, only = options.output, options.only
     if problem := obstacle():
         raise UserError(problem)
     cases = [case for case in all_cases() if only in case.name]

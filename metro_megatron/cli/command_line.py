@@ -1,23 +1,22 @@
 """The entry of every tool: a function of a dataclass becomes a command line, mistakes become messages."""
 
 import errno
-import inspect
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from importlib import metadata
 from inspect import cleandoc
-from typing import Any, NoReturn, get_type_hints
-
-import docstring_parser
+from pathlib import Path
+from typing import NoReturn, get_type_hints
 
 from metro_megatron.cli.options import (
     HELP,
     REQUIRED,
     Option,
-    help_parser,
     options_of,
     out_of_range,
+    print_help,
     read_options,
     with_values,
 )
@@ -40,15 +39,35 @@ _FILE_MISTAKES = {
 }
 
 
-def run_tool(main: Callable[..., object]) -> NoReturn:
+def run_tool(main: Callable[..., object], report: bool = True) -> NoReturn:
     """Run `main` with the options of `sys.argv`, then exit.
 
     `main` takes a frozen dataclass, whose fields are the options (`--name`); see metro_megatron/cli/options.py. Its
     docstring is the tool's help. A `main` of two parameters gets the tokens of all other options in the second.
-    Exit codes: 0, what `main` returns if an int, 2 after a UserError or a file that cannot be used,
-    130 after Ctrl-C.
+    Exit codes: 0, what `main` returns if an int, 2 after a UserError, a file that cannot be used or a package that is
+    not installed, 130 after Ctrl-C. `report` is exit_code's.
     """
-    sys.exit(exit_code(lambda: call_with_options(main, sys.argv[1:])))
+    sys.exit(exit_code(lambda: call_with_options(main, sys.argv[1:]), report))
+
+
+def tool_command(name: str) -> str:
+    """How to start another tool: by its console script if this one was, else from the checkout."""
+    return _console_script(name) if _is_console_script() else f"python tools/{name}.py"
+
+
+def pretraining_command() -> str:
+    """How to pretrain with the preset of the paper's base size, likewise."""
+    if _is_console_script():
+        return f"torchrun --nproc-per-node 1 --no-python {_console_script('pretrain')} --config base"
+    return "torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml"
+
+
+def _console_script(name: str) -> str:
+    return f"metro-{name.replace('_', '-')}"
+
+
+def _is_console_script() -> bool:
+    return Path(sys.argv[0]).name.startswith("metro-")
 
 
 def exit_code(action: Callable[[], object], report: bool = True) -> int:
@@ -64,6 +83,10 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
         if error.errno not in _FILE_MISTAKES:
             raise
         problems = [describe_os_error(error)]
+    except ModuleNotFoundError as error:
+        problems = _describe_missing(error)
+        if not problems:
+            raise
     except KeyboardInterrupt:
         if report:
             print("interrupted", file=sys.stderr)
@@ -84,6 +107,24 @@ def describe_os_error(error: OSError) -> str:
     return f"{path}: {what}" if path is not None else what
 
 
+def _describe_missing(error: ModuleNotFoundError) -> list[str]:
+    """A line for a package that this one, or one of its extras, requires; none for any other."""
+    module = (error.name or "").partition(".")[0]
+    if module == "metro_megatron":
+        return []
+    package = {"sklearn": "scikit-learn"}.get(module, module.replace("_", "-"))
+    try:
+        requirements = metadata.requires("metro_megatron") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return []
+    for requirement in requirements:
+        if re.match(r"[\w-]+", requirement)[0].replace("_", "-") == package:  # type: ignore[index]
+            extra = re.search(r"extra == \W(\w+)", requirement)
+            whole = f"metro_megatron[{extra[1]}]" if extra else "metro_megatron"
+            return [f'{package} is needed, but not installed: pip install "{whole}"']
+    return []
+
+
 def call_with_options(main: Callable[..., object], argv: Sequence[str]) -> object:
     """Call `main` with the options in `argv`; raises UserError with every problem found.
 
@@ -91,12 +132,10 @@ def call_with_options(main: Callable[..., object], argv: Sequence[str]) -> objec
     """
     hints = get_type_hints(main)
     hints.pop("return", None)
-    if not is_dataclass(next(iter(hints.values()))):
-        return _call_with_parameters(main, hints, argv)
     options_class, *others = hints.values()
     known = {option.leaf: option for option in options_of(options_class)}
     if any(token in HELP for token in argv):
-        help_parser(cleandoc(main.__doc__ or ""), {"options": known}).print_help()
+        print_help(cleandoc(main.__doc__ or ""), {"": known})
         sys.exit(0)
     given = read_options(argv, known, keep_unknown=bool(others))
     problems = [*given.problems, *out_of_range(known, given.values, prefix="--"), *_missing(known, argv)]
@@ -110,21 +149,3 @@ def _missing(known: Mapping[str, Option], argv: Sequence[str]) -> list[str]:
     written = {token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
     required = [name for name, option in known.items() if option.default is REQUIRED]
     return [f"--{name}: required, but not given; see --help" for name in required if name not in written]
-
-
-def _call_with_parameters(main: Callable[..., object], hints: dict[str, Any], argv: Sequence[str]) -> object:
-    """The older way, until the last tool has its dataclass: parameters are options, the docstring is help."""
-    docstring = docstring_parser.parse(main.__doc__ or "")
-    texts = {one.arg_name: one.description or "" for one in docstring.params}
-    known = {
-        name: Option(name, hints[name], REQUIRED if one.default is one.empty else one.default, texts.get(name, ""))
-        for name, one in inspect.signature(main).parameters.items()
-    }
-    if any(token in HELP for token in argv):
-        help_parser(docstring.description or "", {"options": known}).print_help()
-        sys.exit(0)
-    given = read_options(argv, known)
-    problems = [*given.problems, *_missing(known, argv)]
-    if problems:
-        raise UserError(problems)
-    return main(**given.values)

@@ -7,17 +7,22 @@ A field without a default is required. A field that is such a dataclass itself s
 every command line has in common: `--name value...` tokens, typed values, the nearest known name, help.
 """
 
+import argparse
+import ast
 import difflib
+import inspect
 import math
 import shutil
+import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache, partial
+from itertools import pairwise
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import docstring_parser
-import jsonargparse
 
 from metro_megatron.errors import UserError
 
@@ -25,7 +30,6 @@ T = TypeVar("T")
 HELP = ("-h", "--help")
 REQUIRED = object()
 """The default of an option that must be given."""
-_WIDTH = 98
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Option:
     """Its type, without the marks of `Annotated`."""
     default: Any
     """REQUIRED where there is none."""
-    text: str
-    """Its docstring."""
+    owner: type
+    """The dataclass that it is a field of."""
     marks: tuple[Any, ...] = ()
     """Those of `Annotated`, its own and its group's."""
 
@@ -76,6 +80,11 @@ class Option:
         return self.name.rpartition(".")[2]
 
     @property
+    def text(self) -> str:
+        """Its docstring."""
+        return field_texts(self.owner)[self.leaf]
+
+    @property
     def range(self) -> Range | None:
         """The admitted numbers, if it is a number."""
         return next((mark for mark in self.marks if isinstance(mark, Range)), None)
@@ -83,14 +92,13 @@ class Option:
 
 def options_of(options_class: type, prefix: str = "", marks: tuple[Any, ...] = ()) -> list[Option]:
     """The options of a dataclass in order; those inside it have dotted names."""
-    texts = field_texts(options_class)
     found: list[Option] = []
     for one, annotation, own in _typed_fields(options_class):
         name = prefix + one.name
         if isinstance(annotation, type) and is_dataclass(annotation):
             found += options_of(annotation, f"{name}.", marks + own)
         else:
-            found.append(Option(name, annotation, _default(one), texts[one.name], marks + own))
+            found.append(Option(name, annotation, _default(one), options_class, marks + own))
     return found
 
 
@@ -123,11 +131,16 @@ def out_of_range(known: Mapping[str, Option], values: Mapping[str, Any], prefix:
     ]
 
 
+@cache
 def field_texts(options_class: type) -> dict[str, str]:
-    """Docstring of every field by name; the class's first sentence under the empty name."""
-    parsed = docstring_parser.parse_from_object(options_class)
-    texts = {one.arg_name: " ".join((one.description or "").split()) for one in parsed.params}
-    return {"": parsed.short_description or "", **texts}
+    """Docstring of every field by name, read from the source, where alone it is."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(options_class))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = dict.fromkeys((one.name for one in fields(options_class)), "")
+    for one, after in pairwise(definition.body):
+        if isinstance(one, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            texts[ast.unparse(one.target)] = " ".join(str(after.value.value).split())
+    return texts
 
 
 def _typed_fields(options_class: type) -> Iterator[tuple[Field[Any], Any, tuple[Any, ...]]]:
@@ -211,25 +224,70 @@ def _take(given: Given, name: str, words: list[str], option: Option) -> None:
 
 
 def parse_value(raw: Any, annotation: Any) -> Any:
-    """`raw` (a string of a command line, or a value of a YAML file) as `annotation`, by jsonargparse's rules.
+    """`raw` (a string of a command line, or a value of a YAML file) as `annotation`.
 
     Raises UserError "expected ..., got ...".
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=annotation)
-    # jsonargparse takes True for 1, and nothing for any type.
-    if isinstance(raw, bool) and annotation is not bool:
-        raise UserError(f"expected {type_name(annotation)}, got {str(raw).lower()}")
-    if raw is None and type(None) not in get_args(annotation):
-        raise UserError(f"expected {type_name(annotation)}, got nothing")
     try:
-        return parser.parse_object({"value": raw}).value
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        hint = _type_hint(raw, annotation)
-        raise UserError(f"expected {type_name(annotation)}, got {raw!r}{hint}") from error
+        return _converted(raw, annotation)
+    except (ValueError, KeyError) as error:
+        got = "nothing" if raw is None else str(raw).lower() if isinstance(raw, bool) else repr(raw)
+        raise UserError(f"expected {type_name(annotation)}, got {got}{_type_hint(raw, annotation)}") from error
+
+
+def _converted(raw: Any, annotation: Any) -> Any:
+    """Raises ValueError or KeyError for what is no `annotation`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(raw, sorted(arguments, key=lambda one: one is not type(None)))
+    if annotation is type(None):
+        _require(raw in (None, "null"))
+        return None
+    if origin is Literal:
+        return arguments[arguments.index(raw)]
+    if origin is list:
+        values = _bracketed(raw) if isinstance(raw, str) else raw
+        _require(isinstance(values, list))
+        return [_converted(one, arguments[0]) for one in values]
+    if annotation is bool:
+        return raw if isinstance(raw, bool) else _BOOLEANS[str(raw).lower()]
+    if annotation in (str, Path):
+        _require(isinstance(raw, str))
+    elif isinstance(raw, str):
+        _require(math.isfinite(annotation(raw)))
+    else:
+        _require(isinstance(raw, annotation | int) and not isinstance(raw, bool))
+    return annotation(raw)
+
+
+def _first_that_fits(raw: Any, alternatives: Sequence[Any]) -> Any:
+    for one in alternatives:
+        with suppress(ValueError, KeyError):
+            return _converted(raw, one)
+    raise ValueError
+
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def _require(is_right: bool) -> None:
+    if not is_right:
+        raise ValueError
+
+
+def _bracketed(text: str) -> Any:
+    """The value of `[a, b]`."""
+    import yaml  # late: benchmarks need no more than torch
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError from error
 
 
 def _type_hint(raw: Any, annotation: Any) -> str:
+    if isinstance(raw, bool):
+        return ""
     if annotation is str and not isinstance(raw, str | list | dict | None):
         return f"; write it in quotes: '{raw}'"
     if get_origin(annotation) is list and isinstance(raw, str | int | float):
@@ -249,7 +307,7 @@ def type_name(annotation: Any) -> str:
         return "null"
     arguments = get_args(annotation)
     if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return "one of " + ", ".join(map(_shown, arguments))
     if get_origin(annotation) is list:
         return f"list of {type_name(arguments[0])}"
     if get_origin(annotation) in (Union, types.UnionType):
@@ -272,30 +330,52 @@ def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists all of them"
 
 
-class _Formatter(jsonargparse.DefaultHelpFormatter):
-    """As wide as the terminal, but below 100 columns."""
+def print_help(description: str, groups: Mapping[str, Mapping[str, Option]], usage: str | None = None) -> None:
+    """Print the help of a command line; `groups` maps headings to options by their written names.
 
-    def __init__(self, prog: str):
-        super().__init__(prog, width=min(_WIDTH, shutil.get_terminal_size().columns - 2))
-
-
-def help_parser(
-    description: str, groups: Mapping[str, Mapping[str, Option]], usage: str | None = None
-) -> jsonargparse.ArgumentParser:
-    """A parser that knows how to `print_help()`; `groups` maps headings to options by their written names."""
-    parser = jsonargparse.ArgumentParser(description=description, usage=usage, formatter_class=_Formatter)
+    It is as wide as the terminal, but below 100 columns.
+    """
+    width = max(40, min(98, shutil.get_terminal_size().columns - 2))
+    parser = argparse.ArgumentParser(
+        usage=usage,
+        description="\n\n".join(textwrap.fill(" ".join(one.split()), width) for one in description.split("\n\n")),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=width),
+    )
     for heading, options in groups.items():
-        group = parser.add_argument_group(heading)
+        group = parser.add_argument_group(heading) if heading else parser
         for name, option in options.items():
-            settings: dict[str, Any] = {"type": option.annotation, "help": option.text}
-            if option.default is REQUIRED:
-                settings["required"] = True
-            else:
-                settings["default"] = option.default
-            if _has_origin(option.annotation, list):
-                settings |= {"type": str, "nargs": "+", "metavar": option.leaf.upper()}
-            group.add_argument(f"--{name}", **settings)
-    return parser
+            group.add_argument(
+                f"--{name}",
+                required=option.default is REQUIRED,
+                nargs="+" if _has_origin(option.annotation, list) else None,
+                metavar=_values(option),
+                help=_help_text(option),
+            )
+    parser.print_help()
+
+
+def _values(option: Option) -> str:
+    """What stands for an option's value: its choices, or its name."""
+    if option.annotation is bool:
+        return "{true,false}"
+    choices = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
+    return f"{{{','.join(map(_shown, choices))}}}" if choices else option.leaf.upper()
+
+
+def _help_text(option: Option) -> str:
+    facts = [f"type: {type_name(option.annotation)}"]
+    facts += [str(option.range)] if option.range else []
+    facts += [] if option.default is REQUIRED else [f"default: {_shown(option.default)}"]
+    return f"{option.text} ({', '.join(facts)})".replace("%", "%%")
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written on a command line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list) and value:
+        return " ".join(map(_shown, value))
+    return str(value) or '""'
 
 
 def _has_origin(annotation: Any, origin: type) -> bool:

@@ -59,3 +59,17 @@ class ReadingProgress:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+class CountLines:
+    """A line to stderr now and then, for work whose end is not known: `CountLines("{:,} samples found")`."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._last_line = time.monotonic()
+
+    def show(self, count: int) -> None:
+        """So many are done."""
+        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print(self._text.format(count), file=sys.stderr, flush=True)

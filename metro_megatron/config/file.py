@@ -13,11 +13,10 @@ from metro_megatron.cli.command_line import describe_os_error
 from metro_megatron.cli.options import (
     HELP,
     Option,
-    field_texts,
     flatten,
-    help_parser,
     options_of,
     parse_value,
+    print_help,
     read_options,
     suggestion,
     with_values,
@@ -26,8 +25,11 @@ from metro_megatron.config.schedules import schedule_lines
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
+PRESETS = Path(__file__).parents[1] / "presets"
+"""Folder of the configurations that come with the package: examples/ of a checkout."""
 _DESCRIPTION = "Pretrain a METRO-LM: one process per GPU, started by torchrun; an existing run is resumed."
-_USAGE = "torchrun --nproc-per-node GPUS pretrain_metro.py [--config YAML...] [--section.name VALUE...]"
+_USAGE = """torchrun --nproc-per-node GPUS pretrain_metro.py
+       [--config YAML...] [--section.name VALUE...]"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class _Files:
     """What a command line has beside the configuration itself."""
 
     config: list[str] = field(default_factory=list)
-    """YAML files; a later one overrides an earlier one."""
+    """YAML files or presets (base, base_pp, large_pp, xl, xxl, demo, learn); a later one overrides an earlier one."""
     print_config: bool = False
     """Print the resolved configuration as YAML and exit."""
 
@@ -54,7 +56,7 @@ def parse_config(argv: Sequence[str]) -> Config:
     values: dict[str, Any] = {}
     for path in files.config:
         try:
-            values |= _read_yaml(Path(path))
+            values |= _read_yaml(_file_or_preset(path))
         except UserError as error:
             given.problems.extend(error.problems)
     if given.problems:
@@ -64,6 +66,21 @@ def parse_config(argv: Sequence[str]) -> Config:
         print(dump_config(config), end="")
         sys.exit(0)
     return config
+
+
+def preset_names() -> list[str]:
+    """What `--config` takes beside files."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _file_or_preset(given: str) -> Path:
+    """Raises UserError for a bare name that is neither."""
+    path, names = Path(given), preset_names()
+    if path.exists() or path.name != given or path.suffix:
+        return path
+    if given not in names:
+        raise UserError(f"--config {given}: no such file, and no preset either; there are {', '.join(names)}")
+    return PRESETS / f"{given}.yaml"
 
 
 def load_config(path: Path) -> Config:
@@ -84,17 +101,15 @@ def save_config(config: Config, path: Path) -> None:
 def dump_config(config: Config) -> str:
     """YAML of every field, each under a comment that says what it is; `load_config` reads it back equal."""
     lines: list[str] = []
-    for section in fields(Config):
-        values = getattr(config, section.name)
-        texts = field_texts(type(values))
-        lines += [f"# {texts['']}", f"{section.name}:"]
-        for one in fields(values):
+    for section, values in vars(config).items():
+        lines += [f"# {type(values).__doc__}", f"{section}:"]
+        for option in options_of(type(values)):
             # PyYAML ends a bare scalar with a document marker.
             value = yaml.safe_dump(
-                getattr(values, one.name), default_flow_style=True, allow_unicode=True, width=10**9
+                getattr(values, option.name), default_flow_style=True, allow_unicode=True, width=10**9
             ).removesuffix("...\n")
-            lines += [f"  # {texts[one.name]}", f"  {one.name}: {value.strip()}"]
-        lines += [*schedule_lines(config, section.name), ""]
+            lines += [f"  # {option.text}", f"  {option.name}: {value.strip()}"]
+        lines += [*schedule_lines(config, section), ""]
     return "\n".join(lines)
 
 
@@ -160,9 +175,7 @@ def _leaves(tree: Any, path: Path, problems: list[str]) -> Iterator[tuple[str, A
 
 def _help() -> None:
     groups: dict[str, dict[str, Option]] = {"files": {option.name: option for option in options_of(_Files)}}
-    for section in fields(Config):
-        heading = f"{section.name}: {field_texts(type(getattr(Config(), section.name)))['']}"
-        groups[heading] = {
-            option.name: option for option in options_of(Config) if option.name.startswith(f"{section.name}.")
-        }
-    help_parser(_DESCRIPTION, groups, _USAGE).print_help()
+    headings = {name: f"{name}: {type(values).__doc__}" for name, values in vars(Config()).items()}
+    for option in options_of(Config):
+        groups.setdefault(headings[option.name.partition(".")[0]], {})[option.name] = option
+    print_help(_DESCRIPTION, groups, _USAGE)

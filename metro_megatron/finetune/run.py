@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from transformers import (
     set_seed,
 )
 
-from metro_megatron.cli.options import at_least, options_of, out_of_range
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
+from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.task import Encoded, Outputs, Task
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import EXPORTED_FILES, finish_folder
@@ -35,39 +35,6 @@ from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
 
 OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: METRO Table 11."""
-
-    learning_rate: Annotated[float, at_least(0)] = 3e-5
-    """Peak learning rate; METRO tries 1e-5, 3e-5 and 5e-5 at base size."""
-    batch_size: Annotated[int, at_least(1)] = 32
-    """Texts per step."""
-    epochs: Annotated[int, at_least(1)] = 3
-    """Passes over train_file; METRO takes up to 10."""
-    warmup_steps: Annotated[int, at_least(0)] = 100
-    """Steps of linear warm-up, at most half of all steps."""
-    weight_decay: Annotated[float, at_least(0)] = 0.01
-    """Decoupled weight decay of matrices."""
-    clip_grad: Annotated[float, at_least(0)] = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    max_length: Annotated[int, at_least(0)] = 0
-    """Tokens at which texts are cut; 0 takes as many as the model has positions."""
-    seed: Annotated[int, at_least(0)] = 1
-    """Seed of the fresh head, the order of the texts and dropout."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
-    from_scratch: bool = False
-    """Start from random weights instead of the pretrained ones, for comparison."""
-
-    def problems(self) -> list[str]:
-        """What is wrong with it."""
-        found = out_of_range({option.name: option for option in options_of(Recipe)}, asdict(self))
-        if self.device == "cuda" and not torch.cuda.is_available():
-            found.append("device is cuda, but torch finds no GPU; use auto or cpu")
-        return found
 
 
 def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Documents, samples and batches back as text. n tokens of a sample, <s> and </s> included."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.samples import SampleIndex, SampleRule, sample_blocks
 from metro_megatron.data.shards import DatasetPaths, Shard
 from metro_megatron.errors import UserError
@@ -15,6 +17,9 @@ from metro_megatron.inspection.documents import Documents
 from metro_megatron.inspection.source_parts import shard_part, source_of
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from metro_megatron.data.batch import MicroBatch, StepBatch
 
 
 class TokenText:

@@ -6,11 +6,12 @@ when the same command is given again.
 
 from pathlib import Path
 
+from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.errors import UserError
+from metro_megatron.preprocess.options import PlanOptions, PreprocessOptions
 from metro_megatron.preprocess.output import explained
-from metro_megatron.preprocess.source_run import PlanOptions, PreprocessOptions, SourceRun, Summary
+from metro_megatron.preprocess.source_run import SourceRun, Summary
 from metro_megatron.text.inputs import InputFile, find_inputs
-from metro_megatron.text.units import UNITS
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["PlanOptions", "PreprocessOptions", "Summary", "preprocess"]
@@ -24,7 +25,7 @@ def preprocess(options: PreprocessOptions) -> list[Summary]:
     """
     _check_options(options)
     by_source: dict[str, list[InputFile]] = {}
-    for file in find_inputs(options.inputs):
+    for file in find_inputs(options.input):
         by_source.setdefault(file.source, []).append(file)
     if len(by_source) > 1 and "{source}" not in options.output_prefix:
         raise UserError(
@@ -41,28 +42,14 @@ def preprocess(options: PreprocessOptions) -> list[Summary]:
 
 def _check_options(options: PreprocessOptions) -> None:
     plan = options.plan
-    problems = [
-        f"--{name} {value}: must be positive"
-        for name, value in (
-            ("workers", options.workers),
-            ("max_document_bytes", plan.max_document_bytes),
-            ("min_tokens", plan.min_tokens),
-            ("chunk_bytes", plan.chunk_bytes),
-            ("shard_bytes", plan.shard_bytes),
-            ("num_shards", plan.num_shards),
-        )
-        if value < 1
-    ]
-    if plan.num_shards > 0 and not 0 <= plan.shard_index < plan.num_shards:
+    known = {option.leaf: option for option in options_of(PreprocessOptions)}
+    problems = out_of_range(known, flatten(options), prefix="--")
+    if not problems and plan.shard_index >= plan.num_shards:
         problems.append(
             f"--shard_index {plan.shard_index}: must lie between 0 and {plan.num_shards - 1}, one below --num_shards"
         )
-    if not 0 <= options.max_reject_fraction <= 1:
-        problems.append(f"--max_reject_fraction {options.max_reject_fraction}: must lie between 0 and 1")
-    if not plan.text_keys or len(set(plan.text_keys)) < len(plan.text_keys):
-        problems.append(f"--text_key {' '.join(plan.text_keys)}: name one key or several different ones")
-    if plan.unit not in UNITS:
-        problems.append(f"--unit {plan.unit}: must be one of {', '.join(UNITS)}")
+    if not plan.text_key or len(set(plan.text_key)) < len(plan.text_key):
+        problems.append(f"--text_key {' '.join(plan.text_key)}: name one key or several different ones")
     if Path(options.tokenizer).is_file():
         problems.append(f"--tokenizer {options.tokenizer} is a file; name the folder that holds it")
     if problems:

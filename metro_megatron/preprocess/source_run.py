@@ -27,6 +27,7 @@ from metro_megatron.preprocess.manifest import (
     plan_of_manifest,
     source_entry,
 )
+from metro_megatron.preprocess.options import PlanOptions, PreprocessOptions
 from metro_megatron.preprocess.output import (
     MANIFEST,
     differences,
@@ -38,46 +39,9 @@ from metro_megatron.preprocess.output import (
 )
 from metro_megatron.preprocess.parts import Part, join_hashes, part_paths
 from metro_megatron.preprocess.workers import encode_locally
-from metro_megatron.text.documents import CHUNK_BYTES, MAX_DOCUMENT_BYTES, ReadOptions
+from metro_megatron.text.documents import ReadOptions
 from metro_megatron.text.inputs import Chunk, InputFile, find_inputs, plan_chunks
 from metro_megatron.tokenizer.tokenizer import Tokenizer, copy_tokenizer
-
-SHARD_BYTES = 4_000_000_000
-"""Default limit of a .bin."""
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What the bytes of the output depend on, beside inputs and tokenizer."""
-
-    text_keys: tuple[str, ...] = ("text",)
-    unit: str = "line"
-    max_document_bytes: int = MAX_DOCUMENT_BYTES
-    min_tokens: int = 1
-    drop_duplicates: bool = False
-    decontaminate: tuple[str, ...] = ()
-    chunk_bytes: int = CHUNK_BYTES
-    shard_bytes: int = SHARD_BYTES
-    shard_index: int = 0
-    num_shards: int = 1
-    """This run is number shard_index of num_shards that share the chunks out."""
-
-
-@dataclass(frozen=True)
-class PreprocessOptions:
-    """What is done, how, and how strictly."""
-
-    inputs: list[str]
-    tokenizer: str
-    output_prefix: str
-    plan: PlanOptions = PlanOptions()
-    workers: int = 1
-    engine: str = "auto"
-    cluster: str = ""
-    """"ray", or nothing for this machine."""
-    strict: bool = False
-    max_reject_fraction: float = 0.001
-    overwrite: bool = False
 
 
 @dataclass
@@ -123,8 +87,7 @@ class SourceRun:
         self._plan = {
             "tokenizer_sha256": tokenizer.sha256,
             "source": source,
-            "options": asdict(plan)
-            | {"text_keys": list(plan.text_keys), "decontaminate": _contents(plan.decontaminate)},
+            "options": _plan_entry(plan),
             "files": file_entries(files),
         }
 
@@ -197,10 +160,10 @@ class SourceRun:
             def show(now: Progress) -> None:
                 progress.update(now.bytes_read, now.text_bytes, now.tokens, now.rejected)
 
-            if missing and self._options.cluster:
+            if missing and self._options.engine_cluster:
                 encode_on_ray(missing, self._encoding(), take, show)
             elif missing:
-                encode_locally(missing, self._encoding(), min(self._options.workers, len(missing)), take, show)
+                encode_locally(missing, self._encoding(), min(self._options.num_workers, len(missing)), take, show)
         return [entry for entry in (entries[chunk.number] for chunk in self._chunks) if entry is not None]
 
     def _encoding(self) -> EncodingOptions:
@@ -210,10 +173,10 @@ class SourceRun:
             self._paths.work.absolute(),
             tokenizer,
             self._options.engine,
-            ReadOptions(plan.text_keys, plan.max_document_bytes, plan.unit),
+            ReadOptions(tuple(plan.text_key), plan.max_document_bytes, plan.unit),
             plan.min_tokens,
             plan.drop_duplicates,
-            plan.decontaminate,
+            tuple(plan.decontaminate),
         )
 
     def _assemble(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -259,7 +222,7 @@ class SourceRun:
     def _check_documents(self, summary: Summary, documents: int) -> None:
         if not documents and self._options.plan.num_shards == 1:
             raise UserError(
-                f"no documents in {', '.join(self._options.inputs)} ({_describe_rejects(summary)}); "
+                f"no documents in {', '.join(self._options.input)} ({_describe_rejects(summary)}); "
                 "check --text_key and the files"
             )
 
@@ -276,6 +239,12 @@ class SourceRun:
 def _describe_rejects(summary: Summary) -> str:
     counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(summary.rejects.items())) or "no records"
     return f"{counts}; first: {', '.join(summary.examples)}" if summary.examples else counts
+
+
+def _plan_entry(plan: PlanOptions) -> dict[str, Any]:
+    """Options as plans and manifests hold them."""
+    values = asdict(plan)
+    return {"text_keys": values.pop("text_key"), **values, "decontaminate": _contents(plan.decontaminate)}
 
 
 def _contents(paths: Sequence[str]) -> list[str]:

@@ -42,7 +42,7 @@ def _open(path: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{path}: Parquet needs pyarrow; pip install metro_megatron[parquet]") from error
+        raise UserError(f"{path}: Parquet needs pyarrow; pip install 'metro_megatron[parquet]'") from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.samples import SampleIndex
 from metro_megatron.data.shards import Shard, open_shards, read_manifest
 from metro_megatron.errors import UserError
-from metro_megatron.parallel.layout import Layout
+
+if TYPE_CHECKING:
+    from metro_megatron.parallel.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schedules import schedules
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 VALIDATION = "validation/"
 
@@ -98,6 +98,8 @@ def draw(runs: Sequence[Run], output: Path) -> None:
 
     Runs whose configuration is known get one panel more, of what they schedule.
     """
+    from matplotlib.figure import Figure
+
     planned = [run for run in runs if run.config]
     columns = math.ceil((len(PANELS) + bool(planned)) / 2)
     figure = Figure(figsize=(13 / 3 * columns, 7), layout="constrained")

@@ -10,13 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from fused.dispatch import reference_only
 from metro_megatron.checkpoint.files import iteration_folder, tracked_step
 from metro_megatron.checkpoint.resume import refuse_other_run
 from metro_megatron.config.file import parse_config
-from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
@@ -30,6 +26,7 @@ torchrun ends all processes when one has failed."""
 
 
 def is_first_process() -> bool:
+    """Whether this is the process that speaks for all that torchrun started."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -49,6 +46,9 @@ def pretrain(argv: Sequence[str]) -> None:
 def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
     """Everything that can be wrong before processes are joined."""
     config = parse_config(argv)
+    # Late, as all of torch here, so that --help and mistakes in options do not wait for it.
+    from metro_megatron.config.problems import problems
+
     device = choose_device(config)
     found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
     if found:
@@ -66,6 +66,9 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
 
 
 def _train(config: Config, corpus: Corpus, device: Device) -> None:
+    import torch
+
+    from fused.dispatch import reference_only
     from metro_megatron.train.trainer import Trainer
 
     with reference_only() if config.train.fused == "reference" else nullcontext():
@@ -82,6 +85,8 @@ def choose_device(config: Config) -> Device:
 
     Raises UserError when cuda is asked for and there is none.
     """
+    import torch
+
     has_cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not has_cuda:
         raise UserError("train.device is cuda, but torch finds no GPU: set train.device to cpu, or check the driver")

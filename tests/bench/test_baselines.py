@@ -13,7 +13,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.tokenizer.training import train_tokenizer
 from tools.bench.baselines import ENCODERS, encode_file
-from tools.bench.bench_data import main
+from tools.bench.bench_data import Options, main
 from tools.bench.debian_text import write_corpus
 from tools.bench.loading import SyntheticShard, build_index
 from tools.bench.processes import python, run_measured
@@ -80,7 +80,7 @@ def test_the_benchmark_runs(
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("\n\n".join(texts))
     output = tmp_path / "results" / "data"
-    main(
+    options = Options(
         str(output),
         text=str(tmp_path / "text"),
         tokenizer=str(tokenizer_folder),
@@ -90,6 +90,7 @@ def test_the_benchmark_runs(
         index_samples=100,
         work=str(tmp_path / "work"),
     )
+    main(options)
     result = json.loads(output.with_name("data.json").read_text())
     rows = {row["program"]: row for row in result["preprocessing"]}
     assert list(rows) == ["ours", "sentencepiece", "tokenizers"]
@@ -101,7 +102,7 @@ def test_the_benchmark_runs(
     assert output.with_name("data.csv").read_text().startswith("program,processes,")
     assert "M tokens/s" in capsys.readouterr().out
     with pytest.raises(UserError, match="no checkout of Megatron-LM"):
-        main(str(output), megatron=str(tmp_path))
+        main(Options(str(output), megatron=str(tmp_path)))
 
 
 def test_every_index_is_built_anew(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fused.dispatch import interpreted
+from metro_megatron.cli.command_line import run_tool
 from tests.test_imports import loaded_modules
 from tools.bench import fused_rows, operators
 from tools.bench.bench_fused import main
@@ -20,6 +21,7 @@ from tools.bench.figures import attention_work, layer_norm_work, linear_cross_en
 from tools.bench.fused_rows import Session, Task, figures, tasks
 from tools.bench.isolation import Worker, WorkerFailed
 from tools.bench.operators import OPERATORS, cases, errors, wrong
+from tools.bench.plot_bench import Options as PlotOptions
 from tools.bench.plot_bench import main as plot
 from tools.bench.targets import judge
 
@@ -241,12 +243,20 @@ def test_targets() -> None:
     assert results["linear_cross_entropy, memory of eager"] == ("missed", 4.9)
 
 
+def run_main(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """The exit code of the command line."""
+    monkeypatch.setattr("sys.argv", ["bench_fused.py", *argv])
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main)
+    return caught.value.code
+
+
 def test_a_trial_writes_rows_provenance_targets_and_a_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = tmp_path / "new" / "fused"
     options = ["--device", "cpu", "--against", "eager", "sdpa", "flex", "--output", str(prefix), "--commit", "abc"]
-    assert main(options) == 0
+    assert run_main(options, monkeypatch) == 0
     (run,) = json.loads(prefix.with_name("fused.json").read_text())
     assert {"device", "driver", "torch", "triton", "python", "commit", "date", "command"} <= run.keys()
     assert run["torch"] == torch.__version__ and run["is_trial"] and "--commit abc" in run["command"]
@@ -261,23 +271,23 @@ def test_a_trial_writes_rows_provenance_targets_and_a_picture(
     assert torch.cuda.is_available() or any("backward on CPU" in status for status in flex)
     output = capsys.readouterr().out
     assert "A trial on the CPU" in output and "linear_cross_entropy, % of matrix rate" in output
-    plot(str(prefix.with_name("fused.csv")), str(tmp_path / "fused.png"))
+    plot(PlotOptions(str(prefix.with_name("fused.csv")), str(tmp_path / "fused.png")))
     assert (tmp_path / "fused.png").stat().st_size > 10_000
 
 
-def test_time_that_is_up_leaves_rows_that_say_so(tmp_path: Path) -> None:
+def test_time_that_is_up_leaves_rows_that_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--device", "cpu", "--budget_s", "0", "--operators", "layer_norm", "--output", str(tmp_path / "a")]
-    assert main(options) == 0
+    assert run_main(options, monkeypatch) == 0
     (run,) = json.loads((tmp_path / "a.json").read_text())
     assert {row["status"] for row in run["rows"]} == {"not run: the time was up (--budget_s)"}
     assert {one["result"] for one in run["targets"]} == {"not measured"}
 
 
-def test_mistakes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--device", "cpu", "--operators", "softmax"]) == 2
+def test_mistakes_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_main(["--device", "cpu", "--operators", "softmax"], monkeypatch) == 2
     assert "--operators: softmax; it can be attention, layer_norm" in capsys.readouterr().err
     if not torch.cuda.is_available():
-        assert main([]) == 2
+        assert run_main([], monkeypatch) == 2
         assert "run this on a machine with one" in capsys.readouterr().err
 
 

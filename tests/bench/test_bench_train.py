@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fused.dispatch import OPERATORS
+from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.config.file import load_config
 from metro_megatron.config.problems import problems
 from metro_megatron.data.shards import open_shards
@@ -145,7 +146,8 @@ def test_runs_are_appended(tmp_path: Path) -> None:
 def test_a_trial_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix, trace = tmp_path / "out" / "train", tmp_path / "trace.json.gz"
     options = ["--warm_up", "1", "--steps", "2", "--micro_batches", "2", "--table5", "--layouts", "packed"]
-    assert main([*options, "--profile", str(trace), "--output", str(prefix), "--preset", "tiny", *OPTIONS]) == 0
+    argv = [*options, "--profile", str(trace), "--output", str(prefix), "--preset", "tiny", *OPTIONS]
+    assert call_with_options(main, argv) == 0
     with prefix.with_name("train.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["fused"] for row in rows] == list(CHOICES)
@@ -167,10 +169,10 @@ def test_a_trial_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_time_that_is_up_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--layouts", "padded", "--budget_s", "0", *OPTIONS]) == 0
+    assert call_with_options(main, ["--layouts", "padded", "--budget_s", "0", *OPTIONS]) == 0
     output = capsys.readouterr().out
     assert "not run: the time was up" in output and "nothing was written" in output
-    with pytest.raises(UserError, match="must be positive"):
-        main(["--steps", "0", *OPTIONS])
+    with pytest.raises(UserError, match="--steps is 0, must be at least 1"):
+        call_with_options(main, ["--steps", "0", *OPTIONS])
     with pytest.raises(UserError, match="num_attention_heads is 3"):
-        main([*OPTIONS, "--model.num_attention_heads", "3"])
+        call_with_options(main, [*OPTIONS, "--model.num_attention_heads", "3"])

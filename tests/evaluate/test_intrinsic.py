@@ -140,19 +140,19 @@ def test_shown_sentences_are_marked_where_something_happened(pair, export_folder
 
 
 def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
-    import tools.evaluate as tool
+    import metro_megatron.commands.evaluate as tool
     from metro_megatron.preprocess.run import PreprocessOptions, preprocess
 
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps({"text": "\n".join(units)}) + "\n" for units in DOCUMENTS) + "{broken\n")
     prefix = str(tmp_path / "shard")
     with pytest.raises(UserError, match="no such dataset"):
-        tool.main(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix)
+        tool.main(tool.Options(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix))
     preprocess(PreprocessOptions([str(held_out)], str(export_folder), prefix, max_reject_fraction=0.5))
-    tool.main(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=0)
+    tool.main(tool.Options(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=0))
     figures = json.loads(Path(tmp_path / "f.json").read_text())
     printed = capsys.readouterr().out
     assert f"MLM loss {figures['mlm_loss']:.3f}" in printed and "1 records rejected" in printed
     assert figures["num_documents"] == len(DOCUMENTS) and figures["unigram_loss"] < math.log(VOCAB_SIZE)
     with pytest.raises(UserError, match=r"lacks config\.json"):
-        tool.main(str(tmp_path), [str(held_out)], str(tmp_path / "f.json"), prefix)
+        tool.main(tool.Options(str(tmp_path), [str(held_out)], str(tmp_path / "f.json"), prefix))

@@ -10,7 +10,8 @@ import transformers
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts
-from metro_megatron.finetune.run import Recipe, finetune
+from metro_megatron.finetune.recipe import Recipe
+from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.tasks.regression import Regression, correlation, number_label, ranks
 from tests.finetune.test_classification import good_or_bad
 

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.finetune.examples import read_examples
-from metro_megatron.finetune.run import Recipe, finetune
+from metro_megatron.finetune.recipe import Recipe
+from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task
 from metro_megatron.hf.modeling_metro import MetroForQuestionAnswering
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from metro_megatron.cli.command_line import call_with_options, exit_code
+from metro_megatron.commands.finetune import main
 from tests.finetune.test_classification import good_or_bad
-from tools.finetune import main
 
 
 def write_csv(path: Path, count: int, seed: int) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tools.inspect_data as tool
+import metro_megatron.commands.inspect_data as tool
+from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
@@ -65,7 +66,7 @@ def test_histograms_by_powers_of_two() -> None:
 
 def test_printed_statistics_and_picture(folder: Path, tmp_path: Path, capsys: Printed) -> None:
     picture = tmp_path / "new" / "lengths.svg"
-    tool.main([str(folder / "d")], picture=str(picture))
+    tool.main(tool.Options([str(folder / "d")], picture=str(picture)))
     printed = capsys.readouterr().out
     assert re.findall(r"^(\S.*)\n  documents +([\d,]+)$", printed, re.M) == [
         ("long", "300"),
@@ -76,7 +77,7 @@ def test_printed_statistics_and_picture(folder: Path, tmp_path: Path, capsys: Pr
     assert sum(int(count.replace(",", "")) for _, count in rows) == 1000 and f"made {picture}" in printed
     assert "short" in picture.read_text() and picture.stat().st_size > 10_000
     with pytest.raises(UserError, match="name a .png"):
-        tool.main([str(folder / "d")], picture=str(tmp_path / "lengths.doc"))
+        tool.main(tool.Options([str(folder / "d")], picture=str(tmp_path / "lengths.doc")))
 
 
 def test_without_matplotlib_the_picture_is_refused(
@@ -84,13 +85,13 @@ def test_without_matplotlib_the_picture_is_refused(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"metro_megatron\[demo\]"):
-        tool.main([str(folder / "d")], picture=str(tmp_path / "p.png"))
+        tool.main(tool.Options([str(folder / "d")], picture=str(tmp_path / "p.png")))
 
 
 def test_documents_come_back_as_the_lines_that_went_in(folder: Path, reviews: list[list[str]], capsys: Printed) -> None:
     texts = texts_of(reviews)
     expected = [(name, document) for name, documents in texts.items() for document in documents]
-    tool.main([str(folder / "d")], documents=1000)
+    tool.main(tool.Options([str(folder / "d")], documents=1000))
     blocks = capsys.readouterr().out.removesuffix("\n\n").split("\n\n")
     assert len(blocks) == 500
     for number, (block, (name, document)) in enumerate(zip(blocks, expected, strict=True)):
@@ -116,7 +117,7 @@ def test_samples_are_those_of_the_index(folder: Path, capsys: Printed) -> None:
         start = index.start[place]
         content = shards[index.shard[place]].tokens[start : start + index.length[place]]
         assert samples[place].tolist() == [BOS_ID, *content.tolist(), EOS_ID]
-    tool.main([str(folder / "d")], samples=17, seq_length=64)
+    tool.main(tool.Options([str(folder / "d")], samples=17, seq_length=64))
     blocks = capsys.readouterr().out.removesuffix("\n\n").split("\n\n")
     nothing = [np.zeros(len(ids), np.bool_) for ids in samples]
     assert [block.split("\n  ")[1] for block in blocks] == list(map(reader.text.marked, samples[:17], nothing[:17]))
@@ -170,7 +171,7 @@ def run_config(folder: Path, run: Path, **train: int) -> Config:
 
 def show_step(config: Config, step: int, folder: Path, capsys: Printed, samples: int = 0) -> list[str]:
     save_config(config, folder / "config.yaml")
-    tool.main(step=step, config=[str(folder / "config.yaml")], samples=samples)
+    tool.main(tool.Options(step=step, config=[str(folder / "config.yaml")], samples=samples))
     return capsys.readouterr().out.removesuffix("\n\n").split("\n\n")
 
 
@@ -230,7 +231,6 @@ def test_a_long_run_is_entered_where_it_was_logged(folder: Path, tmp_path: Path,
     ("options", "message"),
     [
         ({}, "--dataset: needed"),
-        ({"dataset": ["none"], "documents": -1}, "--documents -1: must not be negative"),
         ({"step": 3}, "needs --config"),
         ({"dataset": ["none"], "config": ["x.yaml"]}, "--config: is read for --step"),
         ({"dataset": ["none"]}, "no such dataset"),
@@ -238,7 +238,12 @@ def test_a_long_run_is_entered_where_it_was_logged(folder: Path, tmp_path: Path,
 )
 def test_refusals(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        tool.main(**options)
+        tool.main(tool.Options(**options))
+
+
+def test_negative_counts_are_refused() -> None:
+    with pytest.raises(UserError, match="--documents is -1, must be at least 0"):
+        call_with_options(tool.main, ["--dataset", "none", "--documents", "-1"])
 
 
 def test_steps_that_a_run_does_not_have(folder: Path, tmp_path: Path, capsys: Printed) -> None:

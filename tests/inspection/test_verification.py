@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tools.inspect_data as tool
+import metro_megatron.commands.inspect_data as tool
 from metro_megatron.cli.command_line import exit_code
 from metro_megatron.data.shards import INDEX_HEADER, DatasetPaths
 from metro_megatron.errors import UserError
@@ -68,7 +68,7 @@ def test_a_whole_dataset_is_read_to_the_last_byte(prefix: str, capsys: pytest.Ca
     files = [path for path in Path(prefix).parent.iterdir() if path.suffix in (".bin", ".idx")]
     assert verified.num_files == len(files) >= 6
     assert verified.num_bytes == sum(read) == sum(path.stat().st_size for path in files)
-    tool.main([prefix], verify=True)
+    tool.main(tool.Options([prefix], verify=True))
     printed = capsys.readouterr().out
     assert f"{prefix} is whole" in printed and "500 documents" in printed and "MB/s" in printed
 
@@ -109,7 +109,7 @@ def test_missing_swapped_and_stray_shards_are_all_told(prefix: str, capsys: pyte
     assert "the content of shard _00001, files are swapped" in found[0] and str(first.bin) in found[0]
     assert "the content of shard _00000, files are swapped" in found[1] and str(second.bin) in found[1]
     assert found[2].startswith(f"{third.idx}: no such file") and str(stray) in found[3] and len(found) == 4
-    assert exit_code(lambda: tool.main([prefix, f"{prefix}-none"], verify=True)) == 2
+    assert exit_code(lambda: tool.main(tool.Options([prefix, f"{prefix}-none"], verify=True))) == 2
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")][-1].endswith(
         "write the shard again with tools/preprocess_data.py"
     )

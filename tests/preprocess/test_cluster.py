@@ -17,7 +17,7 @@ from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, prepro
 def main():
     path, tokenizer, prefix, cluster = sys.argv[1:]
     plan = PlanOptions(chunk_bytes=100_000, shard_bytes=200_000, drop_duplicates=True)
-    preprocess(PreprocessOptions([path], tokenizer, prefix, plan, cluster=cluster))
+    preprocess(PreprocessOptions([path], tokenizer, prefix, plan, engine_cluster=cluster))
 
 sys.exit(exit_code(main))
 """

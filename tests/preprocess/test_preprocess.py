@@ -251,7 +251,7 @@ def test_a_parent_that_ends_takes_its_workers_along(
         ("l.txt", b"x" * 50 + b"\n\nx", {"plan": {"max_document_bytes": 49}}, "1 too_long"),
         ("t.jsonl.gz", gzip.compress(GOOD * 100)[:-3], {}, r"t\.jsonl\.gz: \.gz data damaged or cut off"),
         ("e.jsonl", b"{\n", {"plan": {"num_shards": 2, "shard_index": 1}}, r"1 of 1 records \(100.00%\)"),
-        ("t.jsonl", GOOD, {"workers": 0}, "--workers 0"),
+        ("t.jsonl", GOOD, {"workers": -1}, "--workers is -1"),
         ("t.jsonl", GOOD, {"max_reject_fraction": 2.0}, "--max_reject_fraction 2.0"),
         ("t.jsonl", GOOD, {"plan": {"num_shards": 2, "shard_index": 2}}, "--shard_index 2"),
     ],
@@ -332,11 +332,9 @@ LIMITED = """
 import resource, sys
 name, limit, *arguments = sys.argv[1:]
 resource.setrlimit(getattr(resource, name), (int(limit), int(limit)))
-sys.path.insert(0, "tools")
-import preprocess_data
-from metro_megatron.cli.command_line import run_tool
+from metro_megatron.commands.preprocess_data import run
 sys.argv[1:] = arguments
-run_tool(preprocess_data.main)
+run()
 """
 
 
@@ -366,8 +364,8 @@ def test_memory_is_bounded_by_the_longest_document_allowed(tmp_path: Path, token
             file.write(b"word " * 200_000)
         file.write(b'"}\n' + GOOD * 1000)
     code = (
-        "import sys; sys.path.insert(0, 'tools'); import preprocess_data as tool;"
-        f"tool.main([{str(path)!r}], {str(tokenizer_folder)!r}, {str(tmp_path / 'o' / 's')!r}, workers=1);"
+        "from metro_megatron.commands.preprocess_data import PreprocessOptions, main;"
+        f"main(PreprocessOptions([{str(path)!r}], {str(tokenizer_folder)!r}, {str(tmp_path / 'o' / 's')!r}));"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
     )
     result = subprocess.run(

@@ -6,9 +6,10 @@ from pathlib import Path
 import orjson
 import pytest
 
+from metro_megatron.cli.command_line import call_with_options
+from metro_megatron.commands.train_tokenizer import Options, main
 from metro_megatron.errors import UserError
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from tools.train_tokenizer import main
 
 
 def test_sources_are_sampled_and_reported(
@@ -21,7 +22,7 @@ def test_sources_are_sampled_and_reported(
     (tmp_path / "plain.txt").write_text("\n\n".join("\n".join(one) for one in reviews[300:600]))
     inputs = [f"films={tmp_path / 'films'}", f"plain={tmp_path / 'plain.txt'}"]
     output = tmp_path / "tokenizer"
-    main(inputs, str(output), vocab_size=1500, sample_bytes=400_000, text_key=["title", "body"])
+    main(Options(inputs, str(output), vocab_size=1500, sample_bytes=400_000, text_key=["title", "body"]))
     printed = capsys.readouterr().out
     report = json.loads((output / "report.json").read_text())
     sources = report["sources"]
@@ -34,8 +35,8 @@ def test_sources_are_sampled_and_reported(
     assert printed.splitlines()[-1].endswith(f"--tokenizer {output} --output_prefix PREFIX")
     model = (output / "tokenizer.model").read_bytes()
     with pytest.raises(UserError, match="add --overwrite"):
-        main(inputs, str(output), vocab_size=1500)
-    main(inputs, str(output), 1500, 400_000, ["title", "body"], overwrite=True)
+        main(Options(inputs, str(output), vocab_size=1500))
+    main(Options(inputs, str(output), 1500, 400_000, ["title", "body"], overwrite=True))
     assert (output / "tokenizer.model").read_bytes() == model
     assert json.loads((output / "report.json").read_text()) == report
 
@@ -43,9 +44,10 @@ def test_sources_are_sampled_and_reported(
 def test_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("few words")
     with pytest.raises(UserError, match=r"128000 is above \d+"):
-        main([str(tmp_path / "a.txt")], str(tmp_path / "t"))
+        main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t")))
     with pytest.raises(UserError, match="no documents"):
-        main([str(tmp_path / "a.txt")], str(tmp_path / "t"), max_document_bytes=3)
-    with pytest.raises(UserError, match="must be positive"):
-        main([str(tmp_path / "a.txt")], str(tmp_path / "t"), sample_bytes=0)
+        main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t"), max_document_bytes=3))
+    with pytest.raises(UserError, match="--sample_bytes is 0, must be at least 1"):
+        argv = ["--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "t"), "--sample_bytes", "0"]
+        call_with_options(main, argv)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

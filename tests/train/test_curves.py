@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-import tools.plot_run as tool
+import metro_megatron.commands.plot_run as tool
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -46,7 +46,7 @@ def test_smoothing_is_a_mean_over_neighbors():
 @pytest.mark.parametrize("name", ["curves.png", "curves.svg"])
 def test_the_picture_of_two_runs(tmp_path, name):
     runs = [str(write_run(tmp_path / "one", 30)), str(write_run(tmp_path / "two", 1))]
-    tool.main(runs, str(tmp_path / "pictures" / name))
+    tool.main(tool.Options(runs, str(tmp_path / "pictures" / name)))
     content = (tmp_path / "pictures" / name).read_bytes()
     assert len(content) > 10_000
     if name.endswith("svg"):
@@ -58,11 +58,11 @@ def test_schedules_are_drawn_over_the_whole_run_where_its_configuration_is_known
     runs = [write_run(tmp_path / "one", 30), write_run(tmp_path / "two", 1)]
     save_config(Config(), runs[0] / "run_config.yaml")
     picture = tmp_path / "curves.svg"
-    tool.main([str(run) for run in runs], str(picture))
+    tool.main(tool.Options([str(run) for run in runs], str(picture)))
     assert "<!-- schedules -->" in picture.read_text()
     assert "<!-- optimizer.learning_rate, 1 is 0.0005 -->" in picture.read_text()
     assert "<!-- 100000 -->" in picture.read_text()
-    tool.main([str(runs[1])], str(picture))
+    tool.main(tool.Options([str(runs[1])], str(picture)))
     assert "<!-- schedules -->" not in picture.read_text()
     (runs[1] / "run_config.yaml").write_text("optimizer: {lrr: 3}\n")
     with pytest.raises(UserError, match=r"run_config.yaml: optimizer.lrr: no such key; did you mean optimizer.lr\?"):
@@ -73,8 +73,8 @@ def test_mistakes_are_reported_together(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").touch()
     with pytest.raises(UserError) as caught:
-        tool.main([str(tmp_path / "empty"), str(tmp_path / "none")], str(tmp_path / "x.png"))
+        tool.main(tool.Options([str(tmp_path / "empty"), str(tmp_path / "none")], str(tmp_path / "x.png")))
     assert ["no logged step" in caught.value.problems[0], "no such file" in caught.value.problems[1]] == [True, True]
     run = str(write_run(tmp_path / "one", 3))
     with pytest.raises(UserError, match=r"\.png"):
-        tool.main([run], str(tmp_path / "x.doc"))
+        tool.main(tool.Options([run], str(tmp_path / "x.doc")))

@@ -1,16 +1,19 @@
 """What others do with the same text, in one process: JSON Lines to a flat file of int32 ids.
 
-Run as a module in a process of its own: NAME INPUT.jsonl TOKENIZER OUTPUT.bin; prints a JSON object.
+Run as a module in a process of its own; prints a JSON object.
 """
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+
+from metro_megatron.cli.command_line import run_tool
 
 BATCH_DOCUMENTS = 256
 
@@ -40,6 +43,25 @@ ENCODERS: dict[str, Callable[[Path], Encode]] = {
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    """Who, what, and where to."""
+
+    name: Literal["sentencepiece", "tokenizers"]
+    """What encodes."""
+    input: Path
+    """JSON Lines."""
+    tokenizer: Path
+    """Tokenizer folder."""
+    output: Path
+    """File of ids to write."""
+
+
+def main(options: Options) -> None:
+    """Encode a file and print seconds, bytes and tokens as JSON."""
+    print(json.dumps(encode_file(options.name, options.input, options.tokenizer, options.output)))
+
+
 def encode_file(name: str, source: Path, folder: Path, output: Path) -> dict[str, float]:
     """Seconds without loading, bytes of text and tokens of one baseline."""
     encode = ENCODERS[name](folder)
@@ -60,5 +82,4 @@ def _batches(source: Path) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    name, source, folder, output = sys.argv[1:]
-    print(json.dumps(encode_file(name, Path(source), Path(folder), Path(output))))
+    run_tool(main)

@@ -7,13 +7,14 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.options import at_least
 from metro_megatron.errors import UserError
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from tools.bench.baselines import ENCODERS
@@ -38,52 +39,56 @@ class Inputs:
     work: Path
 
 
-def main(
-    output: str,
-    text: str = "",
-    tokenizer: str = "",
-    megatron: str = "",
-    max_bytes: int = 120_000_000,
-    small_bytes: int = 120_000_000,
-    processes: list[int] = [],  # noqa: B006 - read only
-    repeats: int = 3,
-    index_samples: int = 20_000_000,
-    work: str = "",
-) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Of what, how much, how often."""
+
+    output: str
+    """Path of the results without ending: .json and .csv are written."""
+    text: str = ""
+    """Folder of text files; Debian's documentation packages are downloaded where none is given."""
+    tokenizer: str = ""
+    """Tokenizer folder; one of 128,000 ids is trained on the text where none is given."""
+    megatron: str = ""
+    """A checkout of Megatron-LM, whose tools/preprocess_data.py is measured too."""
+    max_bytes: Annotated[int, at_least(1)] = 120_000_000
+    """Text that ours encodes, in bytes."""
+    small_bytes: Annotated[int, at_least(1)] = 120_000_000
+    """Text that the slower programs encode, in bytes; less is another mix of texts, so compare with care."""
+    processes: list[int] = field(default_factory=list)
+    """Numbers of processes for ours; by default 1, 2, 4, ... up to the machine's cores."""
+    repeats: Annotated[int, at_least(1)] = 3
+    """Rounds of preprocessing."""
+    index_samples: Annotated[int, at_least(1)] = 20_000_000
+    """Samples of synthetic documents in the sample index; 14 bytes of disk each."""
+    work: str = ""
+    """Folder for text and shards, which stays; a temporary one by default."""
+
+
+def main(options: Options) -> None:
     """Measure preprocessing end to end, building the sample index, and loading batches.
 
     Preprocessing is measured from the start of the program to its end, less the time for a document per process.
     Every program runs in every round; a row is its round of median time. Each ratio is ours on one process to another
     program on one process, in this run. Run it on a quiet machine.
-
-    Args:
-        output: Path of the results without ending: .json and .csv are written.
-        text: Folder of text files; Debian's documentation packages are downloaded where none is given.
-        tokenizer: Tokenizer folder; one of 128,000 ids is trained on the text where none is given.
-        megatron: A checkout of Megatron-LM, whose tools/preprocess_data.py is measured too.
-        max_bytes: Text that ours encodes, in bytes.
-        small_bytes: Text that the slower programs encode, in bytes; less is another mix of texts, so compare with care.
-        processes: Numbers of processes for ours; by default 1, 2, 4, ... up to the machine's cores.
-        repeats: Rounds of preprocessing.
-        index_samples: Samples of synthetic documents in the sample index; 14 bytes of disk each.
-        work: Folder for text and shards, which stays; a temporary one by default.
     """
-    counts = processes or _powers(os.cpu_count() or 1)
-    if min([*counts, max_bytes, small_bytes, repeats, index_samples]) < 1:
-        raise UserError("--processes, --max_bytes, --small_bytes, --repeats, --index_samples: must be positive")
+    megatron, output = options.megatron, options.output
+    counts = options.processes or _powers(os.cpu_count() or 1)
+    if min(counts) < 1:
+        raise UserError("--processes: must be positive")
     if megatron and not (Path(megatron) / "tools" / "preprocess_data.py").is_file():
         raise UserError(f"--megatron {megatron}: no checkout of Megatron-LM, as it lacks tools/preprocess_data.py")
-    folder = Path(work or tempfile.mkdtemp(prefix="bench_data_")).absolute()
+    folder = Path(options.work or tempfile.mkdtemp(prefix="bench_data_")).absolute()
     try:
-        inputs = _prepare(folder, text, tokenizer, (max_bytes, small_bytes))
+        inputs = _prepare(folder, options.text, options.tokenizer, (options.max_bytes, options.small_bytes))
         programs = [partial(_ours, inputs, count) for count in counts]
         programs += [partial(_baseline, inputs, name) for name in ENCODERS]
         programs += [partial(_megatron, inputs, Path(megatron).absolute())] if megatron else []
-        rows = _medians(programs, repeats)
+        rows = _medians(programs, options.repeats)
         _compare(rows)
-        rates = _rates(inputs, index_samples)
+        rates = _rates(inputs, options.index_samples)
     finally:
-        if not work:
+        if not options.work:
             shutil.rmtree(folder, ignore_errors=True)
     _write(Path(output), {"machine": _machine(), "preprocessing": rows, **rates})
     print(_table(rows))
@@ -145,11 +150,9 @@ def _ours(inputs: Inputs, processes: int) -> dict[str, Any]:
 
 def _baseline(inputs: Inputs, name: str) -> dict[str, Any]:
     def run(source: Path) -> Measured:
-        module = ("-m", "tools.bench.baselines", name)
+        words = ("-m", "tools.bench.baselines", "--name", name, "--input", source, "--tokenizer", inputs.tokenizer)
         environment = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-        return run_measured(
-            python(*module, source, inputs.tokenizer, inputs.work / f"{name}.bin"), environment=environment
-        )
+        return run_measured(python(*words, "--output", inputs.work / f"{name}.bin"), environment=environment)
 
     measured = run(inputs.small)
     return _row(name, 1, inputs.small, run(inputs.tiny), measured) | {"tokens": json.loads(measured.output)["tokens"]}
@@ -197,7 +200,8 @@ def _compare(rows: list[dict[str, Any]]) -> None:
 def _rates(inputs: Inputs, index_samples: int) -> dict[str, Any]:
     from tools.bench.loading import loader_rate
 
-    built = run_measured(python("-m", "tools.bench.loading", str(index_samples), inputs.work / "index"))
+    words = ("-m", "tools.bench.loading", "--samples", str(index_samples), "--folder", inputs.work / "index")
+    built = run_measured(python(*words))
     index = json.loads(built.output) | {"max_rss_mb": round(built.max_rss_mb, 1)}
     prefix = next(inputs.work.glob("ours-*.manifest.json")).name.removesuffix(".manifest.json")
     vocab_size = Tokenizer.from_folder(inputs.tokenizer).vocab_size

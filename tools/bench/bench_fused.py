@@ -3,15 +3,18 @@
 Needs torch, triton, numpy and this checkout on PYTHONPATH; nothing else.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from fused.dispatch import OPERATORS, describe, use_kernel
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.errors import UserError
 from tools.bench.clock import Ceilings
 from tools.bench.contestants import CONTESTANTS
 from tools.bench.fused_rows import COLUMNS, NOT_RUN, OK, Session, Task, tasks
@@ -30,30 +33,46 @@ SHOWN = (
 RIVALS = sorted({name for contestants in CONTESTANTS.values() for name in contestants} - {"ours"})
 
 
-def main(argv: Sequence[str]) -> int:
-    """0: all of ours ran and was right; 1: not so; 2: nothing could be measured."""
-    options = _parse(argv)
+@dataclass(frozen=True)
+class Options:
+    """What is measured, where, how long."""
+
+    output: str = ""
+    """Results without ending; by default docs/benchmarks/fused, with cpu none."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """cpu: a trial at tiny sizes."""
+    operators: list[str] = field(default_factory=lambda: list(OPERATORS))
+    """Operators that are measured."""
+    against: list[str] = field(default_factory=lambda: list(RIVALS))
+    """What they are compared with; --against=[] for nothing."""
+    budget_s: float = 480.0
+    """Seconds for everything; what is left is not run."""
+    commit: str = ""
+    """Commit to note where the copy has no git."""
+
+
+def main(options: Options) -> int:
+    """Check and time the fused operators against what a user would take instead, in one call on one GPU.
+
+    Exit codes: 0 all of ours ran and was right, 1 not so, 2 nothing could be measured, with the reason.
+    """
     if options.device == "cuda" and not torch.cuda.is_available():
-        print(
-            "error: torch finds no GPU: run this on a machine with one (nvidia-smi shows it), or try the tool out "
-            "with --device cpu",
-            file=sys.stderr,
+        raise UserError(
+            "torch finds no GPU: run this on a machine with one (nvidia-smi shows it), or try the tool out with "
+            "--device cpu"
         )
-        return 2
     try:
         todo = tasks(options.operators, options.against, options.device == "cpu")
     except ValueError as error:
-        print(f"error: --{error}", file=sys.stderr)
-        return 2
+        raise UserError(f"--{error}") from error
     device, started = torch.device(options.device), time.monotonic()
     if device.type == "cuda" and not use_kernel(OPERATORS[0], torch.empty(0, device=device)):
-        print(f"error: there is nothing to measure. {describe(device)}", file=sys.stderr)
-        return 2
+        raise UserError(f"there is nothing to measure. {describe(device)}")
     worker = Worker(_start, options.device)
     try:
         ceilings = _ceilings(worker)
         head = {
-            **provenance(device, ["python", "-m", "tools.bench.bench_fused", *argv], options.commit),
+            **provenance(device, ["python", "-m", "tools.bench.bench_fused", *sys.argv[1:]], options.commit),
             "is_trial": device.type == "cpu",
             "operators": describe(device),
             "copy_gb_per_s": ceilings.copy_gb_per_s,
@@ -64,8 +83,7 @@ def main(argv: Sequence[str]) -> int:
         results = Results(Path(output) if output else None, head, COLUMNS)
         _run(todo, worker, results, started + options.budget_s)
     except WorkerFailed as error:
-        print(f"error: the device cannot be measured: {error}", file=sys.stderr)
-        return 2
+        raise UserError(f"the device cannot be measured: {error}") from error
     finally:
         worker.close()
     verdicts = [verdict.row() for verdict in judge(results.rows)]
@@ -77,17 +95,6 @@ def main(argv: Sequence[str]) -> int:
     if output:
         print(f"\nwrote {output}.json and {output}.csv")
     return int(not all(_is_right(row) for row in results.rows))
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output", default="", help=f"results without ending (default: {OUTPUT}; with cpu none)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial at tiny sizes")
-    parser.add_argument("--operators", nargs="+", default=list(OPERATORS), help=", ".join(OPERATORS))
-    parser.add_argument("--against", nargs="*", default=RIVALS, help=", ".join(RIVALS))
-    parser.add_argument("--budget_s", type=float, default=480.0, help="seconds for everything; what is left is not run")
-    parser.add_argument("--commit", default="", help="commit to note where the copy has no git")
-    return parser.parse_args(argv)
 
 
 def _start(device: str) -> Handler:
@@ -132,4 +139,4 @@ def _is_right(row: Row) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_tool(main)

@@ -3,20 +3,21 @@
 Options that are not listed here are those of pretrain_metro.py (--config YAML..., --section.name VALUE...).
 """
 
-import argparse
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from fused.dispatch import describe
-from metro_megatron.cli.command_line import exit_code
-from metro_megatron.config.file import parse_config
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.options import at_least
+from metro_megatron.config.file import parse_config, preset_names
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -42,13 +43,40 @@ COLUMNS = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
-    """0: every row ran, or the time was up; 1: a row failed."""
-    options, rest = _parse(argv)
-    if min(options.micro_batches, options.warm_up, options.steps) < 1:
-        raise UserError("--micro_batches, --warm_up, --steps: must be positive")
-    config = parse_config(rest)
-    options.preset = options.preset or _preset(rest, config)
+@dataclass(frozen=True)
+class Options:
+    """What is timed, how often, how long."""
+
+    layouts: list[Literal["packed", "padded"]] = field(default_factory=lambda: ["packed", "padded"])
+    """How samples become rows."""
+    micro_batches: Annotated[int, at_least(1)] = 8
+    """Of a step and data-parallel rank."""
+    warm_up: Annotated[int, at_least(1)] = 3
+    """Steps before those that are timed."""
+    steps: Annotated[int, at_least(1)] = 10
+    """Timed steps."""
+    budget_s: float = 480.0
+    """Seconds for everything; what is left is not run."""
+    table5: bool = False
+    """No operator fused, each alone, all: the paper's Table 5."""
+    profile: str = ""
+    """Trace of 2 steps of the first layout: .json or .json.gz."""
+    output: str = ""
+    """Results without ending; by default docs/benchmarks/train, on the CPU none."""
+    preset: str = ""
+    """Name in the results; by default that of the last --config."""
+    commit: str = ""
+    """Commit to note where the copy has no git."""
+
+
+def main(options: Options, others: list[str]) -> int:
+    """Time whole optimizer steps of a configuration on one device, or on the processes of torchrun.
+
+    Options that are not listed here are those of pretrain_metro.py (--config YAML..., --section.name VALUE...). Exit
+    codes: 0 every row ran, or the time was up, 1 a row failed, 2 nothing could be measured, with the reason.
+    """
+    config = parse_config(others)
+    options = replace(options, preset=options.preset or _preset(others, config))
     device, world = choose_device(config), int(os.environ.get("WORLD_SIZE", 1))
     memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
     config, changes = bench_config(config, options.micro_batches, world, memory)
@@ -59,29 +87,16 @@ def main(argv: Sequence[str]) -> int:
         if found := problems(config, world, device):
             raise UserError(found)
         head = {
-            **provenance(torch.device(device), ["python", "-m", "tools.bench.bench_train", *argv], options.commit),
+            **provenance(
+                torch.device(device), ["python", "-m", "tools.bench.bench_train", *sys.argv[1:]], options.commit
+            ),
             "operators": describe(torch.device(device)),
         }
         return _run(options, config, plan, device, changes, head, deadline)
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--layouts", nargs="+", choices=("packed", "padded"), default=["packed", "padded"])
-    parser.add_argument("--micro_batches", type=int, default=8, help="of a step and data-parallel rank")
-    parser.add_argument("--warm_up", type=int, default=3, help="steps before those that are timed")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--budget_s", type=float, default=480.0, help="seconds for everything; what is left is not run")
-    parser.add_argument("--table5", action="store_true", help="no operator fused, each alone, all: the paper's Table 5")
-    parser.add_argument("--profile", default="", help="trace of 2 steps of the first layout: .json or .json.gz")
-    parser.add_argument("--output", default="", help=f"results without ending (default: {OUTPUT}; on the CPU none)")
-    parser.add_argument("--preset", default="", help="name in the results (default: that of the last --config)")
-    parser.add_argument("--commit", default="", help="commit to note where the copy has no git")
-    return parser.parse_known_args(argv)
-
-
 def _run(
-    options: argparse.Namespace, config: Config, plan: Plan, device: str, changes: list[str], head: Row, deadline: float
+    options: Options, config: Config, plan: Plan, device: str, changes: list[str], head: Row, deadline: float
 ) -> int:
     is_alone, is_first = plan.processes == 1, is_first_process()
     ask: Ask
@@ -139,7 +154,7 @@ def _ask_worker(worker: Worker) -> Ask:
     return ask
 
 
-def _tasks(options: argparse.Namespace) -> list[Task]:
+def _tasks(options: Options) -> list[Task]:
     choices = CHOICES if options.table5 else (FUSED,)
     tasks = [Task(layout, fused) for layout in options.layouts for fused in choices]
     traced = next(number for number, task in enumerate(tasks) if task.fused == FUSED)
@@ -157,7 +172,7 @@ def _row(task: Task, ask: Ask, left_s: float, is_alone: bool) -> Row:
 
 
 def _preset(words: Sequence[str], config: Config) -> str:
-    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    files = [word for word in words if word.endswith((".yaml", ".yml")) or word in preset_names()]
     return Path(files[-1]).stem if files else f"hidden {config.model.hidden_size}"
 
 
@@ -185,4 +200,4 @@ def _is_targeted(row: Row, preset: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(sys.argv[1:]), report=is_first_process()))
+    run_tool(main, report=is_first_process())

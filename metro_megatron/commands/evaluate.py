@@ -1,0 +1,131 @@
+"""Evaluate an exported pair on held-out text: fill, detect, correct."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.options import at_least
+from metro_megatron.data.shards import open_shards
+from metro_megatron.errors import UserError
+from metro_megatron.text.documents import Reject, read_documents
+from metro_megatron.text.inputs import find_inputs
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from metro_megatron.hf.modeling_metro import MetroForPreTraining
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which pair, on what."""
+
+    model: str
+    """Folder written by tools/convert_checkpoint.py."""
+    input: list[str]
+    """Held-out text: .jsonl (a JSON object with "text" per line) or .txt (blank lines between documents)."""
+    output: str
+    """JSON file to write."""
+    unigram_from: str
+    """Prefix of the training shard whose token frequencies are the trivial model."""
+    batch_size: Annotated[int, at_least(1)] = 32
+    """Samples per batch."""
+    sentences: Annotated[int, at_least(0)] = 4
+    """How many sentences are printed."""
+    seed: int = 1
+    """Seed of masks and samples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+
+
+def main(options: Options) -> None:
+    """Evaluate an exported pair on text it has not seen, and print a few sentences filled and corrected.
+
+    15% of the tokens are masked; the auxiliary model fills them by sampling; the main model says which tokens are
+    not the original ones and what stood there. Equal input and seed give equal figures.
+    """
+    # Late, so that --help and mistakes do not wait for torch.
+    import torch
+    from transformers.utils import logging
+
+    from metro_megatron.evaluate.intrinsic import HeldOutText, evaluate
+    from metro_megatron.evaluate.sentences import LEGEND, choose_sentences, show
+
+    model, seed = Path(options.model), options.seed
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but torch finds no GPU; use auto or cpu")
+    logging.disable_progress_bar()
+    find_inputs(options.input)
+    pair = load_pair(model)
+    counts = count_tokens(options.unigram_from, model, pair.config.vocab_size)
+    rejects: Counter[Reject] = Counter()
+    documents = list(read_documents(options.input, rejects))
+    text = HeldOutText.encode(documents, Tokenizer.from_folder(options.model))
+    use_cuda = options.device != "cpu" and torch.cuda.is_available()
+    pair.to("cuda" if use_cuda else "cpu")  # type: ignore[arg-type]  # transformers' decorator hides the types
+    figures = evaluate(pair, text, counts, options.batch_size, seed, _print_progress)
+    path = Path(options.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**figures, "num_documents": len(documents)}, indent=2) + "\n", encoding="utf-8")
+    print(describe(figures, len(documents), rejects.total()))
+    print(LEGEND)
+    for shown in show(pair, model, choose_sentences(documents, options.sentences), seed):
+        print(f"{shown}\n")
+    print(f"made {options.output}")
+
+
+def load_pair(folder: Path) -> MetroForPreTraining:
+    """The exported pair in fp32. Raises UserError for anything but an export."""
+    import torch
+
+    from metro_megatron.hf.modeling_metro import MetroForPreTraining
+
+    missing = [name for name in ("config.json", "model*.safetensors") if not list(folder.glob(name))]
+    if missing:
+        raise UserError(f"{folder}: lacks {', '.join(missing)}; give a folder that tools/convert_checkpoint.py wrote")
+    return MetroForPreTraining.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+
+
+def count_tokens(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]:
+    """Frequencies [V] of a dataset's ids. Raises UserError if its tokenizer is not the model's."""
+    shards = open_shards([prefix])
+    sha256 = Tokenizer.from_folder(model).sha256
+    if shards[0].tokenizer_sha256 != sha256:
+        raise UserError(
+            f"{prefix} has tokenizer {shards[0].tokenizer_sha256[:12]}, {model} has {sha256[:12]}; "
+            "give the shard that the model was trained on"
+        )
+    return sum((np.bincount(shard.tokens, minlength=vocab_size) for shard in shards), np.zeros(vocab_size, np.int64))
+
+
+def describe(figures: dict[str, float], num_documents: int, num_rejected: int) -> str:
+    """The figures beside their trivial values."""
+    lines = [
+        f"{num_documents:,} documents, {figures['num_tokens']:,} tokens, {figures['num_masked']:,} masked"
+        + (f"; {num_rejected:,} records rejected" if num_rejected else ""),
+        f"  MLM loss {figures['mlm_loss']:.3f} (unigram {figures['unigram_loss']:.3f}), "
+        f"accuracy {figures['mlm_accuracy']:.3f} (most frequent token {figures['unigram_accuracy']:.3f})",
+        f"  CLM loss {figures['clm_loss']:.3f}, accuracy {figures['clm_accuracy']:.3f}",
+        f"  RTD loss {figures['rtd_loss']:.3f} (trivial {figures['rtd_trivial_loss']:.3f}), "
+        f"AUC {figures['rtd_auc']:.3f} (trivial 0.5)",
+        f"  replaced {figures['replace_rate']:.3f} of the tokens, found {figures['replace_accuracy']:.3f} of them; "
+        f"kept {figures['non_replace_accuracy']:.3f} of the originals",
+    ]
+    return "\n".join(lines)
+
+
+def _print_progress(done: int, total: int) -> None:
+    if done == total or done % max(1, total // 10) == 0:
+        print(f"evaluation step {done}/{total}", flush=True)
+
+
+run = partial(run_tool, main)
+"""The console script."""
