@@ -21,7 +21,14 @@ LAYERS = (
     ("metro_megatron.parallel", "metro_megatron.tokenizer"),
     ("metro_megatron.mcore", "metro_megatron.data", "metro_megatron.text"),
     ("metro_megatron.config",),
-    ("metro_megatron.cli", "metro_megatron.files", "metro_megatron.randomness", "metro_megatron.vocabulary", "fused"),
+    (
+        "metro_megatron.cli",
+        "metro_megatron.files",
+        "metro_megatron.randomness",
+        "metro_megatron.schedule",
+        "metro_megatron.vocabulary",
+        "fused",
+    ),
     ("metro_megatron.errors",),
 )
 

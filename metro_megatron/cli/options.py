@@ -16,6 +16,7 @@ import shutil
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -237,9 +238,11 @@ def parse_value(raw: Any, annotation: Any) -> Any:
 def _converted(raw: Any, annotation: Any) -> Any:
     """Raises ValueError or KeyError for what is no `annotation`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):  # of a type and None
-        (of_value,) = (one for one in arguments if one is not type(None))
-        return None if raw in (None, "null") else _converted(raw, of_value)
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(raw, sorted(arguments, key=lambda one: one is not type(None)))
+    if annotation is type(None):
+        _require(raw in (None, "null"))
+        return None
     if origin is Literal:
         return arguments[arguments.index(raw)]
     if origin is list:
@@ -255,6 +258,13 @@ def _converted(raw: Any, annotation: Any) -> Any:
     else:
         _require(isinstance(raw, annotation | int) and not isinstance(raw, bool))
     return annotation(raw)
+
+
+def _first_that_fits(raw: Any, alternatives: Sequence[Any]) -> Any:
+    for one in alternatives:
+        with suppress(ValueError, KeyError):
+            return _converted(raw, one)
+    raise ValueError
 
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

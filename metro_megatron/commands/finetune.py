@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from metro_megatron.cli.command_line import run_tool
-from metro_megatron.errors import UserError
 from metro_megatron.finetune.recipe import Recipe
+from metro_megatron.finetune.tasks import TaskName, task_class
 
 
 @dataclass(frozen=True)
@@ -16,14 +15,14 @@ class Options:
 
     model: str
     """Folder written by tools/convert_checkpoint.py."""
-    task: Literal["classification"]
-    """What to learn; classification gives every text, or pair of texts, one of the labels."""
+    task: TaskName
+    """What to learn: classification gives every text, or pair of texts, one of the labels; regression a number."""
     train_file: str
     """Labelled texts to learn from."""
     validation_file: str
     """Labelled texts to be scored on."""
     output: str
-    """Folder to write: the classifier, its predictions on validation_file and metrics.json."""
+    """Folder to write: the trained model, its predictions on validation_file and metrics.json."""
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -37,26 +36,17 @@ def main(options: Options) -> None:
     import accelerate  # noqa: F401 - transformers' Trainer needs it, and does not say which extra brings it
     from transformers.utils import logging
 
-    from metro_megatron.finetune.classification import classify
-    from metro_megatron.finetune.examples import read_labelled_texts
+    from metro_megatron.finetune.run import finetune
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    files, problems = [], []
-    for path in (options.train_file, options.validation_file):
-        try:
-            files.append(read_labelled_texts(Path(path)))
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-    train, validation = files
-    output = options.output
-    result = classify(Path(options.model), train, validation, Path(output), options.recipe)
+    task = task_class(options.task).read(Path(options.train_file), Path(options.validation_file))
+    result = finetune(task, Path(options.model), Path(options.output), options.recipe)
+    score = task.score_names[0]
     print(
-        f"made {output}: classifier, predictions.jsonl, metrics.json; accuracy {result['accuracy']:.4f} on "
-        f"{result['num_validation']} texts after {result['seconds']:.0f} s\n"
-        f'next: transformers.pipeline("text-classification", model="{output}", trust_remote_code=True)\n'
+        f"made {options.output}: {task.makes}, predictions.jsonl, metrics.json; {score} {result[score]:.4f} on "
+        f"{result['num_validation']} {task.unit} after {result['seconds']:.0f} s\n"
+        f"next: {task.usage.format(output=options.output)}\n"
         "or:   the same command with another --seed or --learning_rate, or with --from_scratch to compare"
     )
 

@@ -21,6 +21,7 @@ from metro_megatron.cli.options import (
     suggestion,
     with_values,
 )
+from metro_megatron.config.schedules import schedule_lines
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
@@ -108,7 +109,7 @@ def dump_config(config: Config) -> str:
                 getattr(values, option.name), default_flow_style=True, allow_unicode=True, width=10**9
             ).removesuffix("...\n")
             lines += [f"  # {option.text}", f"  {option.name}: {value.strip()}"]
-        lines.append("")
+        lines += [*schedule_lines(config, section), ""]
     return "\n".join(lines)
 
 

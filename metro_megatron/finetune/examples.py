@@ -1,35 +1,29 @@
-"""Labelled texts from CSV, TSV and JSONL files."""
+"""Labelled examples from CSV, TSV and JSONL files."""
 
 import csv
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from metro_megatron.errors import UserError
 
+Example = TypeVar("Example")
+Label = TypeVar("Label")
+
+_TEXTS = (("text", "label"), ("text_a", "text_b", "label"))
 _SHOWN_PROBLEMS = 5
 
 
-@dataclass(frozen=True)
-class LabelledTexts:
-    """Rows of one file: texts, their pairs (None for single texts) and labels as they are written."""
+def read_examples(
+    path: Path, layouts: Sequence[Sequence[str]], read: Callable[[dict[str, Any], Sequence[str]], Example]
+) -> list[Example]:
+    """What `read` makes of every row of a .csv, .tsv, .jsonl or .json file.
 
-    first: list[str]
-    second: list[str] | None
-    labels: list[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def read_labelled_texts(path: Path) -> LabelledTexts:
-    """Read columns (or keys) text and label, or text_a, text_b and label, of a .csv, .tsv, .jsonl or .json file.
-
-    Labels are strings or integers. Raises UserError for a file that is missing, empty, of another form, or has rows
-    without text or label; the first of them are named by line.
+    The first of `layouts` whose columns (or keys) the first row has is handed to `read` with each row. Raises UserError
+    for a file that is missing, empty or of another form, and for rows of which `read` raises it: the first of them are
+    named by line.
     """
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
     if path.suffix.lower() not in readers:
@@ -42,61 +36,71 @@ def read_labelled_texts(path: Path) -> LabelledTexts:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it, for instance with iconv") from error
     if not rows:
         raise UserError(f"{path}: holds no rows")
-    columns = _columns(path, rows[0][1])
-    problems, texts = [], []
+    columns = _columns(path, rows[0][1], layouts)
+    problems, examples = [], []
     for line, row in rows:
-        problem = _row_problem(row, columns)
-        if problem:
-            problems.append(f"{path}, line {line}: {problem}")
-        else:
-            texts.append([row[column] for column in columns])
+        try:
+            examples.append(read(row, columns))
+        except UserError as error:
+            problems.append(f"{path}, line {line}: {error}")
     if problems:
         more = [f"{path}: {len(problems)} such rows of {len(rows)}"] if len(problems) > _SHOWN_PROBLEMS else []
         raise UserError(problems[:_SHOWN_PROBLEMS] + more)
-    *parts, labels = zip(*texts, strict=True)
-    return LabelledTexts(list(parts[0]), list(parts[1]) if len(parts) > 1 else None, [str(one) for one in labels])
+    return examples
 
 
-def label_names(train: LabelledTexts, validation: LabelledTexts) -> list[str]:
-    """The classes in a fixed order: numbers by size, else by alphabet.
+@dataclass(frozen=True)
+class LabelledTexts(Generic[Label]):
+    """Rows of one file: texts, their pairs (None for single texts) and labels."""
 
-    Raises UserError if there is only one, or validation has others.
+    first: list[str]
+    second: list[str] | None
+    labels: list[Label]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def class_label(value: Any) -> str:
+    """A label as it stands in a file, as the name of a class. Raises UserError."""
+    if isinstance(value, float):
+        raise UserError(f"label {value!r} is not a class; write classes as strings or integers")
+    if not isinstance(value, (str, int)) or value == "":
+        raise UserError("has no label")
+    return str(value)
+
+
+def read_labelled_texts(path: Path, read_label: Callable[[Any], Any] = class_label) -> LabelledTexts[Any]:
+    """Read text and label, or text_a, text_b and label; labels are what read_label makes of them.
+
+    Raises UserError as `read_examples` does, for rows without text, and where read_label raises it.
     """
-    counts = Counter(train.labels)
-    names = sorted(counts, key=int) if all(_is_integer(name) for name in counts) else sorted(counts)
-    problems = []
-    if len(names) < 2:
-        problems.append(f"all {len(train)} training texts have the label {names[0]!r}; classification needs two")
-    unseen = sorted(set(validation.labels) - set(names))
-    if unseen:
-        listed = ", ".join(repr(name) for name in unseen[:_SHOWN_PROBLEMS])
-        problems.append(f"{len(unseen)} validation labels are not in the training file: {listed}")
-    if (train.second is None) != (validation.second is None):
-        problems.append("one file has single texts (text), the other pairs (text_a, text_b); give two of a kind")
-    if problems:
-        raise UserError(problems)
-    return names
+
+    def read(row: dict[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
+        *names, label = columns
+        for name in names:
+            if not isinstance(row.get(name), str):
+                raise UserError(f"{name} is {row.get(name)!r}, must be a string" if name in row else f"has no {name}")
+        return *(row[name] for name in names), read_label(row.get(label))
+
+    *texts, labels = map(list, zip(*read_examples(path, _TEXTS, read), strict=True))
+    return LabelledTexts(texts[0], texts[1] if len(texts) > 1 else None, labels)
 
 
-def _columns(path: Path, row: dict[str, Any]) -> list[str]:
-    for columns in (["text", "label"], ["text_a", "text_b", "label"]):
+def mixed_kinds(train: LabelledTexts[Any], validation: LabelledTexts[Any]) -> list[str]:
+    """The problem, if there is one, of single texts in one file and pairs in the other."""
+    if (train.second is None) == (validation.second is None):
+        return []
+    return ["one file has single texts (text), the other pairs (text_a, text_b); give two of a kind"]
+
+
+def _columns(path: Path, row: dict[str, Any], layouts: Sequence[Sequence[str]]) -> Sequence[str]:
+    for columns in layouts:
         if all(column in row for column in columns):
             return columns
     found = ", ".join(str(name) for name in row)
-    raise UserError(f"{path}: has columns {found}; needs text and label, or text_a, text_b and label")
-
-
-def _row_problem(row: dict[str, Any], columns: list[str]) -> str | None:
-    *texts, label = columns
-    for name in texts:
-        if not isinstance(row.get(name), str):
-            return f"{name} is {row.get(name)!r}, must be a string" if name in row else f"has no {name}"
-    value = row.get(label)
-    if isinstance(value, float):
-        return f"label {value!r} is not a class; write classes as strings or integers"
-    if not isinstance(value, (str, int)) or value == "":
-        return "has no label"
-    return None
+    needed = ", or ".join(f"{', '.join(columns[:-1])} and {columns[-1]}" for columns in layouts)
+    raise UserError(f"{path}: has columns {found}; needs {needed}")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -123,7 +127,3 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: is a {type(row).__name__}, must be an object")
             yield number, row
-
-
-def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal() and text.isascii()

@@ -11,6 +11,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 from metro_megatron import mcore
+from metro_megatron.config import schedules
 from metro_megatron.config.schema import Config, OptimizerConfig
 from metro_megatron.parallel.groups import shared_groups, stage_groups
 from metro_megatron.parallel.homes import Homes
@@ -31,10 +32,7 @@ class Update:
 
 def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
     """Rate of 0-based step: linear from lr / warm-up to lr, then linear towards 0 at train_steps."""
-    warmup = options.lr_warmup_steps
-    if step < warmup:
-        return options.lr * (step + 1) / warmup
-    return options.lr * max(train_steps - step, 0) / max(train_steps - warmup, 1)
+    return schedules.learning_rate(options, train_steps).at(step, train_steps)
 
 
 class Optimizer:

@@ -36,7 +36,7 @@ def test_tensors_come_back_whole_and_exact(iteration: Path) -> None:
 def test_reading_needs_neither_megatron_nor_a_process_group(iteration: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import metro_megatron.hf.verify, metro_megatron.hf.export; "
-        "import metro_megatron.finetune.classification; from metro_megatron.checkpoint.read import read_model_tensors; "
+        "import metro_megatron.finetune.run; from metro_megatron.checkpoint.read import read_model_tensors; "
         f"read_model_tensors(Path({str(iteration)!r})); import torch.distributed as d; assert not d.is_initialized(); "
         "assert not [m for m in sys.modules if m.startswith('megatron')]"
     )

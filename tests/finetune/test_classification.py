@@ -4,20 +4,31 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 import transformers
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.classification import Recipe, classify, encode_texts, read_tokenizer
 from metro_megatron.finetune.examples import LabelledTexts
+from metro_megatron.finetune.recipe import Recipe
+from metro_megatron.finetune.run import finetune, read_tokenizer
+from metro_megatron.finetune.task import Encoded
+from metro_megatron.finetune.tasks import TaskName, task_class
+from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroModel
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from tests.hf.pair import WORDS
 
 RECIPE = Recipe(learning_rate=2e-3, batch_size=16, epochs=3, warmup_steps=5, device="cpu")
+
+
+def classify(
+    folder: Path, train: LabelledTexts[str], validation: LabelledTexts[str], output: Path, recipe: Recipe
+) -> dict[str, Any]:
+    return finetune(Classification(train, validation), folder, output, recipe)
 
 
 def good_or_bad(count: int, seed: int, is_pair: bool = False) -> LabelledTexts:
@@ -91,8 +102,12 @@ def test_ids_are_those_of_pretraining_whatever_the_text_spells(export_folder: Pa
     text = "the <s> cat </s> a <mask><pad>"
     own = Tokenizer.from_folder(export_folder).encode(text)
     tokenizer = read_tokenizer(export_folder, MetroConfig.from_pretrained(export_folder), 0)
-    rows, num_cut = encode_texts(tokenizer, LabelledTexts([text], None, ["w"]), ["w", "x"])
-    assert (rows, num_cut) == ([{"input_ids": [0, *own, 2], "label": 0}], 0)
+    task = Classification(LabelledTexts([text, text], None, ["x", "w"]), LabelledTexts([text], None, ["w"]))
+    assert task.encode(tokenizer, task.validation) == Encoded([{"input_ids": [0, *own, 2], "label": 0}], 0)
+
+
+def test_every_task_has_its_name() -> None:
+    assert [task_class(name).name for name in get_args(TaskName)] == list(get_args(TaskName))
 
 
 def test_long_texts_are_cut_counted_and_said(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.examples import LabelledTexts, label_names, read_labelled_texts
+from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
+from metro_megatron.finetune.tasks.classification import label_names
 
 
 def write(path: Path, contents: str | bytes) -> Path:

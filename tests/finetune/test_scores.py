@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from metro_megatron.finetune.scores import classification_scores
+from metro_megatron.finetune.tasks.classification import classification_scores
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])

@@ -24,6 +24,26 @@ def test_says_what_it_made(export_folder: Path, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_another_task_by_its_name(export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("t", "v"):
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + "".join(f"the cat\t{i}.5\n" for i in range(8)))
+    argv = ["--model", str(export_folder), "--task", "regression", "--output", str(tmp_path / "out")]
+    argv += ["--train_file", str(tmp_path / "t.tsv"), "--device", "cpu", "--epochs", "1"]
+    argv += ["--validation_file", str(tmp_path / "v.tsv")]
+    assert exit_code(lambda: call_with_options(main, argv)) == 0
+    assert "out: regressor, predictions.jsonl, metrics.json; pearson 0.0000 on 8 texts" in capsys.readouterr().out
+
+
+def test_mistakes_in_options_name_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model", "m", "--task", "classification", "--output", "o", "--train_file", "t"]
+    assert exit_code(lambda: call_with_options(main, [*argv, "--epochs", "0", "--seed", "-1"])) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --epochs is 0, must be at least 1",
+        "error: --seed is -1, must be at least 0",
+        "error: --validation_file: required, but not given; see --help",
+    ]
+
+
 def test_both_bad_files_are_reported(export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--model", str(export_folder), "--task", "classification", "--output", str(tmp_path / "out")]
     argv += ["--train_file", str(tmp_path / "t.csv"), "--validation_file", str(tmp_path / "v.txt")]

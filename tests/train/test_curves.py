@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 import metro_megatron.commands.plot_run as tool
+from metro_megatron.config.file import save_config
+from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.objective.figures import panels
 from metro_megatron.objective.terms import ALL
@@ -53,6 +55,21 @@ def test_the_picture_of_two_runs(tmp_path, name):
     if name.endswith("svg"):
         assert all(f"<!-- {panel.title} -->" in content.decode() for panel in PANELS)
         assert "<!-- one: AUC -->" in content.decode() and "<!-- two: MLM -->" in content.decode()
+
+
+def test_schedules_are_drawn_over_the_whole_run_where_its_configuration_is_known(tmp_path):
+    runs = [write_run(tmp_path / "one", 30), write_run(tmp_path / "two", 1)]
+    save_config(Config(), runs[0] / "run_config.yaml")
+    picture = tmp_path / "curves.svg"
+    tool.main(tool.Options([str(run) for run in runs], str(picture)))
+    assert "<!-- schedules -->" in picture.read_text()
+    assert "<!-- optimizer.learning_rate, 1 is 0.0005 -->" in picture.read_text()
+    assert "<!-- 100000 -->" in picture.read_text()
+    tool.main(tool.Options([str(runs[1])], str(picture)))
+    assert "<!-- schedules -->" not in picture.read_text()
+    (runs[1] / "run_config.yaml").write_text("optimizer: {lrr: 3}\n")
+    with pytest.raises(UserError, match=r"run_config.yaml: optimizer.lrr: no such key; did you mean optimizer.lr\?"):
+        Run.read(runs[1])
 
 
 def test_mistakes_are_reported_together(tmp_path):

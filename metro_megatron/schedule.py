@@ -1,0 +1,122 @@
+"""A number that changes over a run, as a function of the step: a polyline, written in one line.
+
+    0.15                                               all the time
+    0 -> 5e-4 at step 10,000 -> 0 at 100%              warm-up and decay
+    128 -> 128 at 90% -> 512 at 90%                    a jump, at two points of one position
+
+Learning rate, mask rate, temperature, the weight of a term or of a source, sample length (rounded by whoever asks):
+whatever changes by plan. A schedule has no state, so a resumed run sees the numbers of one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from metro_megatron.errors import UserError
+
+Written: TypeAlias = float | str
+"""A schedule as a YAML file or a command line gives it: a number, or points. The type of an option that is one."""
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_POINT = re.compile(rf"({_NUMBER})(?: at (?:step ([\d,]{{1,20}})|({_NUMBER})%))?", re.ASCII)
+_REMEDY = "write a number, or points such as 0.3 -> 0.15 at step 10,000 -> 0.1 at 100%"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value and when it is reached."""
+
+    value: float
+    position: float
+    """Steps done by then; percent of the run's steps if `is_share`."""
+    is_share: bool = False
+
+    def step(self, train_steps: int) -> int:
+        """Steps done by then in a run of train_steps."""
+        return round(self.position / 100 * train_steps) if self.is_share else int(self.position)
+
+    def __str__(self) -> str:
+        when = f"{_digits(self.position)}%" if self.is_share else f"step {int(self.position):,}"
+        return f"{_digits(self.value)} at {when}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`start` before the first step, then straight lines from point to point; the last value stays.
+
+    Two points of one position are a jump: the step that begins there has the second value.
+    """
+
+    start: float
+    points: tuple[Point, ...] = ()
+
+    @classmethod
+    def parse(cls, written: Written) -> Schedule:
+        """The schedule that `str` has printed, or a user has written. Raises UserError."""
+        first, *others = (_parse_point(part.strip()) for part in str(written).split("->"))
+        if isinstance(first, Point):
+            raise UserError(f"{written}: the first value is that of step 0 and has no position; {_REMEDY}")
+        points = [point for point in others if isinstance(point, Point)]
+        if len(points) < len(others):
+            raise UserError(f"{written}: every value but the first needs a position; {_REMEDY}")
+        return cls(first, tuple(points))
+
+    def __str__(self) -> str:
+        return " -> ".join([_digits(self.start), *map(str, self.points)])
+
+    def at(self, step: int, train_steps: int) -> float:
+        """Value of 0-based `step` in a run of train_steps.
+
+        A step lies between `step` and `step + 1` steps done, and gets the larger value of the two ends: the first
+        step of a warm-up from 0 moves, and so does the last of a decay to 0.
+        """
+        left, before = 0, self.start
+        for point in self.points:
+            right, after = point.step(train_steps), point.value
+            if step < right:
+                done = step + 1 if after > before else step
+                # Weighted by the distances to both ends, so that a line from or to 0 is one product and one
+                # division, and a level one its value exactly.
+                return before if before == after else (before * (right - done) + after * (done - left)) / (right - left)
+            left, before = right, after
+        return before
+
+    def problems(self, name: str, train_steps: int, admitted: Container[float]) -> list[str]:
+        """What is wrong with it, called `name`, in a run of train_steps; its values must be among those `admitted`."""
+        values = [self.start, *(point.value for point in self.points)]
+        found = [f"{name} is {_digits(one)}, must be {admitted}" for one in values if one not in admitted]
+        for earlier, later in zip(self.points, self.points[1:], strict=False):
+            if later.step(train_steps) < earlier.step(train_steps):
+                found.append(
+                    f"{name}: {later} comes after {earlier}, but before it in a run of {train_steps:,} steps; "
+                    "put the points in order"
+                )
+        late = [point for point in self.points if point.step(train_steps) > train_steps]
+        found += [f"{name}: {point} lies beyond the run's {train_steps:,} steps; 100% is its end" for point in late]
+        return found
+
+
+def _parse_point(text: str) -> Point | float:
+    """A point, or a value without position."""
+    match = _POINT.fullmatch(text)
+    if not match:
+        raise UserError(f"{text!r} is not a point of a schedule; {_REMEDY}")
+    value, step, share = match.groups()
+    if not math.isfinite(float(value)):
+        raise UserError(f"{value} is too large for a number; {_REMEDY}")
+    if step is not None and step.strip(","):
+        return Point(float(value), int(step.replace(",", "")))
+    if share is not None and 0 <= float(share) <= 100:
+        return Point(float(value), float(share), is_share=True)
+    if step is not None or share is not None:
+        raise UserError(f"{text!r} is not within a run, which goes from 0% to 100%; {_REMEDY}")
+    return float(value)
+
+
+def _digits(value: float) -> str:
+    """The shortest text that reads back as `value`."""
+    return repr(float(value)).removesuffix(".0")
