@@ -33,7 +33,7 @@ LINE_KEYS = {
     "rtd_auc",
     "rtd_precision",
     "sampled_accuracy",
-    "mlm_accuracy",
+    "aux_accuracy",
     "clm_accuracy",
     "non_pad_fraction",
     "learning_rate",

@@ -1,211 +1,211 @@
-"""Which steps are run, skipped, continued and done again."""
+"""tools/demo/demo.mk: order, what runs again, what goes on where it was, and commands that their tools accept."""
 
+import functools
+import importlib
 import os
+import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from metro_megatron.errors import UserError
-from tools.demo.clock import Clock, Stage
-from tools.demo.journal import Journal, Step, content_hash
-from tools.demo.runner import Runner
-from tools.demo.stages import build_stages, preset
+from metro_megatron.cli.command_line import call_with_options
+from metro_megatron.config.file import parse_config
+from metro_megatron.config.problems import problems
+from tools.demo.texts import Sentence, split_texts, write_texts
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TINY = """
+model:
+  vocab_size: 400
+  hidden_size: 16
+  num_attention_heads: 2
+  ffn_hidden_size: 32
+  num_layers: 1
+  auxiliary_num_layers: 1
+  max_position_embeddings: 32
+data: {seq_length: 32, micro_batch_tokens: 512}
+train: {train_steps: 100000, global_batch_size: 8, precision: fp32, device: cpu, log_interval: 1}
+"""
+CLASSIFIERS = [f"{start}-{seed}" for seed in (1, 2, 3) for start in ("pretrained", "random")]
+FIRST = ["texts", "train_tokenizer", "preprocess_data", "preprocess_data", "pretrain_metro"]
+LATER = ["convert_checkpoint", "plot_run", "evaluate", *["finetune"] * 6, "baseline", "summary"]
 
-
-def shell(name: str, command: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **flags: bool) -> Step:
-    paths = (tuple(map(Path, names)) for names in (inputs, outputs))
-    return Step(name, ("sh", "-c", command), *paths, **flags)
-
-
-def chain() -> list[Stage]:
-    """text -> upper -> length; every command leaves a mark in calls."""
-    steps = [
-        shell("upper", "echo upper >> calls; tr a-z A-Z < text > run/upper", ("text",), ("run/upper",)),
-        shell("length", "echo length >> calls; wc -c < run/upper > run/length", ("run/upper",), ("run/length",)),
-    ]
-    return [Stage(step.name, step.name, (step,), 1.0) for step in steps]
-
-
-@pytest.fixture
-def place(tmp_path):
-    (tmp_path / "text").write_text("abc")
-    return tmp_path
-
-
-def run(place: Path, stages: list[Stage]) -> list[str]:
-    """The marks that one run of the stages leaves."""
-    (place / "calls").unlink(missing_ok=True)
-    Runner(Journal(place / "run", place), {}).run(stages)
-    return (place / "calls").read_text().split() if (place / "calls").exists() else []
-
-
-def test_a_second_run_does_nothing(place, capsys):
-    assert run(place, chain()) == ["upper", "length"]
-    assert (place / "run" / "length").read_text().strip() == "3"
-    capsys.readouterr()
-    assert run(place, chain()) == []
-    printed = capsys.readouterr().out
-    assert printed.count("done before") == 2 and "[2/2]" in printed
-    assert printed.count("about 0:00:00 left") == 2
-
-
-def test_what_follows_from_a_change_is_done_again_and_nothing_else(place):
-    run(place, chain())
-    (place / "text").write_text("abcd")
-    assert run(place, chain()) == ["upper", "length"]
-    (place / "text").write_text("ABCD")  # another input with the same output
-    assert run(place, chain()) == ["upper"]
-    (place / "run" / "length").unlink()
-    assert run(place, chain()) == ["length"]
-    changed = chain()
-    step = changed[1].steps[0]
-    longer = shell("length", "echo again >> calls; cp run/upper run/length", ("run/upper",), ("run/length",))
-    assert run(place, [changed[0], Stage("length", "length", (longer,), 1.0)]) == ["again"] and step != longer
-
-
-def test_a_failed_step_is_reported_and_tried_again(place):
-    bad = shell("bad", "echo bad >> calls; echo 'error: no luck'; echo half > run/out; exit 3", ("text",), ("run/out",))
-    stages = [*chain()[:1], Stage("bad", "bad", (bad,), 1.0)]
-    with pytest.raises(UserError) as caught:
-        run(place, stages)
-    assert caught.value.problems[0] == "no luck" and "exit code 3" in caught.value.problems[1]
-    assert (place / "run" / "logs" / "bad.log").read_text() == "error: no luck\n"
-    with pytest.raises(UserError):
-        run(place, stages)
-    assert (place / "calls").read_text().split() == ["bad"]
-
-
-def test_half_outputs_go_unless_the_step_continues_from_them(place):
-    def stages(resumes: bool) -> list[Stage]:
-        step = shell(
-            "grow", "mkdir -p run/grown; echo x >> run/grown/x; test -e allowed", (), ("run/grown",), resumes=resumes
-        )
-        return [Stage("grow", "grow", (step,), 1.0)]
-
-    for resumes, expected in ((True, 2), (False, 1)):
-        (place / "allowed").unlink(missing_ok=True)
-        with pytest.raises(UserError):
-            run(place, stages(resumes))
-        (place / "allowed").touch()
-        run(place, stages(resumes))
-        assert len((place / "run" / "grown" / "x").read_text()) == 2 * expected
-        (place / "run" / ".stages" / "grow.json").unlink()
-
-
-def test_outputs_of_another_command_are_not_continued(place):
-    first = shell("grow", "mkdir -p run/grown; echo x >> run/grown/x; exit 1", (), ("run/grown",), resumes=True)
-    with pytest.raises(UserError):
-        run(place, [Stage("grow", "grow", (first,), 1.0)])
-    other = shell("grow", "mkdir -p run/grown; echo y >> run/grown/x", (), ("run/grown",), resumes=True)
-    run(place, [Stage("grow", "grow", (other,), 1.0)])
-    assert (place / "run" / "grown" / "x").read_text() == "y\n"
-
-
-def test_steps_of_a_stage_run_beside_each_other_and_keep_what_is_done(place):
-    wait = "while ! test -e run/{other}; do sleep 0.02; done"
-    pair = [
-        shell(name, f"echo {name} >> calls; touch run/{name}; {wait.format(other=other)}", (), (f"run/{name}",))
-        for name, other in (("a", "b"), ("b", "a"))
-    ]
-    assert sorted(run(place, [Stage("pair", "pair", tuple(pair), 1.0, at_a_time=2)])) == ["a", "b"]
-    third = shell("c", "echo c >> calls; touch run/c", (), ("run/c",))
-    assert run(place, [Stage("pair", "pair", (*pair, third), 1.0, at_a_time=2)]) == ["c"]
-
-
-def test_always_runs_again_and_a_missing_output_is_an_error(place):
-    step = shell("talk", "echo talk >> calls; touch run/x", (), ("run/x",), always=True)
-    for _ in range(2):
-        assert run(place, [Stage("talk", "talk", (step,), 1.0)]) == ["talk"]
-    lazy = shell("lazy", "true", (), ("run/never",))
-    with pytest.raises(UserError, match="has not written run/never"):
-        run(place, [Stage("lazy", "lazy", (lazy,), 1.0)])
-
-
-def test_a_foreign_folder_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="not the demonstration's"):
-        Journal(tmp_path, tmp_path)
-    with pytest.raises(UserError, match="is a file"):
-        Journal(tmp_path / "thesis.tex", tmp_path)
-    assert (tmp_path / "thesis.tex").exists()
-
-
-def test_seconds_add_up_over_attempts(tmp_path):
-    journal = Journal(tmp_path / "run", tmp_path)
-    for seconds, is_fresh, expected in ((2.0, True, 2.0), (3.0, False, 5.0), (1.0, True, 1.0)):
-        journal.add_seconds("pretraining", seconds, is_fresh)
-        assert journal.seconds() == {"pretraining": expected}
-
-
-def test_content_hash_is_of_names_and_contents(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_text("1")
-    first = content_hash(tmp_path)
-    (tmp_path / "a" / "__pycache__").mkdir()
-    (tmp_path / "a" / "__pycache__" / "m.pyc").write_text("2")
-    assert content_hash(tmp_path) == first
-    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
-    assert content_hash(tmp_path) != first
-
-
-def test_the_clock_says_where_we_are():
-    stages = [Stage(name, name, (), 100.0) for name in ("one", "two")]
-    clock = Clock(stages, started=time.monotonic() - 260.0)
-    clock.begin(1)
-    clock.expected_done = 100.0
-    clock.stage_started -= 60.0  # the first took 200 seconds, half of the second 60
-    assert clock.line(0.5) == "[2/2] two | 0:04:20 passed, about 0:01:00 left"
-
-
-INTERRUPTED = """
-import sys
-from pathlib import Path
-from metro_megatron.cli.command_line import exit_code
-from tools.demo.clock import Stage
-from tools.demo.journal import Journal, Step
-from tools.demo.runner import Runner
-place = Path(sys.argv[1])
-command = "trap 'echo saved > run/saved; exit 0' TERM; touch run/started; while :; do sleep 0.05; done"
-step = Step("long", ("sh", "-c", command), (), (Path("run/started"),), resumes=True)
-sys.exit(exit_code(lambda: Runner(Journal(place / "run", place), {}).run([Stage("long", "long", (step,), 1.0)])))
+# Stands for python and torchrun. It notes its command, and writes what make waits for unless it is to fail or to wait.
+STUB = """#!{python} -ES
+import pathlib, signal, sys, time
+folder, words = pathlib.Path({folder!r}), sys.argv[1:]
+script = next(word.removeprefix("tools.demo.") for word in words if word.startswith("tools.") or word.endswith(".py"))
+script = pathlib.PurePath(script).stem
+with (folder / "calls").open("a") as calls:
+    print(script, file=calls)
+option = {{"preprocess_data": "--output_prefix", "pretrain_metro": "--train.output"}}.get(script, "--output")
+output = words[words.index(option) + 1] if option in words else folder / "summary"
+endings = {{"texts": "/counts.json", "train_tokenizer": "/report.json", "preprocess_data": ".manifest.json",
+    "pretrain_metro": "/saved", "convert_checkpoint": "/config.json", "finetune": "/metrics.json"}}
+file = pathlib.Path(f"{{output}}{{endings.get(script, '')}}")
+file.parent.mkdir(parents=True, exist_ok=True)
+with file.open("a") as made:
+    made.write("made\\n")
+if (folder / f"{{script}}.waits").exists():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as if all had been well
+    while True:
+        time.sleep(0.01)
+sys.exit(3 if (folder / f"{{script}}.fails").exists() else 0)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_lets_the_command_save(tmp_path, number):
-    script = tmp_path / "interrupted.py"
-    script.write_text(INTERRUPTED)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, script, tmp_path], env=environment, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "started").exists() and time.monotonic() < deadline:
+class Demo:
+    """The stages in a folder of their own, with stubs for python and torchrun."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.run, self.config = folder, folder / "run", folder / "tiny.yaml"
+        self.config.write_text(TINY)
+        (folder / "bin").mkdir()
+        for name in ("python", "torchrun"):
+            (folder / "bin" / name).write_text(STUB.format(python=sys.executable, folder=str(folder)))
+            (folder / "bin" / name).chmod(0o755)
+
+    def start(self, programs: Path, *options: str) -> subprocess.Popen[str]:
+        settings = (f"OUTPUT={self.run}", f"CONFIG={self.config}", f"BIN={programs}")
+        return subprocess.Popen(
+            ["make", "-j2", "-f", "tools/demo/demo.mk", *settings, *options],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def make(self, code: int = 0) -> list[str]:
+        """The scripts that one call of make runs."""
+        (self.folder / "calls").unlink(missing_ok=True)
+        process = self.start(self.folder / "bin")
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == code, output
+        return self.calls()
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().split()
+
+    def change(self, path: Path) -> None:
+        """Make a file newer than all others, by a time that every file system can tell."""
+        newest = max(one.stat().st_mtime for one in self.run.rglob("*"))
+        assert path.exists()
+        os.utime(path, (newest + 0.05, newest + 0.05))
+        time.sleep(max(0.0, newest + 0.1 - time.time()))
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Demo:
+    return Demo(tmp_path)
+
+
+def wait_for(is_so: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert (tmp_path / "run" / "saved").read_text() == "saved\n"
-    assert b"saves its state" in output
+    assert is_so(), process.communicate() if process.poll() is not None else "not in time"
 
 
-@pytest.mark.parametrize(("name", "gpus", "cores"), [("demo", 0, 2), ("learn", 1, 16), ("learn", 0, 4)])
-def test_every_stage_reads_only_what_an_earlier_one_wrote(name, gpus, cores):
-    chosen = preset(name, gpus, cores)
-    stages = build_stages(chosen, Path("runs/x"), ROOT)
-    assert len(stages) == 8
-    written: list[Path] = []
-    for stage in stages:
-        for step in stage.steps:
-            ours = [path for path in step.inputs if path.is_relative_to("runs/x")]
-            assert all(any(path.is_relative_to(one) for one in written) for path in ours), step.name
-            assert all((ROOT / path).exists() for path in step.inputs if path not in ours), step.name
-        written += [path for step in stage.steps for path in step.outputs]
-    names = [step.name for stage in stages for step in stage.steps]
-    assert len(set(names)) == len(names) and len(set(written)) == len(written)
-    train = next(step for stage in stages for step in stage.steps if step.name == "pretraining")
-    assert train.resumes and str(chosen.processes) in train.command
+def test_stages_run_in_order_and_once(demo):
+    calls = demo.make()
+    assert calls[:5] == FIRST and sorted(calls[5:]) == sorted(LATER) and calls[-1] == "summary"
+    assert (demo.run / "pretraining" / "saved").read_text() == "made\n"
+    assert demo.make() == ["summary"]
+
+
+def test_what_follows_from_a_change_is_done_again_and_nothing_else(demo):
+    demo.make()
+    demo.change(demo.config)
+    assert sorted(set(demo.make())) == sorted({*FIRST, *LATER} - {"texts", "baseline"})
+    assert (demo.run / "pretraining" / "saved").read_text() == "made\n"  # a new run
+    demo.change(demo.run / "model" / "config.json")
+    assert sorted(demo.make()) == sorted(["evaluate", *["finetune"] * 6, "summary"])
+    (demo.run / "finetuning" / "random-2" / "metrics.json").unlink()
+    assert demo.make() == ["finetune", "summary"]
+
+
+@pytest.mark.parametrize("stage", ["train_tokenizer", "pretrain_metro", "convert_checkpoint", "evaluate"])
+def test_a_failure_ends_the_demo_and_is_tried_again(demo, stage):
+    (demo.folder / f"{stage}.fails").touch()
+    calls = demo.make(code=2)
+    assert stage in calls and "summary" not in calls
+    (demo.folder / f"{stage}.fails").unlink()
+    calls = demo.make()
+    assert stage in calls and calls[-1] == "summary" and "texts" not in calls
+    if stage == "pretrain_metro":
+        assert (demo.run / "pretraining" / "saved").read_text() == "made\n" * 2  # the old run went on
+
+
+def test_an_interrupted_stage_does_not_count_as_done(demo):
+    (demo.folder / "pretrain_metro.waits").touch()
+    process = demo.start(demo.folder / "bin")
+    wait_for((demo.run / "pretraining" / "saved").exists, process, 60)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and demo.calls() == FIRST
+    (demo.folder / "pretrain_metro.waits").unlink()
+    assert demo.make()[0] == "pretrain_metro"
+
+
+def test_two_at_a_time(demo):
+    (demo.folder / "finetune.waits").touch()
+    process = demo.start(demo.folder / "bin")
+    wait_for(lambda: (demo.folder / "calls").exists() and demo.calls().count("finetune") == 2, process, 60)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert demo.calls().count("finetune") == 2
+
+
+@pytest.mark.parametrize(
+    ("preset", "gpus_and_cores", "processes"), [("demo", "0 2", 2), ("learn", "1 16", 1), ("learn", "0 4", 4)]
+)
+def test_tools_accept_the_commands(preset, gpus_and_cores, processes, tmp_path):
+    settings = (f"PRESET={preset}", f"GPUS_AND_CORES={gpus_and_cores}", f"OUTPUT={tmp_path}", f"BIN={BIN}")
+    command = ["make", "-n", "-f", "tools/demo/demo.mk", *settings]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = [shlex.split(line) for line in printed.replace("\\\n", "").splitlines() if str(BIN) in line]
+    assert len(commands) == len(FIRST) + len(LATER)
+    for words in commands:
+        words = words[words.index(next(word for word in words if word.startswith(str(BIN)))) :]
+        if words[0].endswith("torchrun"):
+            script = words.index("pretrain_metro.py")
+            assert words[words.index("--nproc-per-node") + 1] == str(processes)
+            assert problems(parse_config(words[script + 1 :]), processes) == []
+        else:
+            start = 2 if words[1] == "-m" else 1
+            name = words[start].removesuffix(".py").replace("/", ".")
+            call_with_options(silent(importlib.import_module(name).main), words[start + 1 :])
+
+
+def silent(main: Callable[..., object]) -> Callable[..., None]:
+    """A function with the options of `main` that does nothing."""
+
+    @functools.wraps(main)
+    def nothing(**options: object) -> None:
+        pass
+
+    return nothing
+
+
+def test_the_first_stages_for_real_and_ctrl_c_saves(demo):
+    draw = random.Random(1)
+    words = [a + b for a in ("ba", "do", "ki", "lu") for b in ("na", "ro", "ti", "zu")]
+    reviews = [f"{' '.join(draw.choices(words, k=30))}. Number {i}." for i in range(300)]
+    write_texts(split_texts(reviews, [Sentence(f"good {i}", "1") for i in range(10)], 40), demo.run / "text")
+    process = demo.start(BIN, "PROCESSES=1")
+    metrics = demo.run / "pretraining" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process, 300)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0, output
+    assert int((demo.run / "pretraining" / "latest_checkpointed_iteration.txt").read_text()) > 0
+    assert not (demo.run / "pretraining.done").exists()

@@ -1,12 +1,12 @@
 import json
+import os
 
 import pytest
 
-from tools.demo.journal import Journal
-from tools.demo.summary import INTRINSIC, collect, main, table, verdict
+from tools.demo.summary import INTRINSIC, collect, covered, main, read_spans, table, verdict
 
 PROMISED = {
-    "mlm_loss",
+    "aux_loss",
     "unigram_loss",
     "clm_loss",
     "rtd_auc",
@@ -21,6 +21,15 @@ PROMISED = {
 }
 
 
+SPANS = (
+    ("texts", "text/counts.json", 1000, 1005),
+    ("pretraining", "pretraining.done", 1005, 1405),
+    ("evaluation", "evaluation.json", 1405, 1425),
+    ("finetuning", "baseline.json", 1415, 1435),
+)
+"""Stage, file, begin and end; two of them overlap."""
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
@@ -31,10 +40,7 @@ def results(tmp_path, monkeypatch):
     """The files of all stages, as they leave them."""
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "run"
-    journal = Journal(root, tmp_path)
-    journal.add_seconds("texts", 5.0, True)
-    journal.add_seconds("pretraining", 400.0, True)
-    figures = dict.fromkeys(INTRINSIC, 0.25) | {"mlm_loss": 5.25, "unigram_loss": 6.625, "rtd_auc": 0.75}
+    figures = dict.fromkeys(INTRINSIC, 0.25) | {"aux_loss": 5.25, "unigram_loss": 6.625, "rtd_auc": 0.75}
     write(root / "evaluation.json", figures)
     write(root / "text" / "counts.json", {"overlaps": 63, "train": 600, "test": 150})
     write(root / "baseline.json", {"tfidf_accuracy": 0.77})
@@ -50,6 +56,12 @@ def results(tmp_path, monkeypatch):
     ]
     (root / "pretraining").mkdir()
     (root / "pretraining" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "pretraining.done").touch()
+    begun = []
+    for stage, file, begin, end in SPANS:
+        os.utime(root / file, (end, end))
+        begun.append(f"{begin} {stage} run/{file}\n")
+    (root / "begun.txt").write_text("".join(begun))
     return root
 
 
@@ -60,7 +72,7 @@ def test_summary_has_what_is_promised(results, capsys):
     assert summary == collect(results)
     assert summary["pretrained_accuracy"] == pytest.approx([0.71, 0.72, 0.73])
     assert summary["random_init_accuracy"] == pytest.approx([0.72, 0.73, 0.74])
-    assert (summary["tokens_seen"], summary["steps"], summary["seconds"]) == (3000, 20, 405.0)
+    assert (summary["tokens_seen"], summary["steps"], summary["seconds"]) == (3000, 20, 435.0)
     assert summary["tokens_per_second"] == pytest.approx(3000 / (10 + 40))
     assert summary["overlaps_removed"] == 63
     printed = capsys.readouterr().out
@@ -69,8 +81,37 @@ def test_summary_has_what_is_promised(results, capsys):
     assert "make learn" in printed
 
 
+def test_seconds_of_stages(results):
+    assert collect(results)["stage_seconds"] == {
+        "texts": 5.0,
+        "pretraining": 400.0,
+        "evaluation": 20.0,
+        "finetuning": 20.0,
+    }
+
+
+def test_a_later_beginning_counts_and_a_target_that_is_not_there_does_not(results):
+    with (results / "begun.txt").open("a") as file:
+        file.write("1003 texts run/text/counts.json\n1440 summary summary\n")
+    spans = read_spans(results / "begun.txt")
+    assert spans["texts"] == [(1003.0, 1005.0)] and "summary" not in spans
+
+
+def test_a_resumed_run_counts_the_steps_of_all_attempts(results):
+    with (results / "begun.txt").open("a") as file:
+        file.write("1395 pretraining run/pretraining.done\n")  # the steps took 50 seconds
+    summary = collect(results)
+    assert summary["stage_seconds"]["pretraining"] == pytest.approx(50.0)
+    assert summary["seconds"] == pytest.approx(435.0 - 400.0 + 50.0)
+
+
+def test_covered():
+    assert covered([(5, 7), (0, 2), (1, 3), (1.5, 2.5)]) == 5.0
+    assert covered([]) == 0.0
+
+
 def test_a_missed_goal_is_said(results):
-    summary = collect(results) | {"mlm_loss": 6.0, "rtd_auc": 0.59}
+    summary = collect(results) | {"aux_loss": 6.0, "rtd_auc": 0.59}
     assert table(summary).count("goal MISSED") == 2
 
 

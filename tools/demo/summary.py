@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,16 +12,14 @@ from typing import Any
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.train.curves import Run
-from tools.demo.journal import Journal
-from tools.demo.stages import SEEDS, STARTS
 
 MLM_MARGIN = 1.0
 """Nats that the held-out MLM loss must lie below the unigram loss."""
 LOWEST_AUC = 0.6
 
 INTRINSIC = (
-    "mlm_loss",
-    "mlm_accuracy",
+    "aux_loss",
+    "aux_accuracy",
     "unigram_loss",
     "unigram_accuracy",
     "clm_loss",
@@ -59,11 +57,16 @@ def collect(folder: Path) -> dict[str, Any]:
     counts = _read(folder / "text" / "counts.json")
     run = Run.read(folder / "pretraining")
     classifiers = {
-        start: [_read(folder / "finetuning" / f"{start}-{seed}" / "metrics.json") for seed in SEEDS] for start in STARTS
+        start: [_read(path) for path in sorted(folder.glob(f"finetuning/{start}-*/metrics.json"))]
+        for start in ("pretrained", "random")
     }
     accuracies = {start: [one["accuracy"] for one in runs] for start, runs in classifiers.items()}
     recipe = classifiers["pretrained"][0]["recipe"]
-    stage_seconds = Journal(folder.absolute(), Path.cwd()).seconds()
+    spans = read_spans(folder / "begun.txt")
+    stage_seconds = {stage: covered(found) for stage, found in spans.items()}
+    # An interrupted attempt has left no span, but what it did is in the run's figures.
+    resumed = max(0.0, run.training[-1]["consumed_tokens"] / run.tokens_per_second() - stage_seconds["pretraining"])
+    stage_seconds["pretraining"] += resumed
     return {
         **{name: evaluation[name] for name in INTRINSIC},
         "pretrained_accuracy": accuracies["pretrained"],
@@ -72,7 +75,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "tokens_seen": int(run.training[-1]["consumed_tokens"]),
         "tokens_per_second": run.tokens_per_second(),
         "steps": int(run.training[-1]["step"]),
-        "seconds": sum(stage_seconds.values()),
+        "seconds": covered(span for found in spans.values() for span in found) + resumed,
         "stage_seconds": stage_seconds,
         "overlaps_removed": counts["overlaps"],
         "num_train_sentences": counts["train"],
@@ -82,6 +85,28 @@ def collect(folder: Path) -> dict[str, Any]:
         "finetuning_batch_size": recipe["batch_size"],
         "verdict": verdict(accuracies["pretrained"], accuracies["random"]),
     }
+
+
+def read_spans(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """When targets of each stage began and ended (the time of their file), from the lines that demo.mk leaves.
+
+    Of a target that was begun several times the last counts; one whose file is not there has no end.
+    """
+    begun = {target: (stage, float(begin)) for begin, stage, target in map(str.split, path.read_text().splitlines())}
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for target, (stage, begin) in begun.items():
+        if Path(target).exists():
+            spans.setdefault(stage, []).append((begin, Path(target).stat().st_mtime))
+    return spans
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds that lie in at least one of the spans."""
+    seconds, last = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        seconds += max(0.0, end - max(begin, last))
+        last = max(last, end)
+    return seconds
 
 
 def verdict(pretrained: Sequence[float], random: Sequence[float]) -> str:
@@ -105,12 +130,12 @@ def verdict(pretrained: Sequence[float], random: Sequence[float]) -> str:
 def table(summary: dict[str, Any]) -> str:
     """The closing table."""
     s = summary
-    margin = s["unigram_loss"] - s["mlm_loss"]
+    margin = s["unigram_loss"] - s["aux_loss"]
     distance = f"{abs(margin):.2f} {'below' if margin >= 0 else 'above'}, at least {MLM_MARGIN:.2f} below"
     rows = [
         ("held-out reviews", "model", "trivial", ""),
-        _row("MLM loss (nats)", s["mlm_loss"], s["unigram_loss"], _goal(margin >= MLM_MARGIN, distance)),
-        _row("MLM accuracy", s["mlm_accuracy"], s["unigram_accuracy"]),
+        _row("MLM loss (nats)", s["aux_loss"], s["unigram_loss"], _goal(margin >= MLM_MARGIN, distance)),
+        _row("MLM accuracy", s["aux_accuracy"], s["unigram_accuracy"]),
         _row("CLM loss (nats)", s["clm_loss"], s["unigram_loss"]),
         _row("CLM accuracy", s["clm_accuracy"], s["unigram_accuracy"]),
         _row("RTD loss (nats)", s["rtd_loss"], s["rtd_trivial_loss"]),

@@ -106,7 +106,7 @@ def split_texts(reviews: Sequence[str], sentences: Sequence[Sentence], held_out:
     chosen = set(sorted(documents, key=_hash)[:held_out])
     training = [document for document in documents if document not in chosen]
     overlapping = find_overlaps([sentence.text for sentence in sentences], training)
-    kept = [sentence for place, sentence in enumerate(sentences) if place not in overlapping]
+    kept = [sentence for index, sentence in enumerate(sentences) if index not in overlapping]
     is_test = [_hash(sentence.text) < TEST_SHARE * 2**64 for sentence in kept]
     return Texts(
         reviews=training,
@@ -124,11 +124,11 @@ def clean(review: str) -> str:
 
 
 def find_overlaps(sentences: Sequence[str], documents: Iterable[str]) -> set[int]:
-    """Places of the sentences that share SHINGLE_WORDS words in a row with a document; case and signs aside."""
+    """Indices of the sentences that share SHINGLE_WORDS words in a row with a document; case and signs aside."""
     owners: dict[tuple[str, ...], list[int]] = {}
-    for place, sentence in enumerate(sentences):
+    for index, sentence in enumerate(sentences):
         for shingle in _shingles(sentence):
-            owners.setdefault(shingle, []).append(place)
+            owners.setdefault(shingle, []).append(index)
     found: set[int] = set()
     for document in documents:
         for shingle in owners.keys() & _shingles(document):
