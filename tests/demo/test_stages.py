@@ -182,7 +182,7 @@ def test_tools_accept_the_commands(preset, gpus_and_cores, processes, tmp_path):
             assert problems(parse_config(words[script + 1 :]), processes) == []
         else:
             start = 2 if words[1] == "-m" else 1
-            name = words[start].removesuffix(".py").replace("/", ".")
+            name = words[start].removesuffix(".py").replace("tools/", "metro_megatron.commands.")
             call_with_options(silent(importlib.import_module(name).main), words[start + 1 :])
 
 
@@ -190,7 +190,7 @@ def silent(main: Callable[..., object]) -> Callable[..., None]:
     """A function with the options of `main` that does nothing."""
 
     @functools.wraps(main)
-    def nothing(**options: object) -> None:
+    def nothing(options: object) -> None:
         pass
 
     return nothing

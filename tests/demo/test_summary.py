@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from tools.demo.summary import INTRINSIC, collect, covered, main, read_spans, table, verdict
+from tools.demo.summary import INTRINSIC, Options, collect, covered, main, read_spans, table, verdict
 
 PROMISED = {
     "aux_loss",
@@ -66,7 +66,7 @@ def results(tmp_path, monkeypatch):
 
 
 def test_summary_has_what_is_promised(results, capsys):
-    main("run")
+    main(Options("run"))
     summary = json.loads((results / "summary.json").read_text())
     assert set(summary) >= PROMISED
     assert summary == collect(results)
