@@ -44,12 +44,18 @@ def _vector(Pointer, begin, step, places, length, head, heads, other):
 
 @jit
 def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_len):
-    """Scaled scores with bias and term, -inf for keys past the sample; rows and cols broadcast to their shape."""
-    reach = width // 2
-    distance = tl.minimum(tl.maximum(cols - rows, -reach), reach) + reach
-    bias = tl.load(Distances + head * width + distance)
-    bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1), bias)
-    scores += tl.where(rows == 0, tl.load(Cls + head * 2), bias)
+    """Scaled scores with bias and term, -inf for keys past the sample; rows and cols broadcast to their shape.
+
+    What is None is absent: comparisons with None are decided when the kernel is compiled and leave no code.
+    """
+    if Distances is not None:
+        reach = width // 2
+        distance = tl.minimum(tl.maximum(cols - rows, -reach), reach) + reach
+        bias = tl.load(Distances + head * width + distance)
+        if Cls is not None:
+            bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1), bias)
+            bias = tl.where(rows == 0, tl.load(Cls + head * 2), bias)
+        scores += bias
     if Term is not None:
         first = Term + head.to(tl.int64) * term_len * term_len
         inside = (rows < length) & (cols < length)
@@ -108,7 +114,8 @@ def query_kernel(
     one read it. ROWS is PARTS times COLS; part t of all queries has COLS of them. Diagonals [n, parts, N, slots]: slot
     s of part t sums distance s - t COLS - (COLS - 1). Row i of a square of score gradients is turned by i + 1, which
     stacks each diagonal in a column: places that wrapped are distances of the lower half, the others of the upper
-    half, which the next square's lower half completes. ClsSums [n, L / ROWS, N, 2].
+    half, which the next square's lower half completes. ClsSums [n, L / ROWS, N, 2]. Without Distances there is
+    neither, without Cls no ClsSums, and position 0 belongs to the diagonals.
     """
     PARTS: tl.constexpr = ROWS // COLS
     tile, head, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -127,13 +134,15 @@ def query_kernel(
         q = _tile(Q, begin, step, rows, length, head, q_t, q_n, K)
         lse = _vector(Lse, begin, step, rows, length, head, heads, float("inf")) * LOG2E
         grad_q = tl.zeros([ROWS, K], tl.float32)
-        carry = tl.zeros([PARTS, COLS], tl.float32)
-        first_row = tl.zeros([ROWS], tl.float32)
-        first_col = tl.zeros([ROWS], tl.float32)
-        part = sample * tl.num_programs(0) * PARTS + tile * PARTS + tl.arange(0, PARTS)
         local = tl.arange(0, COLS)
-        sums = Diagonals + (part.to(tl.int64)[:, None] * heads + head) * slots + local[None, :]
-        turned = local[None, :, None] + local[None, None, :] + tl.full([PARTS, COLS, COLS], 1, tl.int32)
+        if Distances is not None:
+            carry = tl.zeros([PARTS, COLS], tl.float32)
+            part = sample * tl.num_programs(0) * PARTS + tile * PARTS + tl.arange(0, PARTS)
+            sums = Diagonals + (part.to(tl.int64)[:, None] * heads + head) * slots + local[None, :]
+            turned = local[None, :, None] + local[None, None, :] + tl.full([PARTS, COLS, COLS], 1, tl.int32)
+        if Cls is not None:
+            first_row = tl.zeros([ROWS], tl.float32)
+            first_col = tl.zeros([ROWS], tl.float32)
         for start in range(0, length, COLS):
             cols = start + local
             k = _tile(K_, begin, step, cols, length, head, k_t, k_n, K)
@@ -147,18 +156,23 @@ def query_kernel(
                 dp = tl.where(kept, dp * keep_scale, 0.0)
             ds = tl.exp2(s - lse[:, None]) * (dp - delta[:, None])
             grad_q += _dot(ds.to(k.dtype), k)
-            in_row = rows[:, None] == 0
-            in_col = (cols[None, :] == 0) & (rows[:, None] > 0)
-            first_row += tl.sum(tl.where(in_row, ds, 0.0), 1)
-            first_col += tl.sum(tl.where(in_col, ds, 0.0), 1)
-            squares = tl.reshape(tl.where(in_row | in_col, 0.0, ds), [PARTS, COLS, COLS])
-            stacked = tl.gather(squares, turned % COLS, 2)
-            tl.store(sums + start, carry + tl.sum(tl.where(turned >= COLS, stacked, 0.0), 1))
-            carry = tl.sum(tl.where(turned >= COLS, 0.0, stacked), 1)
-        tl.store(sums + tl.cdiv(length, COLS) * COLS, carry)
-        at = ClsSums + ((sample.to(tl.int64) * tl.num_programs(0) + tile) * heads + head) * 2
-        tl.store(at, tl.sum(first_row, 0))
-        tl.store(at + 1, tl.sum(first_col, 0))
+            if Cls is not None:
+                in_row = rows[:, None] == 0
+                in_col = (cols[None, :] == 0) & (rows[:, None] > 0)
+                first_row += tl.sum(tl.where(in_row, ds, 0.0), 1)
+                first_col += tl.sum(tl.where(in_col, ds, 0.0), 1)
+                ds = tl.where(in_row | in_col, 0.0, ds)
+            if Distances is not None:
+                squares = tl.reshape(ds, [PARTS, COLS, COLS])
+                stacked = tl.gather(squares, turned % COLS, 2)
+                tl.store(sums + start, carry + tl.sum(tl.where(turned >= COLS, stacked, 0.0), 1))
+                carry = tl.sum(tl.where(turned >= COLS, 0.0, stacked), 1)
+        if Distances is not None:
+            tl.store(sums + tl.cdiv(length, COLS) * COLS, carry)
+        if Cls is not None:
+            at = ClsSums + ((sample.to(tl.int64) * tl.num_programs(0) + tile) * heads + head) * 2
+            tl.store(at, tl.sum(first_row, 0))
+            tl.store(at + 1, tl.sum(first_col, 0))
         _store_tile(GradQ, grad_q * scale, begin, step, rows, length, head, heads, K)
 
 
