@@ -8,6 +8,8 @@ show `metro_megatron.config.problems`.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from metro_megatron.config.position import BUCKETS, PositionScheme
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -46,6 +48,16 @@ class ModelConfig:
     leave the plateau of word frequencies early; not METRO's."""
     scaled_init_targets: Literal["ffn", "ffn_out", "residual_out", "none"] = "ffn"
     """Which matrices of layer l (0-based) start divided by sqrt(2 (l + 1)): METRO eq. 10."""
+
+    @property
+    def position_scheme(self) -> PositionScheme:
+        """What the options about positions mean, the same for both encoders."""
+        buckets = BUCKETS[self.relative_bucket]
+        return PositionScheme(
+            positions=self.max_position_embeddings,
+            buckets=buckets(self.relative_attention_num_buckets, self.relative_attention_max_distance),
+            starts_decaying=self.relative_bias_init == "decay",
+        )
 
 
 @dataclass(frozen=True)

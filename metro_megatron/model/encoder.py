@@ -16,9 +16,9 @@ from torch import Tensor
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.model.heads import CLMHead, Decoding, MLMHead
-from metro_megatron.model.layer import block_spec, linear
+from metro_megatron.model.layer import LOCAL, block_spec, linear
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
-from metro_megatron.model.position import RelativePositionTable, compact_choice
+from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
 from metro_megatron.vocabulary import padded_vocab_size
 
@@ -36,7 +36,7 @@ class TiedParameters(MegatronModule):
             config=config,
             tp_group=groups.tp,
         )
-        self.main_table = RelativePositionTable(config, model, groups.tp)
+        self.main_table = Positions(config, model.position_scheme, groups.tp)
 
 
 class Embedding(MegatronModule):
@@ -74,6 +74,7 @@ class Encoder(MegatronModule):
         config: TransformerConfig,
         model: ModelConfig,
         tied: TiedParameters,
+        positions: Positions,
         groups: ProcessGroupCollection,
         vp_stage: int | None = None,
     ):
@@ -88,11 +89,9 @@ class Encoder(MegatronModule):
         if self.pre_process:
             self.embedding = Embedding(config, model, tied)
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
-        choice = compact_choice(model).to(torch.cuda.current_device())
         self.block = TransformerBlock(
             config,
-            block_spec(num_layers, choice),
-            post_layer_norm=False,
+            block_spec(LOCAL, num_layers, positions),
             pre_process=self.pre_process,
             post_process=self.post_process,
             pg_collection=groups,
@@ -108,17 +107,15 @@ class Encoder(MegatronModule):
         """megatron-core's schedules hand over the previous stage's output here."""
         self.block.set_input_tensor(tensors[0])
 
-    def encode(self, tokens: Tensor, batch: MicroBatch, table: Tensor) -> Tensor:
+    def encode(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
         """Hidden states [S, B, H], whole on every tensor-parallel rank on the last stage.
 
-        tokens [B, S] are the masked or the corrupted ids of batch; table is the encoder's bias table.
+        tokens [B, S] are the masked or the corrupted ids of batch.
         """
         sequence_group = self.tensor_group if self.config.sequence_parallel else None
         sequences = sequences_of(batch, self.config.num_layers, sequence_group)
         hidden = self.embedding(tokens, batch.position_ids, sequences) if self.pre_process else None
-        hidden = self.block(
-            hidden_states=hidden, attention_mask=None, attention_bias=table, packed_seq_params=sequences
-        )
+        hidden = self.block(hidden_states=hidden, attention_mask=None, packed_seq_params=sequences)
         if self.post_process and self.config.sequence_parallel:
             # What follows is the same on all tensor-parallel ranks: its gradient is split, not summed.
             hidden = gather_from_sequence_parallel_region(
@@ -133,13 +130,14 @@ class AuxiliaryModel(Encoder):
     def __init__(
         self, config: TransformerConfig, model: ModelConfig, tied: TiedParameters, groups: ProcessGroupCollection
     ):
-        super().__init__(config, model, tied, groups)
-        self.table = RelativePositionTable(config, model, groups.tp)
+        positions = Positions(config, model.position_scheme, groups.tp)
+        super().__init__(config, model, tied, positions, groups)
+        self.table = positions
         self.head = MLMHead(config, model.vocab_size)
 
     def forward(self, batch: MicroBatch) -> Decoding:
         """The MLM head at the masked positions."""
-        hidden = self.encode(batch.masked_tokens, batch, self.table.weight)
+        hidden = self.encode(batch.masked_tokens, batch)
         return self.head(hidden.flatten(0, 1)[batch.masked_index], self.word)
 
 
@@ -154,7 +152,7 @@ class MainModel(Encoder):
         groups: ProcessGroupCollection,
         vp_stage: int | None = None,
     ):
-        super().__init__(config, model, tied, groups, vp_stage)
+        super().__init__(config, model, tied, tied.main_table, groups, vp_stage)
         self.model_type = ModelType.encoder_or_decoder  # asked for by megatron-core's schedules
         if self.post_process:
             self.rtd_head = linear(model.hidden_size, 1)
@@ -162,7 +160,7 @@ class MainModel(Encoder):
 
     def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor | tuple[Tensor, Decoding]:
         """Corrupted ids [B, S] to hidden states, on the last stage to (RTD logits [S, B], the CLM head at masks)."""
-        hidden = self.encode(tokens, batch, self.borrowed[0].main_table.weight)
+        hidden = self.encode(tokens, batch)
         if not self.post_process:
             return hidden
         return self.rtd_head(hidden).squeeze(-1), self.clm_head(hidden.flatten(0, 1)[batch.masked_index], self.word)
