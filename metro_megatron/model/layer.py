@@ -22,7 +22,7 @@ from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import LayerSites, Sequences, sites_of_layer
 
 
-class Parts(NamedTuple):
+class LayerParts(NamedTuple):
     """Classes of one implementation for the slots of a layer, called and built as the local ones below are."""
 
     column: type[torch.nn.Module]
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     """Attention between the linear layers, given the encoder's Positions."""
 
 
-LOCAL = Parts(ColumnParallelLinear, RowParallelLinear, LayerNorm, CoreAttention)
+LOCAL = LayerParts(ColumnParallelLinear, RowParallelLinear, LayerNorm, CoreAttention)
 """megatron-core's own linear layers, our norm and our attention: they run everywhere."""
 
 
@@ -93,7 +93,7 @@ class PreNormLayer(_Layer):
 
 
 def block_spec(
-    parts: Parts, num_layers: int, positions: Positions, norms_first: bool = False
+    parts: LayerParts, num_layers: int, positions: Positions, norms_first: bool = False
 ) -> TransformerBlockSubmodules:
     """num_layers layers that borrow positions; norms_first: pre-LN and a final norm on the last stage."""
     core_attention: Any = ModuleSpec(module=parts.core_attention, params={"positions": positions})

@@ -54,7 +54,7 @@ def trainer_outputs(
 
 
 def _hidden(main: MainModel, tokens: Tensor, batch: MicroBatch) -> Tensor:
-    return main.encode(tokens, batch, main.borrowed[0].main_table.weight).transpose(0, 1)
+    return main.encode(tokens, batch).transpose(0, 1)
 
 
 def _rows(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from fused.samples import padded_samples
 from metro_megatron import mcore
 from metro_megatron.config.position import PositionScheme
 from metro_megatron.model.attention import CoreAttention
-from metro_megatron.model.layer import LOCAL, Parts, block_spec
+from metro_megatron.model.layer import LOCAL, LayerParts, block_spec
 from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import DropoutKeys, Sequences
 from metro_megatron.parallel.groups import stage_groups
@@ -58,7 +58,7 @@ class TorchNorm(torch.nn.LayerNorm):
         return super().forward(x if residual is None else x + residual)
 
 
-TORCH = Parts(TorchLinear, TorchLinear, TorchNorm, CoreAttention)
+TORCH = LayerParts(TorchLinear, TorchLinear, TorchNorm, CoreAttention)
 
 
 def randomize(module: torch.nn.Module) -> None:
@@ -70,7 +70,7 @@ def randomize(module: torch.nn.Module) -> None:
 
 
 def build(
-    layout: Layout, parts: Parts, scheme: PositionScheme, norms_first: bool, recompute: bool = False
+    layout: Layout, parts: LayerParts, scheme: PositionScheme, norms_first: bool, recompute: bool = False
 ) -> tuple[TransformerBlock, Positions]:
     """Two layers and what they borrow, in float64."""
     parallel = replace(CONFIG.parallel, recompute="full" if recompute else "none")
