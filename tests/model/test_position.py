@@ -1,9 +1,11 @@
 """Position schemes: published starts of buckets, T5's and COCO-LM's numbering, the reset of [CLS], TUPE's term."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 
 from metro_megatron import mcore
@@ -137,8 +139,8 @@ def tupe(scheme: PositionScheme, parameters: dict[str, Tensor], heads: int, leng
     return term
 
 
-def of_parameters(scheme: PositionScheme) -> dict[str, Tensor]:
-    """On every rank: what this rank's heads add, and the parameters and their gradients."""
+def of_parameters(scheme: PositionScheme) -> dict[str, Any]:
+    """On every rank: what this rank's heads add, the parameters and their gradients, and shapes in a checkpoint."""
     config = small_config(parallel={"tensor_model_parallel_size": 2, "sequence_parallel": True})
     layout = Layout.create(config.parallel, torch.device("cpu"))
     positions = Positions(mcore.auxiliary_config(config, layout.device), scheme, layout.tensor)
@@ -151,10 +153,13 @@ def of_parameters(scheme: PositionScheme) -> dict[str, Tensor]:
     assert term is not None
     weight = torch.arange(term.numel()).view(term.shape).cos()
     (term * weight).sum().backward()
-    found = {"term": term.detach(), "weight": weight}
+    found: dict[str, Any] = {"term": term.detach(), "weight": weight}
     for name, parameter in positions.named_parameters():
         assert parameter.grad is not None
         found |= {name: parameter.detach(), f"{name} grad": parameter.grad}
+    with_table = Positions(positions.config, replace(scheme, buckets=CocoBuckets(16, 32)), layout.tensor)
+    sharded = with_table.sharded_state_dict("t.", (), {"dp_cp_group": layout.data})
+    found["shapes"] = {name: one.global_shape for name, one in sharded.items() if isinstance(one, ShardedTensor)}
     layout.destroy()
     return found
 
@@ -171,6 +176,8 @@ def test_untied_term_equals_tupe_on_two_ranks(resets_cls: bool) -> None:
         for name in (*names, *(f"{name} grad" for name in names))
     }
     parameters = {name: whole[name].requires_grad_() for name in names}
+    shapes = {f"t.{name}": tuple(whole[name].shape) for name in names}
+    assert ranks[0]["shapes"] == shapes | {"t.weight": (16 + resets_cls, 4)}
     term = tupe(scheme, parameters, heads=4, length=5)
     torch.testing.assert_close(torch.cat([rank["term"] for rank in ranks]), term, atol=1e-5, rtol=1e-5)
     (term * torch.cat([rank["weight"] for rank in ranks])).sum().backward()
