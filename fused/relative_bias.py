@@ -1,4 +1,4 @@
-"""The relative position bias in compact form: one number per head and clipped distance, and two for [CLS].
+"""The relative position bias in compact form: one number per head and clipped distance, and maybe two for [CLS].
 
 Legend: N heads of this rank, D largest distance told apart, L longest sample.
 """
@@ -13,17 +13,20 @@ class CompactBias(NamedTuple):
     """What attention adds to scaled scores; differentiable in both parts.
 
     distances [N, 2 D + 1]: entry clamp(key - query, -D, D) + D. cls [N, 2]: entry 0 for every key of query 0,
-    itself included, entry 1 for key 0 of every other query (METRO's "reset [CLS]").
+    itself included, entry 1 for key 0 of every other query (METRO's "reset [CLS]"); None where position 0 is one
+    like all others.
     """
 
     distances: Tensor
-    cls: Tensor
+    cls: Tensor | None
 
     def expand(self, max_len: int) -> Tensor:
         """The bias [N, max_len, max_len] of (head, query, key)."""
         position = torch.arange(max_len, device=self.distances.device)
         reach = self.distances.size(1) // 2
         dense = self.distances[:, (position[None, :] - position[:, None]).clamp(-reach, reach) + reach]
+        if self.cls is None:
+            return dense
         is_first = position == 0
         # The column first, then the row: query 0 with key 0 belongs to the row.
         dense = torch.where(is_first, self.cls[:, 1, None, None], dense)
@@ -33,11 +36,12 @@ class CompactBias(NamedTuple):
 def check_bias(bias: CompactBias, num_heads: int, device: torch.device) -> None:
     """Raise ValueError unless bias has num_heads rows, an odd count of distances, a float type, and is on device."""
     distances, cls = bias
+    parts = [("distances", distances)] + ([] if cls is None else [("cls", cls)])
     if distances.dim() != 2 or distances.size(0) != num_heads or distances.size(1) % 2 != 1:
         raise ValueError(f"bias.distances is {list(distances.shape)}; it must be [{num_heads}, an odd number]")
-    if cls.shape != (num_heads, 2):
+    if cls is not None and cls.shape != (num_heads, 2):
         raise ValueError(f"bias.cls is {list(cls.shape)}; it must be [{num_heads}, 2]")
-    for name, part in (("distances", distances), ("cls", cls)):
+    for name, part in parts:
         if not part.is_floating_point():
             raise ValueError(f"bias.{name} is {part.dtype}; it must be a floating point type")
         if part.device != device:

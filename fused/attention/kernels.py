@@ -58,16 +58,23 @@ def _vector(Pointer, begin, stride, positions, length, head, heads, other):
 
 @jit
 def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_len):
-    """Scaled scores with bias and term, -inf for keys past the sample; rows and cols broadcast to their shape."""
-    # The bias is read by distance out of a table of at most 2 L - 1 numbers a head, which caches hold; distances beyond
-    # its ends read the ends. No mask: the clamped index is always inside. In a loop of 2 stages the compiler fetches it
-    # ahead like the keys, through 4 ROWS COLS bytes of shared memory a stage: most of what forward_kernel asks for.
-    reach = width // 2
-    distance = tl.minimum(tl.maximum(cols - rows, -reach), reach) + reach
-    bias = tl.load(Distances + head * width + distance)
-    # [CLS]: its column first, then its row, which has the corner.
-    bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1), bias)
-    scores += tl.where(rows == 0, tl.load(Cls + head * 2), bias)
+    """Scaled scores with bias and term, -inf for keys past the sample; rows and cols broadcast to their shape.
+
+    What is None is absent: comparisons with None are decided when the kernel is compiled and leave no code.
+    """
+    if Distances is not None:
+        # The bias is read by distance out of a table of at most 2 L - 1 numbers a head, which caches hold; distances
+        # beyond its ends read the ends. No mask: the clamped index is always inside. In a loop of 2 stages the compiler
+        # fetches it ahead like the keys, through 4 ROWS COLS bytes of shared memory a stage: most of what
+        # forward_kernel asks for.
+        reach = width // 2
+        distance = tl.minimum(tl.maximum(cols - rows, -reach), reach) + reach
+        bias = tl.load(Distances + head * width + distance)
+        if Cls is not None:
+            # [CLS]: its column first, then its row, which has the corner.
+            bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1), bias)
+            bias = tl.where(rows == 0, tl.load(Cls + head * 2), bias)
+        scores += bias
     if Term is not None:
         first = Term + head.to(tl.int64) * term_len * term_len
         # The term may be larger than the sample and never smaller (S >= L), so that the sample's length bounds it.
@@ -80,7 +87,8 @@ def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_
 @jit
 def forward_kernel(
     Q, K_, V,  # [T, N, K], strides below, K contiguous: slices of one projection's [T, N, 3, K] need no copy
-    Distances, Cls,  # [N, width], [N, 2] FP32 in units of log(2): the bias by distance, and of [CLS]'s row and column
+    Distances, Cls,  # [N, width], [N, 2] FP32 in units of log(2): the bias by distance, and of [CLS]'s row and column;
+    # Cls None where position 0 is like all others, both None without a bias
     Term,  # [N, term_len, term_len], natural units, or None
     Begin, Length,  # [n] int64, [n] int32: first token and number of tokens of each sample
     Seed, Keys,  # [1], [n] int64, or None without dropout
@@ -145,7 +153,7 @@ def query_kernel(
     Out,  # [T, N, K]: forward's
     Delta,  # [T, N] FP32, written for the kernels after this one
     GradQ,  # [T, N, K], written
-    Diagonals,  # [n, parts, N, slots] FP32, zero where nothing is written: for the gradient of Distances
+    Diagonals,  # [n, parts, N, slots] FP32, zero where nothing is written: for the gradient of Distances, or None
     ClsSums,  # [n, L / ROWS, N, 2] FP32, likewise: for that of Cls
     q_t, q_n, k_t, k_n, v_t, v_n, stride, heads, first_head, width, term_len, scale, threshold, keep_scale,
     slots,  # (parts + 1) COLS, with parts = PARTS L / ROWS
@@ -166,6 +174,8 @@ def query_kernel(
                  c0 c1 c2              |c0 c1 c2     -2, -1 of the next square and wait there for its lower half
 
     The sums of the upper half are carried to the next square; so each slot is written once, without atomics.
+    Without Distances there are neither Diagonals nor ClsSums; without Cls there are no ClsSums, and position 0 belongs
+    to the diagonals.
     """
     PARTS: tl.constexpr = ROWS // COLS
     tile, head, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -184,15 +194,18 @@ def query_kernel(
         # inf for queries past the sample: all their probabilities become 0, whatever their scores.
         lse = _vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E
         grad_q = tl.zeros([ROWS, K], tl.float32)
-        carry = tl.zeros([PARTS, COLS], tl.float32)
-        first_row = tl.zeros([ROWS], tl.float32)
-        first_col = tl.zeros([ROWS], tl.float32)
-        # Memory of this program alone, PARTS rows of slots.
-        part = sample * tl.num_programs(0) * PARTS + tile * PARTS + tl.arange(0, PARTS)
         local = tl.arange(0, COLS)
-        sums = Diagonals + (part.to(tl.int64)[:, None] * heads + head) * slots + local[None, :]
-        # i + j + 1: modulo COLS, the column that row i of a turned square has at j. The ones give it three dimensions.
-        turned = local[None, :, None] + local[None, None, :] + tl.full([PARTS, COLS, COLS], 1, tl.int32)
+        if Distances is not None:
+            carry = tl.zeros([PARTS, COLS], tl.float32)
+            # Memory of this program alone, PARTS rows of slots.
+            part = sample * tl.num_programs(0) * PARTS + tile * PARTS + tl.arange(0, PARTS)
+            sums = Diagonals + (part.to(tl.int64)[:, None] * heads + head) * slots + local[None, :]
+            # i + j + 1: modulo COLS, the column that row i of a turned square has at j. The ones give it three
+            # dimensions.
+            turned = local[None, :, None] + local[None, None, :] + tl.full([PARTS, COLS, COLS], 1, tl.int32)
+        if Cls is not None:
+            first_row = tl.zeros([ROWS], tl.float32)
+            first_col = tl.zeros([ROWS], tl.float32)
         for start in range(0, length, COLS):
             cols = start + local
             k = _tile(K_, begin, stride, cols, length, head, k_t, k_n, K)
@@ -207,23 +220,28 @@ def query_kernel(
                 dp = tl.where(kept, dp * keep_scale, 0.0)
             ds = tl.exp2(s - lse[:, None]) * (dp - delta[:, None])
             grad_q += _dot(ds.to(k.dtype), k)
-            # [CLS]'s row and column have numbers of their own: sums for these, and no part in the diagonals. Kept as a
-            # sum for each query, so that threads meet once, behind the loop.
-            in_row = rows[:, None] == 0
-            in_col = (cols[None, :] == 0) & (rows[:, None] > 0)
-            first_row += tl.sum(tl.where(in_row, ds, 0.0), 1)
-            first_col += tl.sum(tl.where(in_col, ds, 0.0), 1)
-            # FP32 ds, before its rounding. Wrapped ones complete the slots that begin at this square; the others of the
-            # square before are in carry.
-            squares = tl.reshape(tl.where(in_row | in_col, 0.0, ds), [PARTS, COLS, COLS])
-            stacked = tl.gather(squares, turned % COLS, 2)
-            tl.store(sums + start, carry + tl.sum(tl.where(turned >= COLS, stacked, 0.0), 1))
-            carry = tl.sum(tl.where(turned >= COLS, 0.0, stacked), 1)
-        # The upper half of the last square has no next one.
-        tl.store(sums + tl.cdiv(length, COLS) * COLS, carry)
-        at = ClsSums + ((sample.to(tl.int64) * tl.num_programs(0) + tile) * heads + head) * 2
-        tl.store(at, tl.sum(first_row, 0))
-        tl.store(at + 1, tl.sum(first_col, 0))
+            if Cls is not None:
+                # [CLS]'s row and column have numbers of their own: sums for these, and no part in the diagonals. Kept
+                # as a sum for each query, so that threads meet once, behind the loop.
+                in_row = rows[:, None] == 0
+                in_col = (cols[None, :] == 0) & (rows[:, None] > 0)
+                first_row += tl.sum(tl.where(in_row, ds, 0.0), 1)
+                first_col += tl.sum(tl.where(in_col, ds, 0.0), 1)
+                ds = tl.where(in_row | in_col, 0.0, ds)
+            if Distances is not None:
+                # FP32 ds, before its rounding. Wrapped ones complete the slots that begin at this square; the others of
+                # the square before are in carry.
+                squares = tl.reshape(ds, [PARTS, COLS, COLS])
+                stacked = tl.gather(squares, turned % COLS, 2)
+                tl.store(sums + start, carry + tl.sum(tl.where(turned >= COLS, stacked, 0.0), 1))
+                carry = tl.sum(tl.where(turned >= COLS, 0.0, stacked), 1)
+        if Distances is not None:
+            # The upper half of the last square has no next one.
+            tl.store(sums + tl.cdiv(length, COLS) * COLS, carry)
+        if Cls is not None:
+            at = ClsSums + ((sample.to(tl.int64) * tl.num_programs(0) + tile) * heads + head) * 2
+            tl.store(at, tl.sum(first_row, 0))
+            tl.store(at + 1, tl.sum(first_col, 0))
         # Scores are scale q k^T: one factor at the end instead of one a score.
         _store_tile(GradQ, grad_q * scale, begin, stride, rows, length, head, heads, K)
 

@@ -63,14 +63,15 @@ def tile_of(tiles: Tiles, x: Tensor, architecture: int) -> Tile:
 class Inputs(NamedTuple):
     """What every kernel reads: tensors of attention, its bias in FP32 and units of log(2), and its numbers.
 
-    q, k, v may be strided, the others are contiguous; seed and keys are None without dropout.
+    q, k, v may be strided, the others are contiguous; seed and keys are None without dropout, distances without a
+    relative bias, cls where position 0 is not apart.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    distances: Tensor
-    cls: Tensor
+    distances: Tensor | None
+    cls: Tensor | None
     term: Tensor | None
     begin: Tensor
     length: Tensor
@@ -99,7 +100,7 @@ class Inputs(NamedTuple):
         return {
             "q_t": q.stride(0), "q_n": q.stride(1), "k_t": k.stride(0), "k_n": k.stride(1),
             "v_t": v.stride(0), "v_n": v.stride(1), "stride": self.stride, "heads": q.size(1),
-            "first_head": self.first_head, "width": self.distances.size(1),
+            "first_head": self.first_head, "width": 0 if self.distances is None else self.distances.size(1),
             "term_len": 0 if self.term is None else self.term.size(1), "scale": q.size(2) ** -0.5,
             "threshold": threshold, "keep_scale": keep_scale(threshold), "K": q.size(2),
         }  # fmt: skip
@@ -124,14 +125,15 @@ def backward_launches(inputs: Inputs, arriving: Sequence[Tensor], grads: Sequenc
     # Each program of query_kernel has rows of its own in both; zeros, as tiles past a sample's end write nothing.
     # Squares start slots that the next square completes: hence one more than there are parts.
     delta = lse.new_empty(lse.shape)
-    diagonals = lse.new_zeros(samples, parts, heads, (parts + 1) * cols)
-    cls_sums = lse.new_zeros(samples, tiles, heads, 2)
+    slots = (parts + 1) * cols
+    diagonals = None if inputs.distances is None else lse.new_zeros(samples, parts, heads, slots)
+    cls_sums = None if inputs.cls is None else lse.new_zeros(samples, tiles, heads, 2)
     tensors = inputs.tensors()
     tensors |= {"GradOut": grad_out, "Lse": lse}
     numbers = inputs.numbers()
     query = Launch(query_kernel, grid, _ordered(query_kernel, {
         **tensors, "Out": out, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
-        "ClsSums": cls_sums, **numbers, "slots": diagonals.size(3), "ROWS": rows, "COLS": cols,
+        "ClsSums": cls_sums, **numbers, "slots": slots, "ROWS": rows, "COLS": cols,
     }), warps, stages)  # fmt: skip
     rows, cols, warps, stages = tile_of(KEY, grad_q, arch)
     key = Launch(key_kernel, inputs.tiles(cols), _ordered(key_kernel, {
@@ -152,8 +154,8 @@ def _ordered(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in kernel.arg_names}
 
 
-def bias_gradients(query: Launch, width: int) -> tuple[Tensor, Tensor]:
-    """Gradients of distances [N, width] and cls [N, 2] from what query_kernel wrote; gathers, no atomics."""
+def bias_gradients(query: Launch, width: int) -> tuple[Tensor, Tensor | None]:
+    """Gradients of distances [N, width] and cls [N, 2], if any, from query_kernel's sums; gathers, no atomics."""
     diagonals, cls_sums, side = (query.arguments[name] for name in ("Diagonals", "ClsSums", "COLS"))
     # 1. Samples have the same layout: one sum over them, in torch's fixed order.
     sums = diagonals.sum(0)
@@ -167,7 +169,7 @@ def bias_gradients(query: Launch, width: int) -> tuple[Tensor, Tensor]:
     at = slot.clamp(0, slots - 1)[:, None].expand(-1, heads, -1)
     full = (sums.gather(2, at) * inside[:, None]).sum(0)
     # 3. Distances beyond the table add up at its ends.
-    return clip_distances(full, width // 2), cls_sums.sum((0, 1))
+    return clip_distances(full, width // 2), None if cls_sums is None else cls_sums.sum((0, 1))
 
 
 STACK = {("key backward, no dropout", 80, 64): 8, ("forward, term, dropout", 90, 128): 40}

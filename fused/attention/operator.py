@@ -1,4 +1,4 @@
-"""Attention inside samples with the compact relative bias: the public function, its torch operators and gradients.
+"""Attention inside samples with the compact relative bias or none: the public function, its torch operators, gradients.
 
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
 
@@ -24,14 +24,14 @@ MOST_SAMPLES = 65_535
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples,
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias | None, samples: Samples,
     dropout: Dropout | None = None, term: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """dropout(softmax(q k^T / sqrt(K) + bias + term)) v inside each sample, [T, N, K].
 
-    q, k, v [T, N, K] may be strided; their last dimension is contiguous. term [N, S, S] with S >= samples.longest is
-    full TUPE's. Tokens of no sample give 0. Gradients reach q, k, v, bias and term. Raises ValueError for shapes,
-    types and devices that do not fit; reads no tensor on a GPU.
+    q, k, v [T, N, K] may be strided; their last dimension is contiguous. bias None: no relative bias. term [N, S, S]
+    with S >= samples.longest is full TUPE's. Tokens of no sample give 0. Gradients reach q, k, v, bias and term.
+    Raises ValueError for shapes, types and devices that do not fit; reads no tensor on a GPU.
     """
     # Checked here once, in front of both: kernel and reference refuse the same.
     dropout = _checked(q, k, v, bias, samples, dropout, term)
@@ -41,8 +41,9 @@ def attention(
 
 
 def _checked(
-    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples, dropout: Dropout | None, term: Tensor | None
-) -> Dropout | None:
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias | None, samples: Samples,
+    dropout: Dropout | None, term: Tensor | None,
+) -> Dropout | None:  # fmt: skip
     """The dropout, None where its rate is 0. Raises ValueError for the first argument that does not fit."""
     if q.dim() != 3 or not q.is_floating_point():
         raise ValueError(f"q is {list(q.shape)} {q.dtype}; it must be [tokens, heads, head dimension] of a float type")
@@ -54,7 +55,8 @@ def _checked(
             )
         if x.stride(2) != 1:
             raise ValueError(f"{name} has stride {x.stride(2)} in its last dimension; it must be contiguous there")
-    check_bias(bias, q.size(1), q.device)
+    if bias is not None:
+        check_bias(bias, q.size(1), q.device)
     check_samples(samples, MOST_POSITIONS, q.device)
     if term is not None:
         heads, size = q.size(1), term.size(-1) if term.dim() else 0
@@ -68,8 +70,9 @@ def _checked(
 
 
 def _launched(
-    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples, dropout: Dropout | None, term: Tensor | None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias | None, samples: Samples,
+    dropout: Dropout | None, term: Tensor | None,
+) -> Tensor:  # fmt: skip
     """The kernels' output."""
     if q.size(2) not in HEAD_DIMS:
         raise ValueError(f"q is {list(q.shape)}; the kernels have head dimensions {HEAD_DIMS}, reference_only() any")
@@ -78,7 +81,10 @@ def _launched(
     # torch's operators take tensors, numbers and None; without dropout there is no seed, which the kernels look at.
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
     begin, length, longest, stride = samples
-    return attention_forward(q, k, v, *bias, term, begin, length, seed, keys, longest, stride, rate, first_head)[0]
+    distances, cls = bias or (None, None)
+    return attention_forward(
+        q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head
+    )[0]  # fmt: skip
 
 
 def _prepared(inputs: Inputs) -> Inputs:
@@ -89,8 +95,8 @@ def _prepared(inputs: Inputs) -> Inputs:
     """
     term, seed, keys = (None if x is None else x.contiguous() for x in (inputs.term, inputs.seed, inputs.keys))
     return inputs._replace(
-        distances=(inputs.distances.float() * log2(e)).contiguous(),
-        cls=(inputs.cls.float() * log2(e)).contiguous(),
+        distances=None if inputs.distances is None else (inputs.distances.float() * log2(e)).contiguous(),
+        cls=None if inputs.cls is None else (inputs.cls.float() * log2(e)).contiguous(),
         term=term,
         begin=inputs.begin.contiguous(),
         length=inputs.length.contiguous(),
@@ -101,10 +107,14 @@ def _prepared(inputs: Inputs) -> Inputs:
 
 @torch.library.custom_op("fused::attention_forward", mutates_args=())
 def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor,
-    length: Tensor, seed: Tensor | None, keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
+    q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None, cls: Tensor | None, term: Tensor | None,
+    begin: Tensor, length: Tensor, seed: Tensor | None, keys: Tensor | None,
+    longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample; seed and keys None: no dropout."""
+    """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample.
+
+    seed and keys None: no dropout; distances, cls or term None: no such part of the bias.
+    """
     # Zeros, since the kernel writes nothing for tokens of no sample: padding, or the rest of a packed row.
     out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
     inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
@@ -121,14 +131,14 @@ def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride,
 @torch.library.custom_op("fused::attention_backward", mutates_args=())
 def attention_backward(
     out: Tensor, lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor,
-    distances: Tensor, cls: Tensor, term: Tensor | None, begin: Tensor, length: Tensor, seed: Tensor | None,
-    keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
+    distances: Tensor | None, cls: Tensor | None, term: Tensor | None, begin: Tensor, length: Tensor,
+    seed: Tensor | None, keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, distances, cls, and of term (empty where there is none)."""
+    """Gradients of q, k, v, and of distances, cls and term (empty where there is none)."""
     # Zeros as in forward; the gradients of q, k, v are contiguous even where those are slices. term_kernel writes all
     # of its output.
     grad_q, grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(3))
-    grad_term = q.new_empty(0) if term is None else term.new_empty(term.shape)
+    grad_term = _empty_as(term, q)
     # A gradient may arrive expanded or transposed, as that of a sum is; the kernels take one layout.
     arriving = [out, lse, grad_out.contiguous()]
     inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
@@ -137,14 +147,23 @@ def attention_backward(
     # In this order on one stream: query_kernel writes Delta, which the others read, and the sums for the bias.
     for launch in launches:
         launch.start()
-    of_distances, of_cls = bias_gradients(launches[0], distances.size(1))
-    return grad_q, grad_k, grad_v, of_distances.to(distances.dtype), of_cls.to(cls.dtype), grad_term
+    grad_distances, grad_cls = _empty_as(None, q), _empty_as(None, q)
+    if distances is not None:
+        of_distances, of_cls = bias_gradients(launches[0], distances.size(1))
+        grad_distances = of_distances.to(distances.dtype)
+        if cls is not None and of_cls is not None:
+            grad_cls = of_cls.to(cls.dtype)
+    return grad_q, grad_k, grad_v, grad_distances, grad_cls, grad_term
+
+
+def _empty_as(x: Tensor | None, q: Tensor) -> Tensor:
+    """Memory for the gradient of x, on q's device; for None an empty tensor, as operators cannot return None."""
+    return q.new_empty(0) if x is None else x.new_empty(x.shape)
 
 
 @attention_backward.register_fake
 def _(out, lse, grad_out, q, k, v, distances, cls, term, *rest):
-    grads = [x.new_empty(x.shape) for x in (q, k, v, distances, cls)]
-    return *grads, q.new_empty(0) if term is None else term.new_empty(term.shape)
+    return tuple(_empty_as(x, q) for x in (q, k, v, distances, cls, term))
 
 
 def _setup(ctx, inputs, output):
@@ -157,9 +176,10 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_out, _):
     out, lse, *inputs = ctx.saved_tensors
-    *grads, of_term = attention_backward(out, lse, grad_out, *inputs, *ctx.numbers)
-    # An operator cannot return None: where there is no term, its gradient is an empty tensor.
-    return *grads, None if inputs[5] is None else of_term, *[None] * 8
+    grads = attention_backward(out, lse, grad_out, *inputs, *ctx.numbers)
+    # An operator cannot return None: what was not given has an empty tensor for a gradient.
+    given = zip(grads, inputs[: len(grads)], strict=True)
+    return *(None if x is None else grad for grad, x in given), *[None] * 8
 
 
 attention_forward.register_autograd(_backward, setup_context=_setup)

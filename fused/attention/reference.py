@@ -14,7 +14,7 @@ from fused.softmax_dropout.operator import softmax_dropout
 
 
 def attention_ref(
-    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias, samples: Samples,
+    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias | None, samples: Samples,
     dropout: Dropout | None = None, term: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """What `attention` computes; no host sync. Between the products, softmax_dropout takes its kernel where it can."""
@@ -22,6 +22,8 @@ def attention_ref(
     is_key, token = _positions(q, samples)
     queries, keys, values = (_gather(x, token) for x in (q, k, v))
     term = None if term is None else term[:, : samples.longest, : samples.longest]
+    if bias is None:  # softmax_dropout always adds one
+        bias = CompactBias(q.new_zeros(q.size(1), 1), q.new_zeros(q.size(1), 2))
     p = softmax_dropout(queries @ keys.transpose(2, 3), bias, is_key, q.size(2) ** -0.5, dropout, term)
     out = (p @ values).transpose(1, 2).flatten(0, 1)
     # Positions past a sample's end are all written to an extra token T, which is cut off: no count of tokens is needed

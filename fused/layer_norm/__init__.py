@@ -3,6 +3,6 @@
 operator.py has the public function, the reference, launches and gradients, kernels.py the kernels.
 """
 
-from fused.layer_norm.operator import WIDEST, RowDropout, compile_cases, layer_norm, layer_norm_ref
+from fused.layer_norm.operator import WIDEST, RowDropout, compile_cases, drop_rows, layer_norm, layer_norm_ref
 
-__all__ = ["WIDEST", "RowDropout", "compile_cases", "layer_norm", "layer_norm_ref"]
+__all__ = ["WIDEST", "RowDropout", "compile_cases", "drop_rows", "layer_norm", "layer_norm_ref"]

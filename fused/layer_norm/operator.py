@@ -92,17 +92,17 @@ def layer_norm_ref(
     if x_bias is not None:
         z = z + x_bias.to(inner)
     if dropout is not None and not dropout.is_last:
-        z = _drop(z, dropout)
+        z = drop_rows(z, dropout)
     if residual is not None:
         z = z + residual.to(inner)
     y = functional.layer_norm(z, weight.shape, weight.to(inner), bias.to(inner), eps)
     if dropout is not None and dropout.is_last:
-        y = _drop(y, dropout)
+        y = drop_rows(y, dropout)
     return y.to(x.dtype)
 
 
-def _drop(x: Tensor, dropout: RowDropout) -> Tensor:
-    """dropout(x) of x [..., H]."""
+def drop_rows(x: Tensor, dropout: RowDropout) -> Tensor:
+    """dropout(x) of x [..., H] in plain torch, with the mask of the kernels; is_last says nothing here."""
     threshold = drop_threshold(dropout.rate)
     kept = keep_mask(dropout.seed, threshold, x.size(-1), dropout.keys, dropout.keys >> 32)  # [R, H]
     return x * kept.view(x.shape) * keep_scale(threshold)

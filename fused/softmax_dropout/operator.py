@@ -49,18 +49,18 @@ def softmax_dropout(
 
     scores [n, N, L, L] are raw q.k; is_key [n, L] bool is False for keys that do not exist, whose probability is 0 (a
     row without any key gives finite values that mean nothing). Gradients reach scores, bias and term. A dense term
-    [N, L, L] is taken by the reference alone. Raises ValueError for shapes, types and devices that do not fit; reads
-    no tensor on a GPU.
+    [N, L, L], and a bias that has no part for [CLS], are taken by the reference alone. Raises ValueError for shapes,
+    types and devices that do not fit; reads no tensor on a GPU.
     """
     _check(scores, bias, is_key, term)
     dropout = checked_dropout(dropout, scores.size(0), scores.size(-1), scores.device)
-    # No kernel has a dense term: on a GPU, full TUPE is `attention`'s.
-    if term is not None or not use_kernel("softmax_dropout", scores):
+    # No kernel has a dense term, or a bias without [CLS]: on a GPU, these are `attention`'s.
+    if term is not None or bias.cls is None or not use_kernel("softmax_dropout", scores):
         return softmax_dropout_ref(scores, bias, is_key, scale, dropout, term)
     if scores.size(-1) > WIDEST:
         raise ValueError(f"scores is {list(scores.shape)}; the kernels take rows of at most {WIDEST}")
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
-    p, dropped = softmax_dropout_forward(scores, *bias, is_key, scale, rate, seed, keys, first_head)
+    p, dropped = softmax_dropout_forward(scores, bias.distances, bias.cls, is_key, scale, rate, seed, keys, first_head)
     return p if dropout is None else dropped  # both are outputs, since backward needs p
 
 

@@ -32,16 +32,7 @@ def _model(config: Config) -> Iterator[str]:
     model = config.model
     heads = model.num_attention_heads
     yield from _divides("model.num_attention_heads", heads, "model.hidden_size", model.hidden_size)
-    buckets, distance = model.relative_attention_num_buckets, model.relative_attention_max_distance
-    if buckets % 2:
-        yield f"model.relative_attention_num_buckets is {buckets}, must be even; use {buckets + 1}"
-    # The bucket functions divide by the logarithm of this ratio.
-    exact = buckets // 4 + (model.relative_bucket == "coco")
-    if distance <= exact:
-        yield (
-            f"model.relative_attention_max_distance is {distance}, must be greater than {exact} with "
-            f"model.relative_attention_num_buckets {buckets}; the paper uses 64 and 128"
-        )
+    yield from model.position_scheme.problems()
 
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:

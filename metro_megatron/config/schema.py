@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
+from metro_megatron.config.position import BUCKETS, PositionScheme
 from metro_megatron.vocabulary import padded_vocab_size
 
 MAY_CHANGE = "a resumed run may change it"
@@ -64,6 +65,16 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the token table, the same under every layout."""
         return padded_vocab_size(self.vocab_size)
+
+    @property
+    def position_scheme(self) -> PositionScheme:
+        """What the options about positions mean, the same for both encoders."""
+        buckets = BUCKETS[self.relative_bucket]
+        return PositionScheme(
+            positions=self.max_position_embeddings,
+            buckets=buckets(self.relative_attention_num_buckets, self.relative_attention_max_distance),
+            starts_decaying=self.relative_bias_init == "decay",
+        )
 
 
 @dataclass(frozen=True)

@@ -38,30 +38,50 @@ INIT_TARGETS = {
 """Matrices of layer l (0-based) that start divided by sqrt(2 (l + 1)) (METRO eq. 10)."""
 
 
-def distance_buckets(config: MetroConfig) -> Tensor:
-    """Bucket of every relative position -(P - 1) ... P - 1 (key minus query), P = max_position_embeddings.
+def coco_buckets(config: MetroConfig) -> tuple[Tensor, int]:
+    """`buckets` of COCO-LM: rounded up, ids in the order of the positions, the smallest is 0; b - 1 is unused."""
+    relative, distance, side = _distances(config)
+    exact = side // 2
+    share = torch.log(distance.clamp(min=1).double() / exact)
+    share = share / math.log((config.relative_attention_max_distance - 1) / exact)
+    bucket = exact + (share * (side - 1 - exact)).ceil().long()
+    bucket = torch.where(distance < exact, distance, bucket.clamp(max=side - 1)) * relative.sign()
+    return bucket - bucket.min(), config.relative_attention_num_buckets - 1
+
+
+def t5_buckets(config: MetroConfig) -> tuple[Tensor, int]:
+    """`buckets` of T5: rounded down, later keys in the upper half; b / 2 is unused."""
+    relative, distance, side = _distances(config)
+    exact = side // 2
+    share = torch.log(distance.clamp(min=1).double() / exact)
+    share = share / math.log(config.relative_attention_max_distance / exact)
+    bucket = exact + (share * (side - exact)).floor().long()
+    bucket = torch.where(distance < exact, distance, bucket.clamp(max=side - 1))
+    return bucket + side * (relative > 0), side
+
+
+def _distances(config: MetroConfig) -> tuple[Tensor, Tensor, int]:
+    """Relative positions -(P - 1) ... P - 1, P = max_position_embeddings, their distances, and buckets of a side."""
+    positions = config.max_position_embeddings
+    relative = torch.arange(1 - positions, positions, device="cpu")
+    return relative, relative.abs(), config.relative_attention_num_buckets // 2
+
+
+BUCKETS = {"coco": coco_buckets, "t5": t5_buckets}
+
+
+def buckets(config: MetroConfig) -> tuple[Tensor, int]:
+    """Bucket of every relative position -(P - 1) ... P - 1 (key minus query), and the bucket that none is in.
 
     The lower half of each side's b / 2 buckets is exact, the upper half logarithmic up to the largest distance.
-    coco: rounded up, ids in the order of the positions, the smallest is 0; b - 1 is unused. t5: rounded down, later
-    keys in the upper half; b / 2 is unused. Double precision on the CPU, whatever the model runs in.
+    Double precision on the CPU, whatever the model runs in.
     """
-    places = config.max_position_embeddings
-    side = config.relative_attention_num_buckets // 2
-    exact = side // 2
-    position = torch.arange(1 - places, places, device="cpu")
-    distance = position.abs()
-    share = torch.log(distance.clamp(min=1).double() / exact)
-    if config.relative_bucket == "coco":
-        share = share / math.log((config.relative_attention_max_distance - 1) / exact)
-        bucket = exact + (share * (side - 1 - exact)).ceil().long()
-    else:
-        share = share / math.log(config.relative_attention_max_distance / exact)
-        bucket = exact + (share * (side - exact)).floor().long()
-    bucket = torch.where(distance < exact, distance, bucket.clamp(max=side - 1))
-    if config.relative_bucket == "coco":
-        bucket = bucket * position.sign()
-        return bucket - bucket.min()
-    return bucket + side * (position > 0)
+    return BUCKETS[config.relative_bucket](config)
+
+
+def distance_buckets(config: MetroConfig) -> Tensor:
+    """Bucket of every relative position -(P - 1) ... P - 1, P = max_position_embeddings."""
+    return buckets(config)[0]
 
 
 def relative_buckets(config: MetroConfig, length: int, device: torch.device) -> Tensor:
@@ -72,11 +92,11 @@ def relative_buckets(config: MetroConfig, length: int, device: torch.device) -> 
     """
     position = torch.arange(length, device=device)
     relative = position[None, :] - position[:, None]
-    buckets = distance_buckets(config).to(device)[relative + config.max_position_embeddings - 1]
-    num_buckets = config.relative_attention_num_buckets
-    buckets[:, 0] = num_buckets
-    buckets[0, :] = num_buckets - 1 if config.relative_bucket == "coco" else num_buckets // 2
-    return buckets
+    of_distance, unused = buckets(config)
+    rows = of_distance.to(device)[relative + config.max_position_embeddings - 1]
+    rows[:, 0] = config.relative_attention_num_buckets
+    rows[0, :] = unused
+    return rows
 
 
 class MetroBiasTable(nn.Embedding):

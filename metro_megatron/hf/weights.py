@@ -65,7 +65,7 @@ def _convert(tensor: Tensor, source: Source, config: ModelConfig) -> dict[str, T
 
 def _sources(config: ModelConfig) -> Iterator[tuple[str, Source]]:
     hidden, padded = config.hidden_size, padded_vocab_size(config.vocab_size)
-    table = (config.relative_attention_num_buckets + 1, config.num_attention_heads)
+    table = (config.position_scheme.num_rows, config.num_attention_heads)
     yield "tied.word.weight", Source((padded, hidden), "metro.embeddings.word_embeddings.weight")
     yield "tied.main_table.weight", Source(table, "metro.encoder.relative_attention_bias.weight")
     yield "aux.table.weight", Source(table, "auxiliary.encoder.relative_attention_bias.weight")

@@ -23,9 +23,9 @@ from torch import Tensor
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
-from metro_megatron.model.layer import block_spec
+from metro_megatron.model.layer import LOCAL, block_spec
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
-from metro_megatron.model.position import RelativePositionTable, compact_choice
+from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
 from metro_megatron.vocabulary import padded_vocab_size
 
@@ -63,14 +63,14 @@ def embedding_norm(config: TransformerConfig, model_config: ModelConfig) -> Laye
 class Borrowed:
     """What an encoder takes from a module of the shared home; what is None it owns.
 
-    A pipeline's first and last stage need the token table, and all of them the bias table: main always borrows these
-    two. The owner trains them, whoever borrows adds gradients.
+    A pipeline's first and last stage need the token table, and all of them the positions' table: main always borrows
+    these two. The owner trains them, whoever borrows adds gradients.
     """
 
     word: VocabParallelEmbedding | None = None
     position: torch.nn.Embedding | None = None
     norm: LayerNorm | None = None
-    table: RelativePositionTable | None = None
+    table: Positions | None = None
 
 
 class TiedParameters(MegatronModule):
@@ -88,7 +88,7 @@ class TiedParameters(MegatronModule):
     ):
         super().__init__(config=config)
         self.word = token_table(config, model_config, groups.tp)
-        self.main_table = RelativePositionTable(config, model_config, groups.tp)
+        self.main_table = Positions(config, model_config.position_scheme, groups.tp)
         if "position" in shared_parts:
             self.position = position_table(config, model_config)
         if "norm" in shared_parts:
@@ -154,13 +154,11 @@ class Encoder(MegatronModule):
         if self.pre_process:
             self.embedding = Embedding(config, model_config, borrowed, groups)
         if borrowed.table is None:
-            self.table = RelativePositionTable(config, model_config, groups.tp)
+            self.table = Positions(config, model_config.position_scheme, groups.tp)
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
-        choice = compact_choice(model_config).to(torch.cuda.current_device())
         self.block = TransformerBlock(
             config,
-            block_spec(num_layers, choice),
-            post_layer_norm=False,
+            block_spec(LOCAL, num_layers, borrowed.table or self.table),
             pre_process=self.pre_process,
             post_process=self.post_process,
             pg_collection=groups,
@@ -171,11 +169,6 @@ class Encoder(MegatronModule):
     def word(self) -> Tensor:
         """This rank's rows of the token embedding [V, H]."""
         return (self.borrowed[0].word or self.embedding.word).weight
-
-    @property
-    def bias_table(self) -> Tensor:
-        """This rank's columns of the relative-position table."""
-        return (self.borrowed[0].table or self.table).weight
 
     def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
         """megatron-core's schedules hand over the previous stage's output here."""
@@ -190,9 +183,7 @@ class Encoder(MegatronModule):
         sequences = sequences_of(micro_batch, self.config.num_layers, sequence_group)
         sequences.judge = judge
         hidden = self.embedding(tokens, micro_batch.position_ids, sequences) if self.pre_process else None
-        hidden = self.block(
-            hidden_states=hidden, attention_mask=None, attention_bias=self.bias_table, packed_seq_params=sequences
-        )
+        hidden = self.block(hidden_states=hidden, attention_mask=None, packed_seq_params=sequences)
         return self._whole(hidden) if self.post_process else hidden
 
     def _whole(self, hidden: Tensor) -> Tensor:

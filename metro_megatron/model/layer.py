@@ -1,4 +1,9 @@
-"""The post-LN transformer layer of BERT and METRO from megatron-core's parts."""
+"""Transformer layers from the parts of an implementation: post-LN as in BERT and METRO, or pre-LN.
+
+Legend: S positions, B rows, H hidden.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -11,70 +16,102 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from fused.layer_norm import RowDropout
-from metro_megatron.model.attention import RelativeAttention
-from metro_megatron.model.norm import LayerNorm
-from metro_megatron.model.sequences import SITES_PER_LAYER, Sequences
+from metro_megatron.model.attention import CoreAttention
+from metro_megatron.model.norm import LayerNorm, add_dropped
+from metro_megatron.model.position import Positions
+from metro_megatron.model.sequences import LayerSites, Sequences, sites_of_layer
 
 
-class PostNormLayer(TransformerLayer):
+class LayerParts(NamedTuple):
+    """Classes of one implementation for the slots of a layer, called and built as the local ones below are."""
+
+    column: type[torch.nn.Module]
+    """Linear layer split over its outputs, for q, k, v and for the MLP's first: megatron-core's signature."""
+    row: type[torch.nn.Module]
+    """Linear layer split over its inputs, for the two that write to the residual stream: megatron-core's signature."""
+    norm: type[torch.nn.Module]
+    """norm(config, hidden_size, eps); LN(residual + dropout(x + x_bias)), all but x may be absent."""
+    core_attention: type[torch.nn.Module]
+    """Attention between the linear layers, given the encoder's Positions."""
+
+
+LOCAL = LayerParts(ColumnParallelLinear, RowParallelLinear, LayerNorm, CoreAttention)
+"""megatron-core's own linear layers, our norm and our attention: they run everywhere."""
+
+
+class _Layer(TransformerLayer):
+    """What both orders share. megatron-core's slots keep their names: parameters and checkpoints know them."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: Sequences | None = None,
+        **unused: object,
+    ) -> tuple[Tensor, None]:
+        """hidden_states [S, B, H] to [S, B, H]; the None is megatron-core's context."""
+        assert packed_seq_params is not None
+        return self.transform(hidden_states, packed_seq_params, sites_of_layer(self.layer_number)), None
+
+    def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
+        """[S, B, H] to [S, B, H]."""
+        raise NotImplementedError
+
+    def attend(self, hidden: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+        """Self-attention and the bias of its last linear layer, which is added where dropout is."""
+        return self.self_attention(hidden, attention_mask=None, packed_seq_params=sequences)
+
+    def dropout(self, sequences: Sequences, site: int) -> RowDropout | None:
+        """That of the hidden states of one site; None where nothing is dropped."""
+        if not self.training or sequences.dropout is None:
+            return None
+        return sequences.dropout.of_rows(self.hidden_dropout, site)
+
+
+class PostNormLayer(_Layer):
     """x <- LN(x + drop(attention(x))), then x <- LN(x + drop(mlp(x))).
 
     The norms stand in megatron-core's slots input_layernorm and pre_mlp_layernorm, but *after* attention and
     after the MLP: megatron-core's own option for post-LN is read by nothing.
     """
 
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: Sequences | None = None,
-        **unused: object,
-    ) -> tuple[Tensor, None]:
-        """hidden_states [S, B, H] to [S, B, H]; the None is megatron-core's context."""
-        assert packed_seq_params is not None
-        attended, bias = self.self_attention(
-            hidden_states,
-            attention_mask=attention_mask,
-            attention_bias=attention_bias,
-            packed_seq_params=packed_seq_params,
-        )
-        dropout = self._dropout(packed_seq_params, -1)
-        hidden_states = self.input_layernorm(attended, hidden_states, bias, dropout)
-        fed_forward, bias = self.mlp(hidden_states)
-        dropout = self._dropout(packed_seq_params, 0)
-        return self.pre_mlp_layernorm(fed_forward, hidden_states, bias, dropout), None
-
-    def _dropout(self, sequences: Sequences, place: int) -> RowDropout | None:
-        if not self.training or sequences.dropout is None:
-            return None
-        return sequences.dropout.of_rows(self.hidden_dropout, SITES_PER_LAYER * self.layer_number + place)
+    def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
+        attended, bias = self.attend(hidden, sequences)
+        hidden = self.input_layernorm(attended, hidden, bias, self.dropout(sequences, sites.after_attention))
+        fed_forward, bias = self.mlp(hidden)
+        return self.pre_mlp_layernorm(fed_forward, hidden, bias, self.dropout(sequences, sites.after_mlp))
 
 
-def block_spec(num_layers: int, choice: Tensor) -> TransformerBlockSubmodules:
-    """num_layers post-LN layers; choice (that of compact_choice) is one tensor for all of them."""
-    attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
-        core_attention=ModuleSpec(module=RelativeAttention, params={"choice": choice}),
-        linear_proj=RowParallelLinear,
-    )
+class PreNormLayer(_Layer):
+    """x <- x + drop(attention(LN(x))), then x <- x + drop(mlp(LN(x))); the block ends with another norm."""
+
+    def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
+        attended, bias = self.attend(self.input_layernorm(hidden), sequences)
+        hidden = add_dropped(attended, hidden, bias, self.dropout(sequences, sites.after_attention))
+        fed_forward, bias = self.mlp(self.pre_mlp_layernorm(hidden))
+        return add_dropped(fed_forward, hidden, bias, self.dropout(sequences, sites.after_mlp))
+
+
+def block_spec(
+    parts: LayerParts, num_layers: int, positions: Positions, norms_first: bool = False
+) -> TransformerBlockSubmodules:
+    """num_layers layers that borrow positions; norms_first: pre-LN and a final norm on the last stage."""
+    core_attention: Any = ModuleSpec(module=parts.core_attention, params={"positions": positions})
+    attention = SelfAttentionSubmodules(linear_qkv=parts.column, core_attention=core_attention, linear_proj=parts.row)
     layer = ModuleSpec(
-        module=PostNormLayer,
+        module=PreNormLayer if norms_first else PostNormLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.padding},
                 submodules=attention,
             ),
-            input_layernorm=LayerNorm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            ),
-            pre_mlp_layernorm=LayerNorm,
+            input_layernorm=parts.norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=parts.column, linear_fc2=parts.row)),
+            pre_mlp_layernorm=parts.norm,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=None)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=parts.norm if norms_first else None)
 
 
 def linear(in_features: int, out_features: int) -> torch.nn.Linear:

@@ -1,10 +1,10 @@
-"""LayerNorm for megatron-core's norm slots; its own one refuses sequence parallelism."""
+"""LayerNorm for megatron-core's norm slots, whose own one refuses sequence parallelism, and the sum inside it."""
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from fused.layer_norm import RowDropout, layer_norm
+from fused.layer_norm import RowDropout, drop_rows, layer_norm
 
 
 class LayerNorm(torch.nn.Module):
@@ -31,6 +31,16 @@ class LayerNorm(torch.nn.Module):
     ) -> Tensor:
         """LN(residual + dropout(x + x_bias)), any part absent."""
         return layer_norm(x, self.weight, self.bias, self.eps, residual=residual, x_bias=x_bias, dropout=dropout)
+
+
+def add_dropped(x: Tensor, residual: Tensor, x_bias: Tensor | None, dropout: RowDropout | None) -> Tensor:
+    """residual + dropout(x + x_bias), what LayerNorm is taken of in post-LN; plain torch, FP32 inside."""
+    z = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x_bias is not None:
+        z = z + x_bias
+    if dropout is not None:
+        z = drop_rows(z, dropout)
+    return (z + residual).to(residual.dtype)
 
 
 def mark_sequence_parallel(module: torch.nn.Module, config: TransformerConfig) -> None:

@@ -1,97 +1,113 @@
-"""Relative positions: bucket functions, the reset of [CLS], and the table that every layer borrows.
+"""What an encoder learned about positions, and what attention adds to its scores because of it.
 
-Legend: S positions, b buckets, N heads of this rank.
+Legend: S positions of the longest sample, L of this micro batch's, H hidden, N heads of this rank, K head dimension.
 """
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from metro_megatron.config.schema import ModelConfig
+from fused.attention import CompactBias
+from metro_megatron.config.position import PositionScheme
+from metro_megatron.mcore import without_sequence_parallel
+from metro_megatron.model.norm import LayerNorm
 
 
-def coco_bucket(relative: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """COCO-LM's buckets of relative = key - query, signed: logarithmic from b/4 on, rounded up."""
-    side = num_buckets // 2
-    exact = side // 2
-    distance = relative.abs()
-    scale = torch.log(torch.tensor((max_distance - 1) / exact, dtype=torch.float64))
-    logarithmic = torch.log(distance.clamp(min=1).double() / exact) / scale * (side - 1 - exact)
-    bucket = torch.where(distance < exact, distance, exact + logarithmic.ceil().long())
-    return relative.sign() * bucket.clamp(max=side - 1)
+class Positions(MegatronModule):
+    """The parameters of one encoder's position scheme, split over heads; borrowed by all of its layers.
 
-
-def t5_bucket(relative: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """T5's bidirectional buckets of relative = key - query: later keys in the upper half, rounded down."""
-    side = num_buckets // 2
-    exact = side // 2
-    distance = relative.abs()
-    scale = torch.log(torch.tensor(max_distance / exact, dtype=torch.float64))
-    logarithmic = torch.log(distance.clamp(min=1).double() / exact) / scale * (side - exact)
-    bucket = torch.where(distance < exact, distance, exact + logarithmic.floor().long())
-    return bucket.clamp(max=side - 1) + side * (relative > 0)
-
-
-def bucket_table(model: ModelConfig) -> Tensor:
-    """Row of the relative-position table for every (query, key): [S, S] int64, S = max_position_embeddings.
-
-    COCO-LM's ids are shifted by their minimum over the whole table, so the table is made at full size and
-    sliced for shorter samples. Position 0 is [CLS]: its row of attention reads table row b - 1, which no
-    distance uses, and its column reads the additional row b (TUPE's reset, METRO "reset [CLS]").
+    Layers ask anew each time, so that what they add hangs on parameters alone: a layer that is recomputed runs its
+    backward pass by itself, and a graph shared with other layers would be gone.
     """
-    buckets = model.relative_attention_num_buckets
-    position = torch.arange(model.max_position_embeddings)
-    relative = position[None, :] - position[:, None]
-    if model.relative_bucket == "coco":
-        table = coco_bucket(relative, buckets, model.relative_attention_max_distance)
-        table = table - table.min()
-        unused = buckets - 1
-    else:
-        table = t5_bucket(relative, buckets, model.relative_attention_max_distance)
-        unused = buckets // 2
-    table[:, 0] = buckets
-    table[0, :] = unused
-    return table
 
-
-def compact_choice(model: ModelConfig) -> Tensor:
-    """Which row of the table each number of fused.attention.CompactBias is: one-hot [2 (S - 2) + 3, b + 1].
-
-    First distances -(S - 2) .. S - 2 between positions other than [CLS], then [CLS]'s row, then its column.
-    """
-    table = bucket_table(model)
-    rows = torch.cat((table[1:, 1].flip(0), table[1, 2:], table[0, :1], table[1, :1]))
-    return torch.nn.functional.one_hot(rows, model.relative_attention_num_buckets + 1).float()
-
-
-class RelativePositionTable(MegatronModule):
-    """The learned biases [b + 1, N] of one encoder, shared by its layers and split over heads."""
-
-    def __init__(self, config: TransformerConfig, model: ModelConfig, tensor_group: ProcessGroup):
+    def __init__(self, config: TransformerConfig, scheme: PositionScheme, tensor_group: ProcessGroup):
         super().__init__(config=config)
-        self.tensor_group = tensor_group
-        heads = model.num_attention_heads // tensor_group.size()
-        device = torch.cuda.current_device()
-        rows = model.relative_attention_num_buckets + 1
-        self.weight = torch.nn.Parameter(torch.empty(rows, heads, device=device))
-        set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=1, stride=1)
+        self.scheme = scheme
+        self.tp_group = tensor_group
+        if scheme.buckets is not None:
+            heads = config.num_attention_heads // tensor_group.size()
+            device = torch.cuda.current_device()
+            self.weight = torch.nn.Parameter(torch.empty(scheme.num_rows, heads, device=device))
+            set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=1, stride=1)
+            rows = torch.tensor([*scheme.distance_rows(), *scheme.cls_rows()], device=device)
+            self.register_buffer("row_of", torch.nn.functional.one_hot(rows, scheme.num_rows).float(), persistent=False)
+        if scheme.is_untied:
+            self.untied = UntiedTerm(config, scheme, tensor_group)
+
+    def bias(self) -> CompactBias | None:
+        """The relative biases, None where the scheme has none."""
+        if self.scheme.buckets is None:
+            return None
+        # A product, not a gather, whose gradient would be sorted or summed in no fixed order.
+        compact = (self.row_of.to(self.weight.dtype) @ self.weight).t()
+        if not self.scheme.resets_cls:
+            return CompactBias(compact, None)
+        return CompactBias(compact[:, :-2], compact[:, -2:])
+
+    def term(self, length: int) -> Tensor | None:
+        """The term [N, L, L] of absolute positions, None where the scheme has none."""
+        return self.untied(length) if self.scheme.is_untied else None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> ShardedStateDict:
+        """megatron-core's, which takes a module's own parameters for replicated, but for the table."""
         assert metadata is not None
-        key = f"{prefix}weight"
-        sharded = make_tp_sharded_tensor_for_checkpoint(
-            self.weight,
-            key,
-            tp_axis=1,
-            prepend_offsets=sharded_offsets,
-            tp_group=self.tensor_group,
-            dp_cp_group=metadata["dp_cp_group"],
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.scheme.buckets is not None:
+            key = f"{prefix}weight"
+            sharded[key] = make_tp_sharded_tensor_for_checkpoint(
+                self.weight,
+                key,
+                tp_axis=1,
+                prepend_offsets=sharded_offsets,
+                tp_group=self.tp_group,
+                dp_cp_group=metadata["dp_cp_group"],
+            )
+        return sharded
+
+
+class UntiedTerm(MegatronModule):
+    """TUPE's untied positions: (LN(P) U + u) (LN(P) W + w)^T / sqrt(2 K), of P alone and per head.
+
+    Content and positions are two products in one score, each divided by sqrt(2 K). Where [CLS] is reset, two rows of P
+    stand before those of the sample: row 0 with itself makes the score of [CLS] to all, row 1 that of all to [CLS],
+    and position 0 reads no other, so that P has S + 1 rows.
+    """
+
+    def __init__(self, config: TransformerConfig, scheme: PositionScheme, tensor_group: ProcessGroup):
+        # Every tensor-parallel rank has all positions, whatever part of a sample it holds elsewhere.
+        config = without_sequence_parallel(config)
+        super().__init__(config=config)
+        self.resets_cls = scheme.resets_cls
+        rows, hidden, device = scheme.positions + scheme.resets_cls, config.hidden_size, torch.cuda.current_device()
+        self.position = torch.nn.utils.skip_init(torch.nn.Embedding, rows, hidden, device=device)
+        self.norm = LayerNorm(config, hidden_size=hidden, eps=config.layernorm_epsilon)
+        self.query, self.key = (
+            ColumnParallelLinear(
+                hidden,
+                hidden,
+                config=config,
+                init_method=config.init_method,
+                gather_output=False,
+                tp_group=tensor_group,
+            )
+            for _ in range(2)
         )
-        return {key: sharded}
+        self.head_dim = hidden // config.num_attention_heads
+
+    def forward(self, length: int) -> Tensor:
+        """[N, L, L] of (head, query, key)."""
+        normed = self.norm(self.position.weight[: length + self.resets_cls])
+        q, k = (layer(normed)[0].unflatten(-1, (-1, self.head_dim)).transpose(0, 1) for layer in (self.query, self.key))
+        term = q @ k.transpose(1, 2) * (2 * self.head_dim) ** -0.5
+        if not self.resets_cls:
+            return term
+        is_first = torch.arange(length, device=term.device) == 0
+        dense = torch.where(is_first, term[:, 1, 1, None, None], term[:, 1:, 1:])
+        return torch.where(is_first[:, None], term[:, 0, 0, None, None], dense)

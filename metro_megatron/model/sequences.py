@@ -5,6 +5,7 @@ Legend: S positions, B rows, n samples, R = S B rows of hidden states, or this r
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -16,18 +17,31 @@ from fused.layer_norm import RowDropout
 from metro_megatron.data.batch import MicroBatch
 
 EMBEDDING_SITE = 0
-SITES_PER_LAYER = 3
+
+
+class LayerSites(NamedTuple):
+    """Where a layer drops, as indices into DropoutKeys.seeds: no two sites of a model draw from one seed."""
+
+    attention: int
+    after_attention: int
+    after_mlp: int
+
+
+def sites_of_layer(layer_number: int) -> LayerSites:
+    """Of layer 1, 2, ... from the bottom of the whole encoder: three each, after the embedding's."""
+    first = EMBEDDING_SITE + 1 + len(LayerSites._fields) * (layer_number - 1)
+    return LayerSites(first, first + 1, first + 2)
 
 
 @dataclass(frozen=True)
 class DropoutKeys:
-    """Masks are functions of the step, the place in the model, the sample, position, head and column alone.
+    """Masks are functions of the step, the site in the model, the sample, position, head and column alone.
 
     So they do not depend on the layout of processes, on packing or on recomputation.
     """
 
     seeds: Tensor
-    """int64 [sites, 2]: one seed for every place in the model, 16 bytes apart."""
+    """int64 [sites, 2]: one seed for every site in the model, 16 bytes apart."""
     samples: Tensor
     """int64 [n] sample ids."""
     rows: Tensor
@@ -58,7 +72,7 @@ def sequences_of(batch: MicroBatch, num_layers: int, sequence_group: ProcessGrou
     longest = max(batch.max_seqlen, 1)
     dropout = None
     if batch.dropout_seed is not None:
-        sites = torch.arange(EMBEDDING_SITE + 1 + SITES_PER_LAYER * num_layers, device=batch.tokens.device)
+        sites = torch.arange(sites_of_layer(num_layers).after_mlp + 1, device=batch.tokens.device)
         rows = batch.token_keys.t().reshape(-1)
         if sequence_group is not None:
             rows = rows.chunk(sequence_group.size())[sequence_group.rank()]

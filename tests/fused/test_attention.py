@@ -133,6 +133,70 @@ def test_reference_takes_the_kernel_of_softmax_dropout():
         agree(parts, samples, dropping(samples))
 
 
+def unbiased(parts, samples, dropout=None, term=None):
+    """run() without a relative bias: output, and gradients of q, k, v and, if given, of term."""
+    given = [part.detach().clone().requires_grad_() for part in (*parts[:3], *([] if term is None else [term]))]
+    out = attention(*given[:3], None, samples, dropout, None if term is None else given[3])
+    weight = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(1)) / 8
+    return [out.detach(), *torch.autograd.grad((out.double() * weight).sum(), given)]
+
+
+@pytest.mark.parametrize("references", [(), ("attention",), ("attention", "softmax_dropout")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_bias_is_a_bias_of_zeros(references, dtype):
+    """Kernel and references, with dropout and a term."""
+    samples = packed(LENGTHS)
+    *parts, term = make(60, 33, term=True, dtype=dtype)
+    parts[3:] = [torch.zeros_like(part) for part in parts[3:]]
+    for dropout, one_term in ((None, None), (dropping(samples), term)):
+        exact = [part.double() for part in (parts if one_term is None else [*parts, term])]
+        out, *grads = run(loop, exact, samples, dropout)
+        with reference_only(*references) if references else nullcontext():
+            got = unbiased(parts, samples, dropout, one_term)
+        for part, wanted in zip(got, [out, *grads[:3], *grads[5:]], strict=True):
+            assert_close(part, wanted, dtype)
+
+
+@pytest.mark.parametrize("references", [(), ("attention",)])
+def test_no_bias_equals_torch(references):
+    """scaled_dot_product_attention of one sample at a time, with its gradients."""
+    samples, parts = packed((9, 33)), make(42, 33)[:3]
+    parts = [part.requires_grad_() for part in parts]
+    with reference_only(*references) if references else nullcontext():
+        out = attention(*parts, None, samples)
+    samplewise = zip(*(part.double().split([9, 33]) for part in parts), strict=True)
+    wanted = torch.cat(
+        [
+            torch.nn.functional.scaled_dot_product_attention(*(x.transpose(0, 1) for x in sample)).transpose(0, 1)
+            for sample in samplewise
+        ]
+    )
+    assert_close(out.detach(), wanted.detach(), torch.float32)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    got, exact = (torch.autograd.grad((x * weight).sum(), parts) for x in (out, wanted))
+    for one, two in zip(got, exact, strict=True):
+        assert_close(one, two, torch.float32)
+
+
+@pytest.mark.parametrize("references", [(), ("attention",), ("attention", "softmax_dropout")])
+@pytest.mark.parametrize("reach, term", [(0, False), (9, True), (40, False)])
+def test_position_0_may_be_like_all_others(references, reach, term):
+    """A bias without [CLS]'s part: the loop over samples reads it through expand()."""
+    samples = packed(LENGTHS)
+    parts = make(60, 33, reach=reach, term=term)
+    del parts[4]
+
+    def without_cls(function, parts):
+        q, k, v, distances, *rest = (part.detach().clone().requires_grad_() for part in parts)
+        out = function(q, k, v, CompactBias(distances, None), samples, dropping(samples), *rest)
+        return [out, *torch.autograd.grad(out.square().sum(), (q, k, v, distances, *rest))]
+
+    with reference_only(*references) if references else nullcontext():
+        got = without_cls(attention, parts)
+    for part, wanted in zip(got, without_cls(loop, [part.double() for part in parts]), strict=True):
+        assert_close(part, wanted, torch.float32)
+
+
 @pytest.mark.parametrize("references", [(), ("attention",)])
 def test_without_samples_every_gradient_is_zero(references):
     for samples in (packed((0, 0)), packed_samples(torch.tensor([0]), 1)):
@@ -214,10 +278,11 @@ def test_tiles_change_nothing(monkeypatch, rows, cols):
         assert_close(one, two, torch.float32)
 
 
-@pytest.mark.parametrize("full", [True, False])
-def test_operator_obeys_torch(full):
+@pytest.mark.parametrize("full, biased", [(True, True), (False, True), (False, False)])
+def test_operator_obeys_torch(full, biased):
     samples = packed((6, 3))
     *parts, term = (part.requires_grad_() for part in make(9, 6, term=True))
+    parts[3:] = parts[3:] if biased else (None, None)
     _, seed, keys, first_head = dropping(samples)
     given = (term, seed, keys, 0.3, first_head) if full else (None, None, None, 0.0, 0)
     term, seed, keys, rate, first_head = given

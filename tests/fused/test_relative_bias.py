@@ -19,6 +19,14 @@ def test_expanded_bias_equals_its_definition(reach, length):
                 assert dense[head, query, key] == wanted
 
 
+def test_without_a_part_for_cls_only_distances_count():
+    distances = torch.randn(2, 5)
+    bias = CompactBias(distances, None)
+    check_bias(bias, 2, torch.device("cpu"))
+    assert bias.expand(4)[:, 0].equal(distances[:, [2, 3, 4, 4]])
+    assert bias.expand(4)[:, :, 0].equal(distances[:, [2, 1, 0, 0]])
+
+
 @pytest.mark.parametrize("reach", [0, 1, 3, 4, 7])
 def test_distances_are_clipped_as_the_bias_is(reach):
     sums = torch.randn(2, 9)
