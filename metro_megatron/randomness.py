@@ -17,9 +17,12 @@ Word: TypeAlias = Scalar | NDArray[np.integer]
 HashArray: TypeAlias = NDArray[np.uint64]
 
 _WORD_MASK = (1 << 64) - 1
+# splitmix64's: the golden ratio in 64 bits, and the multipliers of its finalizer (variant 13 of Stafford's list).
 _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
+# Four rounds make a Feistel network of random functions indistinguishable from a random permutation (Luby and
+# Rackoff); small sizes have few pairs, for which twice as many are cheap.
 _FEISTEL_ROUNDS = 8
 
 
@@ -100,6 +103,7 @@ class Permutation:
         given = np.asarray(indices)
         assert given.size == 0 or (given.min() >= 0 and given.max() < self.size), self.size
         values = self._feistel(given.astype(np.uint64).reshape(-1))
+        # At most ceil(sqrt(size)) pairs have no number below size, so that this loop is short.
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
             values[outside] = self._feistel(values[outside])
@@ -110,6 +114,8 @@ class Permutation:
         left_size, right_size = np.uint64(self._left_size), np.uint64(self._right_size)
         left, right = np.divmod(values, right_size)
         for number, state in enumerate(self._round_states):
+            # Halves of unlike size: each round adds to one half a function of the other, modulo its size; subtracting
+            # would undo it, whatever the function is.
             if number % 2 == 0:
                 left = (left + extend64(state, right) % left_size) % left_size
             else:
@@ -126,6 +132,7 @@ def _mix_scalar(word: int) -> int:
 
 def _mix_array(words: HashArray) -> HashArray:
     """_mix_scalar of every element, in place."""
+    # Five passes over memory that was just made: several times faster than an expression with temporaries.
     words += np.uint64(_GAMMA)
     words ^= words >> np.uint64(30)
     words *= np.uint64(_MULTIPLIER_1)

@@ -33,7 +33,7 @@ from metro_megatron.model.pair import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
 
-BYTES_PER_PARAMETER = 16
+BYTES_PER_PARAMETER = 16  # 4 numbers of 4 bytes
 """Room wanted before a save: weights, masters and two moments in fp32."""
 
 
@@ -61,6 +61,7 @@ class Checkpoints:
             state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=False)
             problem = _attempt(lambda: dist_checkpointing.save(state, str(unfinished)))
         finally:
+            # Also after a failure: a rank that went ahead would agree on a checkpoint that others still write.
             dist.barrier(group=self.layout.world)
         self._agree(problem, f"checkpoint {final} could not be written")
         self._on_first_rank(lambda: self._complete(unfinished, final, step, progress))
@@ -95,6 +96,8 @@ class Checkpoints:
     def _complete(self, unfinished: Path, final: Path, step: int, progress: dict[str, Any]) -> None:
         save_config(self.config, unfinished / "run_config.yaml")
         (unfinished / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
+        # In this order: what names files comes after them, the folder gets its name when all is on the disk, and the
+        # tracker moves last. A crash between two lines leaves the checkpoint before.
         write_integrity(unfinished)
         _flush(unfinished)
         if final.exists():

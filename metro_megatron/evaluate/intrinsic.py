@@ -97,9 +97,9 @@ def masked_samples(text: HeldOutText, index: SampleIndex, ids: NDArray[np.int64]
     row, position = Masking(seed, MASK_PROBABILITY).positions(draws, lengths)
     tokens = np.full((len(ids), int(lengths.max()) + 2), PAD_ID, dtype=np.int64)
     tokens[:, 0] = BOS_ID
-    for place, (start, length) in enumerate(zip(index.start[ids], lengths, strict=True)):
-        tokens[place, 1 : length + 1] = text.tokens[start : start + length]
-        tokens[place, length + 1] = EOS_ID
+    for number, (start, length) in enumerate(zip(index.start[ids], lengths, strict=True)):
+        tokens[number, 1 : length + 1] = text.tokens[start : start + length]
+        tokens[number, length + 1] = EOS_ID
     is_masked = np.zeros_like(tokens, dtype=bool)
     is_masked[row, position] = True
     noise = uniform(seed, Purpose.SAMPLE, ids[row], position)
@@ -129,8 +129,8 @@ def exported_terms() -> list[Term]:
 def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
     """One id per row [M] of softmax(logits [M, V]), by inverting its distribution at noise [M] in [0, 1)."""
     cumulated = logits.double().softmax(-1).cumsum(-1)
-    places = torch.searchsorted(cumulated, (noise * cumulated[:, -1])[:, None], right=True)
-    return places.squeeze(-1).clamp(max=logits.size(-1) - 1)
+    ids = torch.searchsorted(cumulated, (noise * cumulated[:, -1])[:, None], right=True)
+    return ids.squeeze(-1).clamp(max=logits.size(-1) - 1)
 
 
 def evaluate(

@@ -19,6 +19,7 @@ def exchange(own: list[Tensor], counts: list[int], pipeline: ProcessGroup) -> li
     if pipeline.size() == 1:
         return own
     num_ranks = pipeline.size()
+    # One tensor of one shape from every rank: ranks with fewer micro batches send an empty slot.
     slots = -(-len(counts) // num_ranks)
     width = max(1, *counts)
     device = own[0].device if own else _device(pipeline)
@@ -27,6 +28,7 @@ def exchange(own: list[Tensor], counts: list[int], pipeline: ProcessGroup) -> li
         mine[slot, : ids.numel()] = ids
     everyone = torch.empty(num_ranks * slots, width, dtype=torch.int64, device=device)
     dist.all_gather_into_tensor(everyone, mine, group=pipeline)
+    # Rank p sent micro batches p, p + P, ...: slot first, then rank, is their order.
     by_micro_batch = everyone.view(num_ranks, slots, width).transpose(0, 1).flatten(0, 1)
     return [by_micro_batch[j, :count] for j, count in enumerate(counts)]
 

@@ -108,4 +108,5 @@ class Homes:
 
 def _wait_for_parameters(ddp: DistributedDataParallel) -> None:
     for group in ddp.bucket_groups:
+        # Every gather has been started already; megatron-core would start the next bucket's from here.
         group.finish_param_sync(skip_next_bucket_dispatch=True)

@@ -43,6 +43,7 @@ class Layout:
         else:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)
+        # Under torchrun processes cannot join twice: a benchmark of several layouts has joined before.
         has_joined = not dist.is_initialized()
         if has_joined:
             _join(device, timedelta(minutes=config.timeout_minutes))
@@ -58,6 +59,7 @@ class Layout:
         # Tensor parallelism varies fastest in megatron-core's order of ranks.
         replica = _own_group([range(first, world_size, tp) for first in range(tp)])
         solo = _own_group([range(rank, rank + 1) for rank in range(world_size)])
+        # megatron-core wants its tracker of generators seeded; nothing of ours draws from one.
         tensor_parallel.model_parallel_cuda_manual_seed(1)
         return cls(
             device=device,
@@ -67,6 +69,7 @@ class Layout:
             model=parallel_state.get_model_parallel_group(),
             replica=replica,
             solo=solo,
+            # A group of its own: barriers and figures do not wait behind what runs in the default group.
             world=dist.new_group(list(range(world_size))),
             has_joined=has_joined,
         )

@@ -64,11 +64,14 @@ class Optimizer:
         rate = learning_rate(step, self.options, self.train_steps)
         for group in self.chained.param_groups:
             group["lr"] = rate
+            # megatron-core marks what is decayed and leaves the product to a scheduler that we do not use.
             group["weight_decay"] = self.options.weight_decay * group["wd_mult"]
+        # Before prepare_grads, which may lower it for the next step.
         scale = float(self.chained.get_loss_scale())
         has_overflow = self.chained.prepare_grads()
         if self.scaler is not None:
             self.scaler.commit(has_overflow)
+        # The homes share no parameter, so that their squares add up.
         norms = [_norm(optimizer) for optimizer in (self.shared, self.stage)]
         total = math.hypot(*norms)
         is_skipped = has_overflow or not math.isfinite(total)
