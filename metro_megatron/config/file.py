@@ -1,6 +1,5 @@
 """Configuration from YAML files and a command line, and back to YAML."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -14,6 +13,7 @@ from metro_megatron.cli.command_line import describe_os_error
 from metro_megatron.cli.options import HELP, Described, help_parser, parse_value, read_options, suggestion
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.files import replace_text
 
 _CONFIG = Described("config", list[str], None, "YAML files; a later one overrides an earlier one")
 _PRINT = Described("print_config", bool, False, "print the resolved configuration as YAML and exit")
@@ -56,12 +56,7 @@ def load_config(path: Path) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Write `dump_config(config)` to `path` in one piece: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(path, dump_config(config))
 
 
 def dump_config(config: Config) -> str:

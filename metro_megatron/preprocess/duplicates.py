@@ -3,14 +3,13 @@
 The range of the hashes is cut into as many equal pieces as memory asks for; each pass over the hashes looks at one.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.preprocess.journal import PARTIAL
+from metro_megatron.files import whole_files
 from metro_megatron.preprocess.parts import Part
 
 DOCUMENTS_PER_PASS = 1 << 22
@@ -25,21 +24,20 @@ def find_duplicates(parts: Sequence[Part], path: Path, documents_per_pass: int =
     Returns how many there are. `path` appears when it is whole.
     """
     total = sum(map(len, parts))
-    partial = path.with_name(f"{path.name}{PARTIAL}")
-    flags = np.memmap(partial, np.uint8, "w+", shape=(max(1, total),))
     passes = max(1, -(-total // documents_per_pass))
     step = -(-(1 << 64) // passes)
     count = 0
-    for number in range(passes):
-        places, keys = _in_range(parts, number * step, min((number + 1) * step, 1 << 64) - 1)
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        ordered = keys[order]
-        is_copy = (ordered[1:] == ordered[:-1]).all(axis=1)
-        copies = places[order[1:][is_copy]]
-        flags[copies] = 1
-        count += len(copies)
-    flags.flush()
-    os.replace(partial, path)
+    with whole_files([path]) as (file,):
+        flags = np.memmap(file, np.uint8, "w+", shape=(max(1, total),))
+        for number in range(passes):
+            places, keys = _in_range(parts, number * step, min((number + 1) * step, 1 << 64) - 1)
+            order = np.lexsort((keys[:, 1], keys[:, 0]))
+            ordered = keys[order]
+            is_copy = (ordered[1:] == ordered[:-1]).all(axis=1)
+            copies = places[order[1:][is_copy]]
+            flags[copies] = 1
+            count += len(copies)
+        flags.flush()
     return count
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.data.shards import token_dtype
+from metro_megatron.files import whole_files
 from metro_megatron.preprocess.decontamination import EvaluationNgrams
-from metro_megatron.preprocess.journal import Journal, whole_files
+from metro_megatron.preprocess.journal import Journal
 from metro_megatron.preprocess.parts import HASH_BYTES, PartWriter, part_paths
 from metro_megatron.text.documents import ChunkReader, ReadOptions, Record, Reject, parse_record
 from metro_megatron.text.inputs import Chunk

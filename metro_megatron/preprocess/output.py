@@ -1,7 +1,6 @@
 """Where a dataset goes: what may be replaced, how a finished one gets its final names, what a full disk means."""
 
 import errno
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +10,9 @@ from typing import Any
 
 from metro_megatron.data.shards import DatasetPaths, ShardPaths, read_manifest
 from metro_megatron.errors import UserError
+from metro_megatron.files import is_partial, move_whole, sync_folder, write_whole
 from metro_megatron.preprocess.assembly import shard_name
-from metro_megatron.preprocess.journal import Journal, sync_folder, to_json, write_whole
+from metro_megatron.preprocess.journal import Journal, to_json
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 
 MANIFEST = "manifest.json"
@@ -57,7 +57,7 @@ def refuse_foreign(prefix: str, changes: Sequence[str] = ()) -> None:
 def refuse_work(work: Path, earlier: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> None:
     """Raise UserError if the work folder is not this tool's, or its run had another plan; names what differs."""
     if earlier is None:
-        if work.exists() and any(path.name != "lock" and not path.name.endswith(".partial") for path in work.iterdir()):
+        if work.exists() and any(path.name != "lock" and not is_partial(path) for path in work.iterdir()):
             raise UserError(f"{work} is there and was not made by this tool; choose another --output_prefix")
         return
     if changes := differences(earlier, plan):
@@ -81,9 +81,9 @@ def publish(journal: Journal, prefix: str) -> dict[str, Any]:
         final = paths.shard(number)
         for source, target in ((working.bin, final.bin), (working.idx, final.idx)):
             if source.exists():
-                os.replace(source, target)
+                move_whole(source, target)
     if manifest["has_pending_duplicates"] and (journal.folder / "hashes").exists():
-        os.replace(journal.folder / "hashes", paths.hashes)
+        move_whole(journal.folder / "hashes", paths.hashes)
     copy_tokenizer(journal.folder / "tokenizer", paths.tokenizer)
     sync_folder(paths.manifest.absolute().parent)
     write_whole(paths.manifest, to_json(manifest))

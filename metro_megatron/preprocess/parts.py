@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.data.shards import INDEX_HEADER, ShardPaths
-from metro_megatron.preprocess.journal import whole_files
+from metro_megatron.files import whole_files
 
 HASH_BYTES = 16
 TOKENS, UNITS, DOCUMENTS, HASHES = SECTIONS = ("tokens", "units", "documents", "hashes")

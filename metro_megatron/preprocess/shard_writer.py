@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.data.shards import DTYPE_CODES, INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION, ShardPaths
-from metro_megatron.preprocess.journal import whole_files
+from metro_megatron.files import whole_files
 
 _BLOCK = 1 << 20
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import metro_megatron.preprocess.assembly as assembly
 import metro_megatron.preprocess.parts as parts_module
+from metro_megatron.files import whole_files
 from metro_megatron.preprocess.assembly import AssemblyOptions, assemble, shard_name
 from metro_megatron.preprocess.duplicates import find_duplicates
-from metro_megatron.preprocess.journal import Journal, whole_files
+from metro_megatron.preprocess.journal import Journal
 from metro_megatron.preprocess.parts import Part, PartWriter, part_paths
 
 DTYPE = np.dtype(np.uint16)
