@@ -13,7 +13,7 @@ from transformers.utils import logging
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
-from metro_megatron.evaluate.intrinsic import HeldOutText, evaluate
+from metro_megatron.evaluate.intrinsic import evaluate, held_out_text
 from metro_megatron.evaluate.sentences import LEGEND, choose_sentences, show
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.text.documents import Reject, read_documents
@@ -51,12 +51,12 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no GPU; use auto or cpu")
     logging.disable_progress_bar()
-    find_inputs(input)
+    files = find_inputs(input)
     pair = load_pair(Path(model))
     counts = count_tokens(unigram_from, Path(model), pair.config.vocab_size)
     rejects: Counter[Reject] = Counter()
-    documents = list(read_documents(input, rejects))
-    text = HeldOutText.encode(documents, Tokenizer.from_folder(model))
+    documents = [document.units for document in read_documents(files, rejects)]
+    text = held_out_text(documents, Tokenizer.from_folder(model))
     use_cuda = device != "cpu" and torch.cuda.is_available()
     pair.to("cuda" if use_cuda else "cpu")  # type: ignore[arg-type]  # transformers' decorator hides the types
     figures = evaluate(pair, text, counts, batch_size, seed, _print_progress)

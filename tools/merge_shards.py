@@ -21,13 +21,13 @@ def main(input: list[str], output_prefix: str, shard_bytes: int = 4_000_000_000,
     prefixes = [name.removesuffix(".manifest.json") for name in input]
     manifest = merge(prefixes, output_prefix, shard_bytes, overwrite)
     print(
-        f"{output_prefix}: {manifest['documents']:,} documents, {manifest['units']:,} units, "
-        f"{manifest['tokens']:,} tokens in {len(manifest['shards']):,} shards"
+        f"{output_prefix}: {manifest.documents:,} documents, {manifest.units:,} units, "
+        f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards"
     )
     quoted = shlex.quote(output_prefix)
     print(
         "next:\n  torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml "
-        f"--model.vocab_size {manifest['vocab_size']} --data.train {quoted} --train.output runs/base"
+        f"--model.vocab_size {manifest.vocab_size} --data.train {quoted} --train.output runs/base"
     )
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import tokenizers
 import torch
 
-from metro_megatron.evaluate.intrinsic import HeldOutText, guess, masked_samples
+from metro_megatron.data.samples import build_sample_index
+from metro_megatron.evaluate.intrinsic import guess, held_out_text, masked_samples
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
@@ -49,8 +50,8 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
     pieces = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     model.eval()
     for sentence in sentences:
-        text = HeldOutText.encode([[sentence]], tokenizer)
-        index = text.samples(model.config.max_position_embeddings)
+        text = held_out_text([[sentence]], tokenizer)
+        index = build_sample_index([text], model.config.max_position_embeddings)
         batch = masked_samples(text, index, np.zeros(1, np.int64), seed)
         guesses = guess(model, batch)
         original, filled = batch.ids[0].tolist(), guesses.noised[0].tolist()

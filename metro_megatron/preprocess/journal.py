@@ -1,20 +1,139 @@
-"""The work folder of a preprocessing run: plan and finished steps.
+"""The work folder of a run: what it is to do, and which of its steps are finished.
 
-A step (a chunk, a shard) is finished when its journal entry, a JSON file, lies under its final name. An entry is
-renamed into place after the files it speaks of, so kill -9 at any moment loses unfinished steps only.
+A step (a chunk, a shard, the manifest) is finished when its entry, a JSON file, lies under its final name. An entry is
+renamed into its name after the files it speaks of, so kill -9 at any moment loses unfinished steps only.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from metro_megatron.data.manifest import ShardContent, Statistics
+from metro_megatron.data.records import DamagedRecord, from_plain, to_json
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, remove_partial, sync_folder, write_whole
+from metro_megatron.text.documents import CHUNK_BYTES, MAX_DOCUMENT_BYTES
+
+SHARD_BYTES = 4_000_000_000
+"""Default limit of a .bin."""
+
+TOO_SHORT, CONTAMINATED, DUPLICATE = "too_short", "contaminated", "duplicate"
+"""Why a good document is left out on request."""
 
 _PLAN, _LOCK = "plan.json", "lock"
+_Entry = TypeVar("_Entry")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the bytes of the output depend on, beside inputs and tokenizer."""
+
+    text_keys: tuple[str, ...] = ("text",)
+    unit: str = "line"
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    min_tokens: int = 1
+    drop_duplicates: bool = False
+    decontaminate: tuple[str, ...] = ()
+    """Files of evaluation texts; in a `Plan` the SHA-256 of each."""
+    chunk_bytes: int = CHUNK_BYTES
+    shard_bytes: int = SHARD_BYTES
+    shard_index: int = 0
+    num_shards: int = 1
+    """This run is number shard_index of num_shards that share the chunks out."""
+
+    @property
+    def has_pending_duplicates(self) -> bool:
+        """Whether copies can be told only when all num_shards are merged; until then hashes lie beside the shards."""
+        return self.drop_duplicates and self.num_shards > 1
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """An input file as it was when the run was planned."""
+
+    name: str
+    """Below the folder that all files of the source share."""
+    bytes: int
+    mtime_ns: int = 0
+    """0 where nothing is known of it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run of one source is to do."""
+
+    tokenizer_sha256: str
+    source: str
+    options: PlanOptions
+    files: tuple[PlannedFile, ...]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What a merged dataset depends on, beside the datasets."""
+
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
+class MergedDataset:
+    """A dataset that is merged."""
+
+    name: str
+    """Its prefix."""
+    bytes: str
+    """SHA-256 of its manifest, which knows those of its shards."""
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge is to do."""
+
+    options: MergeOptions
+    files: tuple[MergedDataset, ...]
+
+
+AnyPlan = Plan | MergePlan
+
+
+@dataclass(frozen=True)
+class ChunkEntry:
+    """A chunk that became a part."""
+
+    documents: int
+    units: int
+    tokens: int
+    text_bytes: int
+    """Of all records, decompressed."""
+    rejects: dict[str, int]
+    """Records that gave no document, by reason."""
+    dropped: dict[str, int]
+    """Documents left out on request, by reason."""
+    evaluation_hits: tuple[int, ...]
+    """[F] documents that repeat a text of each evaluation file."""
+    examples: tuple[str, ...]
+    """Where the first rejected records are."""
+    bytes_read: int
+    sha256: str
+    """Of the chunk's bytes."""
+    engine: str
+    """What encoded it."""
+
+
+@dataclass(frozen=True)
+class ShardStep:
+    """A shard that is written, and where the next one begins."""
+
+    shard: ShardContent
+    next_part: int
+    next_document: int
+    """In that part."""
+    sources: tuple[Statistics, ...]
+    """What each source has contributed to all shards so far."""
 
 
 class Journal:
@@ -40,11 +159,14 @@ class Journal:
             remove_partial(self.folder)
             yield
 
-    def plan(self) -> dict[str, Any] | None:
+    def plan(self) -> AnyPlan | None:
         """What the run is to do; None if no run has begun here. Raises UserError if it cannot be read."""
-        return self.entry(_PLAN)
+        # Either tool may find the other's folder; a merge has no tokenizer of its own.
+        content = self._content(_PLAN)
+        is_merge = isinstance(content, dict) and "tokenizer_sha256" not in content
+        return self.entry(_PLAN, MergePlan) if is_merge else self.entry(_PLAN, Plan)
 
-    def begin_or_continue(self, plan: Mapping[str, Any]) -> None:
+    def begin_or_continue(self, plan: AnyPlan) -> None:
         """Continue a run with this very plan; begin it, on an emptied folder, if another plan or none is here."""
         if self.plan() == plan:
             return
@@ -55,22 +177,27 @@ class Journal:
                 path.unlink()
         self.write_entry(_PLAN, plan)
 
-    def entry(self, name: str) -> dict[str, Any] | None:
+    def entry(self, name: str, kind: type[_Entry]) -> _Entry | None:
         """Entry `name`, None if that step is not finished. Raises UserError for a damaged one."""
-        path = self.folder / name
+        content = self._content(name)
         try:
-            return json.loads(path.read_bytes())
+            return None if content is None else from_plain(kind, content)
+        except DamagedRecord as error:
+            raise self._damaged(name, error) from error
+
+    def write_entry(self, name: str, entry: object) -> None:
+        """Finish a step: the files it speaks of must have their names."""
+        # Their names must be on the disk before the entry's: after a power failure it would speak of files not there.
+        sync_folder(self.folder)
+        write_whole(self.folder / name, to_json(entry))
+
+    def _content(self, name: str) -> object:
+        try:
+            return json.loads((self.folder / name).read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UserError(f"{path}: damaged ({error}); remove the folder {self.folder} and run again") from error
+            raise self._damaged(name, error) from error
 
-    def write_entry(self, name: str, content: Mapping[str, Any]) -> None:
-        """Finish a step: the files it speaks of must be in place."""
-        sync_folder(self.folder)
-        write_whole(self.folder / name, to_json(content))
-
-
-def to_json(content: Mapping[str, Any]) -> bytes:
-    """JSON as this package writes it."""
-    return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+    def _damaged(self, name: str, error: ValueError) -> UserError:
+        return UserError(f"{self.folder / name}: damaged ({error}); remove the folder {self.folder} and run again")
