@@ -135,8 +135,8 @@ class PretrainingData:
         data, tokens = self._data, self._train.global_batch_tokens
         is_packed = data.row_format == "packed"
         num_rows = tokens // (data.micro_batch_tokens if is_packed else data.seq_length)
-        # 5% more samples than fill the rows on average: a step of a million tokens seldom varies by more, and a second
-        # look costs no more than the lengths of a quarter more.
+        # 5% more samples than fill the rows on average: in a step of a million tokens, some thousand samples, that is
+        # about four standard deviations of their sum. Too few are noticed below and cost a second look at more.
         count = math.ceil(1.05 * tokens * len(self._index) / self._index.num_tokens) if is_packed else num_rows
         while True:
             draws: Draws = self._order[np.arange(first, first + count)]

@@ -1,8 +1,8 @@
 """Records: frozen dataclasses as JSON, keys in the order of the fields, types checked where they are read.
 
-A field is a str, int or bool, a record, a class with `to_json` and `from_json` of its own, or dict[str, ...] or tuple
-of those. pydantic would need its settings at every class, messages of our own all the same, and a second to load in
-every worker; this is shorter.
+A field is a str, int or bool, a record, a class with `to_json` and `from_json` of its own, or a dict[str, ...] or tuple
+of those. Here instead of pydantic: that would be one more dependency, ask for its settings (strict, no other keys) at
+every class, and for its messages to be rewritten, which is most of what stands below.
 """
 
 import json

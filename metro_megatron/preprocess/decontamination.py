@@ -20,9 +20,8 @@ from metro_megatron.randomness import hash64
 from metro_megatron.text.documents import ChunkReader, ReadOptions, Reject
 from metro_megatron.text.inputs import InputFile, find_inputs, plan_chunks
 
-NGRAM_WORDS = 13
-"""GPT-3's size (arXiv 2005.14165, appendix C)."""
-SHORTEST_TEXT = 8
+NGRAM_WORDS, SHORTEST_TEXT = 13, 8
+"""GPT-3's largest and smallest n-gram (arXiv 2005.14165, appendix C)."""
 
 _BASE = 0xD6E8FEB86659FD93
 """Odd, so that it has an inverse modulo 2**64; else any number without a pattern in its bits."""
@@ -48,7 +47,7 @@ class _Ngrams:
         is_new = np.ones(len(hashes), np.bool_)
         is_new[1:] = (hashes[1:] != hashes[:-1]) | (files[1:] != files[:-1])
         hashes, files = hashes[is_new], files[is_new]
-        # 16 to 32 bits of the table for every hash: 3 to 6 look-ups of 100 go on. At most 64 MB.
+        # 16 to 32 entries for every hash, so that 3 to 6% of unknown n-grams ask for a search; at most 64 MB.
         bits = min(26, max(16, 4 + len(hashes).bit_length()))
         is_used = np.zeros(1 << bits, np.bool_)
         is_used[hashes >> np.uint64(64 - bits)] = True
@@ -170,8 +169,8 @@ def _window_hashes(
     borders = np.flatnonzero(np.diff(begins // _BLOCK, prepend=-1, append=-1))
     for first, last in pairwise(borders.tolist()):
         start = begins[first]
+        # + 1: a zero at the end of a window would add nothing to its polynomial.
         block = values[start : ends[last - 1]].astype(np.uint64) + np.uint64(1)
-        # + 1 above, so that leading zeros count: "\0a" and "a" must differ.
         sums = np.zeros(len(block) + 1, np.uint64)
         np.cumsum(block * _powers(_BASE, len(block)), out=sums[1:])
         begin, end = begins[first:last] - start, ends[first:last] - start

@@ -208,7 +208,7 @@ def publish(journal: Journal, prefix: str) -> Manifest:
     for number in range(len(manifest.shards)):
         working, final = ShardPaths(str(journal.folder / shard_name(number))), paths.shard(number)
         for finished, path in ((working.bin, final.bin), (working.idx, final.idx)):
-            if finished.exists():  # not after an interruption behind it
+            if finished.exists():  # else a call that was interrupted has moved it
                 move_whole(finished, path)
     if manifest.has_pending_duplicates and (journal.folder / "hashes").exists():
         move_whole(journal.folder / "hashes", paths.hashes)

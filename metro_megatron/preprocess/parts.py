@@ -22,7 +22,7 @@ SECTIONS = ("tokens", "units", "documents", "hashes")
 
 _BLOCK_DOCUMENTS = 1 << 16
 _BLOCK_UNITS = 1 << 20
-"""A block ends at whichever comes first, so that it takes some 30 MB, of many short documents or of few long ones."""
+"""A block ends at whichever comes first: memory is bounded for many short documents and for few long ones."""
 
 
 @dataclass(frozen=True)
