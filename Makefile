@@ -1,8 +1,9 @@
 # Every target makes the virtual environment first; see README.md.
-#   PYTHON     the interpreter that makes it
+#   PYTHON     the interpreter that makes it; the newest tested one that is there and can
 #   PIP_FLAGS  options for pip, such as the index of torch's CPU builds
 #   JOBS       how many tests run beside each other
-PYTHON ?= python3.11
+PYTHON ?= $(or $(firstword $(foreach version,3.13 3.12 3.11,$(shell \
+	python$(version) -c "import ensurepip" 2> /dev/null && echo python$(version)))),python3)
 PIP_FLAGS ?=
 JOBS ?= 2
 BIN := .venv/bin

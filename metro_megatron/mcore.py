@@ -1,4 +1,4 @@
-"""The one place that fills megatron-core's configuration classes and touches its private names (0.16)."""
+"""What fills megatron-core's configuration classes (0.16), and its calls that need more than their arguments."""
 
 from __future__ import annotations
 

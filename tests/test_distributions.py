@@ -63,7 +63,7 @@ def test_every_command_of_the_wheel_exists_and_every_command_is_in_it(built: Pat
         f"metro-{name.replace('_', '-')}": f"metro_megatron.commands.{name}:run" for name in commands
     }
     head = message_from_string(metadata)
-    assert head["Requires-Python"] == ">=3.11"
+    assert head["Requires-Python"] == "<3.14,>=3.11"
     assert set(head.get_all("Provides-Extra") or ()) == {"finetune", "demo", "parquet", "ray", "dev"}
 
 

@@ -92,8 +92,8 @@ def _keep_own_step(optimizer: DistributedOptimizer) -> None:
     plain = type(optimizer)._set_main_param_and_optimizer_states
 
     def load(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        group, place = optimizer.model_param_group_index_map[model_param]
-        own = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][place]]
+        group, index = optimizer.model_param_group_index_map[model_param]
+        own = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][index]]
         plain(optimizer, model_param, {**tensors, **({"step": own["step"]} if "step" in own else {})})
 
     optimizer._set_main_param_and_optimizer_states = load

@@ -108,8 +108,8 @@ def exported_terms() -> list[Term]:
 def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
     """One id per row [M] of softmax(logits [M, V]), by inverting its distribution at noise [M] in [0, 1)."""
     cumulated = logits.double().softmax(-1).cumsum(-1)
-    places = torch.searchsorted(cumulated, (noise * cumulated[:, -1])[:, None], right=True)
-    return places.squeeze(-1).clamp(max=logits.size(-1) - 1)
+    ids = torch.searchsorted(cumulated, (noise * cumulated[:, -1])[:, None], right=True)
+    return ids.squeeze(-1).clamp(max=logits.size(-1) - 1)
 
 
 def evaluate(

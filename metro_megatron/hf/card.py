@@ -54,13 +54,13 @@ Texts of at most {max_position_embeddings} tokens, `<s>` and `</s>` included; pa
 """
 
 
-def model_card(model: ModelConfig, facts: Mapping[str, object]) -> str:
+def model_card(model_config: ModelConfig, facts: Mapping[str, object]) -> str:
     """README.md: what it is, how to load it, and `facts` as a table."""
     text = TEXT.format(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        auxiliary_num_layers=model.auxiliary_num_layers,
-        max_position_embeddings=model.max_position_embeddings,
+        num_layers=model_config.num_layers,
+        hidden_size=model_config.hidden_size,
+        auxiliary_num_layers=model_config.auxiliary_num_layers,
+        max_position_embeddings=model_config.max_position_embeddings,
     )
     rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items())
     return HEADER + text + rows

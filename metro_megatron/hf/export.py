@@ -46,25 +46,25 @@ EXPORTED_FILES = (
 """Patterns of all that an export may hold."""
 
 
-def metro_config(model: ModelConfig) -> MetroConfig:
+def metro_config(model_config: ModelConfig) -> MetroConfig:
     """The transformers configuration of a model configuration."""
     return MetroConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_auxiliary_layers=model.auxiliary_num_layers,
-        num_attention_heads=model.num_attention_heads,
-        intermediate_size=model.ffn_hidden_size,
-        max_position_embeddings=model.max_position_embeddings,
-        relative_attention_num_buckets=model.relative_attention_num_buckets,
-        relative_attention_max_distance=model.relative_attention_max_distance,
-        relative_bucket=model.relative_bucket,
-        layer_norm_eps=model.layer_norm_eps,
-        hidden_dropout_prob=model.hidden_dropout,
-        attention_probs_dropout_prob=model.attention_dropout,
-        initializer_range=model.init_method_std,
-        scaled_init_targets=model.scaled_init_targets,
-        relative_bias_init=model.relative_bias_init,
+        vocab_size=model_config.vocab_size,
+        hidden_size=model_config.hidden_size,
+        num_hidden_layers=model_config.num_layers,
+        num_auxiliary_layers=model_config.auxiliary_num_layers,
+        num_attention_heads=model_config.num_attention_heads,
+        intermediate_size=model_config.ffn_hidden_size,
+        max_position_embeddings=model_config.max_position_embeddings,
+        relative_attention_num_buckets=model_config.relative_attention_num_buckets,
+        relative_attention_max_distance=model_config.relative_attention_max_distance,
+        relative_bucket=model_config.relative_bucket,
+        layer_norm_eps=model_config.layer_norm_eps,
+        hidden_dropout_prob=model_config.hidden_dropout,
+        attention_probs_dropout_prob=model_config.attention_dropout,
+        initializer_range=model_config.init_method_std,
+        scaled_init_targets=model_config.scaled_init_targets,
+        relative_bias_init=model_config.relative_bias_init,
         bos_token_id=BOS_ID,
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,

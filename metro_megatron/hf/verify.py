@@ -31,19 +31,19 @@ class Probe(NamedTuple):
     lengths: Tensor
 
 
-def random_probe(model: ModelConfig, seed: int = 1) -> Probe:
+def random_probe(model_config: ModelConfig, seed: int = 1) -> Probe:
     """One row of all positions and one of a third of them, padded; random ids, masked ones replaced at random."""
-    longest = model.max_position_embeddings
+    longest = model_config.max_position_embeddings
     lengths = torch.tensor([longest, max(3, longest // 3)])
     generator = torch.Generator().manual_seed(seed)
 
     def random_ids() -> Tensor:
-        return torch.randint(NUM_SPECIALS, model.vocab_size, (len(lengths), longest), generator=generator)
+        return torch.randint(NUM_SPECIALS, model_config.vocab_size, (len(lengths), longest), generator=generator)
 
-    place = torch.arange(longest)
-    is_content = (place > 0) & (place < lengths[:, None] - 1)
+    position = torch.arange(longest)
+    is_content = (position > 0) & (position < lengths[:, None] - 1)
     is_masked = is_content & (torch.rand(is_content.shape, generator=generator) < MASK_PROBABILITY)
-    specials = torch.where(place == 0, BOS_ID, torch.where(place == lengths[:, None] - 1, EOS_ID, PAD_ID))
+    specials = torch.where(position == 0, BOS_ID, torch.where(position == lengths[:, None] - 1, EOS_ID, PAD_ID))
     tokens = torch.where(is_content, random_ids(), specials)
     return Probe(tokens.masked_fill(is_masked, MASK_ID), torch.where(is_masked, random_ids(), tokens), lengths)
 

@@ -143,8 +143,8 @@ def _draw_schedules(axes: Axes, runs: Sequence[Run]) -> None:
 def smooth(values: Sequence[float], width: int) -> list[float]:
     """Mean over up to `width` values on either side of each one."""
     means = []
-    for place in range(len(values)):
-        window = values[max(0, place - width) : place + width + 1]
+    for index in range(len(values)):
+        window = values[max(0, index - width) : index + width + 1]
         means.append(sum(window) / len(window))
     return means
 

@@ -90,9 +90,10 @@ class Trainer:
                     self._log(report, metrics, update, clock)
                 if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
                     clock.pause(lambda: self._evaluate(report))
+                # All ranks ask in every step: whoever was told alone would save, or end, alone.
                 is_stopping = stop.agreed(self.layout)
                 if self._is_due(self.config.checkpoint.save_interval, is_last) or is_stopping:
-                    clock.pause(lambda: self._save(report))
+                    clock.pause(lambda: self.save(report))
                 if is_stopping:
                     break
         finally:
@@ -112,6 +113,20 @@ class Trainer:
         for batch in data.evaluation_batches(num_samples, batch_size):
             self.step.evaluate(batch, metrics)
         return metrics.reduce()
+
+    def save(self, report: Report | None = None) -> None:
+        """Save the state after the steps done so far. A collective call."""
+        self.homes.fetch_parameters()
+        progress: dict[str, Any] = {
+            "step": self.done,
+            "consumed_samples": self.seen_samples,
+            "seen_tokens": self.seen_tokens,
+            "skipped_steps": self.skipped_steps,
+            "data": self.corpus.fingerprint,
+        }
+        folder = self.checkpoints.save(self.done, progress)
+        if report:
+            report.say(f"saved {folder}")
 
     def close(self) -> None:
         """Leave the process groups."""
@@ -183,19 +198,6 @@ class Trainer:
         figures = self.evaluate()
         if report:
             report.validation(self.done, figures)
-
-    def _save(self, report: Report | None) -> None:
-        self.homes.fetch_parameters()
-        progress: dict[str, Any] = {
-            "step": self.done,
-            "consumed_samples": self.seen_samples,
-            "seen_tokens": self.seen_tokens,
-            "skipped_steps": self.skipped_steps,
-            "data": self.corpus.fingerprint,
-        }
-        folder = self.checkpoints.save(self.done, progress)
-        if report:
-            report.say(f"saved {folder}")
 
 
 class _Clock:

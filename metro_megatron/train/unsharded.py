@@ -64,12 +64,12 @@ def _rows(said: Tensor | Decoding, tokens: Tensor, vocab_size: int) -> Tensor:
 def _every_position(tokens: Tensor, lengths: Tensor) -> MicroBatch:
     """A padded micro batch whose heads look at every position."""
     rows, length = tokens.shape
-    places = torch.arange(length).expand(rows, length)
+    positions = torch.arange(length).expand(rows, length)
     return MicroBatch(
         tokens=tokens,
         masked_tokens=tokens,
-        position_ids=places,
-        is_real=places < lengths[:, None],
+        position_ids=positions,
+        is_real=positions < lengths[:, None],
         masked_index=torch.arange(rows * length),
         noise_keys=torch.zeros(rows * length, 2, dtype=torch.int32),
         sample_lengths=lengths.int(),

@@ -18,9 +18,9 @@ from tools.bench.bench_fused import main
 from tools.bench.clock import Ceilings, Clock, Timing
 from tools.bench.contestants import CONTESTANTS, Prepared, Unavailable
 from tools.bench.figures import attention_work, layer_norm_work, linear_cross_entropy_work, softmax_dropout_work
-from tools.bench.fused_rows import Session, Task, figures, tasks
+from tools.bench.fused_rows import OperatorBench, OperatorRow, figures, tasks
 from tools.bench.isolation import Worker, WorkerFailed
-from tools.bench.operators import OPERATORS, cases, errors, wrong
+from tools.bench.operators import MEASURED, cases, errors, wrong
 from tools.bench.plot_bench import Options as PlotOptions
 from tools.bench.plot_bench import main as plot
 from tools.bench.targets import judge
@@ -49,16 +49,16 @@ def test_work_is_that_of_the_roofline_table() -> None:
 
 def test_the_presets_shapes() -> None:
     found = [case for case in cases() if case.preset in operators.SIZES]
-    assert len(found) == 4 * len(OPERATORS) and all(sum(case.lengths) == 16_384 for case in cases())
+    assert len(found) == 4 * len(MEASURED) and all(sum(case.lengths) == 16_384 for case in cases())
     assert {(case.hidden, case.heads * case.head_dim) for case in found} == {(h, h) for h in (768, 1024, 1536, 2560)}
     others = [case for case in cases() if case not in found]
     assert [case.head_dim for case in others] == [32, 128, 64] and not others[-1].is_uniform
-    names = [task.contestant for task in tasks(list(OPERATORS), ["eager", "compile", "flex_table"], False)]
+    names = [task.contestant for task in tasks(list(MEASURED), ["eager", "compile", "flex_table"], False)]
     assert names == sorted(names, key=["ours", "eager", "compile", "flex_table"].index) or names[0] == "ours"
     assert names.count("ours") == len(cases()) and names.count("flex_table") == 1
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", MEASURED)
 def test_the_check_passes_for_kernels_and_tells_what_is_wrong(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         assert wrong(errors(trial(operator), torch.device("cuda"))) == []
@@ -66,13 +66,13 @@ def test_the_check_passes_for_kernels_and_tells_what_is_wrong(operator: str, mon
         with interpreted():
             found = errors(trial(operator), CPU)
         assert wrong(found) == [] and found["value"] > 0.0
-    right = OPERATORS[operator]
+    right = MEASURED[operator]
 
     def slightly_wrong(t, dropout):
         value, *ids = right.call(t, dropout)
         return (value * (1.1 if value.dtype != torch.float64 else 1.0), *ids)
 
-    monkeypatch.setitem(OPERATORS, operator, right._replace(call=slightly_wrong))
+    monkeypatch.setitem(MEASURED, operator, right._replace(call=slightly_wrong))
     found = errors(trial(operator), CPU)
     assert found["value"] == pytest.approx(0.1, abs=0.005) and any("value" in text for text in wrong(found))
     assert wrong({"value": float("nan"), "gradient of x": 0.01, "ids 0": 0.2}) == ["value nan", "ids 0 0.2"]
@@ -80,7 +80,7 @@ def test_the_check_passes_for_kernels_and_tells_what_is_wrong(operator: str, mon
 
 def run(name: str, case: operators.Case, needs_grad: bool = True) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Value and gradients without dropout, samples of attention as packed rows."""
-    inputs = OPERATORS[case.operator].inputs(case, CPU)
+    inputs = MEASURED[case.operator].inputs(case, CPU)
     prepared = CONTESTANTS[case.operator][name](case, inputs, 0.0)
     for leaf in prepared.leaves:
         leaf.requires_grad_(needs_grad)
@@ -173,17 +173,17 @@ def test_failures_are_rows_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None
         x = t["x"].requires_grad_()
         return Prepared(lambda: (x.detach(),), [x])
 
-    session = Session(CPU)
+    session = OperatorBench(CPU)
     names = {"breaks": breaks, "absent": absent, "breaks_later": breaks_later}
     monkeypatch.setitem(CONTESTANTS, "layer_norm", {**CONTESTANTS["layer_norm"], **names})
-    rows = {name: session.row(Task(trial("layer_norm"), name, 0.0)) for name in names}
+    rows = {name: session.row(OperatorRow(trial("layer_norm"), name, 0.0)) for name in names}
     assert rows["breaks"]["status"] == "failed: RuntimeError: no kernel image"
     assert rows["absent"]["status"] == "unavailable: not installed"
     assert rows["breaks_later"]["status"].startswith("failed: RuntimeError: element 0 of tensors")
     assert not any(row["is_device_lost"] for row in rows.values())
 
     monkeypatch.setattr(fused_rows, "errors", lambda case, device: {"value": 0.3})
-    row = session.row(Task(trial("layer_norm"), "ours", 0.0))
+    row = session.row(OperatorRow(trial("layer_norm"), "ours", 0.0))
     assert row["status"] == "ok" and row["check"] == "wrong: value 0.3" and row["forward_ms"] > 0
 
 
@@ -263,7 +263,7 @@ def test_a_trial_writes_rows_provenance_targets_and_a_picture(
     assert run["copy_gb_per_s"] > 0 and run["matrix_tflops"] > 0 and len(run["targets"]) == 15
     with prefix.with_name("fused.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(run["rows"]) == len(tasks(list(OPERATORS), ["eager", "sdpa", "flex"], True))
+    assert len(rows) == len(run["rows"]) == len(tasks(list(MEASURED), ["eager", "sdpa", "flex"], True))
     assert all(row["torch"] == torch.__version__ and row["commit"] for row in rows)
     ours = [row for row in rows if row["contestant"] == "ours"]
     assert all(row["status"] == row["check"] == "ok" and float(row["both_ms"]) > 0 for row in ours)
@@ -292,7 +292,7 @@ def test_mistakes_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_it_needs_torch_triton_and_numpy_only() -> None:
-    allowed = {"torch", "triton", "numpy", "fused", "metro_megatron", *__import__("sys").stdlib_module_names}
+    allowed = {"torch", "triton", "numpy", "fused", "metro_megatron", "tools", *__import__("sys").stdlib_module_names}
     seen: set[str] = set()
     assert {name.split(".")[0] for name in loaded_modules("tools.bench.bench_fused", seen)} <= allowed
     assert {"tools.bench.operators", "tools.bench.contestants", "fused.attention"} <= seen

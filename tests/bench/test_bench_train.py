@@ -24,8 +24,8 @@ from tools.bench.synthetic_shards import write_synthetic_dataset
 from tools.bench.training import (
     CHOICES,
     Plan,
-    Session,
-    Task,
+    StepBench,
+    StepRow,
     add_gains,
     bench_config,
     layout_config,
@@ -116,7 +116,7 @@ def test_synthetic_documents_are_a_real_dataset(tmp_path: Path) -> None:
 
 
 def test_a_row_that_fails_says_why_and_what_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session.__new__(Session)
+    session = StepBench.__new__(StepBench)
     session.plan, session.device, session._trainer = Plan(), torch.device("cpu"), None
 
     def fail(layout: str) -> None:
@@ -124,12 +124,12 @@ def test_a_row_that_fails_says_why_and_what_to_try(monkeypatch: pytest.MonkeyPat
 
     errors = [RuntimeError("two\nlines"), torch.OutOfMemoryError("CUDA out of memory")]
     monkeypatch.setattr(session, "_get_trainer", fail)
-    assert "try --parallel.recompute full" in session.row(Task("packed"))["status"]
-    assert session.row(Task("packed", "none"))["status"] == "failed: RuntimeError: two lines"
+    assert "try --parallel.recompute full" in session.row(StepRow("packed"))["status"]
+    assert session.row(StepRow("packed", "none"))["status"] == "failed: RuntimeError: two lines"
     session.plan = Plan(processes=2)
     errors.append(RuntimeError("alone"))
     with pytest.raises(RuntimeError, match="alone"):  # the other rank must not wait
-        session.row(Task("packed"))
+        session.row(StepRow("packed"))
 
 
 def test_runs_are_appended(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def straight_run(config: Config) -> Record:
     trainer = start(config)
     figures, norms = run_steps(trainer, 0, HALF)
     trainer.done = HALF
-    trainer._save(None)
+    trainer.save(None)
     more_figures, more_norms = run_steps(trainer, HALF, STEPS)
     trainer.homes.fetch_parameters()
     record = Record(figures + more_figures, norms + more_norms, whole_weights(trainer))
@@ -62,7 +62,7 @@ def resumed_run(config: Config, copy: Path | None = None) -> Record:
     assert trainer.done == HALF
     if copy:
         trainer.checkpoints.run = copy
-        trainer._save(None)
+        trainer.save(None)
     figures, norms = run_steps(trainer, HALF, STEPS)
     trainer.homes.fetch_parameters()
     record = Record(figures, norms, whole_weights(trainer))
@@ -189,7 +189,7 @@ def save_many(config: Config) -> list[str]:
     for step in range(1, 6):
         run_steps(trainer, step - 1, step)
         trainer.done = step
-        trainer._save(None)
+        trainer.save(None)
     problems = []
     real_usage, real_save = shutil.disk_usage, dist_checkpointing.save
 
@@ -205,7 +205,7 @@ def save_many(config: Config) -> list[str]:
         dist_checkpointing.save = patch.get("save", real_save)
         trainer.done = 6
         try:
-            trainer._save(None)
+            trainer.save(None)
         except UserError as error:
             problems.append("\n".join(error.problems))
     shutil.disk_usage, dist_checkpointing.save = real_usage, real_save

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from tools.demo.texts import Sentence, split_texts, write_texts
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+# The flags are those of a make that runs the tests.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "MAKEFLAGS": ""}
 TINY = """
 model:
   vocab_size: 400
@@ -66,6 +68,7 @@ class Demo:
 
     def __init__(self, folder: Path):
         self.folder, self.run, self.config = folder, folder / "run", folder / "tiny.yaml"
+        self.processes: list[subprocess.Popen[str]] = []
         self.config.write_text(TINY)
         (folder / "bin").mkdir()
         for name in ("python", "torchrun"):
@@ -74,15 +77,19 @@ class Demo:
 
     def start(self, programs: Path, *options: str) -> subprocess.Popen[str]:
         settings = (f"OUTPUT={self.run}", f"CONFIG={self.config}", f"BIN={programs}")
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["make", "-j2", "-f", "tools/demo/demo.mk", *settings, *options],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Tests that run in the background of a shell would hand on that SIGINT is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        self.processes.append(process)
+        return process
 
     def make(self, code: int = 0) -> list[str]:
         """The scripts that one call of make runs."""
@@ -104,15 +111,20 @@ class Demo:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Demo:
-    return Demo(tmp_path)
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    demo = Demo(tmp_path)
+    yield demo
+    for process in demo.processes:
+        if process.poll() is None:  # a test has failed
+            os.killpg(process.pid, signal.SIGTERM)
+            process.communicate(timeout=120)
 
 
 def wait_for(is_so: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not is_so() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert is_so(), process.communicate() if process.poll() is not None else "not in time"
+    assert is_so(), process.communicate() if process.poll() is not None else f"not within {seconds} s"
 
 
 def test_stages_run_in_order_and_once(demo):
@@ -171,7 +183,7 @@ def test_two_at_a_time(demo):
 def test_tools_accept_the_commands(preset, gpus_and_cores, processes, tmp_path):
     settings = (f"PRESET={preset}", f"GPUS_AND_CORES={gpus_and_cores}", f"OUTPUT={tmp_path}", f"BIN={BIN}")
     command = ["make", "-n", "-f", "tools/demo/demo.mk", *settings]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
     commands = [shlex.split(line) for line in printed.replace("\\\n", "").splitlines() if str(BIN) in line]
     assert len(commands) == len(FIRST) + len(LATER)
     for words in commands:

@@ -17,7 +17,7 @@ from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 from tools.bench.clock import Ceilings
 from tools.bench.contestants import CONTESTANTS
-from tools.bench.fused_rows import COLUMNS, NOT_RUN, OK, Session, Task, tasks
+from tools.bench.fused_rows import COLUMNS, NOT_RUN, OK, OperatorBench, OperatorRow, tasks
 from tools.bench.isolation import Handler, Worker, WorkerFailed
 from tools.bench.provenance import provenance
 from tools.bench.results import Results, Row, table
@@ -99,7 +99,7 @@ def main(options: Options) -> int:
 
 def _start(device: str) -> Handler:
     """In the process that measures. The first question, None, asks for the ceilings."""
-    session = Session(torch.device(device))
+    session = OperatorBench(torch.device(device))
     return lambda task: session.ceilings if task is None else session.row(task)
 
 
@@ -107,7 +107,7 @@ def _ceilings(worker: Worker) -> Ceilings:
     return worker.ask(None, START_LIMIT_S)
 
 
-def _run(todo: Sequence[Task], worker: Worker, results: Results, deadline: float) -> None:
+def _run(todo: Sequence[OperatorRow], worker: Worker, results: Results, deadline: float) -> None:
     """A row for every task: measured, failed, or not run because the time was up."""
     for number, task in enumerate(todo):
         left = deadline - time.monotonic()
@@ -115,13 +115,13 @@ def _run(todo: Sequence[Task], worker: Worker, results: Results, deadline: float
         if left <= 0:
             row: Row = {**task.head(), "status": f"{NOT_RUN}: the time was up (--budget_s)"}
         else:
-            row = _row(Task(task.case, task.contestant, seconds), worker, max(20.0, min(ROW_LIMIT_S, left)))
+            row = _row(OperatorRow(task.case, task.contestant, seconds), worker, max(20.0, min(ROW_LIMIT_S, left)))
         results.add(row)
         shown = [str(row[name]) for name in ("operator", "size", "contestant", "status")]
         print(f"[{number + 1}/{len(todo)}, {left:.0f} s left]", " | ".join(shown), row.get("check", ""), flush=True)
 
 
-def _row(task: Task, worker: Worker, limit_s: float) -> Row:
+def _row(task: OperatorRow, worker: Worker, limit_s: float) -> Row:
     try:
         _ceilings(worker)  # a process that was lost starts again here
         row = worker.ask(task, limit_s)

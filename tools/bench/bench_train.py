@@ -26,7 +26,17 @@ from tools.bench.figures import state_bytes
 from tools.bench.isolation import Worker, WorkerFailed
 from tools.bench.provenance import provenance
 from tools.bench.results import Results, Row, table
-from tools.bench.training import CHOICES, FUSED, TIME_UP, Plan, Session, Task, add_gains, bench_config, prepare_data
+from tools.bench.training import (
+    CHOICES,
+    FUSED,
+    TIME_UP,
+    Plan,
+    StepBench,
+    StepRow,
+    add_gains,
+    bench_config,
+    prepare_data,
+)
 
 OUTPUT = "docs/benchmarks/train"
 START_LIMIT_S, ROW_GRACE_S = 180.0, 60.0
@@ -104,7 +114,7 @@ def _run(
         worker = Worker(_start, config, plan, device, changes)
         ask, end = _ask_worker(worker), worker.close
     else:
-        session = Session(config, plan, device, changes)
+        session = StepBench(config, plan, device, changes)
         ask, end = (lambda task, seconds: session.answer(task)), session.leave
     try:
         ceilings = ask(None, START_LIMIT_S)
@@ -138,15 +148,15 @@ def _run(
     return int(any(row["status"] not in ("ok", TIME_UP) for row in results.rows))
 
 
-def _start(config: Config, plan: Plan, device: str, changes: list[str]) -> Callable[[Task | None], Any]:
-    return Session(config, plan, device, changes).answer
+def _start(config: Config, plan: Plan, device: str, changes: list[str]) -> Callable[[StepRow | None], Any]:
+    return StepBench(config, plan, device, changes).answer
 
 
-Ask = Callable[[Task | None, float], Any]
+Ask = Callable[[StepRow | None, float], Any]
 
 
 def _ask_worker(worker: Worker) -> Ask:
-    def ask(task: Task | None, seconds: float) -> Any:
+    def ask(task: StepRow | None, seconds: float) -> Any:
         if task is not None:
             worker.ask(None, START_LIMIT_S)  # a process that was lost starts again here
         return worker.ask(task, seconds)
@@ -154,19 +164,19 @@ def _ask_worker(worker: Worker) -> Ask:
     return ask
 
 
-def _tasks(options: Options) -> list[Task]:
+def _tasks(options: Options) -> list[StepRow]:
     choices = CHOICES if options.table5 else (FUSED,)
-    tasks = [Task(layout, fused) for layout in options.layouts for fused in choices]
+    tasks = [StepRow(layout, fused) for layout in options.layouts for fused in choices]
     traced = next(number for number, task in enumerate(tasks) if task.fused == FUSED)
-    tasks[traced] = Task(tasks[traced].layout, FUSED, trace=options.profile)
+    tasks[traced] = StepRow(tasks[traced].layout, FUSED, trace=options.profile)
     return tasks
 
 
-def _row(task: Task, ask: Ask, left_s: float, is_alone: bool) -> Row:
+def _row(task: StepRow, ask: Ask, left_s: float, is_alone: bool) -> Row:
     if is_alone and left_s <= 0:
         return {"layout": task.layout, "fused": task.fused, "status": TIME_UP}
     try:
-        return ask(Task(task.layout, task.fused, left_s, task.trace), left_s + ROW_GRACE_S)
+        return ask(StepRow(task.layout, task.fused, left_s, task.trace), left_s + ROW_GRACE_S)
     except WorkerFailed as error:
         return {"layout": task.layout, "fused": task.fused, "status": f"failed: {error}"}
 

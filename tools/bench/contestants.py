@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fused.attention import CompactBias
-from tools.bench.operators import EPSILON, OPERATORS, Case, Tensors
+from tools.bench.operators import EPSILON, MEASURED, Case, Tensors
 
 
 class Unavailable(Exception):
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
 
 def ours(case: Case, t: Tensors, dropout: float) -> Prepared:
     """The fused operator."""
-    operator = OPERATORS[case.operator]
+    operator = MEASURED[case.operator]
     leaves = {name: t[name].detach().requires_grad_() for name in operator.leaves}
     inputs = {**t, **leaves}
     return Prepared(lambda: operator.call(inputs, dropout), list(leaves.values()))
@@ -45,7 +45,7 @@ def _autocast(t: Tensor) -> Any:
 
 
 def _eager_layer_norm(case: Case, t: Tensors, dropout: float) -> Prepared:
-    leaves = _leaves(*(t[name] for name in OPERATORS["layer_norm"].leaves))
+    leaves = _leaves(*(t[name] for name in MEASURED["layer_norm"].leaves))
 
     def run() -> tuple[Tensor]:
         x, residual, weight, bias, x_bias = leaves
@@ -58,7 +58,7 @@ def _eager_layer_norm(case: Case, t: Tensors, dropout: float) -> Prepared:
 
 def _liger_layer_norm(case: Case, t: Tensors, dropout: float) -> Prepared:
     liger_layer_norm = _liger("liger_layer_norm")
-    leaves = _leaves(*(t[name] for name in OPERATORS["layer_norm"].leaves))
+    leaves = _leaves(*(t[name] for name in MEASURED["layer_norm"].leaves))
 
     def run() -> tuple[Tensor]:
         x, residual, weight, bias, x_bias = leaves

@@ -10,7 +10,7 @@ from fused.dispatch import OPERATOR_NAMES
 from tools.bench.clock import Ceilings, Clock, measure_ceilings
 from tools.bench.contestants import COMPILED, CONTESTANTS, Prepared, Unavailable
 from tools.bench.figures import Work
-from tools.bench.operators import DROPOUT, OPERATORS, Case, cases, errors, wrong
+from tools.bench.operators import DROPOUT, MEASURED, Case, cases, errors, wrong
 from tools.bench.results import Row
 
 COLUMNS = (
@@ -24,7 +24,7 @@ PHASES = ("forward", "backward", "both")
 
 
 @dataclass(frozen=True)
-class Task:
+class OperatorRow:
     """What a row measures."""
 
     case: Case
@@ -34,7 +34,7 @@ class Task:
 
     def head(self) -> Row:
         """The columns that are known before."""
-        case, work = self.case, OPERATORS[self.case.operator].work(self.case)
+        case, work = self.case, MEASURED[self.case.operator].work(self.case)
         return {
             "operator": case.operator,
             "preset": case.preset,
@@ -50,7 +50,7 @@ class Task:
         }
 
 
-def tasks(operators: Sequence[str], against: Sequence[str], is_trial: bool) -> list[Task]:
+def tasks(operators: Sequence[str], against: Sequence[str], is_trial: bool) -> list[OperatorRow]:
     """Ours at all sizes, then what starts quickly, then what compiles first: what matters most comes first.
 
     Raises ValueError for names that do not exist.
@@ -63,7 +63,7 @@ def tasks(operators: Sequence[str], against: Sequence[str], is_trial: bool) -> l
         if unknown := set(given) - possible:
             raise ValueError(f"{name}: {', '.join(sorted(unknown))}; it can be {', '.join(sorted(possible))}")
     found = [
-        Task(case, contestant)
+        OperatorRow(case, contestant)
         for case in cases(is_trial)
         if case.operator in operators
         for contestant in CONTESTANTS[case.operator]
@@ -73,7 +73,7 @@ def tasks(operators: Sequence[str], against: Sequence[str], is_trial: bool) -> l
     return sorted(found, key=lambda task: (task.contestant != "ours", task.contestant in COMPILED))
 
 
-class Session:
+class OperatorBench:
     """Measures rows on one device; its ceilings are measured when it begins."""
 
     def __init__(self, device: torch.device):
@@ -82,7 +82,7 @@ class Session:
         self.clock = Clock(device, least=3, most=3) if is_trial else Clock(device)
         self.ceilings = measure_ceilings(self.clock)
 
-    def row(self, task: Task) -> Row:
+    def row(self, task: OperatorRow) -> Row:
         """The row of a task. What goes wrong becomes its status, or its check where values are wrong."""
         row: Row = {**task.head(), "status": OK}
         try:
@@ -104,8 +104,8 @@ class Session:
         numbers = [error for name, error in found.items() if not name.startswith("ids")]
         return {"check": f"wrong: {', '.join(bad)}" if bad else OK, "largest_error": max(numbers)}
 
-    def _measure(self, task: Task) -> Row:
-        case, operator = task.case, OPERATORS[task.case.operator]
+    def _measure(self, task: OperatorRow) -> Row:
+        case, operator = task.case, MEASURED[task.case.operator]
         inputs = operator.inputs(case, self.device)
         prepared = CONTESTANTS[case.operator][task.contestant](case, inputs, DROPOUT)
         first = prepared.function()[0]

@@ -82,13 +82,13 @@ def cases(is_trial: bool = False) -> list[Case]:
     The presets come in the order of their weight in a report: base, the largest, the others.
     """
     if is_trial:
-        trial = [Case(name, "trial", 64, 2, 32, (24, 24), 16, 300) for name in OPERATORS]
+        trial = [Case(name, "trial", 64, 2, 32, (24, 24), 16, 300) for name in MEASURED]
         return [*trial, replace(trial[2], preset="trial mixed", lengths=(24, 3, 20))]
     rows = (SAMPLE_TOKENS,) * (ROW_TOKENS // SAMPLE_TOKENS)
     found = []
     for preset in ("base", "xxl", "large", "xl"):
         hidden, heads = SIZES[preset]
-        found += [Case(name, preset, hidden, heads, HEAD_DIM, rows, MASKED, VOCABULARY) for name in OPERATORS]
+        found += [Case(name, preset, hidden, heads, HEAD_DIM, rows, MASKED, VOCABULARY) for name in MEASURED]
     base = next(case for case in found if case.operator == "attention")
     found += [replace(base, preset=f"base, heads of {head_dim}", head_dim=head_dim) for head_dim in (32, 128)]
     return [*found, replace(base, preset="base, mixed", lengths=mixed_lengths())]
@@ -198,7 +198,7 @@ def _head(t: Tensors, dropout: float) -> tuple[Tensor, ...]:
     return found.loss, found.predicted, found.sampled
 
 
-OPERATORS = {
+MEASURED = {
     "layer_norm": Operator(
         _layer_norm_inputs,
         ("x", "residual", "weight", "bias", "x_bias"),
@@ -231,7 +231,7 @@ def errors(case: Case, device: torch.device, dropout: float = DROPOUT) -> dict[s
 
     |got - wanted| / |wanted| by name of output or input; for ids the share that differs.
     """
-    operator = OPERATORS[case.operator]
+    operator = MEASURED[case.operator]
     inputs = operator.inputs(case.small(), device)
     wide = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
     got, wanted = (_values(operator, one, dropout) for one in (inputs, wide))

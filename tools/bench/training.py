@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Task:
+class StepRow:
     """What a row measures."""
 
     layout: RowFormat
@@ -117,7 +117,7 @@ class _Totals:
     squares: float = 0.0
 
 
-class Session:
+class StepBench:
     """Measures rows in this process, or as one rank of several. A trainer is kept while the layout stays."""
 
     def __init__(self, config: Config, plan: Plan, device: str, changes: list[str]):
@@ -136,11 +136,11 @@ class Session:
         self.ceilings = measure_ceilings(clock, dtype)
         self._trainer: Trainer | None = None
 
-    def answer(self, task: Task | None) -> Any:
+    def answer(self, task: StepRow | None) -> Any:
         """The ceilings for None, else the task's row."""
         return self.ceilings if task is None else self.row(task)
 
-    def row(self, task: Task) -> Row:
+    def row(self, task: StepRow) -> Row:
         """Figures of a layout and a choice of operators; what goes wrong becomes the row's status.
 
         A session that failed is not asked again: its memory, or its device, may be lost.
@@ -182,7 +182,7 @@ class Session:
             self._trainer = Trainer(config, Corpus.open(config), self.device)
         return self._trainer
 
-    def _measure(self, trainer: Trainer, task: Task) -> Row:
+    def _measure(self, trainer: Trainer, task: StepRow) -> Row:
         from metro_megatron.train.metrics import MetricSums
 
         plan, metrics = self.plan, MetricSums(trainer.layout)

@@ -1,0 +1,76 @@
+"""Views of a micro batch by hand: samples put in, and two of them beside each other."""
+
+import pytest
+import torch
+
+from metro_megatron.data.batch import MicroBatch
+from metro_megatron.data.views import View, corrupt, side_by_side
+
+PACKED = MicroBatch(
+    tokens=torch.tensor([[0, 10, 11, 2, 0, 12, 2, 1]]),
+    masked_tokens=torch.tensor([[0, 4, 11, 2, 0, 4, 2, 1]]),
+    position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0]]),
+    is_real=torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0]]).bool(),
+    masked_index=torch.tensor([1, 5]),
+    noise_keys=torch.zeros(2, 2, dtype=torch.int32),
+    sample_lengths=torch.tensor([4, 3], dtype=torch.int32),
+    sample_ids=torch.tensor([7, 8]),
+    is_packed=True,
+    max_seqlen=4,
+)
+PADDED = MicroBatch(
+    tokens=torch.tensor([[0, 10, 11, 2], [0, 12, 2, 1]]),
+    masked_tokens=torch.tensor([[0, 4, 11, 2], [0, 4, 2, 1]]),
+    position_ids=torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]]),
+    is_real=torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool(),
+    masked_index=torch.tensor([2, 3]),  # position 1 of rows 0 and 1
+    noise_keys=torch.zeros(2, 2, dtype=torch.int32),
+    sample_lengths=torch.tensor([4, 3], dtype=torch.int32),
+    sample_ids=torch.tensor([7, 8]),
+    is_packed=False,
+    max_seqlen=4,
+)
+
+
+@pytest.mark.parametrize("micro_batch", [PACKED, PADDED], ids=["packed", "padded"])
+def test_samples_stand_at_the_masks_and_nowhere_else(micro_batch: MicroBatch) -> None:
+    view = corrupt(micro_batch, torch.tensor([10, 99]))
+    assert torch.equal(view.tokens, micro_batch.tokens.where(micro_batch.tokens != 12, 99))
+    assert view.is_replaced.sum() == 1, "a sample that is the original id is an original"
+    assert view.tokens.t().flatten()[view.first_index].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("micro_batch", [PACKED, PADDED], ids=["packed", "padded"])
+def test_a_second_view_follows_the_first_and_counts_for_no_other_loss(micro_batch: MicroBatch) -> None:
+    first = corrupt(micro_batch, torch.tensor([90, 91]))
+    both = side_by_side(first, View(micro_batch.tokens, micro_batch))
+    joined = both.micro_batch
+    assert both.tokens.numel() == 2 * micro_batch.tokens.numel()
+    assert joined.sample_lengths.tolist() == [4, 3, 4, 3] and joined.sample_ids.tolist() == [7, 8, -9, -10]
+    flat, originals = both.tokens.t().flatten(), joined.tokens.t().flatten()
+    assert flat[joined.masked_index].tolist() == [90, 91] and originals[joined.masked_index].tolist() == [10, 12]
+    assert joined.is_real.sum() == micro_batch.is_real.sum() == 7
+    assert both.is_replaced.sum() == 2 and not (both.is_replaced & ~joined.is_real).any()
+    assert flat[both.first_index].tolist() == [0] * 4 and len(both.first_index) == 4
+    if micro_batch.is_packed:
+        assert both.tokens.tolist() == [[0, 90, 11, 2, 0, 91, 2, 0, 10, 11, 2, 0, 12, 2, 1, 1]]
+        assert joined.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 0, 0]]
+        assert joined.cu_seqlens.tolist() == [0, 4, 7, 11, 14]
+    else:
+        assert both.tokens.tolist() == [[0, 90, 11, 2], [0, 91, 2, 1], [0, 10, 11, 2], [0, 12, 2, 1]]
+
+
+def test_rows_without_a_sample_have_no_first_token() -> None:
+    empty = MicroBatch(
+        *(torch.full((1, 4), value) for value in (1, 1, 0)),
+        is_real=torch.zeros(1, 4, dtype=torch.bool),
+        masked_index=torch.empty(0, dtype=torch.int64),
+        noise_keys=torch.empty(0, 2, dtype=torch.int32),
+        sample_lengths=torch.tensor([0], dtype=torch.int32),
+        sample_ids=torch.tensor([-1]),
+        is_packed=True,
+        max_seqlen=0,
+    )
+    view = corrupt(empty, torch.empty(0, dtype=torch.int64))
+    both = side_by_side(view, view)
+    assert len(view.first_index) == len(both.first_index) == 0 and both.tokens.tolist() == [[1] * 8]

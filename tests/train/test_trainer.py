@@ -1,0 +1,78 @@
+"""The loop: what is logged and saved when, and what ends a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
+from metro_megatron.train import trainer as module
+from metro_megatron.train.trainer import MAX_SKIPPED
+from tests.distributed import run_ranks
+from tests.parity.small_run import small_config, start
+
+
+def run(config: Config, skip: bool = False, stop_after: int = 0) -> tuple[list[dict[str, Any]], list[str]]:
+    """Lines of metrics.jsonl, and of what the run said; steps can be skipped, or SIGTERM come in one of them."""
+    said: list[str] = []
+    with patch.object(module, "copy_tokenizer"), patch.object(module.Report, "say", lambda _, line: said.append(line)):
+        trainer = start(config)
+        trainer.restore()
+        train = trainer.step.train
+
+        def spoiled(batch: Any, metrics: Any) -> Any:
+            update = train(batch, metrics)
+            if batch.step + 1 == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return replace(update, is_skipped=True) if skip else update
+
+        trainer.step.train = spoiled  # type: ignore[method-assign]
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+    lines = (Path(config.train.output) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], said
+
+
+def config_for(folder: Path, **train: Any) -> Config:
+    return small_config(train={"output": str(folder), "train_steps": 5, "log_interval": 2, **train})
+
+
+def test_lines_come_when_they_are_due_and_the_loss_is_the_weighted_sum(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    ((lines, said),) = run_ranks(run, 1, config)
+    assert [line["step"] for line in lines] == [2, 4, 5], "every second step, and the last"
+    assert [line["consumed_samples"] for line in lines] == [48, 96, 120]
+    for line in lines:
+        weighted = line["aux_loss"] + 50 * line["rtd_loss"] + line["clm_loss"]
+        assert line["loss"] == pytest.approx(weighted, rel=1e-12)
+    shown = next(one for one in said if one.startswith("step 2/5"))
+    assert f"aux {lines[0]['aux_loss']:.4f} rtd {lines[0]['rtd_loss']:.4f} clm" in shown
+    assert f"replaced {lines[0]['replace_rate']:.3f} found {lines[0]['replace_accuracy']:.3f} | grad norm" in shown
+    assert tracked_step(tmp_path) == 5 and said[-1].startswith("saved")
+
+
+def test_sigterm_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    ((_, said),) = run_ranks(run, 1, config, False, 3)
+    assert tracked_step(tmp_path) == 3 and said[-1].startswith("saved")
+    ((lines, said),) = run_ranks(run, 1, config)
+    assert [line["step"] for line in lines] == [2, 4, 5] and tracked_step(tmp_path) == 5
+    assert any("after step 3" in one for one in said)
+
+
+def test_a_run_whose_steps_are_all_skipped_ends_with_a_remedy(tmp_path: Path) -> None:
+    config = config_for(tmp_path, train_steps=MAX_SKIPPED + 1, global_batch_size=1)
+    with pytest.raises(Exception, match="50 steps in a row had gradients that are not finite") as caught:
+        run_ranks(run, 1, config, True)
+    assert "optimizer.lr" in str(caught.value) and UserError.__name__ in str(caught.value)
