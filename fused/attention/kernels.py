@@ -65,13 +65,12 @@ def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_
     if Distances is not None:
         # The bias is read by distance out of a table of at most 2 L - 1 numbers a head, which caches hold; distances
         # beyond its ends read the ends. No mask: the clamped index is always inside. In a loop of 2 stages the compiler
-        # fetches it ahead like the keys, through 4 ROWS COLS bytes of shared memory a stage: most of what
-        # forward_kernel asks for.
+        # fetches it ahead like the keys, through 4 ROWS COLS bytes of shared memory a stage, most of forward_kernel's.
         reach = width // 2
         distance = tl.minimum(tl.maximum(cols - rows, -reach), reach) + reach
         bias = tl.load(Distances + head * width + distance)
         if Cls is not None:
-            # [CLS]: its column first, then its row, which has the corner.
+            # The column of [CLS] first, then its row, which has the corner.
             bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1), bias)
             bias = tl.where(rows == 0, tl.load(Cls + head * 2), bias)
         scores += bias
@@ -88,7 +87,7 @@ def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_
 def forward_kernel(
     Q, K_, V,  # [T, N, K], strides below, K contiguous: slices of one projection's [T, N, 3, K] need no copy
     Distances, Cls,  # [N, width], [N, 2] FP32 in units of log(2): the bias by distance, and of [CLS]'s row and column;
-    # Cls None where position 0 is like all others, both None without a bias
+    # Cls is None where position 0 is like all others, both are None without a bias
     Term,  # [N, term_len, term_len], natural units, or None
     Begin, Length,  # [n] int64, [n] int32: first token and number of tokens of each sample
     Seed, Keys,  # [1], [n] int64, or None without dropout
@@ -154,7 +153,7 @@ def query_kernel(
     Delta,  # [T, N] FP32, written for the kernels after this one
     GradQ,  # [T, N, K], written
     Diagonals,  # [n, parts, N, slots] FP32, zero where nothing is written: for the gradient of Distances, or None
-    ClsSums,  # [n, L / ROWS, N, 2] FP32, likewise: for that of Cls
+    ClsSums,  # [n, L / ROWS, N, 2] FP32, likewise: for that of Cls, or None
     q_t, q_n, k_t, k_n, v_t, v_n, stride, heads, first_head, width, term_len, scale, threshold, keep_scale,
     slots,  # (parts + 1) COLS, with parts = PARTS L / ROWS
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -173,9 +172,8 @@ def query_kernel(
                  b0 b1 b2               b2|b0 b1     others: distances 1, 2 in columns 0, 1, which are distances
                  c0 c1 c2              |c0 c1 c2     -2, -1 of the next square and wait there for its lower half
 
-    The sums of the upper half are carried to the next square; so each slot is written once, without atomics.
-    Without Distances there are neither Diagonals nor ClsSums; without Cls there are no ClsSums, and position 0 belongs
-    to the diagonals.
+    The sums of the upper half are carried to the next square; so each slot is written once, without atomics. Without
+    Distances there are neither Diagonals nor ClsSums; without Cls no ClsSums, and position 0 belongs to the diagonals.
     """
     PARTS: tl.constexpr = ROWS // COLS
     tile, head, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -200,8 +198,7 @@ def query_kernel(
             # Memory of this program alone, PARTS rows of slots.
             part = sample * tl.num_programs(0) * PARTS + tile * PARTS + tl.arange(0, PARTS)
             sums = Diagonals + (part.to(tl.int64)[:, None] * heads + head) * slots + local[None, :]
-            # i + j + 1: modulo COLS, the column that row i of a turned square has at j. The ones give it three
-            # dimensions.
+            # i + j + 1: modulo COLS, the column that row i of a turned square has at j; the ones give three dimensions.
             turned = local[None, :, None] + local[None, None, :] + tl.full([PARTS, COLS, COLS], 1, tl.int32)
         if Cls is not None:
             first_row = tl.zeros([ROWS], tl.float32)
@@ -229,8 +226,8 @@ def query_kernel(
                 first_col += tl.sum(tl.where(in_col, ds, 0.0), 1)
                 ds = tl.where(in_row | in_col, 0.0, ds)
             if Distances is not None:
-                # FP32 ds, before its rounding. Wrapped ones complete the slots that begin at this square; the others of
-                # the square before are in carry.
+                # FP32 ds, before its rounding. Wrapped ones complete the slots that begin at this square; the others
+                # of the square before are in carry.
                 squares = tl.reshape(ds, [PARTS, COLS, COLS])
                 stacked = tl.gather(squares, turned % COLS, 2)
                 tl.store(sums + start, carry + tl.sum(tl.where(turned >= COLS, stacked, 0.0), 1))

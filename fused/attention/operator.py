@@ -1,4 +1,4 @@
-"""Attention inside samples with the compact relative bias or none: the public function, its torch operators, gradients.
+"""Attention inside samples with the compact relative bias or none: the public function, torch operators, gradients.
 
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
 
@@ -80,11 +80,10 @@ def _launched(
         raise ValueError(f"samples.begin is {list(samples.begin.shape)}; the kernels take at most {MOST_SAMPLES}")
     # torch's operators take tensors, numbers and None; without dropout there is no seed, which the kernels look at.
     rate, seed, keys, first_head = dropout or (0.0, None, None, 0)
-    begin, length, longest, stride = samples
     distances, cls = bias or (None, None)
-    return attention_forward(
-        q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head
-    )[0]  # fmt: skip
+    begin, length, longest, stride = samples
+    flat = (term, begin, length, seed, keys, longest, stride, rate, first_head)
+    return attention_forward(q, k, v, distances, cls, *flat)[0]
 
 
 def _prepared(inputs: Inputs) -> Inputs:
@@ -111,10 +110,7 @@ def attention_forward(
     begin: Tensor, length: Tensor, seed: Tensor | None, keys: Tensor | None,
     longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample.
-
-    seed and keys None: no dropout; distances, cls or term None: no such part of the bias.
-    """
+    """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample; None: no bias, term or dropout."""
     # Zeros, since the kernel writes nothing for tokens of no sample: padding, or the rest of a packed row.
     out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
     inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
