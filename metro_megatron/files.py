@@ -1,24 +1,92 @@
-"""Output folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and locks: the one home of temporary names and renames.
 
+Everything is written under a temporary name first and renamed when it is finished, which a file system does in one
+step. Content is brought to the disk before the rename: a power failure may otherwise keep the new name and lose what
+stands behind it. `sync_folder` brings the names themselves there.
+"""
+
+import fcntl
+import os
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from metro_megatron.errors import UserError
 
+_PARTIAL = ".partial"
 
-def refuse_foreign(output: Path, own_files: Collection[str]) -> None:
-    """Raise UserError if `output` exists and is anything but a folder of files that match a pattern of own_files."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"{output} is a file; choose a folder")
-    names = sorted(path.name for path in output.iterdir())
-    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in own_files)]
-    if foreign:
-        raise UserError(f"{output} holds {foreign[0]!r}, which this tool has not written; choose another folder")
+
+def _partial_name(path: Path) -> Path:
+    """A temporary name beside `path`, unique, so that two processes that write one file do not meet."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file or folder is unfinished, by its name."""
+    return path.name.endswith(_PARTIAL)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the unfinished files of processes that died; for who has the folder alone."""
+    for path in filter(is_partial, folder.iterdir()):
+        path.unlink()
+
+
+@contextmanager
+def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+    """Open new files that get their names, all of them, when the block ends, and vanish if it raises."""
+    partials = [_partial_name(path) for path in paths]
+    files: list[BinaryIO] = []
+    try:
+        files.extend(partial.open("w+b") for partial in partials)
+        yield files
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        for partial, path in zip(partials, paths, strict=True):
+            os.replace(partial, path)
+    finally:
+        for file, partial in zip(files, partials, strict=False):
+            with suppress(OSError):
+                file.close()
+            partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, a crash or a power failure sees the old content or the new one."""
+    with whole_files([path]) as (file,):
+        file.write(content)
+    sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`write_whole` of a small text, in UTF-8."""
+    write_whole(path, text.encode())
+
+
+def move_whole(finished: Path, path: Path) -> None:
+    """Give a finished file or folder its name, on the same file system; what had that name before goes."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(finished, path)
+
+
+@contextmanager
+def first_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to be filled; it becomes `path` when the block ends, unless another was first."""
+    partial = _partial_name(path)
+    partial.mkdir()
+    try:
+        yield partial
+        if not path.exists():
+            os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -34,8 +102,10 @@ def whole_folder(output: Path, own_files: Collection[str]) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
+        # Again, as filling may take hours in which a user may have put something there.
         refuse_foreign(output, own_files)
         if output.exists():
+            # The earlier output is out of the way before it is removed: a folder cannot be replaced in one step.
             replaced = output.with_name(f".{output.name}.replaced")
             shutil.rmtree(replaced, ignore_errors=True)
             output.rename(replaced)
@@ -45,3 +115,47 @@ def whole_folder(output: Path, own_files: Collection[str]) -> Iterator[Path]:
             unfinished.rename(output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_foreign(output: Path, own_files: Collection[str]) -> None:
+    """Raise UserError if `output` exists and is anything but a folder of files that match a pattern of own_files."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"{output} is a file; choose a folder")
+    names = sorted(path.name for path in output.iterdir())
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in own_files)]
+    if foreign:
+        raise UserError(f"{output} holds {foreign[0]!r}, which this tool has not written; choose another folder")
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file's content to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path` alone; the kernel lets go of it however the process ends.
+
+    Without `wait`, raises BlockingIOError while another process holds it. On a file system without locks nobody is
+    kept out.
+    """
+    with path.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
+        yield

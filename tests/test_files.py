@@ -1,11 +1,20 @@
-"""Output folders appear whole or not at all."""
+"""Files and folders appear whole or not at all; a lock is held by one."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from metro_megatron.errors import UserError
-from metro_megatron.files import whole_folder
+from metro_megatron.files import (
+    first_folder,
+    locked,
+    move_whole,
+    remove_partial,
+    replace_text,
+    whole_files,
+    whole_folder,
+)
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
@@ -33,3 +42,53 @@ def test_what_was_put_there_meanwhile_is_kept(tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "y.doc").write_text("mine")
     assert (tmp_path / "out" / "y.doc").read_text() == "mine"
+
+
+def test_several_files_get_their_names_together(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    paths[0].write_text("old")
+    with pytest.raises(RuntimeError), whole_files(paths) as files:
+        files[0].write(b"new")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and paths[0].read_text() == "old"
+    with whole_files(paths) as files, whole_files(paths) as others:
+        for file in files + others:
+            file.write(b"new")
+        assert paths[0].read_text() == "old"
+    assert sorted(tmp_path.iterdir()) == paths and {path.read_text() for path in paths} == {"new"}
+    replace_text(paths[0], "é")
+    assert paths[0].read_bytes() == "é".encode()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    replace_text(tmp_path / "kept", "x")
+    (tmp_path / "lost.0123456789ab.partial").write_text("half")
+    remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_the_first_folder_stays_and_a_moved_one_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with first_folder(target) as slow, first_folder(target) as fast:
+        (slow / "x").write_text("slow")
+        (fast / "x").write_text("fast")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"] and (target / "x").read_text() == "fast"
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    move_whole(finished, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"] and not list(target.iterdir())
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with locked(path, wait=False):
+            return True
+    except BlockingIOError:
+        return False
+
+
+def test_a_lock_is_held_by_one_process(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with locked(tmp_path / "lock", wait=False):
+            assert not pool.apply(_is_free, (tmp_path / "lock",))
+        assert pool.apply(_is_free, (tmp_path / "lock",))

@@ -7,7 +7,6 @@ sharded tensors, run_config.yaml, progress.json and integrity.json (sizes and SH
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from metro_megatron.checkpoint.sharded_state import load_model_state, load_state
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.files import move_whole, replace_text, sync_file, sync_folder
 from metro_megatron.model.pair import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
@@ -99,10 +99,10 @@ class Checkpoints:
         # In this order: what names files comes after them, the folder gets its name when all is on the disk, and the
         # tracker moves last. A crash between two lines leaves the checkpoint before.
         write_integrity(unfinished)
-        _flush(unfinished)
-        if final.exists():
-            shutil.rmtree(final)
-        unfinished.rename(final)
+        for path in unfinished.iterdir():
+            sync_file(path)
+        sync_folder(unfinished)
+        move_whole(unfinished, final)
         replace_text(self.run / TRACKER, f"{step}\n")
         keep = self.config.checkpoint.keep_last
         complete = sorted(folder for folder in self.run.glob("iter_*") if folder.name[5:].isdigit())
@@ -136,33 +136,9 @@ def load_weights(folder: Path, pair: Pair, layout: Layout) -> None:
     load_model_state(pair, dist_checkpointing.load(model_state(pair, layout), str(folder)))
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader, or a crash, sees the old text or the new one."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    _flush_folder(path.parent)
-
-
 def _attempt(action: Callable[[], Any]) -> Exception | None:
     try:
         action()
     except (UserError, OSError, RuntimeError, dist_checkpointing.core.CheckpointingException) as problem:
         return problem
     return None
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

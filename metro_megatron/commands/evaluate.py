@@ -56,19 +56,19 @@ def main(options: Options) -> None:
     import torch
     from transformers.utils import logging
 
-    from metro_megatron.evaluate.intrinsic import HeldOutText, evaluate
+    from metro_megatron.evaluate.intrinsic import evaluate, held_out_text
     from metro_megatron.evaluate.sentences import LEGEND, choose_sentences, show
 
     model, seed = Path(options.model), options.seed
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no GPU; use auto or cpu")
     logging.disable_progress_bar()
-    find_inputs(options.input)
+    files = find_inputs(options.input)
     pair = load_pair(model)
     counts = count_tokens(options.unigram_from, model, pair.config.vocab_size)
     rejects: Counter[Reject] = Counter()
-    documents = list(read_documents(options.input, rejects))
-    text = HeldOutText.encode(documents, Tokenizer.from_folder(options.model))
+    documents = [document.units for document in read_documents(files, rejects)]
+    text = held_out_text(documents, Tokenizer.from_folder(options.model))
     use_cuda = options.device != "cpu" and torch.cuda.is_available()
     pair.to("cuda" if use_cuda else "cpu")  # type: ignore[arg-type]  # transformers' decorator hides the types
     figures = evaluate(pair, text, counts, options.batch_size, seed, _print_progress)

@@ -14,9 +14,9 @@ from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import CountLines, ReadingProgress
 from metro_megatron.config.file import parse_config
-from metro_megatron.data.shards import read_manifest
+from metro_megatron.data.manifest import read_manifest
 from metro_megatron.errors import UserError
-from metro_megatron.inspection.documents import all_sources, describe, source_statistics
+from metro_megatron.inspection.documents import all_sources, describe, source_lengths
 from metro_megatron.inspection.length_picture import draw
 from metro_megatron.inspection.readback import DatasetReader, TokenText, describe_step
 from metro_megatron.inspection.verification import Verified, dataset_bytes, verify
@@ -101,7 +101,7 @@ def _verify(prefixes: list[str]) -> None:
     for prefix in prefixes:
         start = time.monotonic()
         try:
-            with _reading(f"{prefix}: verifying", dataset_bytes(prefix)) as on_bytes:
+            with _reading(f"{prefix}: verifying", dataset_bytes(read_manifest(prefix))) as on_bytes:
                 verified = verify(prefix, on_bytes)
         except UserError as error:
             problems += error.problems
@@ -113,13 +113,13 @@ def _verify(prefixes: list[str]) -> None:
 
 def _describe(prefix: str, verified: Verified, seconds: float) -> str:
     manifest, size = verified.manifest, verified.num_bytes
-    counts = ", ".join(f"{manifest[name]:,} {name}" for name in ("documents", "units", "tokens"))
+    counts = ", ".join(f"{getattr(manifest, name):,} {name}" for name in ("documents", "units", "tokens"))
     rows = [
         ("files", f"{verified.num_files:,}, {size / 1e6:,.1f} MB, have the manifest's sizes and SHA-256"),
         ("indices", "are well formed and speak of the ids that are there"),
-        ("ids", f"lie in {NUM_SPECIALS} to {manifest['vocab_size'] - 1:,}: no specials"),
+        ("ids", f"lie in {NUM_SPECIALS} to {manifest.vocab_size - 1:,}: no specials"),
         ("counts and histograms", f"add up over shards and sources: {counts}"),
-        ("tokenizer", f"is {manifest['tokenizer_sha256'][:12]}"),
+        ("tokenizer", f"is {manifest.tokenizer_sha256[:12]}"),
         ("read", f"in {seconds:,.1f} s: {size / 1e6 / seconds:,.1f} MB/s"),
     ]
     return "\n".join([f"{prefix} is whole", *(f"  {name:<24} {value}" for name, value in rows)])
@@ -133,10 +133,10 @@ def _print(texts: Iterator[str]) -> None:
 def _show_statistics(prefixes: list[str], picture: str) -> None:
     found = []
     for prefix in prefixes:
-        shards = read_manifest(prefix)["shards"]
-        with _reading(f"{prefix}: cutting samples", sum(shard["bin"]["bytes"] for shard in shards)) as on_bytes:
-            sources = source_statistics(prefix, on_bytes)
-        print(f"{prefix}: {len(shards):,} shards, {dataset_bytes(prefix) / 1e6:,.1f} MB\n")
+        manifest = read_manifest(prefix)
+        with _reading(f"{prefix}: cutting samples", sum(shard.bin.bytes for shard in manifest.shards)) as on_bytes:
+            sources = source_lengths(prefix, on_bytes)
+        print(f"{prefix}: {len(manifest.shards):,} shards, {dataset_bytes(manifest) / 1e6:,.1f} MB\n")
         _print(map(describe, [*sources, all_sources(sources)] if len(sources) > 1 else sources))
         found += sources
     if picture:

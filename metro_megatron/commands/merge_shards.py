@@ -34,13 +34,13 @@ def main(options: Options) -> None:
     prefixes = [name.removesuffix(".manifest.json") for name in options.input]
     manifest = merge(prefixes, options.output_prefix, options.shard_bytes, options.overwrite)
     print(
-        f"{options.output_prefix}: {manifest['documents']:,} documents, {manifest['units']:,} units, "
-        f"{manifest['tokens']:,} tokens in {len(manifest['shards']):,} shards"
+        f"{options.output_prefix}: {manifest.documents:,} documents, {manifest.units:,} units, "
+        f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards"
     )
     quoted = shlex.quote(options.output_prefix)
     print(
         f"next:\n  {pretraining_command()} "
-        f"--model.vocab_size {manifest['vocab_size']} --data.train {quoted} --train.output runs/base"
+        f"--model.vocab_size {manifest.vocab_size} --data.train {quoted} --train.output runs/base"
     )
 
 

@@ -24,11 +24,11 @@ def main(options: PreprocessOptions) -> None:
 def describe(summary: Summary, seconds: float) -> str:
     """What a dataset holds and what was left out."""
     manifest = summary.manifest
-    documents, units, tokens = (manifest[key] for key in ("documents", "units", "tokens"))
-    size = sum(shard["bin"]["bytes"] for shard in manifest["shards"])
+    documents, units, tokens = manifest.documents, manifest.units, manifest.tokens
+    size = sum(shard.bin.bytes for shard in manifest.shards)
     state = " (was finished already)" if summary.was_finished else ""
     rows = [
-        ("shards", f"{len(manifest['shards']):,}, {size / 1e6:,.1f} MB"),
+        ("shards", f"{len(manifest.shards):,}, {size / 1e6:,.1f} MB"),
         ("documents", f"{documents:,}"),
         ("units", f"{units:,}, {tokens / max(1, units):,.1f} tokens each"),
         ("tokens", f"{tokens:,}, {tokens / max(1, documents):,.1f} per document"),
@@ -37,18 +37,18 @@ def describe(summary: Summary, seconds: float) -> str:
         rate = f"{summary.text_bytes / 1e6:,.1f} MB of text in {seconds:,.1f} s"
         rows.append(("engine", ", ".join(sorted(summary.engines))))
         rows.append(("input", f"{rate}: {summary.text_bytes / 1e6 / seconds:,.1f} MB/s"))
-    rows += [(f"rejected, {reason}", f"{count:,}") for reason, count in manifest["rejects"].items()]
-    rows += [(f"left out, {reason}", f"{count:,}") for reason, count in manifest["dropped"].items()]
-    hits = manifest["sources"][0]["evaluation_hits"]
+    rows += [(f"rejected, {reason}", f"{count:,}") for reason, count in manifest.rejects.items()]
+    rows += [(f"left out, {reason}", f"{count:,}") for reason, count in manifest.dropped.items()]
+    hits = manifest.sources[0].evaluation_hits
     rows += [(f"  repeat {name}", f"{count:,}") for name, count in hits.items()]
-    rows += [("  for example", place) for place in summary.examples]
+    rows += [("  for example", example) for example in summary.examples]
     return "\n".join([f"{summary.prefix}{state}", *(f"  {name:<24} {value}" for name, value in rows)])
 
 
 def describe_next(summaries: list[Summary]) -> str:
     """The next command."""
     first = summaries[0]
-    if first.manifest["num_shards"] > 1:
+    if first.manifest.num_shards > 1:
         whole = first.prefix.rpartition(".part-")[0]
         parts = f"{shlex.quote(whole)}.part-*.manifest.json"
         options = f"--input {parts} --output_prefix {shlex.quote(whole)}"
@@ -56,7 +56,7 @@ def describe_next(summaries: list[Summary]) -> str:
     prefixes = " ".join(shlex.quote(summary.prefix) for summary in summaries)
     return (
         f"next:\n  {pretraining_command()} "
-        f"--model.vocab_size {first.manifest['vocab_size']} --data.train {prefixes} --train.output runs/base"
+        f"--model.vocab_size {first.manifest.vocab_size} --data.train {prefixes} --train.output runs/base"
     )
 
 

@@ -12,10 +12,10 @@ from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import ReadingProgress
 from metro_megatron.errors import UserError
-from metro_megatron.text.documents import MAX_DOCUMENT_BYTES, ReadOptions, Reject
+from metro_megatron.text.documents import MAX_DOCUMENT_BYTES, ReadOptions, Reject, read_documents
 from metro_megatron.text.inputs import find_inputs
 from metro_megatron.tokenizer.report import measure, table, write_report
-from metro_megatron.tokenizer.sample import read_sourced_documents, sample_documents
+from metro_megatron.tokenizer.sample import sample_documents
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
 from metro_megatron.tokenizer.training import TrainingReport, train_tokenizer
 
@@ -55,9 +55,7 @@ def main(options: Options) -> None:
     rejects: Counter[Reject] = Counter()
     reading = ReadOptions(tuple(options.text_key), options.max_document_bytes)
     with ReadingProgress("reading", sum(file.size for file in files)) as progress:
-        documents = read_sourced_documents(
-            files, reading, rejects, lambda position: progress.update(position, position)
-        )
+        documents = read_documents(files, rejects, reading, lambda position: progress.update(position, position))
         sample = sample_documents(documents, options.sample_bytes, options.seed)
     print(f"training on {len(sample):,} documents", file=sys.stderr, flush=True)
     report = train_tokenizer([document.units for document in sample], options.vocab_size, folder)

@@ -1,6 +1,5 @@
 """Configuration from YAML files and a command line, and back to YAML."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -24,6 +23,7 @@ from metro_megatron.cli.options import (
 from metro_megatron.config.schedules import schedule_lines
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.files import replace_text
 
 PRESETS = Path(__file__).parents[1] / "presets"
 """Folder of the configurations that come with the package: examples/ of a checkout."""
@@ -90,12 +90,7 @@ def load_config(path: Path) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Write `dump_config(config)` to `path` in one piece: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(path, dump_config(config))
 
 
 def dump_config(config: Config) -> str:

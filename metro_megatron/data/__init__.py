@@ -1,1 +1,1 @@
-"""From raw text to the micro batches of a training step."""
+"""From datasets on the disk to the micro batches of a training step."""

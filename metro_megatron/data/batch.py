@@ -21,7 +21,7 @@ from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
 Rows = list[NDArray[np.int64]]
-"""The rows of a micro batch, each the ascending places in the step of the samples it holds."""
+"""The rows of a micro batch, each the ascending indices into the step's samples of those it holds."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MicroBatch:
     is_real: Tensor
     """bool [B, S] where there is a sample."""
     masked_index: Tensor
-    """int64 [M] masked places in hidden_states.flatten(0, 1) of mcore's [S, B, H]: s * B + b; ascending."""
+    """int64 [M] masked indices into hidden_states.flatten(0, 1) of mcore's [S, B, H]: s * B + b; ascending."""
     noise_keys: Tensor
     """int32 [M, 2] halves of hash64(seed, SAMPLE, epoch, sample, position) for each of masked_index."""
     sample_lengths: Tensor
@@ -62,8 +62,9 @@ class MicroBatch:
         """int64 [B, S] sample id and position of every token, in one number; of no meaning in padding."""
         samples = self.sample_ids[:, None]
         if self.is_packed:
-            place = torch.arange(self.tokens.size(1), device=self.tokens.device)
-            number = torch.bucketize(place, self.cu_seqlens[1:], right=True)
+            column = torch.arange(self.tokens.size(1), device=self.tokens.device)
+            number = torch.bucketize(column, self.cu_seqlens[1:], right=True)
+            # Columns behind the last sample are padding, of which no key is asked.
             samples = self.sample_ids[number.clamp(max=len(self.sample_ids) - 1)][None]
         return samples << 32 | self.position_ids
 
@@ -143,16 +144,17 @@ class MicroBatchBuilder:
     is_packed: bool
 
     def build(self, rows: Rows, draws: Draws) -> MicroBatch:
-        """The micro batch of these rows of places in `draws`; a sample's masks do not depend on the rows."""
-        placed = draws[np.concatenate(rows)]
-        lengths = self.index.length[placed.sample]
+        """The micro batch of these rows of indices into `draws`; a sample's masks do not depend on the rows."""
+        own = draws[np.concatenate(rows)]
+        lengths = self.index.length[own.sample]
         row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         begins = _first_cells(row_of, lengths + NUM_SAMPLE_SPECIALS, self.row_length)
-        tokens, position_ids, is_real = self._cells(placed.sample, begins, len(rows))
+        tokens, position_ids, is_real = self._cells(own.sample, begins, len(rows))
 
-        place, position = self.masking.positions(placed, lengths)
-        cell = begins[place] + position
+        drawn, position = self.masking.positions(own, lengths)
+        cell = begins[drawn] + position
         row, column = np.divmod(cell, self.row_length)
+        # Cells are b * S + s, mcore's hidden states s * B + b: what is ascending in the one is not in the other.
         masked_index = column * len(rows) + row
         ascending = np.argsort(masked_index, kind="stable")
         masked_tokens = tokens.copy()
@@ -167,9 +169,9 @@ class MicroBatchBuilder:
             position_ids=torch.from_numpy(position_ids).view(len(rows), -1),
             is_real=torch.from_numpy(is_real).view(len(rows), -1),
             masked_index=torch.from_numpy(masked_index[ascending]),
-            noise_keys=torch.from_numpy(self.masking.noise_keys(placed[place], position)[ascending]),
+            noise_keys=torch.from_numpy(self.masking.noise_keys(own[drawn], position)[ascending]),
             sample_lengths=torch.from_numpy(sample_lengths.astype(np.int32)),
-            sample_ids=torch.from_numpy(np.insert(placed.sample, before, -1)),
+            sample_ids=torch.from_numpy(np.insert(own.sample, before, -1)),
             is_packed=self.is_packed,
             max_seqlen=int(sample_lengths.max()),
         )
@@ -183,8 +185,8 @@ class MicroBatchBuilder:
         is_real = np.zeros(len(tokens), dtype=np.bool_)
         positions = np.arange(self.index.seq_length)
         index = self.index
-        places = np.stack([begins, index.shard[samples], index.start[samples], index.length[samples]], axis=1)
-        for begin, shard, start, length in places.tolist():
+        slices = np.stack([begins, index.shard[samples], index.start[samples], index.length[samples]], axis=1)
+        for begin, shard, start, length in slices.tolist():
             last = begin + length + 1
             tokens[begin] = BOS_ID
             tokens[begin + 1 : last] = self.streams[shard][start : start + length]

@@ -47,21 +47,21 @@ class Blend:
         """Source [n] of each position [n], and how many samples of that source come before it [n]."""
         rest = np.asarray(positions, dtype=np.int64)
         source = np.zeros_like(rest)
-        place = np.zeros_like(rest)
+        earlier = np.zeros_like(rest)
         is_open = np.ones(rest.shape, np.bool_)
         total = sum(self.weights)
-        assert total < 1 << 31, total
+        assert total < 1 << 31, total  # _share multiplies two numbers up to it in 64 bits
         for number, weight in enumerate(self.weights):
             if weight == 0:
                 continue
             before, after = (_share(rest + step, weight, total) for step in (0, 1))
             is_here = is_open & (after > before)
-            source[is_here], place[is_here] = number, before[is_here]
+            source[is_here], earlier[is_here] = number, before[is_here]
             is_open &= ~is_here
             rest = rest - before
             total -= weight
         assert not is_open.any()
-        return source, place
+        return source, earlier
 
 
 def _share(count: NDArray[np.int64], weight: int, total: int) -> NDArray[np.int64]:

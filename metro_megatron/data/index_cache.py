@@ -5,23 +5,20 @@ or several, may all call: they wait for each other at a file lock, and without l
 each builds its own and the first to finish stays. Nothing here needs process groups.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.samples import SampleIndex, SampleRule, sample_blocks, source_bounds
 from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
+from metro_megatron.files import first_folder, locked, whole_files
 
 _FORMAT = 1
 _ARRAYS: dict[str, np.dtype[Any]] = {"shard": np.dtype("<i2"), "start": np.dtype("<i8"), "length": np.dtype("<i4")}
@@ -67,7 +64,7 @@ def cached_sample_index(
     target = folder / _key(shards, rule)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(target.with_suffix(".lock")):
+        with locked(target.with_suffix(".lock"), wait=True):
             if not (target / _FACTS).exists():
                 _build(shards, rule, target, on_progress)
     except OSError as error:
@@ -84,38 +81,20 @@ def _key(shards: Sequence[Shard], rule: SampleRule) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    with path.open("ab") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _build(shards: Sequence[Shard], rule: SampleRule, target: Path, on_progress: Callable[[int], object]) -> None:
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.partial")
-    partial.mkdir()
-    try:
-        files = {name: (partial / f"{name}.bin").open("wb") for name in _ARRAYS}
-        samples = np.zeros(len(shards), np.int64)
-        tokens = 0
-        for block in sample_blocks(shards, rule):
-            number = np.full(len(block.start), block.shard)
-            for name, values in (("shard", number), ("start", block.start), ("length", block.length)):
-                files[name].write(values.astype(_ARRAYS[name]).data)
-            tokens += int(block.length.sum(dtype=np.int64))
-            samples[block.shard] += len(block.start)
-            on_progress(int(samples.sum()))
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+    samples = np.zeros(len(shards), np.int64)
+    tokens = 0
+    with first_folder(target) as folder:
+        with whole_files([folder / f"{name}.bin" for name in _ARRAYS]) as files:
+            for block in sample_blocks(shards, rule):
+                arrays: list[NDArray[Any]] = [np.full(len(block.start), block.shard), block.start, block.length]
+                for file, dtype, values in zip(files, _ARRAYS.values(), arrays, strict=True):
+                    file.write(values.astype(dtype).data)
+                tokens += int(block.length.sum(dtype=np.int64))
+                samples[block.shard] += len(block.start)
+                on_progress(int(samples.sum()))
         facts = {"source_bounds": source_bounds(shards, samples), "content_tokens": tokens}
-        (partial / _FACTS).write_text(json.dumps(facts))
-        if not target.exists():
-            os.rename(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / _FACTS).write_text(json.dumps(facts))
 
 
 def _open(folder: Path, rule: SampleRule) -> SampleIndex:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatchBuilder, Rows, StepBatch, micro_batch_rows, token_batch_rows
 from metro_megatron.data.blending import Blend, source_weights
+from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws, SampleOrder
-from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex, UnitShard
+from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
 from metro_megatron.errors import UserError
 from metro_megatron.randomness import Purpose, hash64
 
@@ -37,7 +38,7 @@ class PretrainingData:
     def __init__(
         self,
         index: SampleIndex,
-        shards: Sequence[UnitShard],
+        shards: Sequence[TokenizedDocuments],
         config: Config,
         *,
         split: Literal["train", "validation"] = "train",
@@ -133,11 +134,14 @@ class PretrainingData:
     def _token_batch(self, step: int, first: int) -> StepBatch:
         data, tokens = self._data, self._train.global_batch_tokens
         num_rows = tokens // data.row_length
+        # 5% more samples than fill the rows on average: in a step of a million tokens, some thousand samples, that is
+        # about four standard deviations of their sum. Too few are noticed below and cost a second look at more.
         count = math.ceil(1.05 * tokens * len(self._index) / self._index.num_tokens) if data.is_packed else num_rows
         while True:
             draws: Draws = self._order[np.arange(first, first + count)]
             content = self._index.length[draws.sample]
             lengths = content + NUM_SAMPLE_SPECIALS
+            # As many as fit are known only when at least one does not; which are taken does not depend on `count`.
             if not data.is_packed or lengths.sum(dtype=np.int64) > tokens:
                 break
             count += count // 4 + 1

@@ -34,7 +34,7 @@ class Masking:
         return np.minimum(wanted, lengths)
 
     def positions(self, draws: Draws, lengths: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Masked positions: places of their samples in `draws` [M], positions in the samples [M]; ascending.
+        """Masked positions: indices of their samples in `draws` [M], positions in the samples [M]; ascending.
 
         Positions count from <s> = 0, so content is 1 to l. Each subset of a sample's content is equally
         likely: the masked ones are those with the smallest hashes, which never tie.
@@ -45,10 +45,11 @@ class Masking:
         chunks = [by_length[at : at + _CHUNK_SAMPLES] for at in range(0, len(by_length), _CHUNK_SAMPLES)]
         found = [_smallest_hashes(states[chunk], lengths[chunk], counts[chunk]) for chunk in chunks]
         nothing = np.empty(0, dtype=np.int64)
-        places = np.concatenate([nothing, *(chunk[row] for chunk, (row, _) in zip(chunks, found, strict=True))])
+        drawn = np.concatenate([nothing, *(chunk[row] for chunk, (row, _) in zip(chunks, found, strict=True))])
         positions = np.concatenate([nothing, *(position for _, position in found)])
-        ascending = np.argsort(places, kind="stable")
-        return places[ascending], positions[ascending]
+        # Stable: the positions of a sample are ascending already.
+        ascending = np.argsort(drawn, kind="stable")
+        return drawn[ascending], positions[ascending]
 
     def noise_keys(self, draws: Draws, positions: NDArray[np.int64]) -> NDArray[np.int32]:
         """Keys [M, 2] of the replacement noise at one position of each draw: the two halves of a hash."""
@@ -63,6 +64,7 @@ def _smallest_hashes(
     """(row, position) of the counts[row] smallest hashes among positions 1 to lengths[row] of each row."""
     positions = np.arange(1, int(lengths.max()) + 1, dtype=np.uint64)
     hashes = extend64(states[:, None], positions[None, :])
+    # Padding comes last in every row, so that a threshold never reaches it: counts are at most lengths.
     hashes[positions[None, :] > lengths[:, None]] = np.iinfo(np.uint64).max
     ranked = np.sort(hashes, axis=1)
     threshold = ranked[np.arange(len(states)), counts - 1]

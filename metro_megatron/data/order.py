@@ -1,7 +1,7 @@
 """The order in which samples are seen: a pure function of the global position, the same for every layout.
 
-Position g counts the samples of the whole run from 0. The blend names a source and a place g' in it; epoch g' // n
-of a source of n samples is a keyed permutation of them.
+Position g counts the samples of the whole run from 0. The blend names a source and how many samples of it come before,
+g'; epoch g' // n of a source of n samples is a keyed permutation of them.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Draws:
     def __len__(self) -> int:
         return len(self.sample)
 
-    def __getitem__(self, places: NDArray[np.integer]) -> "Draws":
-        return Draws(self.epoch[places], self.sample[places])
+    def __getitem__(self, indices: NDArray[np.integer]) -> "Draws":
+        return Draws(self.epoch[indices], self.sample[indices])
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class SampleOrder:
 
     def __getitem__(self, positions: ArrayLike) -> Draws:
         """The draws at global positions [n], which are unbounded above."""
-        source, place = self.blend.draw(positions)
+        source, before = self.blend.draw(positions)
         bounds = np.asarray(self.source_bounds)
-        epoch, place = np.divmod(place, np.diff(bounds)[source])
-        sample = np.empty_like(place)
+        epoch, within = np.divmod(before, np.diff(bounds)[source])
+        sample = np.empty_like(within)
         for number, passes in np.unique(np.stack([source, epoch]), axis=1).T.tolist():
             size = self.source_bounds[number + 1] - self.source_bounds[number]
             permutation = Permutation(size, self.seed, Purpose.ORDER, passes)
             is_here = (source == number) & (epoch == passes)
-            sample[is_here] = bounds[number] + permutation[place[is_here]]
+            sample[is_here] = bounds[number] + permutation[within[is_here]]
         return Draws(epoch, sample)

@@ -5,11 +5,12 @@ A sample is a slice of one shard's token stream. U units, D documents, n samples
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.errors import UserError
 from metro_megatron.randomness import Purpose, uniform
 
@@ -19,33 +20,9 @@ NUM_SAMPLE_SPECIALS = 2
 """<s> before and </s> after the content of every sample."""
 
 
-class UnitShard(Protocol):
-    """What samples need of a shard; metro_megatron.data.shards.Shard has it."""
-
-    @property
-    def unit_lengths(self) -> NDArray[np.integer]:
-        """[U] tokens of each unit, in the order of the token stream."""
-
-    @property
-    def document_index(self) -> NDArray[np.integer]:
-        """[D + 1] document d is units document_index[d] to document_index[d + 1]."""
-
-    @property
-    def tokens(self) -> NDArray[np.integer]:
-        """[T] the token stream."""
-
-    @property
-    def dataset(self) -> str:
-        """Prefix of the dataset it belongs to."""
-
-    @property
-    def first_document(self) -> int:
-        """Number of its first document in the dataset."""
-
-
 @dataclass(frozen=True)
 class SampleIndex:
-    """Where the content of every sample lies. Sample ids are places in these arrays, by shard and offset."""
+    """Where the content of every sample lies. Sample ids are indices into these arrays, by shard and offset."""
 
     shard: NDArray[np.int16]
     """[n] shard number."""
@@ -84,12 +61,12 @@ class SampleRule:
 
 
 def build_sample_index(
-    shards: Sequence[UnitShard], seq_length: int, split: Split = "all", validation_fraction: float = 0.0
+    shards: Sequence[TokenizedDocuments], seq_length: int, split: Split = "all", validation_fraction: float = 0.0
 ) -> SampleIndex:
     """Samples of the documents of one split, greedily filled with whole units up to seq_length - 2 tokens.
 
     Documents are never joined. A unit longer than seq_length - 2 counts as several units, cut every
-    seq_length - 2 tokens. A document is held out ("validation") if a hash of its dataset's place in the list
+    seq_length - 2 tokens. A document is held out ("validation") if a hash of its dataset's number in the list
     and its own number in the dataset lies below validation_fraction; the seed of the run plays no part, so all
     runs hold out the same, however the dataset is cut into shards.
 
@@ -118,7 +95,7 @@ class SampleBlock:
 
 
 def sample_blocks(
-    shards: Sequence[UnitShard], rule: SampleRule, block_documents: int = 1 << 16
+    shards: Sequence[TokenizedDocuments], rule: SampleRule, block_documents: int = 1 << 16
 ) -> Iterator[SampleBlock]:
     """The samples of all shards in order, in bounded memory. Raises UserError as build_sample_index."""
     if rule.seq_length <= NUM_SAMPLE_SPECIALS:
@@ -143,13 +120,13 @@ def sample_blocks(
         raise UserError(_no_samples(shards, rule))
 
 
-def source_numbers(shards: Sequence[UnitShard]) -> list[int]:
+def source_numbers(shards: Sequence[TokenizedDocuments]) -> list[int]:
     """For each shard the number of its dataset among those of all shards, which come dataset by dataset."""
     starts_source = [shard.dataset != before.dataset for before, shard in zip(shards, shards[1:], strict=False)]
     return np.cumsum([0, *starts_source]).tolist()[: len(shards)]
 
 
-def source_bounds(shards: Sequence[UnitShard], samples_per_shard: NDArray[np.integer]) -> tuple[int, ...]:
+def source_bounds(shards: Sequence[TokenizedDocuments], samples_per_shard: NDArray[np.integer]) -> tuple[int, ...]:
     """SampleIndex.source_bounds."""
     counts = np.bincount(source_numbers(shards), samples_per_shard)
     return tuple(np.cumsum([0, *counts]).astype(int).tolist())
@@ -201,7 +178,7 @@ def _split_long_units(
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), document_index
 
 
-def _no_samples(shards: Sequence[UnitShard], rule: SampleRule) -> str:
+def _no_samples(shards: Sequence[TokenizedDocuments], rule: SampleRule) -> str:
     num_documents = sum(len(shard.document_index) - 1 for shard in shards)
     found = f"no samples in the {rule.split} split of {len(shards)} shards with {num_documents} documents"
     if rule.split == "all" or num_documents == 0:

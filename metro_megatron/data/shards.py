@@ -3,10 +3,9 @@
 A dataset prefix names PREFIX.manifest.json, PREFIX.tokenizer/ and PREFIX_00000.bin, .idx, PREFIX_00001... One sequence
 of an IndexedDataset is one unit; its document index marks documents. `.idx`, little-endian: `MMIDIDX\\0\\0`, version
 u64, dtype code u8, U u64, D + 1 u64, lengths i32 [U], byte offsets i64 [U], document index i64 [D + 1]. U units,
-D documents, T tokens. Written by `assembly`.
+D documents, T tokens. Written by `preprocess.assembly`.
 """
 
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,26 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.manifest import REMEDY, DatasetPaths, Manifest, ShardEntry, read_manifest
 from metro_megatron.errors import UserError
 
-FORMAT_VERSION = 2
 INDEX_HEADER = struct.Struct("<9sQBQQ")
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 INDEX_VERSION = 1
 DTYPE_CODES: dict[str, int] = {"int32": 4, "uint16": 8}
 """megatron-core's numbers for the dtypes used here."""
-
-_REMEDY = "write the shard again with tools/preprocess_data.py"
-_MANIFEST_TYPES = {
-    "tokenizer_sha256": str,
-    "vocab_size": int,
-    "documents": int,
-    "units": int,
-    "tokens": int,
-    "sources": list,
-    "shards": list,
-}
-_COUNTS = ("documents", "units", "tokens")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -43,74 +31,16 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
-@dataclass(frozen=True)
-class ShardPaths:
-    """The files of a shard, from its own prefix, PREFIX_00000."""
-
-    prefix: str
-
-    @property
-    def bin(self) -> Path:
-        return Path(f"{self.prefix}.bin")
-
-    @property
-    def idx(self) -> Path:
-        return Path(f"{self.prefix}.idx")
-
-
-@dataclass(frozen=True)
-class DatasetPaths:
-    """The files of a dataset, from its prefix."""
-
-    prefix: str
-
-    @property
-    def manifest(self) -> Path:
-        return Path(f"{self.prefix}.manifest.json")
-
-    @property
-    def tokenizer(self) -> Path:
-        return Path(f"{self.prefix}.tokenizer")
-
-    @property
-    def hashes(self) -> Path:
-        """Hashes of all documents, of a part whose duplicates are dropped when parts are merged."""
-        return Path(f"{self.prefix}.hashes")
-
-    @property
-    def work(self) -> Path:
-        """Folder of an unfinished run."""
-        return Path(f"{self.prefix}.work")
-
-    def shard(self, number: int) -> ShardPaths:
-        return ShardPaths(f"{self.prefix}{shard_suffix(number)}")
-
-
-def shard_suffix(number: int) -> str:
-    """What follows the dataset's prefix in the names of a shard."""
-    return f"_{number:05d}"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A finished shard, memory-mapped."""
+@dataclass(frozen=True, kw_only=True)
+class Shard(TokenizedDocuments):
+    """A finished shard, memory-mapped: its documents, ids in uint16 or int32, and where they come from."""
 
     prefix: str
     """The shard's own, PREFIX_00000."""
-    dataset: str
-    """The dataset's prefix."""
     number: int
     """In the dataset, from 0."""
-    first_document: int
-    """Number in the dataset of this shard's first document."""
-    manifest: dict[str, Any]
+    manifest: Manifest
     """The dataset's."""
-    unit_lengths: NDArray[np.int32]
-    """[U] tokens of each unit."""
-    document_index: NDArray[np.int64]
-    """[D + 1] document d is units document_index[d] to document_index[d + 1]."""
-    tokens: NDArray[np.integer]
-    """[T] all ids, without specials; uint16 or int32."""
 
     @classmethod
     def open_all(cls, prefix: str) -> "list[Shard]":
@@ -120,36 +50,44 @@ class Shard:
         or speaks of other tokens than `.bin` holds, or there is no document.
         """
         manifest = read_manifest(prefix)
-        if not manifest["shards"]:
+        if not manifest.shards:
             raise UserError(f"{prefix}: holds no documents; merge it with other parts (tools/merge_shards.py)")
         shards: list[Shard] = []
         problems: list[str] = []
         first = 0
-        for number, entry in enumerate(manifest["shards"]):
+        for number, entry in enumerate(manifest.shards):
             try:
                 shards.append(cls._open(prefix, manifest, number, first))
             except UserError as error:
                 problems += error.problems
-            first += entry["documents"]
+            first += entry.documents
         if problems:
             raise UserError(problems)
         return shards
 
     @classmethod
-    def _open(cls, prefix: str, manifest: dict[str, Any], number: int, first_document: int) -> "Shard":
-        entry = manifest["shards"][number]
+    def _open(cls, prefix: str, manifest: Manifest, number: int, first_document: int) -> "Shard":
+        entry = manifest.shards[number]
         paths = DatasetPaths(prefix).shard(number)
-        for path, name in ((paths.bin, "bin"), (paths.idx, "idx")):
-            _check_size(path, entry[name]["bytes"])
-        dtype = token_dtype(manifest["vocab_size"])
+        _check_size(paths.bin, entry.bin.bytes)
+        _check_size(paths.idx, entry.idx.bytes)
+        dtype = token_dtype(manifest.vocab_size)
         unit_lengths, document_index = _read_index(paths.idx, dtype, entry)
-        if paths.bin.stat().st_size != entry["tokens"] * dtype.itemsize:
+        if paths.bin.stat().st_size != entry.tokens * dtype.itemsize:
             raise UserError(
                 f"{paths.bin}: {paths.bin.stat().st_size:,} bytes, but its index counts "
-                f"{entry['tokens']:,} {dtype} tokens; {_REMEDY}"
+                f"{entry.tokens:,} {dtype} tokens; {REMEDY}"
             )
-        tokens = np.memmap(paths.bin, dtype=dtype, mode="r")
-        return cls(paths.prefix, prefix, number, first_document, manifest, unit_lengths, document_index, tokens)
+        return cls(
+            tokens=np.memmap(paths.bin, dtype=dtype, mode="r"),
+            unit_lengths=unit_lengths,
+            document_index=document_index,
+            dataset=prefix,
+            first_document=first_document,
+            prefix=paths.prefix,
+            number=number,
+            manifest=manifest,
+        )
 
     @property
     def tokenizer_path(self) -> Path:
@@ -159,22 +97,22 @@ class Shard:
     @property
     def vocab_size(self) -> int:
         """Ids of the tokenizer, specials included."""
-        return int(self.manifest["vocab_size"])
+        return self.manifest.vocab_size
 
     @property
     def tokenizer_sha256(self) -> str:
         """SHA-256 of the tokenizer's `tokenizer.model`."""
-        return str(self.manifest["tokenizer_sha256"])
+        return self.manifest.tokenizer_sha256
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the ids, `.bin`, as the manifest says."""
-        return str(self.manifest["shards"][self.number]["bin"]["sha256"])
+        return self.manifest.shards[self.number].bin.sha256
 
     @property
     def index_sha256(self) -> str:
         """SHA-256 of units and documents, `.idx`, as the manifest says."""
-        return str(self.manifest["shards"][self.number]["idx"]["sha256"])
+        return self.manifest.shards[self.number].idx.sha256
 
 
 def open_shards(prefixes: Sequence[str]) -> list[Shard]:
@@ -202,50 +140,19 @@ def open_shards(prefixes: Sequence[str]) -> list[Shard]:
     return [shard for shards in datasets for shard in shards]
 
 
-def read_manifest(prefix: str) -> dict[str, Any]:
-    """The manifest of a finished dataset. Raises UserError if there is none or it is damaged."""
-    path = DatasetPaths(prefix).manifest
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
-        what = "it was not finished" if begun else "there is no such dataset"
-        raise UserError(f"{path}: no such file, so {what}; {_REMEDY}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version") if isinstance(manifest, dict) else None
-        raise UserError(f"{path}: format_version {found}, this program reads {FORMAT_VERSION}; {_REMEDY}")
-    wrong = [key for key, kind in _MANIFEST_TYPES.items() if not isinstance(manifest.get(key), kind)]
-    if not wrong and not all(_is_entry(number, one) for number, one in enumerate(manifest["shards"])):
-        wrong = ["shards"]
-    if wrong:
-        raise UserError(f"{path}: damaged (no usable {', '.join(wrong)}); {_REMEDY}")
-    return manifest
-
-
-def _is_entry(number: int, entry: object) -> bool:
-    if not isinstance(entry, dict) or entry.get("name") != shard_suffix(number):
-        return False
-    sizes = [entry[name].get("bytes") if isinstance(entry.get(name), dict) else None for name in ("bin", "idx")]
-    return all(isinstance(count, int) for count in [*sizes, *(entry.get(name) for name in _COUNTS)])
-
-
 def _check_size(path: Path, expected: int) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
     if size != expected:
-        raise UserError(f"{path}: {size:,} bytes, its manifest says {expected:,}: damaged; {_REMEDY}")
+        raise UserError(f"{path}: {size:,} bytes, its manifest says {expected:,}: damaged; {REMEDY}")
 
 
-def _read_index(path: Path, dtype: np.dtype[Any], entry: dict[str, Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _read_index(path: Path, dtype: np.dtype[Any], entry: ShardEntry) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Unit lengths and document index; the ends of the arrays are checked, not their middles."""
-    documents, units, tokens = (entry[name] for name in _COUNTS)
-    damaged = UserError(f"{path}: damaged (contradicts its manifest); {_REMEDY}")
+    documents, units, tokens = entry.documents, entry.units, entry.tokens
+    damaged = UserError(f"{path}: damaged (contradicts its manifest); {REMEDY}")
     try:
         with open(path, "rb") as file:
             header = file.read(INDEX_HEADER.size)

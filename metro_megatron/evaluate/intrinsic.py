@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metro_megatron.config.schema import Config
+from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.samples import SampleIndex, build_sample_index
@@ -31,36 +32,6 @@ from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 MASK_PROBABILITY = 0.15
 OF_ROWS = ("tokens", "non_pad_fraction")
 """Figures of training that tell of batches, not of the pair."""
-
-
-@dataclass(frozen=True)
-class HeldOutText:
-    """Tokenized documents in the form that samples are built from."""
-
-    tokens: NDArray[np.int64]
-    """[T] ids without specials."""
-    unit_lengths: NDArray[np.int64]
-    """Tokens of each unit."""
-    document_index: NDArray[np.int64]
-    """Document d is units document_index[d] to document_index[d + 1]."""
-    dataset: str = ""
-    first_document: int = 0
-
-    @classmethod
-    def encode(cls, documents: Iterable[Sequence[str]], tokenizer: Tokenizer) -> HeldOutText:
-        """Encode documents, each a sequence of units. Raises UserError if there is no text in them."""
-        units: list[list[int]] = []
-        ends = [0]
-        for document in documents:
-            units += tokenizer.encode_batch(document)
-            ends.append(len(units))
-        if not any(units):
-            raise UserError("the input holds no text to evaluate on")
-        return cls(np.concatenate([np.array(unit, np.int64) for unit in units]), _array(map(len, units)), _array(ends))
-
-    def samples(self, max_length: int) -> SampleIndex:
-        """Whole units joined up to `max_length` tokens, specials included, never across documents."""
-        return build_sample_index([self], max_length)
 
 
 @dataclass(frozen=True)
@@ -90,7 +61,15 @@ class Guesses:
     """What each term's head says, by the term's name: [M, V] of language models, else [n, S]."""
 
 
-def masked_samples(text: HeldOutText, index: SampleIndex, ids: NDArray[np.int64], seed: int) -> MaskedSamples:
+def held_out_text(documents: Iterable[Sequence[str]], tokenizer: Tokenizer) -> TokenizedDocuments:
+    """Encode documents, each a sequence of units. Raises UserError if there is no text in them."""
+    text = TokenizedDocuments.from_units(map(tokenizer.encode_batch, documents))
+    if not len(text.tokens):
+        raise UserError("the input holds no text to evaluate on")
+    return text
+
+
+def masked_samples(text: TokenizedDocuments, index: SampleIndex, ids: NDArray[np.int64], seed: int) -> MaskedSamples:
     """The samples with numbers `ids` of `index`, masked as in pretraining."""
     lengths = index.length[ids]
     draws = Draws(np.zeros_like(ids), ids)
@@ -135,7 +114,7 @@ def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
 
 def evaluate(
     model: MetroForPreTraining,
-    text: HeldOutText,
+    text: TokenizedDocuments,
     token_counts: NDArray[np.int64],
     batch_size: int,
     seed: int,
@@ -146,7 +125,7 @@ def evaluate(
     token_counts [V] are those of the training text, for the unigram figures. Rates and detection are over all real
     tokens, <s> and </s> included, as in pretraining. `on_progress` gets batches done and batches in all.
     """
-    index = text.samples(model.config.max_position_embeddings)
+    index = build_sample_index([text], model.config.max_position_embeddings)
     by_length = np.argsort(index.length, kind="stable")
     batches = [by_length[at : at + batch_size] for at in range(0, len(index), batch_size)]
     model.eval()
@@ -195,7 +174,3 @@ def unigram_figures(targets: NDArray[np.int64], token_counts: NDArray[np.int64])
         "unigram_loss": float(-log_probabilities[targets].mean()),
         "unigram_accuracy": float((targets == counts.argmax()).mean()),
     }
-
-
-def _array(numbers: Iterable[int]) -> NDArray[np.int64]:
-    return np.fromiter(numbers, dtype=np.int64)

@@ -12,7 +12,8 @@ import numpy as np
 import tokenizers
 import torch
 
-from metro_megatron.evaluate.intrinsic import HeldOutText, exported_terms, guess, masked_samples
+from metro_megatron.data.samples import build_sample_index
+from metro_megatron.evaluate.intrinsic import exported_terms, guess, held_out_text, masked_samples
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.objective.rtd import ReplacedTokenDetection
 from metro_megatron.objective.vocabulary import LanguageModel
@@ -52,8 +53,8 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
     corrector = [term for term in exported_terms() if isinstance(term, LanguageModel)][-1]
     model.eval()
     for sentence in sentences:
-        text = HeldOutText.encode([[sentence]], tokenizer)
-        index = text.samples(model.config.max_position_embeddings)
+        text = held_out_text([[sentence]], tokenizer)
+        index = build_sample_index([text], model.config.max_position_embeddings)
         batch = masked_samples(text, index, np.zeros(1, np.int64), seed)
         guesses = guess(model, batch)
         original, filled = batch.ids[0].tolist(), guesses.noised[0].tolist()

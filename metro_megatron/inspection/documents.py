@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.config.schema import DataConfig, TrainConfig
+from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.manifest import EDGES, LengthHistogram, SourceEntry, Statistics
 from metro_megatron.data.packing import pack_prefix
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleRule, sample_blocks
 from metro_megatron.data.shards import Shard, token_dtype
-from metro_megatron.inspection.source_parts import source_blocks
-from metro_megatron.preprocess.assembly import Statistics
-from metro_megatron.preprocess.parts import Block
-from metro_megatron.preprocess.statistics import EDGES, LengthHistogram
+from metro_megatron.preprocess.parts import source_blocks
 
 SEQ_LENGTHS = (128, 512)
 """Rows whose padding is shown."""
@@ -25,22 +24,6 @@ SEQ_LENGTHS = (128, 512)
 _ROW_TOKENS = DataConfig().micro_batch_tokens
 _STEP_ROWS = TrainConfig().global_batch_tokens // _ROW_TOKENS
 _BAR = 24
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Consecutive documents of a shard, as far as cutting samples asks."""
-
-    unit_lengths: NDArray[np.integer]
-    document_index: NDArray[np.int64]
-    tokens: NDArray[np.integer]
-    dataset: str = ""
-    first_document: int = 0
-
-    @classmethod
-    def of_block(cls, block: Block, tokens: NDArray[np.integer]) -> "Documents":
-        """`tokens` are those of the block, or none where only lengths are asked for."""
-        return cls(block.unit_lengths, block.unit_starts, tokens)
 
 
 @dataclass(frozen=True)
@@ -67,16 +50,17 @@ class SampleLengths:
     @cached_property
     def packed_waste(self) -> float:
         """Share of padding in packed rows, in a step of default size with samples drawn at random (seed 0)."""
-        places = _STEP_ROWS * _ROW_TOKENS
-        drawn = int(1.1 * places * self.num_samples / self.num_tokens) + _STEP_ROWS
+        positions = _STEP_ROWS * _ROW_TOKENS
+        # 10% more than fill the rows on average, so that the rows are full whatever is drawn.
+        drawn = int(1.1 * positions * self.num_samples / self.num_tokens) + _STEP_ROWS
         share = self.counts / self.num_samples
         lengths = np.random.default_rng(0).choice(len(share), drawn, p=share)
         rows = pack_prefix(lengths, _ROW_TOKENS, _STEP_ROWS)
-        return 1.0 - int(lengths[: sum(map(len, rows))].sum()) / places
+        return 1.0 - int(lengths[: sum(map(len, rows))].sum()) / positions
 
 
 @dataclass(frozen=True)
-class SourceStatistics:
+class SourceLengths:
     """One source of a dataset."""
 
     name: str
@@ -88,36 +72,37 @@ class SourceStatistics:
     """Rejected records and dropped documents by reason."""
 
 
-def source_statistics(prefix: str, on_bytes: Callable[[int], object] = lambda size: None) -> list[SourceStatistics]:
+def source_lengths(prefix: str, on_bytes: Callable[[int], object] = lambda size: None) -> list[SourceLengths]:
     """All sources of a dataset; `on_bytes` hears of the bytes of ids of every block of documents.
 
     Raises UserError as Shard.open_all.
     """
     manifest = Shard.open_all(prefix)[0].manifest
-    itemsize = token_dtype(manifest["vocab_size"]).itemsize
-    counts = [[np.zeros(length + 1, np.int64) for length in SEQ_LENGTHS] for _ in manifest["sources"]]
+    itemsize = token_dtype(manifest.vocab_size).itemsize
+    counts = [[np.zeros(length + 1, np.int64) for length in SEQ_LENGTHS] for _ in manifest.sources]
     for source, block in source_blocks(prefix, manifest):
-        documents = Documents.of_block(block, np.empty(0, np.int32))
+        documents = TokenizedDocuments(np.empty(0, np.int32), block.unit_lengths, block.unit_starts)
         for seq_length, found in zip(SEQ_LENGTHS, counts[source], strict=True):
             for samples in sample_blocks([documents], SampleRule(seq_length)):
                 found += np.bincount(samples.length + NUM_SAMPLE_SPECIALS, minlength=seq_length + 1)
         on_bytes(int(block.token_starts[-1]) * itemsize)
     return [
-        SourceStatistics(
-            source["name"],
-            Statistics.from_json(source),
+        SourceLengths(
+            source.name,
+            source,
             tuple(SampleLengths(*pair) for pair in zip(SEQ_LENGTHS, found, strict=True) if pair[1].any()),
-            {**{f"rejected, {reason}": count for reason, count in source["rejects"].items()}, **_dropped(source)},
+            _left_out(source),
         )
-        for source, found in zip(manifest["sources"], counts, strict=True)
+        for source, found in zip(manifest.sources, counts, strict=True)
     ]
 
 
-def _dropped(source: dict[str, dict[str, int]]) -> dict[str, int]:
-    return {f"left out, {reason}": count for reason, count in source["dropped"].items()}
+def _left_out(source: SourceEntry) -> dict[str, int]:
+    rejected = {f"rejected, {reason}": count for reason, count in source.rejects.items()}
+    return rejected | {f"left out, {reason}": count for reason, count in source.dropped.items()}
 
 
-def all_sources(sources: Sequence[SourceStatistics]) -> SourceStatistics:
+def all_sources(sources: Sequence[SourceLengths]) -> SourceLengths:
     """The sources of a dataset as one."""
     total = replace(sources[0], name="all sources")
     for source in sources[1:]:
@@ -142,7 +127,7 @@ def _add(first: tuple[SampleLengths, ...], second: tuple[SampleLengths, ...]) ->
     )
 
 
-def describe(source: SourceStatistics) -> str:
+def describe(source: SourceLengths) -> str:
     """Counts, padding and histograms of a source, as lines of text."""
     statistics = source.statistics
     documents, units, tokens = statistics.documents, statistics.units, statistics.tokens

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.manifest import ShardEntry
 from metro_megatron.data.shards import DTYPE_CODES, INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
 from metro_megatron.preprocess.parts import Section
 
@@ -15,7 +16,7 @@ REMEDY = "copy it again from where it is whole, or write it again with tools/pre
 _BLOCK_ENTRIES = 1 << 19
 
 
-def index_problems(path: Path, dtype: np.dtype[Any], entry: dict[str, Any]) -> Iterator[str]:
+def index_problems(path: Path, dtype: np.dtype[Any], entry: ShardEntry) -> Iterator[str]:
     """What is wrong with an index: its shape, or other units, documents and tokens than the manifest's entry counts.
 
     A file shorter than it says is no problem here: whoever compares sizes has found it.
@@ -28,15 +29,15 @@ def index_problems(path: Path, dtype: np.dtype[Any], entry: dict[str, Any]) -> I
     if kind != [INDEX_MAGIC, INDEX_VERSION, DTYPE_CODES[dtype.name]]:
         yield f"{path}: not the header of an index of {dtype} ids; {REMEDY}"
         return
-    if (units, boundaries) != (entry["units"], entry["documents"] + 1) or units < 1:
+    if (units, boundaries) != (entry.units, entry.documents + 1) or units < 1:
         yield (
-            f"{path}: {units:,} units of {boundaries - 1:,} documents, the manifest says {entry['units']:,} of "
-            f"{entry['documents']:,}; {REMEDY}"
+            f"{path}: {units:,} units of {boundaries - 1:,} documents, the manifest says {entry.units:,} of "
+            f"{entry.documents:,}; {REMEDY}"
         )
         return
     if path.stat().st_size != INDEX_HEADER.size + 12 * units + 8 * boundaries:
         return  # its size was wrong
-    yield from _units(path, units, dtype.itemsize, entry["tokens"])
+    yield from _units(path, units, dtype.itemsize, entry.tokens)
     yield from _documents(path, units, boundaries)
 
 
@@ -47,15 +48,15 @@ def _units(path: Path, units: int, itemsize: int, tokens: int) -> Iterator[str]:
     for begin in range(0, units, _BLOCK_ENTRIES):
         end = min(units, begin + _BLOCK_ENTRIES)
         some = lengths.read(begin, end).astype(np.int64)
-        places = offsets.read(begin, end)
+        found = offsets.read(begin, end)
         ends = total + np.cumsum(some)
         if (wrong := _first(some < 1)) is not None:
             yield f"{path}: unit {begin + wrong:,} has length {some[wrong]:,}, must be positive; {REMEDY}"
             return
         expected = (ends - some) * itemsize
-        if (wrong := _first(places != expected)) is not None:
+        if (wrong := _first(found != expected)) is not None:
             yield (
-                f"{path}: unit {begin + wrong:,} begins at byte {places[wrong]:,}, must at {expected[wrong]:,}, "
+                f"{path}: unit {begin + wrong:,} begins at byte {found[wrong]:,}, must at {expected[wrong]:,}, "
                 f"where the one before ends; {REMEDY}"
             )
             return

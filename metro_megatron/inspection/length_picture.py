@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from metro_megatron.data.manifest import LengthHistogram
 from metro_megatron.errors import UserError
-from metro_megatron.inspection.documents import SEQ_LENGTHS, SourceStatistics, by_powers
-from metro_megatron.preprocess.statistics import LengthHistogram
+from metro_megatron.inspection.documents import SEQ_LENGTHS, SourceLengths, by_powers
 
 
-def draw(sources: Sequence[SourceStatistics], output: Path) -> None:
+def draw(sources: Sequence[SourceLengths], output: Path) -> None:
     """Draw histograms of documents and units, and padding, by source; the picture's kind is that of its ending.
 
     Raises UserError if matplotlib is missing or the ending is unknown to it.
@@ -46,19 +46,19 @@ def _draw_lengths(axes: Any, title: str, histograms: list[tuple[str, LengthHisto
     axes.grid(alpha=0.3)
 
 
-def _draw_padding(axes: Any, sources: Sequence[SourceStatistics]) -> None:
+def _draw_padding(axes: Any, sources: Sequence[SourceLengths]) -> None:
     filled = [source for source in sources if source.samples]
     height = 0.8 / (2 * len(SEQ_LENGTHS))
-    places = np.arange(len(filled))
+    tops = np.arange(len(filled))
     for number, seq_length in enumerate(SEQ_LENGTHS):
         padded = [100 * source.samples[number].padded_waste for source in filled]
         packed = [100 * source.samples[number].packed_waste for source in filled]
         for shift, values, kind in ((0, padded, "one sample a row"), (1, packed, "packed rows")):
             bars = axes.barh(
-                places + (2 * number + shift) * height, values, height, label=f"samples of {seq_length}, {kind}"
+                tops + (2 * number + shift) * height, values, height, label=f"samples of {seq_length}, {kind}"
             )
             axes.bar_label(bars, fmt="%.2f%%", fontsize="small", padding=2)
-    axes.set_yticks(places + 1.5 * height, [source.name for source in filled])
+    axes.set_yticks(tops + 1.5 * height, [source.name for source in filled])
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.set_title("padding")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.manifest import DatasetPaths
 from metro_megatron.data.samples import SampleIndex, SampleRule, sample_blocks
-from metro_megatron.data.shards import DatasetPaths, Shard
+from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
-from metro_megatron.inspection.documents import Documents
-from metro_megatron.inspection.source_parts import shard_part, source_of
+from metro_megatron.preprocess.parts import Part
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, SPECIAL_TOKENS
 
@@ -79,25 +80,27 @@ class Document:
     shard: Shard
     first_token: int
     """In the shard."""
-    documents: Documents
+    content: TokenizedDocuments
     """This one alone."""
 
     def describe(self, text: TokenText) -> str:
         """Where it is, and its text: a line for each unit."""
-        tokens, lengths = self.documents.tokens, self.documents.unit_lengths
-        head = f"{_place(self)}, {len(lengths):,} units, {len(tokens):,} tokens"
+        tokens, lengths = self.content.tokens, self.content.unit_lengths
+        head = f"{_origin(self)}, {len(lengths):,} units, {len(tokens):,} tokens"
         units = np.split(tokens, np.cumsum(lengths)[:-1])
         return "\n".join([head, *(f"  {text.plain(unit.tolist())}" for unit in units)])
 
     def samples(self, seq_length: int) -> list[NDArray[np.int64]]:
         """Its samples, with <s> and </s>."""
-        blocks = sample_blocks([self.documents], SampleRule(seq_length))
-        places = [place for block in blocks for place in zip(block.start.tolist(), block.length.tolist(), strict=True)]
-        tokens = self.documents.tokens
-        return [np.concatenate([[BOS_ID], tokens[start : start + length], [EOS_ID]]) for start, length in places]
+        tokens = self.content.tokens
+        return [
+            np.concatenate([[BOS_ID], tokens[start : start + length], [EOS_ID]])
+            for block in sample_blocks([self.content], SampleRule(seq_length))
+            for start, length in zip(block.start.tolist(), block.length.tolist(), strict=True)
+        ]
 
 
-def _place(document: Document) -> str:
+def _origin(document: Document) -> str:
     where = f"{document.shard.prefix} from token {document.first_token:,}"
     return f"document {document.number:,} of {document.source}, {where}"
 
@@ -114,17 +117,18 @@ class DatasetReader:
         self.text = TokenText(Tokenizer.from_folder(DatasetPaths(prefix).tokenizer))
 
     def __len__(self) -> int:
-        return int(self._shards[0].manifest["documents"])
+        return self._shards[0].manifest.documents
 
     def __getitem__(self, number: int) -> Document:
         manifest = self._shards[0].manifest
         starts = [shard.first_document for shard in self._shards]
         shard = self._shards[int(np.searchsorted(starts, number, side="right")) - 1]
-        place = number - shard.first_document
-        block = next(shard_part(self._prefix, manifest, shard.number).from_document(place, place + 1).blocks())
+        inside = number - shard.first_document
+        block = next(Part.of_dataset(self._prefix, manifest, shard.number).from_document(inside, inside + 1).blocks())
         tokens = shard.tokens[block.first_token : block.first_token + int(block.token_starts[-1])]
-        source = manifest["sources"][source_of(manifest, number)]["name"]
-        return Document(number, source, shard, block.first_token, Documents.of_block(block, tokens))
+        source = manifest.sources[manifest.source_of(number)].name
+        content = TokenizedDocuments(tokens, block.unit_lengths, block.unit_starts)
+        return Document(number, source, shard, block.first_token, content)
 
     def numbers(self, count: int, shuffle_seed: int) -> Iterator[int]:
         """The first `count` documents, or as many at random, ascending, if shuffle_seed is not 0."""
@@ -141,9 +145,9 @@ class DatasetReader:
             document = self[number]
             samples = document.samples(seq_length)
             chosen = [int(generator.integers(len(samples)))] if shuffle_seed else range(min(count, len(samples)))
-            for place in chosen:
-                ids = samples[place]
-                head = f"{_place(document)}, sample {place + 1} of {len(samples)}, {len(ids)} tokens"
+            for index in chosen:
+                ids = samples[index]
+                head = f"{_origin(document)}, sample {index + 1} of {len(samples)}, {len(ids)} tokens"
                 yield f"{head}\n  {self.text.marked(ids, np.zeros(len(ids), np.bool_))}"
                 count -= 1
             if not count:
@@ -152,18 +156,18 @@ class DatasetReader:
 
 def describe_step(batch: StepBatch, index: SampleIndex, shards: Sequence[Shard], text: TokenText) -> Iterator[str]:
     """A head, then every sample of a step in the order of the rows: where it is, and its text with masks shown."""
-    places = sum(micro_batch.tokens.numel() for micro_batch in batch.micro_batches)
+    positions = sum(micro_batch.tokens.numel() for micro_batch in batch.micro_batches)
     count = sum(int((micro_batch.sample_ids >= 0).sum()) for micro_batch in batch.micro_batches)
     yield (
         f"{count:,} samples, {batch.num_tokens:,} tokens, {batch.num_masked:,} masked, in "
-        f"{len(batch.micro_batches):,} micro batches of {places // len(batch.micro_batches):,} places: "
-        f"{1 - batch.num_tokens / places:.2%} padding"
+        f"{len(batch.micro_batches):,} micro batches of {positions // len(batch.micro_batches):,} places: "
+        f"{1 - batch.num_tokens / positions:.2%} padding"
     )
     for number, micro_batch in enumerate(batch.micro_batches):
         for sample, ids, is_masked in samples_of(micro_batch):
             shard = shards[index.shard[sample]]
-            place = f"{shard.prefix} from token {index.start[sample]:,}"
-            head = f"micro batch {number}, sample {sample:,}, {place}, {len(ids)} tokens, {is_masked.sum()} masked"
+            origin = f"{shard.prefix} from token {index.start[sample]:,}"
+            head = f"micro batch {number}, sample {sample:,}, {origin}, {len(ids)} tokens, {is_masked.sum()} masked"
             yield f"{head}\n  {text.marked(ids, is_masked)}"
 
 

@@ -2,18 +2,18 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from metro_megatron.cli.command_line import describe_os_error
-from metro_megatron.data.shards import DatasetPaths, read_manifest, token_dtype
+from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, FileEntry, Manifest, Statistics, read_manifest
+from metro_megatron.data.shards import token_dtype
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.index_check import REMEDY, index_problems
-from metro_megatron.inspection.source_parts import source_blocks
-from metro_megatron.preprocess.assembly import Statistics
+from metro_megatron.preprocess.parts import source_blocks
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import NUM_SPECIALS
 
@@ -28,7 +28,7 @@ OnRead = Callable[[int], object]
 class Verified:
     """What was found to be as it should."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     num_files: int
     num_bytes: int
 
@@ -40,9 +40,9 @@ def verify(prefix: str, on_read: OnRead = lambda size: None) -> Verified:
     """
     manifest = read_manifest(prefix)
     problems = [*_totals(prefix, manifest), *_tokenizer(prefix, manifest)]
-    for number in range(len(manifest["shards"])):
+    for number in range(len(manifest.shards)):
         problems += _shard(prefix, manifest, number, on_read)
-    beyond = DatasetPaths(prefix).shard(len(manifest["shards"]))
+    beyond = DatasetPaths(prefix).shard(len(manifest.shards))
     problems += [
         f"{path}: the manifest does not know it; remove it" for path in (beyond.bin, beyond.idx) if path.exists()
     ]
@@ -50,60 +50,54 @@ def verify(prefix: str, on_read: OnRead = lambda size: None) -> Verified:
         problems += _recount(prefix, manifest)
     if problems:
         raise UserError(problems)
-    sizes = [shard[name]["bytes"] for shard in manifest["shards"] for name in ("bin", "idx")]
-    return Verified(manifest, len(sizes), sum(sizes))
+    return Verified(manifest, 2 * len(manifest.shards), dataset_bytes(manifest))
 
 
-def dataset_bytes(prefix: str) -> int:
-    """Bytes of all shards, as the manifest says. Raises UserError as read_manifest."""
-    return sum(shard[name]["bytes"] for shard in read_manifest(prefix)["shards"] for name in ("bin", "idx"))
+def dataset_bytes(manifest: Manifest) -> int:
+    """Bytes of all shards, as the manifest says."""
+    return sum(shard.bin.bytes + shard.idx.bytes for shard in manifest.shards)
 
 
-def _totals(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
+def _totals(prefix: str, manifest: Manifest) -> Iterator[str]:
     """Whether counts add up over shards and over sources."""
     path = DatasetPaths(prefix).manifest
-    for number, source in enumerate(manifest["sources"]):
-        try:
-            statistics = Statistics.from_json(source)
-            totals = statistics.document_lengths.total, statistics.unit_lengths.total
-            if not all(isinstance(source[name], int) for name in _COUNTS):
-                raise TypeError("a count is no number")
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            yield f"{path}: source {number} is damaged ({error!r}); {REMEDY}"
-            return
-        if totals != (statistics.documents, statistics.units):
+    for number, source in enumerate(manifest.sources):
+        totals = source.document_lengths.total, source.unit_lengths.total
+        if totals != (source.documents, source.units):
             yield (
-                f"{path}: source {number} counts {statistics.documents:,} documents and {statistics.units:,} units, "
+                f"{path}: source {number} counts {source.documents:,} documents and {source.units:,} units, "
                 f"its histograms {totals[0]:,} and {totals[1]:,}; {REMEDY}"
             )
     for name in _COUNTS:
         for kind in ("shards", "sources"):
-            total = sum(entry[name] for entry in manifest[kind])
-            if total != manifest[name]:
-                yield f"{path}: {manifest[name]:,} {name}, but its {kind} add up to {total:,}; {REMEDY}"
+            total = sum(getattr(entry, name) for entry in getattr(manifest, kind))
+            if total != getattr(manifest, name):
+                yield f"{path}: {getattr(manifest, name):,} {name}, but its {kind} add up to {total:,}; {REMEDY}"
 
 
-def _tokenizer(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
+def _tokenizer(prefix: str, manifest: Manifest) -> Iterator[str]:
     folder = DatasetPaths(prefix).tokenizer
     try:
         tokenizer = Tokenizer.from_folder(folder)
     except UserError as error:
         yield from error.problems
         return
-    for name in ("sha256", "vocab_size"):
-        key = "tokenizer_sha256" if name == "sha256" else name
-        if getattr(tokenizer, name) != manifest[key]:
+    for name, found, expected in (
+        ("sha256", tokenizer.sha256, manifest.tokenizer_sha256),
+        ("vocab_size", tokenizer.vocab_size, manifest.vocab_size),
+    ):
+        if found != expected:
             yield (
-                f"{folder}: {name} {getattr(tokenizer, name)}, the manifest says {manifest[key]}: "
+                f"{folder}: {name} {found}, the manifest says {expected}: "
                 "not the tokenizer of these shards; copy that one there"
             )
 
 
-def _shard(prefix: str, manifest: dict[str, Any], number: int, on_read: OnRead) -> Iterator[str]:
+def _shard(prefix: str, manifest: Manifest, number: int, on_read: OnRead) -> Iterator[str]:
     paths = DatasetPaths(prefix).shard(number)
-    dtype = token_dtype(manifest["vocab_size"])
-    entry = manifest["shards"][number]
-    ids = _IdCheck(manifest["vocab_size"], dtype)
+    dtype = token_dtype(manifest.vocab_size)
+    entry = manifest.shards[number]
+    ids = _IdCheck(manifest.vocab_size, dtype)
 
     def on_ids(block: memoryview) -> None:
         ids.add(block)
@@ -119,22 +113,22 @@ def _shard(prefix: str, manifest: dict[str, Any], number: int, on_read: OnRead) 
         yield from index_problems(paths.idx, dtype, entry)
     except OSError as error:
         yield f"{describe_os_error(error)}; {REMEDY}"
-    if entry["bin"]["bytes"] != entry["tokens"] * dtype.itemsize:
+    if entry.bin.bytes != entry.tokens * dtype.itemsize:
         yield (
-            f"{DatasetPaths(prefix).manifest}: {paths.bin.name} has {entry['bin']['bytes']:,} bytes, which are not "
-            f"{entry['tokens']:,} {dtype} tokens; {REMEDY}"
+            f"{DatasetPaths(prefix).manifest}: {paths.bin.name} has {entry.bin.bytes:,} bytes, which are not "
+            f"{entry.tokens:,} {dtype} tokens; {REMEDY}"
         )
 
 
 def _content(
-    manifest: dict[str, Any],
+    manifest: Manifest,
     number: int,
     name: Literal["bin", "idx"],
     path: Path,
     on_block: Callable[[memoryview], object],
 ) -> Iterator[str]:
     """Read a file once; compare its size and SHA-256 with the manifest's."""
-    entry = manifest["shards"][number][name]
+    entry: FileEntry = getattr(manifest.shards[number], name)
     digest = hashlib.sha256()
     size = 0
     buffer = memoryview(bytearray(_BLOCK_BYTES))
@@ -143,13 +137,13 @@ def _content(
             digest.update(buffer[:read])
             on_block(buffer[:read])
             size += read
-    found, expected = digest.hexdigest(), entry.get("sha256")
-    if found == expected and size == entry["bytes"]:
+    found, expected = digest.hexdigest(), entry.sha256
+    if found == expected and size == entry.bytes:
         return
-    others = [other["name"] for other in manifest["shards"] if other[name].get("sha256") == found]
+    others = [shard.name for shard in manifest.shards if getattr(shard, name).sha256 == found]
     hint = f": the content of shard {others[0]}, files are swapped" if others else ""
-    if size != entry["bytes"]:
-        yield f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}{hint}; {REMEDY}"
+    if size != entry.bytes:
+        yield f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}{hint}; {REMEDY}"
     else:
         yield f"{path}: SHA-256 {found}, the manifest says {expected}{hint}; {REMEDY}"
 
@@ -166,10 +160,10 @@ class _IdCheck:
         count = len(block) // self._dtype.itemsize
         ids = np.frombuffer(block, self._dtype, count)
         if count and (ids.min() < NUM_SPECIALS or ids.max() >= self._vocab_size):
-            places = np.flatnonzero((ids < NUM_SPECIALS) | (ids >= self._vocab_size))
+            wrong = np.flatnonzero((ids < NUM_SPECIALS) | (ids >= self._vocab_size))
             if not self._wrong:
-                self._example = f"{ids[places[0]]} at token {self._seen + int(places[0]):,}"
-            self._wrong += len(places)
+                self._example = f"{ids[wrong[0]]} at token {self._seen + int(wrong[0]):,}"
+            self._wrong += len(wrong)
         self._seen += count
 
     def problems(self, path: Path) -> Iterator[str]:
@@ -180,16 +174,17 @@ class _IdCheck:
             )
 
 
-def _recount(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
+def _recount(prefix: str, manifest: Manifest) -> Iterator[str]:
     """Whether every source has the counts and histograms of its documents in the shards."""
-    counted = [Statistics() for _ in manifest["sources"]]
-    for source, block in source_blocks(prefix, manifest):
-        counted[source].add(np.diff(block.token_starts), block.unit_lengths)
-    for number, (source, statistics) in enumerate(zip(manifest["sources"], counted, strict=True)):
-        wrong = [name for name, value in statistics.to_json().items() if source[name] != value]
+    counted = [NO_DOCUMENTS for _ in manifest.sources]
+    for number, block in source_blocks(prefix, manifest):
+        counted[number] += Statistics.of(np.diff(block.token_starts), block.unit_lengths)
+    for number, (source, statistics) in enumerate(zip(manifest.sources, counted, strict=True)):
+        names = [field.name for field in fields(Statistics)]
+        wrong = [name for name in names if getattr(source, name) != getattr(statistics, name)]
         if wrong:
             found = ", ".join(f"{name} {getattr(statistics, name):,}" for name in _COUNTS)
             yield (
-                f"{DatasetPaths(prefix).manifest}: source {number} ({source.get('name')}): {', '.join(wrong)} are not "
+                f"{DatasetPaths(prefix).manifest}: source {number} ({source.name}): {', '.join(wrong)} are not "
                 f"those of its documents in the shards ({found}); {REMEDY}"
             )

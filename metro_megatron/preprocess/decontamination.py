@@ -20,10 +20,11 @@ from metro_megatron.randomness import hash64
 from metro_megatron.text.documents import ChunkReader, ReadOptions, Reject
 from metro_megatron.text.inputs import InputFile, find_inputs, plan_chunks
 
-NGRAM_WORDS = 13
-SHORTEST_TEXT = 8
+NGRAM_WORDS, SHORTEST_TEXT = 13, 8
+"""GPT-3's largest and smallest n-gram (arXiv 2005.14165, appendix C)."""
 
 _BASE = 0xD6E8FEB86659FD93
+"""Odd, so that it has an inverse modulo 2**64; else any number without a pattern in its bits."""
 _INVERSE = pow(_BASE, -1, 1 << 64)
 _BLOCK = 1 << 16
 """Bytes or words hashed at once: the arrays stay in a core's cache, and small."""
@@ -46,21 +47,22 @@ class _Ngrams:
         is_new = np.ones(len(hashes), np.bool_)
         is_new[1:] = (hashes[1:] != hashes[:-1]) | (files[1:] != files[:-1])
         hashes, files = hashes[is_new], files[is_new]
+        # 16 to 32 entries for every hash, so that 3 to 6% of unknown n-grams ask for a search; at most 64 MB.
         bits = min(26, max(16, 4 + len(hashes).bit_length()))
         is_used = np.zeros(1 << bits, np.bool_)
         is_used[hashes >> np.uint64(64 - bits)] = True
         return cls(hashes, files, is_used)
 
     def find(self, ngrams: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Places in `ngrams` of those that are known, with a file that has each; a place for every such file."""
+        """Indices into `ngrams` of those that are known, with a file that has each; an index for every such file."""
         shift = np.uint64(65 - len(self.is_used).bit_length())
-        places = np.flatnonzero(self.is_used[ngrams >> shift])
-        first = np.searchsorted(self.hashes, ngrams[places])
-        is_known = self.hashes[np.minimum(first, len(self.hashes) - 1)] == ngrams[places]
-        places, first = places[is_known], first[is_known]
-        counts = np.searchsorted(self.hashes, ngrams[places], side="right") - first
+        found = np.flatnonzero(self.is_used[ngrams >> shift])
+        first = np.searchsorted(self.hashes, ngrams[found])
+        is_known = self.hashes[np.minimum(first, len(self.hashes) - 1)] == ngrams[found]
+        found, first = found[is_known], first[is_known]
+        counts = np.searchsorted(self.hashes, ngrams[found], side="right") - first
         steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(places, counts), self.files[np.repeat(first, counts) + steps]
+        return np.repeat(found, counts), self.files[np.repeat(first, counts) + steps]
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class EvaluationNgrams:
         is_hit = np.zeros((len(texts), self.num_files), np.bool_)
         words, words_before = _words(texts)
         for size, known in self.by_size.items():
-            places, files = known.find(_ngram_hashes(words, size))
-            first, last = (np.searchsorted(words_before, place, side="right") for place in (places, places + size - 1))
+            begins, files = known.find(_ngram_hashes(words, size))
+            first, last = (np.searchsorted(words_before, word, side="right") for word in (begins, begins + size - 1))
             is_inside = first == last
             is_hit[first[is_inside] - 1, files[is_inside]] = True
         return is_hit
@@ -120,14 +122,14 @@ def _texts(file: InputFile) -> Iterator[str]:
     (chunk,) = plan_chunks([file], max(1, file.size))
     for record in ChunkReader(chunk, ReadOptions()):
         if isinstance(record.raw, Reject):
-            raise UserError(f"{file.path}: record at byte {record.place:,} is too long for an evaluation text")
+            raise UserError(f"{file.path}: record at byte {record.position:,} is too long for an evaluation text")
         try:
             if record.is_json:
                 yield from _strings(orjson.loads(record.raw))
             else:
                 yield record.raw if isinstance(record.raw, str) else record.raw.decode()
         except ValueError as error:
-            raise UserError(f"{file.path}: record at byte {record.place:,} cannot be read ({error})") from error
+            raise UserError(f"{file.path}: record at byte {record.position:,} cannot be read ({error})") from error
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -167,6 +169,7 @@ def _window_hashes(
     borders = np.flatnonzero(np.diff(begins // _BLOCK, prepend=-1, append=-1))
     for first, last in pairwise(borders.tolist()):
         start = begins[first]
+        # + 1: a zero at the end of a window would add nothing to its polynomial.
         block = values[start : ends[last - 1]].astype(np.uint64) + np.uint64(1)
         sums = np.zeros(len(block) + 1, np.uint64)
         np.cumsum(block * _powers(_BASE, len(block)), out=sums[1:])

@@ -7,14 +7,14 @@ from dataclasses import astuple, dataclass, field
 from functools import cache
 from itertools import chain, compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.data.shards import token_dtype
+from metro_megatron.files import whole_files
 from metro_megatron.preprocess.decontamination import EvaluationNgrams
-from metro_megatron.preprocess.journal import Journal, whole_files
+from metro_megatron.preprocess.journal import CONTAMINATED, TOO_SHORT, ChunkEntry, Journal
 from metro_megatron.preprocess.parts import HASH_BYTES, PartWriter, part_paths
 from metro_megatron.text.documents import ChunkReader, ReadOptions, Record, Reject, parse_record
 from metro_megatron.text.inputs import Chunk
@@ -22,10 +22,8 @@ from metro_megatron.tokenizer.engines import Engine
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 5
-TOO_SHORT, CONTAMINATED, DUPLICATE = DROPPED = ("too_short", "contaminated", "duplicate")
-"""Why a good document is left out on request."""
-
 _BATCH_CHARACTERS = 1 << 20
+"""Encoded at once: engines and n-grams are fast on a megabyte, and a worker's memory stays small."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class EncodingOptions:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far reading and encoding have come."""
+class WorkDone:
+    """How much has been read and encoded."""
 
     bytes_read: int = 0
     text_bytes: int = 0
@@ -53,13 +51,13 @@ class Progress:
     tokens: int = 0
     rejected: int = 0
 
-    def __add__(self, other: "Progress") -> "Progress":
-        return Progress(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "WorkDone") -> "WorkDone":
+        return WorkDone(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @classmethod
-    def of_entry(cls, entry: dict[str, Any]) -> "Progress":
+    def of_entry(cls, entry: ChunkEntry) -> "WorkDone":
         """What the journal says of a finished chunk."""
-        return cls(entry["bytes_read"], entry["text_bytes"], entry["tokens"], sum(entry["rejects"].values()))
+        return cls(entry.bytes_read, entry.text_bytes, entry.tokens, sum(entry.rejects.values()))
 
 
 @dataclass
@@ -86,36 +84,32 @@ class ChunkEncoder:
         files = options.decontaminate
         self._evaluation = EvaluationNgrams.from_files(list(files)) if files else None
 
-    def encode(self, chunk: Chunk, on_progress: Callable[[Progress], object]) -> dict[str, Any]:
+    def encode(self, chunk: Chunk, on_progress: Callable[[WorkDone], object]) -> ChunkEntry:
         """Write the chunk's part and its journal entry, which is returned; `on_progress` hears of every batch.
 
         Raises UserError if the input cannot be read or has changed, OSError if the work folder cannot be written.
         """
         stem = self._options.work_folder / chunk_name(chunk.number)
-        work = _ChunkWork(chunk, self._evaluation.num_files if self._evaluation else 0)
+        work = _ChunkWork(self._evaluation.num_files if self._evaluation else 0)
         with whole_files(part_paths(stem)) as files:
             writer = PartWriter(files, self._dtype)
             reader = ChunkReader(chunk, self._options.reading)
             for record in reader:
                 work.text_bytes += 0 if isinstance(record.raw, Reject) else len(record.raw)
-                self._take(record, work)
+                self._take(record, chunk.file.path, work)
                 if work.batch.characters >= _BATCH_CHARACTERS:
                     self._flush(work, writer)
-                    on_progress(Progress(reader.bytes_read, work.text_bytes, writer.tokens, work.rejects.total()))
+                    on_progress(WorkDone(reader.bytes_read, work.text_bytes, writer.tokens, work.rejects.total()))
             self._flush(work, writer)
-        entry = work.entry(writer) | {
-            "bytes_read": reader.bytes_read,
-            "sha256": reader.sha256,
-            "engine": self._engine.name,
-        }
+        entry = work.entry(writer, reader, self._engine.name)
         Journal(self._options.work_folder).write_entry(f"{stem.name}.json", entry)
-        on_progress(Progress.of_entry(entry))
+        on_progress(WorkDone.of_entry(entry))
         return entry
 
-    def _take(self, record: Record, work: "_ChunkWork") -> None:
+    def _take(self, record: Record, path: str, work: "_ChunkWork") -> None:
         units = parse_record(record, self._options.reading)
         if isinstance(units, Reject):
-            work.reject(record.place, units)
+            work.reject(path, record.position, units)
             return
         text = "\n".join(units)
         work.batch.documents.append(units)
@@ -148,8 +142,7 @@ class ChunkEncoder:
 class _ChunkWork:
     """What is known of a chunk on the way."""
 
-    def __init__(self, chunk: Chunk, num_evaluation_files: int):
-        self._chunk = chunk
+    def __init__(self, num_evaluation_files: int):
         self.batch = _Batch()
         self.text_bytes = 0
         self.dropped: Counter[str] = Counter()
@@ -158,22 +151,25 @@ class _ChunkWork:
         self.rejects: Counter[str] = Counter()
         self._examples: list[str] = []
 
-    def reject(self, place: int, reason: Reject) -> None:
+    def reject(self, path: str, position: int, reason: Reject) -> None:
         self.rejects[str(reason)] += 1
         if len(self._examples) < NUM_EXAMPLES:
-            self._examples.append(f"{self._chunk.file.path} at {place:,}: {reason}")
+            self._examples.append(f"{path} at {position:,}: {reason}")
 
-    def entry(self, writer: PartWriter) -> dict[str, Any]:
-        return {
-            "documents": writer.documents,
-            "units": writer.units,
-            "tokens": writer.tokens,
-            "text_bytes": self.text_bytes,
-            "rejects": dict(self.rejects),
-            "dropped": dict(+self.dropped),
-            "evaluation_hits": self.hits.tolist(),
-            "examples": self._examples,
-        }
+    def entry(self, writer: PartWriter, reader: ChunkReader, engine: str) -> ChunkEntry:
+        return ChunkEntry(
+            documents=writer.documents,
+            units=writer.units,
+            tokens=writer.tokens,
+            text_bytes=self.text_bytes,
+            rejects=dict(self.rejects),
+            dropped=dict(+self.dropped),
+            evaluation_hits=tuple(self.hits.tolist()),
+            examples=tuple(self._examples),
+            bytes_read=reader.bytes_read,
+            sha256=reader.sha256,
+            engine=engine,
+        )
 
 
 encoder_of_process: Callable[[EncodingOptions], ChunkEncoder] = cache(ChunkEncoder)

@@ -1,25 +1,127 @@
-"""The work folder of a preprocessing run: plan, finished steps, and files that are there whole or not at all.
+"""The work folder of a run: what it is to do, and which of its steps are finished.
 
-A step (a chunk, a shard) is finished when its journal entry, a JSON file, lies under its final name. An entry is
-renamed into place after the files it speaks of, so kill -9 at any moment loses unfinished steps only.
+A step (a chunk, a shard, the manifest) is finished when its entry, a JSON file, lies under its final name. An entry is
+renamed into its name after the files it speaks of, so kill -9 at any moment loses unfinished steps only.
 """
 
-import fcntl
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TypeVar
 
+from metro_megatron.data.manifest import ShardContent, SourceOptions, Statistics
+from metro_megatron.data.records import DamagedRecord, from_plain, to_json
 from metro_megatron.errors import UserError
+from metro_megatron.files import locked, remove_partial, sync_folder, write_whole
 
-PARTIAL = ".partial"
-"""Ending of unfinished files."""
+TOO_SHORT, CONTAMINATED, DUPLICATE = "too_short", "contaminated", "duplicate"
+"""Why a good document is left out on request."""
 
 _PLAN, _LOCK = "plan.json", "lock"
+_Entry = TypeVar("_Entry")
+
+
+@dataclass(frozen=True)
+class PlannedOptions(SourceOptions):
+    """What the bytes of the output depend on, beside inputs and tokenizer."""
+
+    shard_bytes: int
+    shard_index: int
+    num_shards: int
+    """The run is number shard_index of num_shards that share the chunks out."""
+
+    @property
+    def has_pending_duplicates(self) -> bool:
+        """Whether copies can be told only when all num_shards are merged; until then hashes lie beside the shards."""
+        return self.drop_duplicates and self.num_shards > 1
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """An input file as it was when the run was planned."""
+
+    name: str
+    """Below the folder that all files of the source share."""
+    bytes: int
+    mtime_ns: int = 0
+    """0 where nothing is known of it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run of one source is to do."""
+
+    tokenizer_sha256: str
+    source: str
+    options: PlannedOptions
+    files: tuple[PlannedFile, ...]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What a merged dataset depends on, beside the datasets."""
+
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
+class MergedDataset:
+    """A dataset that is merged."""
+
+    name: str
+    """Its prefix."""
+    bytes: str
+    """SHA-256 of its manifest, which knows those of its shards."""
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge is to do."""
+
+    options: MergeOptions
+    files: tuple[MergedDataset, ...]
+
+
+AnyPlan = Plan | MergePlan
+
+
+@dataclass(frozen=True)
+class ChunkEntry:
+    """A chunk that became a part."""
+
+    documents: int
+    units: int
+    tokens: int
+    text_bytes: int
+    """Of all records, decompressed."""
+    rejects: dict[str, int]
+    """Records that gave no document, by reason."""
+    dropped: dict[str, int]
+    """Documents left out on request, by reason."""
+    evaluation_hits: tuple[int, ...]
+    """[F] documents that repeat a text of each evaluation file."""
+    examples: tuple[str, ...]
+    """Where the first rejected records are."""
+    bytes_read: int
+    sha256: str
+    """Of the chunk's bytes."""
+    engine: str
+    """What encoded it."""
+
+
+@dataclass(frozen=True)
+class ShardStep:
+    """A shard that is written, and where the next one begins."""
+
+    shard: ShardContent
+    next_part: int
+    next_document: int
+    """In that part."""
+    sources: tuple[Statistics, ...]
+    """What each source has contributed to all shards so far."""
 
 
 class Journal:
@@ -35,24 +137,24 @@ class Journal:
         Raises UserError if another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / _LOCK).open("ab") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(self.folder / _LOCK, wait=False))
             except BlockingIOError as error:
                 raise UserError(
                     f"{self.folder}: another process works in it; wait for it, or choose another prefix"
                 ) from error
-            except OSError:
-                pass  # a file system without locks
-            for path in self.folder.glob(f"*{PARTIAL}"):
-                path.unlink()
+            remove_partial(self.folder)
             yield
 
-    def plan(self) -> dict[str, Any] | None:
+    def plan(self) -> AnyPlan | None:
         """What the run is to do; None if no run has begun here. Raises UserError if it cannot be read."""
-        return self.entry(_PLAN)
+        # Either tool may find the other's folder; a merge has no tokenizer of its own.
+        content = self._content(_PLAN)
+        is_merge = isinstance(content, dict) and "tokenizer_sha256" not in content
+        return self.entry(_PLAN, MergePlan) if is_merge else self.entry(_PLAN, Plan)
 
-    def begin_or_continue(self, plan: Mapping[str, Any]) -> None:
+    def begin_or_continue(self, plan: AnyPlan) -> None:
         """Continue a run with this very plan; begin it, on an emptied folder, if another plan or none is here."""
         if self.plan() == plan:
             return
@@ -63,63 +165,27 @@ class Journal:
                 path.unlink()
         self.write_entry(_PLAN, plan)
 
-    def entry(self, name: str) -> dict[str, Any] | None:
+    def entry(self, name: str, kind: type[_Entry]) -> _Entry | None:
         """Entry `name`, None if that step is not finished. Raises UserError for a damaged one."""
-        path = self.folder / name
+        content = self._content(name)
         try:
-            return json.loads(path.read_bytes())
+            return None if content is None else from_plain(kind, content)
+        except DamagedRecord as error:
+            raise self._damaged(name, error) from error
+
+    def write_entry(self, name: str, entry: object) -> None:
+        """Finish a step: the files it speaks of must have their names."""
+        # Their names must be on the disk before the entry's: after a power failure it would speak of files not there.
+        sync_folder(self.folder)
+        write_whole(self.folder / name, to_json(entry))
+
+    def _content(self, name: str) -> object:
+        try:
+            return json.loads((self.folder / name).read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UserError(f"{path}: damaged ({error}); remove the folder {self.folder} and run again") from error
+            raise self._damaged(name, error) from error
 
-    def write_entry(self, name: str, content: Mapping[str, Any]) -> None:
-        """Finish a step: the files it speaks of must be in place."""
-        sync_folder(self.folder)
-        write_whole(self.folder / name, to_json(content))
-
-
-def to_json(content: Mapping[str, Any]) -> bytes:
-    """JSON as this package writes it."""
-    return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
-
-
-@contextmanager
-def whole_files(paths: list[Path]) -> Iterator[list[BinaryIO]]:
-    """Open new files that get their names, all of them, when the block ends, and vanish if it raises.
-
-    Temporary names are unique, so that two workers at one step (a task that was given out again) do not meet.
-    """
-    unique = uuid.uuid4().hex[:12]
-    partials = [path.with_name(f"{path.name}.{unique}{PARTIAL}") for path in paths]
-    files: list[BinaryIO] = []
-    try:
-        files.extend(partial.open("w+b") for partial in partials)
-        yield files
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        for partial, path in zip(partials, paths, strict=True):
-            os.replace(partial, path)
-    finally:
-        for file, partial in zip(files, partials, strict=False):
-            with suppress(OSError):
-                file.close()
-            partial.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, even after a power failure."""
-    with whole_files([path]) as (file,):
-        file.write(content)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _damaged(self, name: str, error: ValueError) -> UserError:
+        return UserError(f"{self.folder / name}: damaged ({error}); remove the folder {self.folder} and run again")

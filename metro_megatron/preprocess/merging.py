@@ -4,26 +4,46 @@ Duplicates that the tasks of one run have left in are dropped here, over all of 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from metro_megatron.data.shards import DatasetPaths, Shard, read_manifest, token_dtype
+from metro_megatron.data.manifest import (
+    NO_DOCUMENTS,
+    DatasetPaths,
+    Manifest,
+    SourceEntry,
+    Statistics,
+    read_manifest,
+)
+from metro_megatron.data.shards import Shard, token_dtype
 from metro_megatron.errors import UserError
-from metro_megatron.preprocess.assembly import AssemblyOptions, Statistics, assemble
-from metro_megatron.preprocess.duplicates import find_duplicates
-from metro_megatron.preprocess.encoding import DUPLICATE
-from metro_megatron.preprocess.journal import Journal
-from metro_megatron.preprocess.manifest import dataset_manifest, join_sources
-from metro_megatron.preprocess.output import MANIFEST, explained, output_prefix, publish, refuse_foreign, refuse_work
+from metro_megatron.preprocess.assembly import AssemblyOptions, assemble, find_duplicates
+from metro_megatron.preprocess.journal import (
+    DUPLICATE,
+    Journal,
+    MergedDataset,
+    MergeOptions,
+    MergePlan,
+)
+from metro_megatron.preprocess.options import PlanOptions
+from metro_megatron.preprocess.output import (
+    MANIFEST,
+    dataset_manifest,
+    explained,
+    output_prefix,
+    publish,
+    refuse_foreign,
+    refuse_work,
+)
 from metro_megatron.preprocess.parts import HASH_BYTES, Part, Section
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 
 
-def merge(prefixes: Sequence[str], output: str, shard_bytes: int, overwrite: bool = False) -> dict[str, Any]:
+def merge(prefixes: Sequence[str], output: str, shard_bytes: int, overwrite: bool = False) -> Manifest:
     """Write the documents of all datasets in order as dataset `output`; returns its manifest.
 
     All tasks of a run, merged in order, give the bytes of the run in one piece. Raises UserError if a dataset is
@@ -32,34 +52,34 @@ def merge(prefixes: Sequence[str], output: str, shard_bytes: int, overwrite: boo
     prefix = output_prefix(output, "")
     manifests = [read_manifest(one) for one in prefixes]
     _check(prefixes, prefix, manifests, shard_bytes)
-    plan = {"options": {"shard_bytes": shard_bytes}, "files": [_as_file(one) for one in prefixes]}
+    plan = MergePlan(MergeOptions(shard_bytes), tuple(map(_merged, prefixes)))
     journal = Journal(DatasetPaths(prefix).work)
-    is_assembled = journal.plan() == plan and journal.entry(MANIFEST) is not None
+    is_assembled = journal.plan() == plan and journal.entry(MANIFEST, Manifest) is not None
     if not overwrite and not is_assembled:
         if journal.plan() is None or DatasetPaths(prefix).manifest.exists():
             refuse_foreign(prefix)
         refuse_work(journal.folder, journal.plan(), plan)
-    num_bytes = sum(shard["bin"]["bytes"] for one in manifests for shard in one["shards"])
+    num_bytes = sum(shard.bin.bytes for one in manifests for shard in one.shards)
     with explained(prefix, num_bytes), journal.opened():
         journal.begin_or_continue(plan)
-        if journal.entry(MANIFEST) is None:
+        if journal.entry(MANIFEST, Manifest) is None:
             copy_tokenizer(DatasetPaths(prefixes[0]).tokenizer, journal.folder / "tokenizer")
             journal.write_entry(MANIFEST, _assemble(journal, prefixes, manifests, shard_bytes))
         return publish(journal, prefix)
 
 
-def _check(prefixes: Sequence[str], output: str, manifests: Sequence[dict[str, Any]], shard_bytes: int) -> None:
+def _check(prefixes: Sequence[str], output: str, manifests: Sequence[Manifest], shard_bytes: int) -> None:
     problems = [] if shard_bytes > 0 else [f"--shard_bytes {shard_bytes}: must be positive"]
     first = manifests[0]
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         if Path(f"{prefix}.bin").absolute() == Path(f"{output}.bin").absolute():
             problems.append(f"{prefix}: is both input and output; choose another --output_prefix")
-        if manifest["tokenizer_sha256"] != first["tokenizer_sha256"]:
+        if manifest.tokenizer_sha256 != first.tokenizer_sha256:
             problems.append(
-                f"{prefix} has tokenizer {manifest['tokenizer_sha256'][:12]}, {prefixes[0]} has "
-                f"{first['tokenizer_sha256'][:12]}; preprocess both with one tokenizer"
+                f"{prefix} has tokenizer {manifest.tokenizer_sha256[:12]}, {prefixes[0]} has "
+                f"{first.tokenizer_sha256[:12]}; preprocess both with one tokenizer"
             )
-        if manifest["has_pending_duplicates"] != first["has_pending_duplicates"]:
+        if manifest.has_pending_duplicates != first.has_pending_duplicates:
             problems.append(
                 f"{prefix} and {prefixes[0]}: only one of them still has its duplicates, as a task of a run with "
                 "--drop_duplicates does; merge all tasks of that run first"
@@ -70,66 +90,89 @@ def _check(prefixes: Sequence[str], output: str, manifests: Sequence[dict[str, A
         raise UserError(problems)
 
 
-def _as_file(prefix: str) -> dict[str, Any]:
+def _merged(prefix: str) -> MergedDataset:
     content = DatasetPaths(prefix).manifest.read_bytes()
-    return {"name": str(Path(prefix).absolute()), "bytes": hashlib.sha256(content).hexdigest()}
+    return MergedDataset(str(Path(prefix).absolute()), hashlib.sha256(content).hexdigest())
 
 
-def _assemble(
-    journal: Journal, prefixes: Sequence[str], manifests: Sequence[dict[str, Any]], shard_bytes: int
-) -> dict[str, Any]:
-    dtype = token_dtype(manifests[0]["vocab_size"])
-    has_pending = manifests[0]["has_pending_duplicates"]
-    entries = [source for manifest in manifests for source in manifest["sources"]]
+def _assemble(journal: Journal, prefixes: Sequence[str], manifests: Sequence[Manifest], shard_bytes: int) -> Manifest:
+    first = manifests[0]
+    entries = [source for manifest in manifests for source in manifest.sources]
     parts: list[Part] = []
     part_sources: list[int] = []
     first_source = 0
     for prefix, manifest in zip(prefixes, manifests, strict=True):
-        for part, source in _parts(prefix, manifest, dtype):
+        for part, source in _parts(prefix, manifest):
             parts.append(part)
             part_sources.append(first_source + source)
-        first_source += len(manifest["sources"])
-    duplicates = journal.folder / "duplicates" if has_pending else None
+        first_source += len(manifest.sources)
+    duplicates = journal.folder / "duplicates" if first.has_pending_duplicates else None
     if duplicates:
         find_duplicates(parts, duplicates)
-    assembled = assemble(journal, parts, part_sources, AssemblyOptions(dtype, shard_bytes, duplicates))
-    counted = [*assembled.sources, *(Statistics() for _ in range(len(entries) - len(assembled.sources)))]
+    options = AssemblyOptions(token_dtype(first.vocab_size), shard_bytes, duplicates)
+    assembled = assemble(journal, parts, part_sources, options)
+    # Sources without documents have no part, so the last ones may be missing.
+    counted = [*assembled.sources, *[NO_DOCUMENTS] * (len(entries) - len(assembled.sources))]
     sources = [_recounted(entry, now) for entry, now in zip(entries, counted, strict=True)]
-    head = {
-        **{name: manifests[0][name] for name in ("tokenizer_sha256", "vocab_size")},
-        "shard_bytes": shard_bytes,
-        "shard_index": 0,
-        "num_shards": 1,
-        "has_pending_duplicates": False,
-    }
-    return dataset_manifest(head, join_sources(sources), assembled.shards)
+    return dataset_manifest(
+        first.tokenizer_sha256,
+        first.vocab_size,
+        PlanOptions(shard_bytes=shard_bytes).planned(),
+        join_sources(sources),
+        assembled.shards,
+    )
 
 
-def _parts(prefix: str, manifest: dict[str, Any], dtype: np.dtype[Any]) -> list[tuple[Part, int]]:
+def _parts(prefix: str, manifest: Manifest) -> list[tuple[Part, int]]:
     """The shards of a dataset, cut where its sources change, each with the number of its source."""
-    if not manifest["shards"]:
+    if not manifest.shards:
         return []
-    shards = Shard.open_all(prefix)
-    ends = np.cumsum([source["documents"] for source in manifest["sources"]])
     found = []
-    for shard in shards:
-        num_documents = len(shard.document_index) - 1
-        part = Part.of_shard(shard.prefix, dtype, len(shard.unit_lengths), num_documents)
-        if manifest["has_pending_duplicates"]:
+    for shard in Shard.open_all(prefix):
+        part = Part.of_dataset(prefix, manifest, shard.number)
+        if manifest.has_pending_duplicates:
             offset = shard.first_document * HASH_BYTES
             part = replace(part, hashes=Section(DatasetPaths(prefix).hashes, np.dtype(f"V{HASH_BYTES}"), offset))
-        last = shard.first_document + num_documents
-        inner = [int(end) for end in ends if shard.first_document < end < last]
-        borders = [shard.first_document, *inner, last]
-        for begin, end in zip(borders, borders[1:], strict=False):
-            cut = part.from_document(begin - shard.first_document, end - shard.first_document)
-            found.append((cut, int(np.searchsorted(ends, begin, side="right"))))
+        for source, begin, end in manifest.runs(shard.number):
+            found.append((part.from_document(begin, end), source))
     return found
 
 
-def _recounted(entry: dict[str, Any], statistics: Statistics) -> dict[str, Any]:
+def _recounted(entry: SourceEntry, statistics: Statistics) -> SourceEntry:
     """A source after documents of it were dropped as duplicates."""
-    dropped = dict(entry["dropped"])
-    if statistics.documents < entry["documents"]:
-        dropped[DUPLICATE] = dropped.get(DUPLICATE, 0) + entry["documents"] - statistics.documents
-    return {**entry, **statistics.to_json(), "dropped": dict(sorted(dropped.items()))}
+    dropped = Counter(entry.dropped) + Counter({DUPLICATE: entry.documents - statistics.documents})
+    return replace(entry, **vars(statistics), dropped=_ordered(dropped))
+
+
+def join_sources(entries: Sequence[SourceEntry]) -> list[SourceEntry]:
+    """Sources of datasets in order; neighbours of one name, options and files, tasks of one run, become one."""
+    joined: list[SourceEntry] = []
+    for entry in entries:
+        if joined and _identity(joined[-1]) == _identity(entry):
+            joined[-1] = _join(joined[-1], entry)
+        else:
+            joined.append(entry)
+    return joined
+
+
+def _identity(source: SourceEntry) -> object:
+    return source.name, source.options, [(file.name, file.bytes) for file in source.files]
+
+
+def _join(first: SourceEntry, second: SourceEntry) -> SourceEntry:
+    hits = Counter(first.evaluation_hits)
+    hits.update(second.evaluation_hits)  # not +, which would lose files without a hit
+    return replace(
+        first,
+        **vars(first + second),
+        rejects=_ordered(Counter(first.rejects) + Counter(second.rejects)),
+        dropped=_ordered(Counter(first.dropped) + Counter(second.dropped)),
+        files=tuple(
+            replace(one, pieces=one.pieces + other.pieces) for one, other in zip(first.files, second.files, strict=True)
+        ),
+        evaluation_hits=dict(hits),
+    )
+
+
+def _ordered(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))

@@ -1,10 +1,12 @@
 """What preprocessing can be told."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, at_least
+from metro_megatron.preprocess.journal import PlannedOptions
 from metro_megatron.text.documents import CHUNK_BYTES, MAX_DOCUMENT_BYTES
 
 SHARD_BYTES = 4_000_000_000
@@ -35,6 +37,11 @@ class PlanOptions:
     """Number of this run among num_shards runs that share the work, for example of a Slurm array."""
     num_shards: Annotated[int, at_least(1)] = 1
     """Number of such runs; tools/merge_shards.py joins what they write."""
+
+    def planned(self, evaluation_hashes: Sequence[str] = ()) -> PlannedOptions:
+        """As plans hold them: evaluation files by SHA-256, so that nothing depends on where they lie."""
+        values = vars(self) | {"decontaminate": tuple(evaluation_hashes)}
+        return PlannedOptions(tuple(values.pop("text_key")), **values)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.data.shards import INDEX_HEADER, ShardPaths
-from metro_megatron.preprocess.journal import whole_files
+from metro_megatron.data.manifest import DatasetPaths, Manifest, ShardPaths
+from metro_megatron.data.shards import INDEX_HEADER, token_dtype
+from metro_megatron.files import whole_files
 
 HASH_BYTES = 16
-TOKENS, UNITS, DOCUMENTS, HASHES = SECTIONS = ("tokens", "units", "documents", "hashes")
+SECTIONS = ("tokens", "units", "documents", "hashes")
 
 _BLOCK_DOCUMENTS = 1 << 16
 _BLOCK_UNITS = 1 << 20
+"""A block ends at whichever comes first: memory is bounded for many short documents and for few long ones."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Block:
     first_document: int
     """Number in the part."""
     first_token: int
-    """Place in the section of tokens."""
+    """Index in the section of tokens."""
     unit_lengths: NDArray[np.int32]
     """[U] tokens of each unit."""
     unit_starts: NDArray[np.int64]
@@ -89,6 +91,13 @@ class Part:
             num_documents,
         )
 
+    @classmethod
+    def of_dataset(cls, prefix: str, manifest: Manifest, number: int) -> "Part":
+        """Shard `number` of a dataset."""
+        shard = manifest.shards[number]
+        dtype = token_dtype(manifest.vocab_size)
+        return cls.of_shard(DatasetPaths(prefix).shard(number).prefix, dtype, shard.units, shard.documents)
+
     def __len__(self) -> int:
         return self.end_document - self.begin_document
 
@@ -98,17 +107,18 @@ class Part:
 
     def blocks(self) -> Iterator[Block]:
         """All documents, in blocks of bounded size (one document at least)."""
-        place = self.begin_document
-        unit = int(self.documents.read(place - 1, place)[0]) if place else 0
+        document = self.begin_document
+        unit = int(self.documents.read(document - 1, document)[0]) if document else 0
         token = self._tokens_before(unit)
-        while place < self.end_document:
-            ends = self.documents.read(place, min(self.end_document, place + _BLOCK_DOCUMENTS)).astype(np.int64)
+        while document < self.end_document:
+            last = min(self.end_document, document + _BLOCK_DOCUMENTS)
+            ends = self.documents.read(document, last).astype(np.int64)
             count = max(1, int(np.searchsorted(ends, unit + _BLOCK_UNITS, side="right")))
             unit_starts = np.concatenate([[0], ends[:count] - unit])
             lengths = self.units.read(unit, int(ends[count - 1])).astype(np.int32)
             token_starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[unit_starts]
-            yield Block(place - self.begin_document, token, lengths, unit_starts, token_starts)
-            place += count
+            yield Block(document - self.begin_document, token, lengths, unit_starts, token_starts)
+            document += count
             unit = int(ends[count - 1])
             token += int(token_starts[-1])
 
@@ -122,6 +132,15 @@ class Part:
         starts = range(0, unit, _BLOCK_UNITS)
         blocks = (self.units.read(start, min(unit, start + _BLOCK_UNITS)) for start in starts)
         return sum(int(block.sum(dtype=np.int64)) for block in blocks)
+
+
+def source_blocks(prefix: str, manifest: Manifest) -> Iterator[tuple[int, Block]]:
+    """(source, documents) of all shards of a dataset in order; no block holds documents of two sources or shards."""
+    for number in range(len(manifest.shards)):
+        part = Part.of_dataset(prefix, manifest, number)
+        for source, begin, end in manifest.runs(number):
+            for block in part.from_document(begin, end).blocks():
+                yield source, block
 
 
 def part_paths(stem: Path) -> list[Path]:

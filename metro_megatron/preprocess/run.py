@@ -4,17 +4,60 @@ The bytes written depend on inputs, tokenizer and `PlanOptions` only. A run that
 when the same command is given again.
 """
 
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from metro_megatron.cli.options import flatten, options_of, out_of_range
+from metro_megatron.cli.progress import ReadingProgress
+from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, Manifest, read_manifest
+from metro_megatron.data.shards import token_dtype
 from metro_megatron.errors import UserError
+from metro_megatron.preprocess.assembly import Assembled, AssemblyOptions, assemble, find_duplicates
+from metro_megatron.preprocess.encoding import NUM_EXAMPLES, EncodingOptions, WorkDone, chunk_name
+from metro_megatron.preprocess.journal import ChunkEntry, Journal, Plan
 from metro_megatron.preprocess.options import PlanOptions, PreprocessOptions
-from metro_megatron.preprocess.output import explained
-from metro_megatron.preprocess.source_run import SourceRun, Summary
-from metro_megatron.text.inputs import InputFile, find_inputs
-from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.preprocess.output import (
+    MANIFEST,
+    dataset_manifest,
+    differences,
+    explained,
+    output_prefix,
+    plan_of_manifest,
+    planned_files,
+    publish,
+    refuse_foreign,
+    refuse_work,
+    source_entry,
+    without_times,
+)
+from metro_megatron.preprocess.parts import Part, join_hashes, part_paths
+from metro_megatron.preprocess.workers import encode_locally, encode_on_ray
+from metro_megatron.text.documents import ReadOptions
+from metro_megatron.text.inputs import Chunk, InputFile, find_inputs, plan_chunks
+from metro_megatron.tokenizer.tokenizer import Tokenizer, copy_tokenizer
 
 __all__ = ["PlanOptions", "PreprocessOptions", "Summary", "preprocess"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a dataset."""
+
+    prefix: str
+    manifest: Manifest
+    was_finished: bool = False
+    """Nothing was left to do."""
+    engines: frozenset[str] = frozenset()
+    """What encoded the chunks."""
+    text_bytes: int = 0
+    """Of all records, decompressed."""
+    examples: tuple[str, ...] = ()
+    """Where the first rejected records are."""
 
 
 def preprocess(options: PreprocessOptions) -> list[Summary]:
@@ -38,6 +81,197 @@ def preprocess(options: PreprocessOptions) -> list[Summary]:
         with explained(run.prefix):
             run.check_output()
     return [run.run() for run in runs]
+
+
+class SourceRun:
+    """One source on its way to its dataset; `run` is the way, step by step."""
+
+    def __init__(self, options: PreprocessOptions, tokenizer: Tokenizer, source: str, files: list[InputFile]):
+        self._options, self._tokenizer, self._source, self._files = options, tokenizer, source, files
+        plan = options.plan
+        prefix = output_prefix(options.output_prefix, source)
+        if plan.num_shards > 1:
+            prefix += f".part-{plan.shard_index:04d}-of-{plan.num_shards:04d}"
+        self.prefix = prefix
+        """Of the dataset."""
+        self._paths = DatasetPaths(prefix)
+        self._journal = Journal(self._paths.work)
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._evaluation_files = find_inputs(plan.decontaminate) if plan.decontaminate else []
+        chunks = plan_chunks(files, plan.chunk_bytes)
+        first, last = (len(chunks) * index // plan.num_shards for index in (plan.shard_index, plan.shard_index + 1))
+        self._chunks = chunks[first:last]
+
+    def check_output(self) -> None:
+        """Raise UserError if the output cannot be written or is something else's."""
+        if self._is_finished() or self._options.overwrite:
+            return
+        earlier = self._journal.plan()
+        if earlier is None or self._paths.manifest.exists():
+            refuse_foreign(self.prefix, self._changes())
+        refuse_work(self._paths.work, earlier, self._plan)
+
+    def run(self) -> Summary:
+        """Do what is left to do: every step leaves an entry in the journal, and is not done again where one is."""
+        if self._is_finished():
+            shutil.rmtree(self._paths.work, ignore_errors=True)
+            return Summary(self.prefix, read_manifest(self.prefix), was_finished=True)
+        with explained(self.prefix), self._journal.opened():
+            self._journal.begin_or_continue(self._plan)
+            copy_tokenizer(self._tokenizer.path, self._paths.work / "tokenizer")
+            entries = self._encode_chunks()
+            self._check_rejects(entries)
+            with explained(self.prefix, sum(entry.tokens for entry in entries) * self._dtype.itemsize):
+                if self._journal.entry(MANIFEST, Manifest) is None:
+                    parts = self._parts(entries)
+                    assembled = self._assemble(parts, self._find_duplicates(parts))
+                    self._join_hashes(parts)
+                    self._journal.write_entry(MANIFEST, self._manifest(entries, assembled))
+                manifest = publish(self._journal, self.prefix)
+        return Summary(
+            self.prefix,
+            manifest,
+            engines=frozenset(entry.engine for entry in entries),
+            text_bytes=sum(entry.text_bytes for entry in entries),
+            examples=_examples(entries),
+        )
+
+    @cached_property
+    def _plan(self) -> Plan:
+        # Evaluation files by content, so that a plan does not depend on where they lie.
+        contents = (Path(file.path).read_bytes() for file in self._evaluation_files)
+        options = self._options.plan.planned([hashlib.sha256(content).hexdigest() for content in contents])
+        return Plan(self._tokenizer.sha256, self._source, options, planned_files(self._files))
+
+    def _is_finished(self) -> bool:
+        return self._paths.manifest.exists() and not self._changes()
+
+    def _changes(self) -> list[str]:
+        """How the finished dataset at the prefix, if any, differs from what this run would make."""
+        if not self._paths.manifest.exists():
+            return []
+        try:
+            earlier = plan_of_manifest(read_manifest(self.prefix))
+        except UserError as error:
+            return error.problems
+        written = self._paths.manifest.stat().st_mtime_ns
+        newer = [
+            f"{file.path}: changed after the dataset was written" for file in self._files if file.mtime_ns > written
+        ]
+        return [*differences(earlier, without_times(self._plan)), *newer]
+
+    def _encode_chunks(self) -> list[ChunkEntry]:
+        """Make a part of every chunk that has none; journal entries of all chunks, in order."""
+        entries: dict[int, ChunkEntry] = {}
+
+        def take(chunk: Chunk, entry: ChunkEntry) -> None:
+            entries[chunk.number] = entry
+            self._check_strict(entry)
+
+        for chunk in self._chunks:
+            if entry := self._journal.entry(f"{chunk_name(chunk.number)}.json", ChunkEntry):
+                take(chunk, entry)
+        missing = [chunk for chunk in self._chunks if chunk.number not in entries]
+        total = sum(chunk.end - chunk.begin for chunk in missing)
+        with ReadingProgress(f"preprocessing {self._source}".strip(), total) as progress:
+
+            def show(now: WorkDone) -> None:
+                progress.update(now.bytes_read, now.text_bytes, now.tokens, now.rejected)
+
+            if missing and self._options.engine_cluster:
+                encode_on_ray(missing, self._encoding(), take, show)
+            elif missing:
+                encode_locally(missing, self._encoding(), min(self._options.num_workers, len(missing)), take, show)
+        return [entries[chunk.number] for chunk in self._chunks]
+
+    def _encoding(self) -> EncodingOptions:
+        plan, work = self._options.plan, self._paths.work.absolute()
+        return EncodingOptions(
+            work,
+            str(work / "tokenizer"),
+            self._options.engine,
+            ReadOptions(tuple(plan.text_key), plan.max_document_bytes, plan.unit),
+            plan.min_tokens,
+            plan.drop_duplicates,
+            tuple(plan.decontaminate),
+        )
+
+    def _parts(self, entries: Sequence[ChunkEntry]) -> list[Part]:
+        has_hashes = self._options.plan.drop_duplicates
+        return [
+            Part.of_chunk(self._stem(chunk), self._dtype, entry.documents, has_hashes)
+            for chunk, entry in zip(self._chunks, entries, strict=True)
+        ]
+
+    def _stem(self, chunk: Chunk) -> Path:
+        """Path of a chunk's part without the endings of its files."""
+        return self._paths.work / chunk_name(chunk.number)
+
+    def _find_duplicates(self, parts: Sequence[Part]) -> Path | None:
+        plan = self._plan.options
+        if not plan.drop_duplicates or plan.has_pending_duplicates:
+            return None
+        path = self._paths.work / "duplicates"
+        if not path.exists():
+            find_duplicates(parts, path)
+        return path
+
+    def _assemble(self, parts: Sequence[Part], duplicates: Path | None) -> Assembled:
+        """Shards in the work folder; of parts that they hold only the hashes stay."""
+
+        def drop(number: int) -> None:
+            tokens, units, documents, _ = part_paths(self._stem(self._chunks[number]))
+            for path in (tokens, units, documents):
+                path.unlink(missing_ok=True)
+
+        options = AssemblyOptions(self._dtype, self._options.plan.shard_bytes, duplicates, drop)
+        return assemble(self._journal, parts, [0] * len(parts), options)
+
+    def _join_hashes(self, parts: Sequence[Part]) -> None:
+        """Leave the hashes of all documents for the merge that drops duplicates."""
+        if self._plan.options.has_pending_duplicates:
+            join_hashes(parts, self._paths.work / "hashes")
+
+    def _manifest(self, entries: Sequence[ChunkEntry], assembled: Assembled) -> Manifest:
+        statistics = assembled.sources[0] if assembled.sources else NO_DOCUMENTS
+        encoded = list(zip(self._chunks, entries, strict=True))
+        source = source_entry(self._plan, self._files, encoded, statistics, self._evaluation_files)
+        tokenizer, options = self._tokenizer, self._plan.options
+        return dataset_manifest(tokenizer.sha256, tokenizer.vocab_size, options, [source], assembled.shards)
+
+    def _check_strict(self, entry: ChunkEntry) -> None:
+        if self._options.strict and entry.examples:
+            raise UserError(f"{entry.examples[0]}: rejected, and --strict allows none; repair or remove it")
+
+    def _check_rejects(self, entries: Sequence[ChunkEntry]) -> None:
+        """Raise UserError if there is no document, or too many records gave none."""
+        documents = sum(entry.documents for entry in entries)
+        if not documents and self._options.plan.num_shards == 1:
+            raise UserError(
+                f"no documents in {', '.join(self._options.input)} ({_describe_rejects(entries)}); "
+                "check --text_key and the files"
+            )
+        rejected = sum(sum(entry.rejects.values()) for entry in entries)
+        records = rejected + documents + sum(sum(entry.dropped.values()) for entry in entries)
+        fraction = rejected / max(1, records)
+        if fraction > self._options.max_reject_fraction:
+            raise UserError(
+                f"{rejected:,} of {records:,} records ({fraction:.2%}) rejected: {_describe_rejects(entries)}; "
+                f"repair them, or raise --max_reject_fraction ({self._options.max_reject_fraction})"
+            )
+
+
+def _examples(entries: Sequence[ChunkEntry]) -> tuple[str, ...]:
+    return tuple(example for entry in entries for example in entry.examples)[:NUM_EXAMPLES]
+
+
+def _describe_rejects(entries: Sequence[ChunkEntry]) -> str:
+    rejects: Counter[str] = Counter()
+    for entry in entries:
+        rejects.update(entry.rejects)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejects.items())) or "no records"
+    examples = _examples(entries)
+    return f"{counts}; first: {', '.join(examples)}" if examples else counts
 
 
 def _check_options(options: PreprocessOptions) -> None:

@@ -1,10 +1,11 @@
 """Reading documents from chunks of files: JSON Lines, plain text with blank lines between documents, Parquet.
 
-Two steps: `ChunkReader` cuts a chunk into raw records in bounded memory, `parse_record` makes a document (its
-units) of one, or says why not. A document belongs to the chunk in which it begins, so that the documents of a
-file do not depend on how it is cut.
+Two steps: `ChunkReader` cuts a chunk into raw records in bounded memory, `parse_record` makes a document of one, cut
+into units, or says why not. A document belongs to the chunk in which it begins, so that the documents of a file do
+not depend on how it is cut. Samples are later made of whole units of one document.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,17 @@ from io import BufferedReader
 
 import orjson
 
-from metro_megatron.text.inputs import JSON_LINES, PARQUET, Chunk, find_inputs, plan_chunks
-from metro_megatron.text.sources import BUFFER_BYTES, Source, decompressed
-from metro_megatron.text.units import UNITS
+from metro_megatron.text.inputs import (
+    BUFFER_BYTES,
+    JSON_LINES,
+    PARQUET,
+    Chunk,
+    FileBytes,
+    InputFile,
+    decompressed,
+    plan_chunks,
+)
+from metro_megatron.text.parquet import read_rows
 
 MAX_DOCUMENT_BYTES = 10_000_000
 """Default limit of a record. The longest books are about half as long; encoding so much takes below 1 GB."""
@@ -48,14 +57,14 @@ class ReadOptions:
     """Keys of the text in JSON objects, columns of Parquet; several are joined by a line end."""
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     unit: str = "line"
-    """One of units.UNITS."""
+    """One of UNITS."""
 
 
 @dataclass(frozen=True)
 class Record:
     """One JSON line, the lines between two blank ones, or the text of a Parquet row."""
 
-    place: int
+    position: int
     """Its first byte in the (decompressed) file; row number for Parquet."""
     raw: bytes | str | Reject
     """Text where it was decoded already; a reason where there is nothing to parse."""
@@ -86,48 +95,55 @@ class ChunkReader:
     def _lines(self) -> Iterator[Record]:
         chunk, limit = self.chunk, self._options.max_document_bytes
         is_json = chunk.file.ending in JSON_LINES
-        source = Source(chunk.file.path, chunk.begin, chunk.end, max(0, chunk.begin - 1))
-        with decompressed(source, chunk.file.compression) as stream:
+        # From the byte before: if that is a line end, a line begins with the chunk.
+        stored = FileBytes(chunk.file.path, chunk.begin, chunk.end, max(0, chunk.begin - 1))
+        with decompressed(stored, chunk.file.compression) as stream:
             end = None if chunk.file.compression else chunk.end
             lines = _Lines(stream, chunk.begin, end, limit)
-            is_inside = chunk.begin > 0 and not is_json and _is_after_text(chunk.file.path, lines.place)
+            is_inside = chunk.begin > 0 and not is_json and _is_after_text(chunk.file.path, lines.offset)
             for record in _json_records(lines) if is_json else _text_records(lines, limit, is_inside):
-                self.bytes_read = max(0, min(source.position, chunk.end) - chunk.begin)
+                self.bytes_read = max(0, min(stored.position, chunk.end) - chunk.begin)
                 yield record
-        self.sha256 = source.finish()
+        self.sha256 = stored.finish()
 
     def _parquet(self) -> Iterator[Record]:
-        from metro_megatron.text.parquet import read_rows
-
         chunk, limit = self.chunk, self._options.max_document_bytes
         if chunk.begin == 0:
-            self.sha256 = Source(chunk.file.path).finish()
-        for place, values in read_rows(chunk, self._options.text_keys):
+            self.sha256 = FileBytes(chunk.file.path).finish()
+        for row, values in read_rows(chunk.file.path, range(chunk.begin, chunk.end), self._options.text_keys):
             is_text = all(isinstance(value, str) for value in values)
             raw = _limited("\n".join(values), limit) if is_text else Reject.NOT_A_STRING
-            yield Record(place, raw, is_json=False)
+            yield Record(row, raw, is_json=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SourcedDocument:
+    """A document's units, and the name of its source ("" where none was given)."""
+
+    units: list[str]
+    source: str = ""
 
 
 def read_documents(
-    patterns: Sequence[str],
+    files: Sequence[InputFile],
     rejects: Counter[Reject],
     options: ReadOptions = ReadOptions(),
     on_progress: Callable[[int], object] = lambda position: None,
-) -> Iterator[list[str]]:
-    """The documents of all files in order, each as its units; rejects are counted into `rejects`.
+) -> Iterator[SourcedDocument]:
+    """All documents of the files in order; rejects are counted into `rejects`.
 
-    `on_progress` is called with the bytes read so far over all files.
+    `on_progress` hears how many bytes of the files are read. Raises UserError if a file cannot be read.
     """
     finished = 0
-    for chunk in plan_chunks(find_inputs(patterns), CHUNK_BYTES):
+    for chunk in plan_chunks(files, CHUNK_BYTES):
         reader = ChunkReader(chunk, options)
         for record in reader:
-            document = parse_record(record, options)
-            if isinstance(document, Reject):
-                rejects[document] += 1
+            units = parse_record(record, options)
+            if isinstance(units, Reject):
+                rejects[units] += 1
             else:
                 on_progress(finished + reader.bytes_read)
-                yield document
+                yield SourcedDocument(units, chunk.file.source)
         finished += reader.bytes_read
 
 
@@ -170,74 +186,74 @@ def _limited(text: str, max_bytes: int) -> str | Reject:
 
 
 class _Lines:
-    """The lines of a chunk: those that begin in [begin, end), and with `place` where the next one begins.
+    """The lines of a chunk: those that begin in [begin, end), and in `offset` where the next one begins.
 
     `stream` is at max(0, begin - 1), so that a line that begins at `begin` is told from one that goes on.
     """
 
     def __init__(self, stream: BufferedReader, begin: int, end: int | None, max_bytes: int):
         self._stream, self._end, self._longest = stream, end, max_bytes + len(b"\r\n")
-        self.place = begin
+        self.offset = begin
         if begin > 0:
             self._skip(begin - 1)
         elif stream.peek(len(_BOM)).startswith(_BOM):
-            self.place += len(stream.read(len(_BOM)))
+            self.offset += len(stream.read(len(_BOM)))
 
     @property
     def is_over(self) -> bool:
         """Whether the next line belongs to the next chunk."""
-        return self._end is not None and self.place >= self._end
+        return self._end is not None and self.offset >= self._end
 
     def next(self) -> tuple[bytes, bool] | None:
         """The next line without its end, and whether it is longer than allowed (and cut); None after the last."""
         line = self._stream.readline(self._longest)
         if not line:
             return None
-        self.place += len(line)
+        self.offset += len(line)
         is_cut = len(line) == self._longest and not line.endswith(b"\n")
         rest = line
         while is_cut and rest and not rest.endswith(b"\n"):
             rest = self._stream.readline(BUFFER_BYTES)
-            self.place += len(rest)
+            self.offset += len(rest)
         content = line.rstrip(b"\r\n")
         return content, is_cut or len(content) > self._longest - len(b"\r\n")
 
-    def _skip(self, place: int) -> None:
-        """Go to the first line that begins after `place`; to the end of the chunk if there is none in it."""
-        self.place = place
+    def _skip(self, offset: int) -> None:
+        """Go to the first line that begins after `offset`; to the end of the chunk if there is none in it."""
+        self.offset = offset
         rest = b" "
         while rest and not rest.endswith(b"\n") and not self.is_over:
             rest = self._stream.readline(BUFFER_BYTES)
-            self.place += len(rest)
+            self.offset += len(rest)
 
 
-def _is_after_text(path: str, place: int) -> bool:
-    """Whether the line that ends before `place` has more than white space; read backwards as far as needed."""
-    place -= 1
+def _is_after_text(path: str, offset: int) -> bool:
+    """Whether the line that ends before `offset` has more than white space; read backwards as far as needed."""
+    end = offset - 1
     with open(path, "rb") as file:
         first = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
-        while place > first:
-            begin = max(first, place - BUFFER_BYTES)
+        while end > first:
+            begin = max(first, end - BUFFER_BYTES)
             file.seek(begin)
-            block = file.read(place - begin)
+            block = file.read(end - begin)
             line = block[block.rfind(b"\n") + 1 :]
             if line.strip():
                 return True
             if len(line) < len(block):
                 return False
-            place = begin
+            end = begin
     return False
 
 
 def _json_records(lines: _Lines) -> Iterator[Record]:
     while not lines.is_over:
-        place = lines.place
+        offset = lines.offset
         line = lines.next()
         if line is None:
             return
         content, is_too_long = line
         if is_too_long or content.strip():
-            yield Record(place, Reject.TOO_LONG if is_too_long else content, is_json=True)
+            yield Record(offset, Reject.TOO_LONG if is_too_long else content, is_json=True)
 
 
 def _text_records(lines: _Lines, max_bytes: int, is_inside: bool) -> Iterator[Record]:
@@ -248,11 +264,11 @@ def _text_records(lines: _Lines, max_bytes: int, is_inside: bool) -> Iterator[Re
         line = lines.next()
         is_inside = line is not None and (line[1] or bool(line[0].strip()))
     while size or not lines.is_over:
-        place = lines.place
+        offset = lines.offset
         line = lines.next()
         content, is_too_long = line or (b"", False)
         if is_too_long or content.strip():
-            first = first if size else place
+            first = first if size else offset
             size += len(content) + 1 + is_too_long * max_bytes
             if size <= max_bytes + 1:
                 kept.append(content)
@@ -264,3 +280,36 @@ def _text_records(lines: _Lines, max_bytes: int, is_inside: bool) -> Iterator[Re
             size = 0
         if line is None:
             return
+
+
+_END = re.compile(r"""([.!?…]["'”’)\]]?)[ ]+(?=["'“‘(\[]?[A-Z0-9À-ÖØ-Þ])""")
+_ABBREVIATION = re.compile(
+    r"\b(?:[A-Z]|Mr|Ms|Dr|St|vs|No|pp|cf|Jr|Sr|al|Mrs|etc|Fig|Vol|Rev|Gen|Col|Sen|Rep|Gov|Inc|Ltd"
+    r"|e[.]g|i[.]e|Prof|Capt)\Z"
+)
+_LONGEST_ABBREVIATION = 4
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines that are not blank, without white space around them."""
+    return [line for line in map(str.strip, text.split("\n")) if line]
+
+
+def sentences_of(text: str) -> list[str]:
+    """Every line cut behind `.`, `!`, `?` or `…` (and a closing quote or bracket) where spaces and then a capital
+    or a digit follow; not behind an initial or a common English abbreviation."""
+    return [sentence for line in lines_of(text) for sentence in _cut(line)]
+
+
+def _cut(line: str) -> Iterator[str]:
+    begin = 0
+    for match in _END.finditer(line):
+        stop = match.start()
+        if match[1] == "." and _ABBREVIATION.search(line, max(0, stop - _LONGEST_ABBREVIATION), stop):
+            continue
+        yield line[begin : match.end(1)]
+        begin = match.end()
+    yield line[begin:]
+
+
+UNITS: dict[str, Callable[[str], list[str]]] = {"line": lines_of, "sentence": sentences_of}

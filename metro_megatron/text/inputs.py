@@ -1,21 +1,36 @@
-"""Which files a preprocessing run reads, and the chunks they are cut into.
+"""The files a preprocessing run reads: which, the chunks they are cut into, and their bytes.
 
 A pattern is a file, a folder (all files of a known kind below it) or a glob; `NAME=PATTERN` puts its files under
 the source NAME. Chunks are a pure function of the files' sizes and the chunk size, so that any number of workers
-or machines can share them out.
+or machines can share them out. Bytes are counted, hashed and decompressed while they are read, so that damage is told
+from the end of a file.
 """
 
+import bz2
 import glob
+import gzip
+import hashlib
+import io
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
 
 from metro_megatron.errors import UserError
+from metro_megatron.text.parquet import row_group_bytes
 
 JSON_LINES, PLAIN_TEXT, PARQUET = (".jsonl", ".json", ".ndjson"), (".txt",), (".parquet",)
 COMPRESSIONS = (".gz", ".zst", ".bz2")
+
+BUFFER_BYTES = 1 << 20
+_ZSTD_INPUT_BYTES = 128
+"""Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays within 4 MiB."""
 
 _SMALLEST_CHUNK = 4
 """Bytes; the first line of a file begins in the first chunk, behind a byte order mark of 3."""
@@ -121,8 +136,6 @@ def plan_chunks(files: Sequence[InputFile], chunk_bytes: int) -> list[Chunk]:
 
 def _bounds(file: InputFile, chunk_bytes: int) -> list[tuple[int, int]]:
     if file.ending in PARQUET:
-        from metro_megatron.text.parquet import row_group_bytes
-
         return _grouped(row_group_bytes(file.path), chunk_bytes)
     if file.compression:
         return [(0, file.size)]
@@ -133,10 +146,10 @@ def _bounds(file: InputFile, chunk_bytes: int) -> list[tuple[int, int]]:
 def _grouped(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     """Consecutive ranges of items whose sizes add up to `limit` at most, or of one item."""
     bounds, begin, total = [], 0, 0
-    for place, size in enumerate(sizes):
-        if place > begin and total + size > limit:
-            bounds.append((begin, place))
-            begin, total = place, 0
+    for index, size in enumerate(sizes):
+        if index > begin and total + size > limit:
+            bounds.append((begin, index))
+            begin, total = index, 0
         total += size
     return [*bounds, (begin, len(sizes))]
 
@@ -191,3 +204,98 @@ def _stat(source: str, path: str) -> InputFile:
 
 def _known() -> str:
     return f"{', '.join(JSON_LINES + PLAIN_TEXT)} (then optionally {', '.join(COMPRESSIONS)}), or .parquet"
+
+
+class FileBytes(io.RawIOBase):
+    """A file from byte `start` on, which counts its bytes (`position`) and hashes those of [begin, end)."""
+
+    def __init__(self, path: str, begin: int = 0, end: int | None = None, start: int | None = None):
+        self.path = path
+        self.position = begin if start is None else start
+        self._begin, self._end = begin, end
+        self._hash = hashlib.sha256()
+        try:
+            self._file = io.FileIO(path)
+            self._file.seek(self.position)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer) or 0
+        first = max(0, self._begin - self.position)
+        last = count if self._end is None else min(count, self._end - self.position)
+        if first < last:
+            self._hash.update(memoryview(buffer)[first:last])
+        self.position += count
+        return count
+
+    def finish(self) -> str:
+        """Read on to the end, close, and return the SHA-256 of bytes [begin, end)."""
+        while (self._end is None or self.position < self._end) and self.read(BUFFER_BYTES):
+            pass
+        self.close()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed bytes of a zstd file of any number of frames; EOFError if the last one is cut off."""
+
+    def __init__(self, stored: BinaryIO):
+        self._stored = stored
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._output:
+            self._input = self._input or self._stored.read(_ZSTD_INPUT_BYTES)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the last zstd frame is cut off")
+                return 0
+            frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._output = memoryview(frame.decompress(self._input))
+            self._input = frame.unused_data
+            self._frame = None if frame.eof else frame
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+
+@contextmanager
+def decompressed(stored: FileBytes, compression: str) -> Iterator[io.BufferedReader]:
+    """The content of a file from its stored bytes; `compression` is .gz, .zst, .bz2 or empty.
+
+    Raises UserError for what goes wrong while the context reads from it; leaves the file open.
+    """
+    stream: io.BufferedReader = io.BufferedReader(stored, BUFFER_BYTES)
+    try:
+        if compression == ".gz":
+            yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER_BYTES)  # type: ignore[arg-type]
+        elif compression == ".zst":
+            yield io.BufferedReader(_ZstdFile(stream), BUFFER_BYTES)
+        elif compression == ".bz2":
+            yield io.BufferedReader(bz2.BZ2File(stream), BUFFER_BYTES)  # type: ignore[arg-type]
+        else:
+            yield stream
+    except (EOFError, zlib.error, zstandard.ZstdError, OSError) as error:
+        if not isinstance(error, OSError) or error.errno is None:  # bz2 and gzip call damage an OSError
+            raise UserError(
+                f"{stored.path}: {compression} data damaged or cut off after {stored.position:,} bytes "
+                f"({error}); fetch or write the file again"
+            ) from error
+        raise UserError(f"{stored.path}: cannot be read ({error.strerror or error})") from error
+    finally:
+        stream.detach()

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from metro_megatron.errors import UserError
-from metro_megatron.text.inputs import Chunk
 
 _ROWS = 256
+"""Turned into Python's strings at once."""
 
 
 def row_group_bytes(path: str) -> list[int]:
@@ -15,25 +15,23 @@ def row_group_bytes(path: str) -> list[int]:
     return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
 
 
-def read_rows(chunk: Chunk, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
-    """(row number, values of the columns) of the chunk's row groups.
+def read_rows(path: str, row_groups: range, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    """(row number, values of the columns) of consecutive row groups.
 
     Raises UserError if a column is missing or the file is damaged.
     """
-    path = chunk.file.path
     file = _open(path)
     names = file.schema_arrow.names
     missing = [column for column in columns if column not in names]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}, only {', '.join(names)}; give --text_key")
-    place = sum(file.metadata.row_group(group).num_rows for group in range(chunk.begin))
+    row = sum(file.metadata.row_group(group).num_rows for group in range(row_groups.start))
     try:
-        batches = file.iter_batches(_ROWS, row_groups=range(chunk.begin, chunk.end), columns=list(columns))
+        batches = file.iter_batches(_ROWS, row_groups=row_groups, columns=list(columns))
         for batch in batches:
-            rows = zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
-            for values in rows:
-                yield place, list(values)
-                place += 1
+            for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+                yield row, list(values)
+                row += 1
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); fetch or write the file again") from error
 

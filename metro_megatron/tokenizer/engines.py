@@ -115,9 +115,9 @@ class _Gigatoken:
         for i in slow:
             texts[i] = ""
         ids, lengths = self._encode_all(texts)
-        places = np.cumsum(lengths)[slow]
+        begins = np.cumsum(lengths)[slow]  # where the empty texts are
         lengths[slow] = slow_lengths
-        return np.insert(ids, np.repeat(places, slow_lengths), slow_ids), lengths
+        return np.insert(ids, np.repeat(begins, slow_lengths), slow_ids), lengths
 
 
 def _difference(fast: _Encoder, tokenizer: Tokenizer) -> str:

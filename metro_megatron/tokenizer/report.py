@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from metro_megatron.text.documents import SourcedDocument
 from metro_megatron.tokenizer.engines import Engine
-from metro_megatron.tokenizer.sample import SourcedDocument
 from metro_megatron.tokenizer.tokenizer import MODEL_FILE, WORD_BOUNDARY
 from metro_megatron.vocabulary import NUM_SPECIALS
 

@@ -1,49 +1,16 @@
 """The uniform sample of documents that a tokenizer is trained on."""
 
 import heapq
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
 
 from metro_megatron.randomness import Purpose, hash64
-from metro_megatron.text.documents import CHUNK_BYTES, ChunkReader, ReadOptions, Reject, parse_record
-from metro_megatron.text.inputs import InputFile, plan_chunks
+from metro_megatron.text.documents import SourcedDocument
 
 _HASH_BLOCK = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class SourcedDocument:
-    """A document's units, and the name of its source ("" where none was given)."""
-
-    units: list[str]
-    source: str = ""
-
-
-def read_sourced_documents(
-    files: Sequence[InputFile],
-    options: ReadOptions,
-    rejects: Counter[Reject],
-    on_progress: Callable[[int], object],
-) -> Iterator[SourcedDocument]:
-    """All documents of the files in order; rejects are counted into `rejects`.
-
-    `on_progress` hears how many bytes of the files are read. Raises UserError if a file cannot be read.
-    """
-    finished = 0
-    for chunk in plan_chunks(files, CHUNK_BYTES):
-        reader = ChunkReader(chunk, options)
-        for record in reader:
-            units = parse_record(record, options)
-            if isinstance(units, Reject):
-                rejects[units] += 1
-            else:
-                on_progress(finished + reader.bytes_read)
-                yield SourcedDocument(units, chunk.file.source)
-        finished += reader.bytes_read
+"""Documents hashed at once, as a call of NumPy costs as much as hundreds of hashes."""
 
 
 def sample_documents(documents: Iterable[SourcedDocument], sample_bytes: int, seed: int = 1) -> list[SourcedDocument]:

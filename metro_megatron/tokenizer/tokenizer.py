@@ -7,13 +7,13 @@ text that spells a control string such as `<s>` stays text. `tokenizer_training`
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
 
 from metro_megatron.errors import UserError
+from metro_megatron.files import remove_partial, write_whole
 from metro_megatron.vocabulary import NUM_SPECIALS, SPECIAL_TOKENS
 
 MODEL_FILE = "tokenizer.model"
@@ -114,13 +114,6 @@ def copy_tokenizer(source: str | Path, target: str | Path) -> None:
     """Copy the files of a tokenizer folder into folder `target`; each appears there whole or not at all."""
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
+    remove_partial(target)
     for name in TOKENIZER_FILES:
-        partial = target / f"{name}.partial"
-        try:
-            with partial.open("wb") as file:
-                file.write((Path(source) / name).read_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(target / name, (Path(source) / name).read_bytes())

@@ -12,8 +12,9 @@ from metro_megatron.config.schema import Config
 from metro_megatron.data.blending import source_weights
 from metro_megatron.data.index_cache import sample_indices
 from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.manifest import read_manifest
 from metro_megatron.data.samples import SampleIndex
-from metro_megatron.data.shards import Shard, open_shards, read_manifest
+from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ class Corpus:
         """
         data = config.data
         shards = open_shards([*data.train, *data.validation])
-        vocab_size = shards[0].manifest["vocab_size"]
+        vocab_size = shards[0].vocab_size
         if vocab_size != config.model.vocab_size:
             raise UserError(
                 f"model.vocab_size is {config.model.vocab_size}, but the shards' tokenizer has {vocab_size} ids: "
                 f"set model.vocab_size to {vocab_size}, or preprocess with another tokenizer"
             )
-        num_train = len(shards) - sum(len(read_manifest(prefix)["shards"]) for prefix in data.validation)
+        num_train = len(shards) - sum(len(read_manifest(prefix).shards) for prefix in data.validation)
         train, validation = shards[:num_train], shards[num_train:]
         train_index, validation_index = sample_indices(data, train, validation)
         source_weights(data.weights, np.diff(train_index.source_bounds).tolist())

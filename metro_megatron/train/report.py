@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from metro_megatron.checkpoint.save import replace_text
+from metro_megatron.files import replace_text
 from metro_megatron.objective.term import Term
 
 TENSORBOARD_NAMES = {"learning_rate": "learning-rate", "grad_norm": "grad-norm", "loss_scale": "loss-scale"}

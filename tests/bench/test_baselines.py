@@ -15,7 +15,7 @@ from metro_megatron.tokenizer.training import train_tokenizer
 from tools.bench.baselines import ENCODERS, encode_file
 from tools.bench.bench_data import Options, main
 from tools.bench.debian_text import write_corpus
-from tools.bench.loading import SyntheticShard, build_index
+from tools.bench.loading import build_index, synthetic_documents
 from tools.bench.processes import python, run_measured
 
 
@@ -68,7 +68,7 @@ def test_a_command_is_measured_and_its_failure_told(tmp_path: Path) -> None:
 
 
 def test_synthetic_documents_are_whole() -> None:
-    shard = SyntheticShard.of_documents(1000)
+    shard = synthetic_documents(1000)
     assert len(shard.document_index) == 1001
     assert shard.document_index[-1] == len(shard.unit_lengths)
     assert 400_000 < shard.unit_lengths.sum() < 900_000

@@ -17,6 +17,7 @@ from metro_megatron.cli.options import (
     above,
     flatten,
     options_of,
+    parse_value,
     suggestion,
     with_values,
 )
@@ -115,6 +116,49 @@ def test_every_number_out_of_its_range_is_told_with_the_rest():
         "--mode: expected one of fast, exact, got 'slow'",
         "--lr is -1.0, must be greater than 0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "raw", "expected"),
+    [
+        (int, " 1_000", 1000),
+        (int, "+5", 5),
+        (int, 5.0, "expected int, got 5.0; write 5"),
+        (int, "1.5", "expected int, got '1.5'; write a whole number"),
+        (int, True, "expected int, got true"),
+        (int, "", "expected int, got ''"),
+        (int, None, "expected int, got nothing"),
+        (float, ".5", 0.5),
+        (float, 3, 3.0),
+        (float, "inf", "expected float, got 'inf'"),
+        (float, "nan", "expected float, got 'nan'"),
+        (float, False, "expected float, got false"),
+        (bool, "Yes", True),
+        (bool, "off", False),
+        (bool, "1", "expected true or false, got '1'"),
+        (bool, 1, "expected true or false, got 1"),
+        (str, "", ""),
+        (str, "null", "null"),
+        (str, 1, "expected str, got 1; write it in quotes: '1'"),
+        (Path, "007", Path("007")),
+        (Literal["", "ray"], "", ""),
+        (Literal["", "ray"], "dask", "expected one of \"\", ray, got 'dask'"),
+        (list[int], "[1, 2]", [1, 2]),
+        (list[int], ["1", 2], [1, 2]),
+        (list[float], [1, "a"], "expected list of float, got [1, 'a']"),
+        (list[str], "a", "expected list of str, got 'a'; write [a]"),
+        (list[str], [["a"]], "expected list of str, got [['a']]"),
+        (int | None, "null", None),
+        (list[str] | None, None, None),
+        (int | None, "x", "expected int or null, got 'x'"),
+    ],
+)
+def test_values_are_what_was_meant_or_refused(annotation, raw, expected):
+    try:
+        value = parse_value(raw, annotation)
+    except UserError as error:
+        value = str(error)
+    assert value == expected and type(value) is type(expected)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,23 @@
-"""A shard in memory, whose tokens tell their place: token at offset o of shard k is 5 + k * 10**6 + o."""
+"""A shard in memory, whose tokens tell their offset: token at offset o of shard k is 5 + k * 10**6 + o."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from metro_megatron.data.documents import TokenizedDocuments
+
 TOKENS_PER_SHARD = 10**6
 
 
-@dataclass(frozen=True)
-class MemoryShard:
-    unit_lengths: np.ndarray
-    document_index: np.ndarray
-    tokens: np.ndarray
-    dataset: str
-    first_document: int = 0
-
-
 @pytest.fixture
-def make_shard() -> Callable[..., MemoryShard]:
+def make_shard() -> Callable[..., TokenizedDocuments]:
     """make_shard([[3, 4], [5]], number=0): a document of units of 3 and 4 tokens and one of one unit of 5."""
 
-    def make(documents: Sequence[Sequence[int]], number: int = 0) -> MemoryShard:
+    def make(documents: Sequence[Sequence[int]], number: int = 0) -> TokenizedDocuments:
         lengths = np.array([length for units in documents for length in units], dtype=np.int32)
         assert lengths.sum() < TOKENS_PER_SHARD
-        return MemoryShard(
+        return TokenizedDocuments(
             unit_lengths=lengths,
             document_index=np.cumsum([0, *map(len, documents)], dtype=np.int64),
             tokens=np.arange(lengths.sum(), dtype=np.int32) + 5 + number * TOKENS_PER_SHARD,

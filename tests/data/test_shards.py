@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metro_megatron.data.shards import DatasetPaths, open_shards, shard_suffix, token_dtype
+from metro_megatron.data.manifest import DatasetPaths, Manifest, ShardContent, ShardEntry, shard_suffix
+from metro_megatron.data.records import plain, to_json
+from metro_megatron.data.shards import open_shards, token_dtype
 from metro_megatron.errors import UserError
-from metro_megatron.preprocess.shard_writer import shard_writer
+from metro_megatron.preprocess.assembly import shard_writer
 
 DOCUMENTS = [[[7, 8, 9], [10]], [[1999]], [[300] * 40, [5, 6], [11, 12]]]
 UINT16, INT32 = 2000, 128_000
 
 
-def write_shard(prefix: Path, vocab_size: int, documents=DOCUMENTS) -> dict:
+def write_shard(prefix: Path, vocab_size: int, documents=DOCUMENTS) -> ShardContent:
     with shard_writer(str(prefix), token_dtype(vocab_size)) as writer:
         for units in documents:
             lengths = np.array([len(unit) for unit in units], np.int32)
@@ -23,16 +25,29 @@ def write_shard(prefix: Path, vocab_size: int, documents=DOCUMENTS) -> dict:
         return writer.finish()
 
 
-def write(prefix: Path, vocab_size: int = UINT16, shards=(DOCUMENTS,), tokenizer: str = "a" * 64) -> dict:
+def write(prefix: Path, vocab_size: int = UINT16, shards=(DOCUMENTS,), tokenizer: str = "a" * 64) -> Manifest:
     """A dataset without its tokenizer folder."""
-    entries = [
-        {"name": shard_suffix(i), **write_shard(Path(f"{prefix}{shard_suffix(i)}"), vocab_size, documents)}
+    entries = tuple(
+        ShardEntry(shard_suffix(i), **vars(write_shard(Path(f"{prefix}{shard_suffix(i)}"), vocab_size, documents)))
         for i, documents in enumerate(shards)
-    ]
-    counts = {name: sum(entry[name] for entry in entries) for name in ("documents", "units", "tokens")}
-    head = {"format_version": 2, "tokenizer_sha256": tokenizer, "vocab_size": vocab_size}
-    manifest = {**head, **counts, "sources": [], "shards": entries}
-    DatasetPaths(str(prefix)).manifest.write_text(json.dumps(manifest))
+    )
+    manifest = Manifest(
+        format_version=2,
+        tokenizer_sha256=tokenizer,
+        vocab_size=vocab_size,
+        shard_bytes=10**9,
+        shard_index=0,
+        num_shards=1,
+        has_pending_duplicates=False,
+        documents=sum(entry.documents for entry in entries),
+        units=sum(entry.units for entry in entries),
+        tokens=sum(entry.tokens for entry in entries),
+        rejects={},
+        dropped={},
+        sources=(),
+        shards=entries,
+    )
+    DatasetPaths(str(prefix)).manifest.write_bytes(to_json(manifest))
     return manifest
 
 
@@ -52,7 +67,7 @@ def test_what_is_written_is_read(tmp_path: Path, vocab_size: int) -> None:
     assert second.tokens.tolist() == [7, 8, 9, 10]
     assert [(shard.number, shard.first_document) for shard in (first, second)] == [(0, 0), (1, 3)]
     assert (second.manifest, second.vocab_size) == (manifest, vocab_size)
-    assert second.sha256 == manifest["shards"][1]["bin"]["sha256"]
+    assert second.sha256 == manifest.shards[1].bin.sha256
     assert second.tokenizer_path == tmp_path / "s.tokenizer"
 
 
@@ -89,7 +104,7 @@ def test_every_truncation_is_found_on_opening(tmp_path: Path, vocab_size: int, e
 
 
 def test_a_manifest_that_agrees_with_the_damage_does_not_hide_it(tmp_path: Path, vocab_size: int) -> None:
-    manifest = write(tmp_path / "s", vocab_size)
+    manifest = plain(write(tmp_path / "s", vocab_size))
     paths = DatasetPaths(str(tmp_path / "s"))
     idx, content = paths.shard(0).idx.read_bytes(), paths.shard(0).bin.read_bytes()
     changes = [
@@ -129,7 +144,7 @@ def test_damaged_manifests(tmp_path: Path, content: str, message: str) -> None:
 
 
 def test_a_shard_cannot_be_named_out_of_its_folder(tmp_path: Path) -> None:
-    manifest = write(tmp_path / "s")
+    manifest = plain(write(tmp_path / "s"))
     manifest["shards"][0]["name"] = "/../../etc/passwd"
     (tmp_path / "s.manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="no usable shards"):

@@ -7,6 +7,7 @@ import pytest
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
 from metro_megatron.text.documents import read_documents
+from metro_megatron.text.inputs import find_inputs
 from tools.demo.baseline import tfidf_accuracy
 from tools.demo.texts import Sentence, find_overlaps, installed_table, read_table, split_texts, write_texts
 
@@ -61,8 +62,8 @@ def test_files_are_what_the_tools_read(tmp_path):
     sentences = [Sentence(f'sentence "{i}", with\ncommas', str(i % 2)) for i in range(30)]
     texts = split_texts(REVIEWS, sentences, held_out=5)
     write_texts(texts, tmp_path)
-    documents = list(read_documents([str(tmp_path / "reviews.jsonl")], rejects := Counter()))
-    assert documents == [review.split("\n\n") for review in texts.reviews] and not rejects
+    documents = list(read_documents(find_inputs([str(tmp_path / "reviews.jsonl")]), rejects := Counter()))
+    assert [one.units for one in documents] == [review.split("\n\n") for review in texts.reviews] and not rejects
     train = read_labelled_texts(tmp_path / "train.csv")
     assert list(zip(train.first, train.labels, strict=True)) == [(one.text, one.label) for one in texts.train]
     assert json.loads((tmp_path / "counts.json").read_text()) == texts.counts()

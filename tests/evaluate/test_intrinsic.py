@@ -8,12 +8,14 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn import functional
 
+from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.samples import build_sample_index
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.intrinsic import (
-    HeldOutText,
     evaluate,
     exported_terms,
     guess,
+    held_out_text,
     masked_samples,
     sample_softmax,
     unigram_figures,
@@ -35,8 +37,8 @@ def pair(export_folder) -> MetroForPreTraining:
 
 
 @pytest.fixture(scope="module")
-def text(export_folder) -> HeldOutText:
-    return HeldOutText.encode(DOCUMENTS, Tokenizer.from_folder(export_folder))
+def text(export_folder) -> TokenizedDocuments:
+    return held_out_text(DOCUMENTS, Tokenizer.from_folder(export_folder))
 
 
 def test_detection_figures_by_hand_and_by_sklearn():
@@ -80,7 +82,7 @@ def test_samples_follow_the_softmax():
 
 
 def test_masks_are_15_percent_of_the_tokens_and_spare_specials(text):
-    index = text.samples(40)
+    index = build_sample_index([text], 40)
     batch = masked_samples(text, index, np.arange(len(index)), seed=1)
     assert int(batch.is_real.sum()) == index.num_tokens
     assert bool((batch.ids[batch.is_masked] >= NUM_SPECIALS).all())
@@ -90,7 +92,7 @@ def test_masks_are_15_percent_of_the_tokens_and_spare_specials(text):
 
 
 def test_guesses_are_those_of_the_whole_forward_pass(pair, text):
-    index = text.samples(pair.config.max_position_embeddings)
+    index = build_sample_index([text], pair.config.max_position_embeddings)
     batch = masked_samples(text, index, np.array([3, 0, 5]), seed=1)
     found = guess(pair, batch)
     with torch.no_grad():
@@ -111,7 +113,7 @@ def test_figures_are_means_over_the_text_whatever_the_batch(pair, text):
     other = evaluate(pair, text, counts, 1000, 1, lambda done, total: None)
     assert one == pytest.approx(other, rel=1e-4)
     assert seen == [(i, -(-one["num_samples"] // 4)) for i in range(1, len(seen) + 1)]
-    index = text.samples(pair.config.max_position_embeddings)
+    index = build_sample_index([text], pair.config.max_position_embeddings)
     batch = masked_samples(text, index, np.arange(len(index)), 1)
     guesses, targets = guess(pair, batch), batch.ids[batch.is_masked]
     assert one["aux_loss"] == pytest.approx(functional.cross_entropy(guesses.logits["aux"], targets).item(), rel=1e-4)
@@ -123,7 +125,7 @@ def test_figures_are_means_over_the_text_whatever_the_batch(pair, text):
 
 def test_no_text_is_an_error(export_folder):
     with pytest.raises(UserError, match="no text"):
-        HeldOutText.encode([], Tokenizer.from_folder(export_folder))
+        held_out_text([], Tokenizer.from_folder(export_folder))
 
 
 def test_sentences_of_some_length_one_a_document():

@@ -14,12 +14,12 @@ from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.manifest import LengthHistogram
 from metro_megatron.data.samples import build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
-from metro_megatron.inspection.documents import SampleLengths, all_sources, by_powers, source_statistics
+from metro_megatron.inspection.documents import SampleLengths, all_sources, by_powers, source_lengths
 from metro_megatron.inspection.readback import DatasetReader, TokenText, samples_of, visible
-from metro_megatron.preprocess.statistics import LengthHistogram
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID
 from tests.data.two_sources import texts_of, write_two_sources
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, reviews: list[list[str]], t
 
 def test_statistics_are_those_of_each_source_alone(folder: Path) -> None:
     read: list[int] = []
-    sources = source_statistics(str(folder / "d"), read.append)
+    sources = source_lengths(str(folder / "d"), read.append)
     assert [source.name for source in sources] == ["long", "short"]
     shards = open_shards([str(folder / "d")])
     assert sum(read) == sum(shard.tokens.nbytes for shard in shards)

@@ -12,7 +12,8 @@ import pytest
 
 import metro_megatron.commands.inspect_data as tool
 from metro_megatron.cli.command_line import exit_code
-from metro_megatron.data.shards import INDEX_HEADER, DatasetPaths
+from metro_megatron.data.manifest import DatasetPaths
+from metro_megatron.data.shards import INDEX_HEADER
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.index_check import REMEDY
 from metro_megatron.inspection.verification import verify

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import metro_megatron.preprocess.assembly as assembly
 import metro_megatron.preprocess.parts as parts_module
-from metro_megatron.preprocess.assembly import AssemblyOptions, assemble, shard_name
-from metro_megatron.preprocess.duplicates import find_duplicates
-from metro_megatron.preprocess.journal import Journal, whole_files
+from metro_megatron.data.manifest import ShardContent
+from metro_megatron.files import whole_files
+from metro_megatron.preprocess.assembly import AssemblyOptions, assemble, find_duplicates, shard_name
+from metro_megatron.preprocess.journal import Journal
 from metro_megatron.preprocess.parts import Part, PartWriter, part_paths
 
 DTYPE = np.dtype(np.uint16)
@@ -55,12 +56,12 @@ def model(chunks: list[Documents], room: int, unique: bool) -> list[Documents]:
     return shards
 
 
-def read_shard(folder: Path, number: int, entry: dict) -> Documents:
+def read_shard(folder: Path, number: int, entry: ShardContent) -> Documents:
     prefix = str(folder / shard_name(number))
-    part = Part.of_shard(prefix, DTYPE, entry["units"], entry["documents"])
-    lengths = part.units.read(0, entry["units"])
-    ids = np.split(part.tokens.read(0, entry["tokens"]), np.cumsum(lengths)[:-1])
-    ends = part.documents.read(0, entry["documents"]).tolist()
+    part = Part.of_shard(prefix, DTYPE, entry.units, entry.documents)
+    lengths = part.units.read(0, entry.units)
+    ids = np.split(part.tokens.read(0, entry.tokens), np.cumsum(lengths)[:-1])
+    ends = part.documents.read(0, entry.documents).tolist()
     return [[i.tolist() for i in ids[begin:end]] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -82,7 +83,7 @@ def test_shards_are_the_models(
     made = assemble(Journal(tmp_path), parts, range(len(parts)), AssemblyOptions(DTYPE, 2 * room, path))
     expected = model(chunks, room, unique)
     assert [read_shard(tmp_path, i, entry) for i, entry in enumerate(made.shards)] == expected
-    assert sum(source.tokens for source in made.sources) == sum(entry["tokens"] for entry in made.shards)
+    assert sum(source.tokens for source in made.sources) == sum(entry.tokens for entry in made.shards)
 
 
 @pytest.mark.parametrize("stop_after", range(12))
@@ -111,7 +112,7 @@ def test_an_assembly_that_stops_anywhere_goes_on(tmp_path: Path, stop_after: int
             with pytest.raises(KeyboardInterrupt):
                 assemble(Journal(folder), parts, [0] * 5, broken)
         made = assemble(Journal(folder), parts, [0] * 5, options)
-        entries[folder.name] = (made.shards, made.sources[0].to_json())
+        entries[folder.name] = (made.shards, made.sources[0])
     assert entries["whole"] == entries["stopped"] and len(entries["whole"][0]) > 3
     for path in (tmp_path / "whole").glob("shard-*"):
         assert path.read_bytes() == (tmp_path / "stopped" / path.name).read_bytes()

@@ -15,7 +15,9 @@ import pytest
 import sentencepiece
 import zstandard
 
-from metro_megatron.data.shards import DatasetPaths, open_shards
+from metro_megatron.data.manifest import DatasetPaths
+from metro_megatron.data.records import to_json
+from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.merging import merge
 from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, Summary, preprocess
@@ -79,10 +81,10 @@ def test_datasets_are_the_documents_whatever_the_workers(
     counts = [count for shard in shards for count in (shard.document_index[1:] - shard.document_index[:-1]).tolist()]
     assert counts == list(map(len, expected))
     assert len(shards) > 3 and all(shard.tokens.nbytes <= SMALL["shard_bytes"] for shard in shards)
-    assert (first.manifest["rejects"], first.manifest["documents"]) == ({"not_a_string": 1}, len(expected))
-    sizes = {file["name"]: file["bytes"] for file in first.manifest["sources"][0]["files"]}
+    assert (first.manifest.rejects, first.manifest.documents) == ({"not_a_string": 1}, len(expected))
+    sizes = {file.name: file.bytes for file in first.manifest.sources[0].files}
     assert sizes == {Path(file).name: os.path.getsize(file) for file in files}
-    assert str(tmp_path) not in json.dumps(first.manifest)
+    assert str(tmp_path) not in to_json(first.manifest).decode()
     assert run(files, tokenizer_folder, tmp_path / "one" / "s").was_finished
 
 
@@ -99,7 +101,7 @@ def test_documents_left_out_on_request(tmp_path: Path, reviews: list[list[str]],
         i for text in kept for ids in tokenizer.encode_batch(unique[text]) for i in ids
     ]
     short = sum(lengths["\n".join(review)] < limit for review in [*reviews, *reviews[:400]])
-    assert summary.manifest["dropped"] == {"duplicate": len(reviews) + 400 - short - len(kept), "too_short": short}
+    assert summary.manifest.dropped == {"duplicate": len(reviews) + 400 - short - len(kept), "too_short": short}
 
 
 def test_evaluation_texts_are_left_out(tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path) -> None:
@@ -112,10 +114,10 @@ def test_evaluation_texts_are_left_out(tmp_path: Path, reviews: list[list[str]],
     plan = {"decontaminate": tuple(held_out)}
     options = {"max_reject_fraction": 0.1}
     manifest = run(files[:1], tokenizer_folder, tmp_path / "o" / "s", plan, **options).manifest
-    assert manifest["dropped"] == {"contaminated": 4}
-    assert manifest["documents"] == 499 - 4
+    assert manifest.dropped == {"contaminated": 4}
+    assert manifest.documents == 499 - 4
     hits = {"first.jsonl": 3, "second.jsonl": 2, "third.jsonl": 0}
-    assert manifest["sources"][0]["evaluation_hits"] == hits
+    assert manifest.sources[0].evaluation_hits == hits
     shares = [{**plan, "shard_index": index, "num_shards": 12} for index in range(12)]
     parts = [run(files[:1], tokenizer_folder, tmp_path / "p" / "s", share, **options).prefix for share in shares]
     assert merge(parts, str(tmp_path / "m" / "s"), SMALL["shard_bytes"]) == manifest
@@ -253,7 +255,7 @@ def test_a_parent_that_ends_takes_its_workers_along(
         ("t.jsonl.gz", gzip.compress(GOOD * 100)[:-3], {}, r"t\.jsonl\.gz: \.gz data damaged or cut off"),
         ("e.jsonl", b"{\n", {"plan": {"num_shards": 2, "shard_index": 1}}, r"1 of 1 records \(100.00%\)"),
         ("t.jsonl", GOOD, {"workers": -1}, "--workers is -1"),
-        ("t.jsonl", GOOD, {"max_reject_fraction": 2.0}, "--max_reject_fraction 2.0"),
+        ("t.jsonl", GOOD, {"max_reject_fraction": 2.0}, "--max_reject_fraction is 2.0"),
         ("t.jsonl", GOOD, {"plan": {"num_shards": 2, "shard_index": 2}}, "--shard_index 2"),
     ],
 )
@@ -276,7 +278,7 @@ def test_what_changed_is_refused_by_name(tmp_path: Path, tokenizer_folder: Path)
     path.write_bytes(GOOD * 60)
     with pytest.raises(UserError, match=r"file a\.jsonl bytes: was 852, is 1020"):
         run([str(path)], tokenizer_folder, prefix)
-    assert run([str(path)], tokenizer_folder, prefix, overwrite=True).manifest["documents"] == 60
+    assert run([str(path)], tokenizer_folder, prefix, overwrite=True).manifest.documents == 60
     before = content(prefix)
     with pytest.raises(UserError, match="--unit: was line, is sentence"):
         run([str(path)], tokenizer_folder, prefix, {"unit": "sentence"})
@@ -286,7 +288,7 @@ def test_what_changed_is_refused_by_name(tmp_path: Path, tokenizer_folder: Path)
     assert {name: data for name, data in content(prefix).items() if "a.jsonl" not in name} == {
         name: data for name, data in before.items() if "a.jsonl" not in name
     }
-    assert run([str(path)], tokenizer_folder, prefix, overwrite=True).manifest["documents"] == 60
+    assert run([str(path)], tokenizer_folder, prefix, overwrite=True).manifest.documents == 60
     assert sorted(one.name for one in tmp_path.iterdir()) == [
         *("a.jsonl", "s.manifest.json", "s.tokenizer", "s_00000.bin", "s_00000.idx")
     ]
@@ -325,8 +327,8 @@ def test_sources_have_their_own_datasets(tmp_path: Path, tokenizer_folder: Path)
     with pytest.raises(UserError, match=r"2 sources \(wiki, cc\)"):
         preprocess(PreprocessOptions(inputs, str(tokenizer_folder), str(tmp_path / "s")))
     made = preprocess(PreprocessOptions(inputs, str(tokenizer_folder), str(tmp_path / "out" / "{source}")))
-    assert [(Path(one.prefix).name, one.manifest["documents"]) for one in made] == [("wiki", 10), ("cc", 20)]
-    assert [one.manifest["sources"][0]["name"] for one in made] == ["wiki", "cc"]
+    assert [(Path(one.prefix).name, one.manifest.documents) for one in made] == [("wiki", 10), ("cc", 20)]
+    assert [one.manifest.sources[0].name for one in made] == ["wiki", "cc"]
 
 
 LIMITED = """
@@ -353,7 +355,7 @@ def test_no_room_on_the_disk(tmp_path: Path, reviews: list[list[str]], tokenizer
     assert [one.name for one in prefix.parent.iterdir()] == ["s.work"]
     assert not list(prefix.parent.glob("s.work/*.partial")) and list(prefix.parent.glob("s.work/chunk-*.json"))
     assert run_tool("preprocess_data", *options).returncode == 0
-    assert open_shards([str(prefix)])[0].manifest["documents"] == len(reviews)
+    assert open_shards([str(prefix)])[0].manifest.documents == len(reviews)
 
 
 def test_memory_is_bounded_by_the_longest_document_allowed(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -374,7 +376,7 @@ def test_memory_is_bounded_by_the_longest_document_allowed(tmp_path: Path, token
     )
     assert result.returncode == 0, result.stderr
     manifest = open_shards([str(tmp_path / "o" / "s")])[0].manifest
-    assert (manifest["documents"], manifest["rejects"]) == (2000, {"too_long": 1})
+    assert (manifest.documents, manifest.rejects) == (2000, {"too_long": 1})
     assert int(result.stdout.split()[-1]) * 1024 < 300e6, "the line alone has 200 MB"
 
 

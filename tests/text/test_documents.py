@@ -24,7 +24,7 @@ COMPRESS = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor(write_checksum=
 
 def read(path: Path, **options) -> tuple[list[list[str]], dict[str, int]]:
     rejects: Counter[Reject] = Counter()
-    documents = list(read_documents([str(path)], rejects, ReadOptions(**options)))
+    documents = [one.units for one in read_documents(find_inputs([str(path)]), rejects, ReadOptions(**options))]
     return documents, {str(reason): count for reason, count in rejects.items()}
 
 
@@ -95,8 +95,8 @@ def test_plain_text(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_bytes(b"\xef\xbb\xbf" + content)
     assert read(tmp_path / "f.txt") == ([["one", "two"], ["three"], ["last"]], {"not_utf8": 1})
     (chunk,) = plan_chunks(find_inputs([str(tmp_path / "f.txt")]), 1000)
-    places = [record.place for record in ChunkReader(chunk, TEXT)]
-    assert [(b"\xef\xbb\xbf" + content)[place:][:2] for place in places] == [b" o", b"th", b"\xff\n", b"la"]
+    offsets = [record.position for record in ChunkReader(chunk, TEXT)]
+    assert [(b"\xef\xbb\xbf" + content)[offset:][:2] for offset in offsets] == [b" o", b"th", b"\xff\n", b"la"]
 
 
 def in_chunks(path: Path, chunk_bytes: int, options: ReadOptions = TEXT) -> tuple[list[Record], list[str]]:
@@ -163,7 +163,7 @@ def test_parquet_by_row_groups(tmp_path: Path) -> None:
     expected = [[text] for text in texts[:100]] + [["a", "b"]], {"not_a_string": 1, "too_long": 1, "empty": 1}
     assert read(tmp_path / "f.parquet", max_document_bytes=100) == expected
     records, hashes = in_chunks(tmp_path / "f.parquet", 1)
-    assert [record.place for record in records] == list(range(104))
+    assert [record.position for record in records] == list(range(104))
     assert len(hashes) == 11 and hashes[0] == hashlib.sha256((tmp_path / "f.parquet").read_bytes()).hexdigest()
     with pytest.raises(UserError, match="no column title, only id, text"):
         read(tmp_path / "f.parquet", text_keys=("title",))

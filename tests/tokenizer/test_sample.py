@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from metro_megatron.text.documents import ReadOptions, Reject
+from metro_megatron.text.documents import ReadOptions, Reject, SourcedDocument, read_documents
 from metro_megatron.text.inputs import find_inputs
 from metro_megatron.tokenizer.report import REPORT_FILE, measure, table, write_report
-from metro_megatron.tokenizer.sample import SourcedDocument, read_sourced_documents, sample_documents
+from metro_megatron.tokenizer.sample import sample_documents
 
 
 def test_sample_is_uniform_bounded_and_a_function_of_the_seed() -> None:
@@ -31,7 +31,7 @@ def test_documents_know_their_source(tmp_path: Path) -> None:
     rejects: Counter[Reject] = Counter()
     positions: list[int] = []
     files = find_inputs([f"left={tmp_path / 'a.jsonl'}", str(tmp_path / "b.txt")])
-    documents = list(read_sourced_documents(files, ReadOptions(), rejects, positions.append))
+    documents = list(read_documents(files, rejects, ReadOptions(), positions.append))
     assert documents == [
         SourcedDocument(["one", "two"], "left"),
         SourcedDocument(["three"]),

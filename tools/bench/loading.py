@@ -3,17 +3,17 @@
 import json
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.config.schema import Config
+from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.index_cache import cached_sample_index
 from metro_megatron.data.samples import SampleRule, build_sample_index
 from metro_megatron.train.corpus import Corpus
@@ -26,26 +26,21 @@ _SHARD_DOCUMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
-class SyntheticShard:
-    """Units without tokens, as the index needs none."""
+class _HashedDocuments(TokenizedDocuments):
+    """With the hashes that the cache of indices asks a shard for."""
 
-    unit_lengths: NDArray[np.int32]
-    document_index: NDArray[np.int64]
-    first_document: int = 0
-    tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    dataset: str = "synthetic"
     sha256: str = ""
     index_sha256: str = ""
 
-    @classmethod
-    def of_documents(cls, num_documents: int) -> "SyntheticShard":
-        """Lognormal documents, in units of 5 to 45 tokens."""
-        generator = np.random.default_rng(0)
-        tokens = generator.lognormal(np.log(_MEDIAN_TOKENS), _SIGMA, num_documents)
-        units = np.maximum(1, (tokens / _UNIT_TOKENS).astype(np.int64))
-        document_index = np.concatenate([[0], np.cumsum(units)])
-        lengths = generator.integers(5, 2 * _UNIT_TOKENS - 4, document_index[-1], dtype=np.int32)
-        return cls(lengths, document_index)
+
+def synthetic_documents(num_documents: int) -> _HashedDocuments:
+    """Lognormal documents, in units of 5 to 45 tokens; without the tokens, as the index needs none."""
+    generator = np.random.default_rng(0)
+    tokens = generator.lognormal(np.log(_MEDIAN_TOKENS), _SIGMA, num_documents)
+    units = np.maximum(1, (tokens / _UNIT_TOKENS).astype(np.int64))
+    document_index = np.concatenate([[0], np.cumsum(units)])
+    lengths = generator.integers(5, 2 * _UNIT_TOKENS - 4, document_index[-1], dtype=np.int32)
+    return _HashedDocuments(np.empty(0, np.int32), lengths, document_index, "synthetic")
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def build_index(num_samples: int, folder: Path) -> dict[str, float]:
 
     Its shards have a million documents each.
     """
-    shard = SyntheticShard.of_documents(_SHARD_DOCUMENTS)
+    shard = synthetic_documents(_SHARD_DOCUMENTS)
     per_shard = len(build_sample_index([shard], SEQ_LENGTH))
     count = -(-num_samples // per_shard)
     shards = [replace(shard, first_document=number * _SHARD_DOCUMENTS) for number in range(count)]

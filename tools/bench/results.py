@@ -1,10 +1,13 @@
 """Rows of a benchmark as JSON and CSV, saved whole after every row, and as a table."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from metro_megatron.files import replace_text
 
 Row = dict[str, Any]
 
@@ -37,25 +40,18 @@ class Results:
         if self._prefix is None:
             return
         self._prefix.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self._prefix.with_name(self._prefix.name + ".json"), json.dumps(self._runs, indent=1) + "\n")
+        replace_text(self._prefix.with_name(self._prefix.name + ".json"), json.dumps(self._runs, indent=1) + "\n")
         flat = [{**_scalars(run), **row} for run in self._runs for row in run["rows"]]
         provenance = [name for name in _scalars(self._run) if name not in self._columns]
-        temporary = self._prefix.with_name(f".{self._prefix.name}.csv")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*self._columns, *provenance], extrasaction="ignore", restval="")
-            writer.writeheader()
-            writer.writerows(flat)
-        temporary.replace(self._prefix.with_name(self._prefix.name + ".csv"))
+        content = io.StringIO(newline="")
+        writer = csv.DictWriter(content, [*self._columns, *provenance], extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(flat)
+        replace_text(self._prefix.with_name(self._prefix.name + ".csv"), content.getvalue())
 
 
 def _scalars(run: Mapping[str, Any]) -> Row:
     return {name: value for name, value in run.items() if not isinstance(value, list | dict)}
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -3,36 +3,35 @@
 D documents, U units.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from metro_megatron.data.shards import FORMAT_VERSION, DatasetPaths, shard_suffix, token_dtype
-from metro_megatron.preprocess.shard_writer import shard_writer
+from metro_megatron.data.manifest import DatasetPaths, Statistics
+from metro_megatron.data.records import to_json
+from metro_megatron.data.shards import token_dtype
+from metro_megatron.preprocess.assembly import shard_writer
+from metro_megatron.preprocess.journal import Plan
+from metro_megatron.preprocess.options import PlanOptions
+from metro_megatron.preprocess.output import dataset_manifest, source_entry
 from metro_megatron.vocabulary import NUM_SPECIALS
-from tools.bench.loading import SyntheticShard
+from tools.bench.loading import synthetic_documents
 
 _MEAN_TOKENS = 500
 
 
 def write_synthetic_dataset(prefix: Path, num_tokens: int, vocab_size: int) -> None:
     """Documents of lognormal length with about num_tokens uniform ids in all, and their manifest."""
-    shard = SyntheticShard.of_documents(max(100, num_tokens // _MEAN_TOKENS))
-    lengths, documents = shard.unit_lengths, np.diff(shard.document_index)
+    made = synthetic_documents(max(100, num_tokens // _MEAN_TOKENS))
+    lengths, documents = made.unit_lengths, np.diff(made.document_index)
     dtype, generator = token_dtype(vocab_size), np.random.default_rng(1)
     total = int(lengths.sum(dtype=np.int64))
     paths = DatasetPaths(str(prefix))
     with shard_writer(paths.shard(0).prefix, dtype) as writer:
         writer.append([generator.integers(NUM_SPECIALS, vocab_size, total, dtype=dtype)], lengths, documents)
-        entry = {"name": shard_suffix(0), **writer.finish()}
-    counts = {name: entry[name] for name in ("documents", "units", "tokens")}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "tokenizer_sha256": "",
-        "vocab_size": vocab_size,
-        **counts,
-        "sources": [{"name": "synthetic", **counts}],
-        "shards": [entry],
-    }
-    paths.manifest.write_text(json.dumps(manifest))
+        shard = writer.finish()
+    plan = Plan("", "synthetic", PlanOptions().planned(), ())
+    token_starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[made.document_index]
+    source = source_entry(plan, [], [], Statistics.of(np.diff(token_starts), lengths), [])
+    manifest = dataset_manifest("", vocab_size, plan.options, [source], [shard])
+    paths.manifest.write_bytes(to_json(manifest))

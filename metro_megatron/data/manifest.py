@@ -1,0 +1,273 @@
+"""The manifest of a dataset: what it was made of and what came of it. Free of paths, times and machines.
+
+PREFIX.manifest.json is a `Manifest` as records are written. A dataset has sources, each with the statistics of its
+documents, and shards, in whose order the sources' documents follow one another.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metro_megatron.data.records import DamagedRecord, from_plain
+from metro_megatron.errors import UserError
+
+FORMAT_VERSION = 2
+REMEDY = "write the shard again with tools/preprocess_data.py"
+
+_LAST_POWER = 62
+EDGES: NDArray[np.int64] = np.unique(np.ceil(2.0 ** (np.arange(_LAST_POWER + 1) / 2)).astype(np.int64))
+"""Bin k holds lengths from EDGES[k] to below EDGES[k + 1]: powers of the square root of 2, rounded up."""
+
+
+@dataclass(frozen=True)
+class ShardPaths:
+    """The files of a shard, from its own prefix, PREFIX_00000."""
+
+    prefix: str
+
+    @property
+    def bin(self) -> Path:
+        return Path(f"{self.prefix}.bin")
+
+    @property
+    def idx(self) -> Path:
+        return Path(f"{self.prefix}.idx")
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """The files of a dataset, from its prefix."""
+
+    prefix: str
+
+    @property
+    def manifest(self) -> Path:
+        return Path(f"{self.prefix}.manifest.json")
+
+    @property
+    def tokenizer(self) -> Path:
+        return Path(f"{self.prefix}.tokenizer")
+
+    @property
+    def hashes(self) -> Path:
+        """Hashes of all documents, of a part whose duplicates are dropped when parts are merged."""
+        return Path(f"{self.prefix}.hashes")
+
+    @property
+    def work(self) -> Path:
+        """Folder of an unfinished run."""
+        return Path(f"{self.prefix}.work")
+
+    def shard(self, number: int) -> ShardPaths:
+        return ShardPaths(f"{self.prefix}{shard_suffix(number)}")
+
+
+def shard_suffix(number: int) -> str:
+    """What follows the dataset's prefix in the names of a shard."""
+    return f"_{number:05d}"
+
+
+@dataclass(frozen=True)
+class LengthHistogram:
+    """Counts of lengths of at least 1, in bins between EDGES."""
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(EDGES), np.int64))
+
+    @classmethod
+    def from_lengths(cls, lengths: ArrayLike) -> "LengthHistogram":
+        """Of lengths [n] in tokens."""
+        bins = np.searchsorted(EDGES, np.asarray(lengths), side="right") - 1
+        return cls(np.bincount(bins, minlength=len(EDGES)).astype(np.int64))
+
+    def __add__(self, other: "LengthHistogram") -> "LengthHistogram":
+        return LengthHistogram(self.counts + other.counts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LengthHistogram) and np.array_equal(self.counts, other.counts)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def total(self) -> int:
+        """How many lengths were counted."""
+        return int(self.counts.sum())
+
+    def to_json(self) -> dict[str, int]:
+        """Count by the smallest length of a bin, empty bins left out."""
+        return {str(edge): count for edge, count in zip(EDGES.tolist(), self.counts.tolist(), strict=True) if count}
+
+    @classmethod
+    def from_json(cls, content: dict[str, int]) -> "LengthHistogram":
+        """What to_json gave. Raises ValueError for a length where no bin begins, or a count that is none."""
+        bins = {str(edge): number for number, edge in enumerate(EDGES.tolist())}
+        if not content.keys() <= bins.keys() or any(type(count) is not int for count in content.values()):
+            raise ValueError("no histogram of lengths")
+        histogram = cls()
+        for edge, count in content.items():
+            histogram.counts[bins[edge]] = count
+        return histogram
+
+
+@dataclass(frozen=True)
+class Named:
+    """What has a name, which comes first in its record."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of some documents: how many, and how long."""
+
+    documents: int
+    units: int
+    tokens: int
+    document_lengths: LengthHistogram
+    unit_lengths: LengthHistogram
+
+    @classmethod
+    def of(cls, document_tokens: NDArray[np.int64], unit_lengths: NDArray[np.integer]) -> "Statistics":
+        """Of documents with so many tokens each [D], of units of such lengths [U]."""
+        return cls(
+            len(document_tokens),
+            len(unit_lengths),
+            int(document_tokens.sum()),
+            LengthHistogram.from_lengths(document_tokens),
+            LengthHistogram.from_lengths(unit_lengths),
+        )
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        return Statistics(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Statistics)))
+
+
+NO_DOCUMENTS = Statistics(0, 0, 0, LengthHistogram(), LengthHistogram())
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """Counts of a shard, and its two files."""
+
+    documents: int
+    units: int
+    tokens: int
+    bin: FileEntry
+    idx: FileEntry
+
+
+@dataclass(frozen=True)
+class ShardEntry(ShardContent, Named):
+    """A shard of a dataset, by the suffix of its files."""
+
+
+@dataclass(frozen=True)
+class InputEntry(Named):
+    """An input file, by its name below the folder that all files of its source share."""
+
+    bytes: int
+    pieces: tuple[tuple[int, int, str], ...]
+    """(begin, end, SHA-256 of those bytes) of each of its chunks."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the documents of a source depend on, beside inputs and tokenizer."""
+
+    text_keys: tuple[str, ...]
+    unit: str
+    max_document_bytes: int
+    min_tokens: int
+    drop_duplicates: bool
+    decontaminate: tuple[str, ...]
+    """SHA-256 of the evaluation files, so that nothing depends on where they lie."""
+    chunk_bytes: int
+
+
+@dataclass(frozen=True)
+class SourceEntry(Statistics, Named):
+    """A source of a dataset: its documents, what was left out, what it was made of."""
+
+    rejects: dict[str, int]
+    """Records that gave no document, by reason."""
+    dropped: dict[str, int]
+    """Documents left out on request, by reason."""
+    options: SourceOptions
+    files: tuple[InputEntry, ...]
+    evaluation_hits: dict[str, int]
+    """Documents left out because of each evaluation file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a dataset."""
+
+    format_version: int
+    tokenizer_sha256: str
+    vocab_size: int
+    shard_bytes: int
+    shard_index: int
+    num_shards: int
+    """The dataset is number shard_index of num_shards that share the documents out."""
+    has_pending_duplicates: bool
+    """Whether duplicates are dropped when it is merged; the hashes of its documents lie beside it until then."""
+    documents: int
+    units: int
+    tokens: int
+    rejects: dict[str, int]
+    dropped: dict[str, int]
+    sources: tuple[SourceEntry, ...]
+    shards: tuple[ShardEntry, ...]
+
+    def source_of(self, document: int) -> int:
+        """Index in `sources` of the source that a document, by its number in the dataset, comes from."""
+        return int(np.searchsorted(self._source_ends, document, side="right"))
+
+    def runs(self, shard: int) -> Iterator[tuple[int, int, int]]:
+        """(source, begin, end): the documents of a shard, by their numbers in the shard, cut where sources change."""
+        first = sum(one.documents for one in self.shards[:shard])
+        last = first + self.shards[shard].documents
+        inner = {end for end in self._source_ends if first < end < last}
+        for begin, end in pairwise([first, *sorted(inner), last]):
+            yield self.source_of(begin), begin - first, end - first
+
+    @property
+    def _source_ends(self) -> list[int]:
+        return np.cumsum([source.documents for source in self.sources]).tolist()
+
+
+def read_manifest(prefix: str) -> Manifest:
+    """The manifest of a finished dataset. Raises UserError if there is none or it is damaged."""
+    path = DatasetPaths(prefix).manifest
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
+        what = "it was not finished" if begun else "there is no such dataset"
+        raise UserError(f"{path}: no such file, so {what}; {REMEDY}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}); {REMEDY}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; {REMEDY}")
+    try:
+        manifest = from_plain(Manifest, content)
+        # Names are those of files: one that leads out of the dataset's folder must never be opened.
+        if any(shard.name != shard_suffix(number) for number, shard in enumerate(manifest.shards)):
+            raise DamagedRecord("no usable shards")
+    except DamagedRecord as error:
+        raise UserError(f"{path}: damaged ({error}); {REMEDY}") from error
+    return manifest

@@ -1,0 +1,101 @@
+"""Records: frozen dataclasses as JSON, keys in the order of the fields, types checked where they are read.
+
+A field is a str, int or bool, a record, a class with `to_json` and `from_json` of its own, or a dict[str, ...] or tuple
+of those. Here instead of pydantic: that would be one more dependency, ask for its settings (strict, no other keys) at
+every class, and for its messages to be rewritten, which is most of what stands below.
+"""
+
+import json
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+_Record = TypeVar("_Record")
+
+
+class DamagedRecord(ValueError):
+    """What is wrong with a record: keys that are missing, unknown or of another type."""
+
+    def __init__(self, *problems: str):
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+def to_json(record: object) -> bytes:
+    """A record as the text of a file."""
+    return json.dumps(plain(record), indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def plain(value: Any) -> Any:
+    """A record as dicts, lists, strings and numbers."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return list(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
+def from_plain(kind: type[_Record], value: object) -> _Record:
+    """The record that `plain` made `value` of. A key may be missing where the field has a default.
+
+    Raises DamagedRecord, which names every key that is wrong.
+    """
+    if not isinstance(value, dict):
+        raise DamagedRecord("no object")
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
+    problems: list[str] = []
+    unusable: list[str] = []
+    found: dict[str, Any] = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name not in value:
+            if field.default is MISSING:
+                unusable.append(field.name)
+            continue
+        try:
+            found[field.name] = _converted(hints[field.name], value[field.name], field.name)
+        except DamagedRecord as error:
+            problems += error.problems
+            unusable += [] if error.problems else [field.name]
+    unknown = [str(key) for key in value if key not in hints]
+    problems += [f"unknown {', '.join(unknown)}"] if unknown else []
+    problems += [f"no usable {', '.join(unusable)}"] if unusable else []
+    if problems:
+        raise DamagedRecord(*problems)
+    return kind(**found)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields by name; looked up once, as a run may have a million entries."""
+    return get_type_hints(kind)
+
+
+def _converted(kind: Any, value: Any, name: str) -> Any:
+    """The value of a field. Raises DamagedRecord, with problems only where something inside it is to be named."""
+    if is_dataclass(kind) and isinstance(kind, type) and not hasattr(kind, "from_json"):
+        return _inside(kind, value, name)
+    if hasattr(kind, "from_json"):
+        try:
+            return kind.from_json(value)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DamagedRecord from error
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: _converted(get_args(kind)[1], one, f"{name} {key}") for key, one in value.items()}
+    if get_origin(kind) is tuple and isinstance(value, list):
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) == len(value):
+            names = (f"{name.removesuffix('s')} {number}" for number in range(len(value)))
+            return tuple(map(_converted, kinds, value, names))
+    if type(value) is not kind:  # not isinstance: true and false are no numbers
+        raise DamagedRecord
+    return value
+
+
+def _inside(kind: type[_Record], value: Any, name: str) -> _Record:
+    try:
+        return from_plain(kind, value)
+    except DamagedRecord as error:
+        raise DamagedRecord(f"{name} is damaged: {error}") from error
