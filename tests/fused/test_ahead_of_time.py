@@ -100,6 +100,12 @@ def test_every_kernel_compiles_as_expected_and_as_documented(tmp_path):
     assert table.read_text() == documented, "run tools/compile_kernels.py --output docs/kernels_compiled.md"
 
 
+def test_one_kernel_compiles_as_expected(tmp_path):
+    done = compiling(tmp_path, "tools/compile_kernels.py", "--only", "column sums, H 768")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "compiled 6 kernels, 0 not as expected" in done.stdout
+
+
 def test_unknown_kernels_are_named(tmp_path):
     done = compiling(tmp_path, "tools/compile_kernels.py", "--only", "nothing")
     assert done.returncode == 2
