@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import signal
 from multiprocessing import resource_tracker
 
@@ -79,13 +78,6 @@ def _transformer_config(
 
 def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
-
-
-def without_sequence_parallel(config: TransformerConfig) -> TransformerConfig:
-    """For layers behind the gather at the encoder's end."""
-    config = copy.copy(config)
-    config.sequence_parallel = False
-    return config
 
 
 def wrap(

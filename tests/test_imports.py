@@ -38,7 +38,7 @@ WITHOUT_MEGATRON = (
     "metro_megatron.text",
     "metro_megatron.tokenizer",
     "metro_megatron.preprocess",
-    "metro_megatron.data.index_cache",
+    "metro_megatron.data.samples",
     "metro_megatron.data.shards",
     "metro_megatron.checkpoint.files",
     "metro_megatron.checkpoint.read",

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from metro_megatron.cli.options import Range, at_least, options_of, parse_value, read_options, with_values
 from metro_megatron.config.file import dump_config, load_config
-from metro_megatron.config.schedules import learning_rate, schedules
 from metro_megatron.config.schema import Config, OptimizerConfig, TrainConfig
 from metro_megatron.errors import UserError
 from metro_megatron.schedule import Point, Schedule, Written
@@ -39,7 +38,7 @@ def linear_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
 )
 def test_the_learning_rate_is_bit_equal_to_its_old_formula(lr: float, warmup: int, train_steps: int) -> None:
     options = OptimizerConfig(lr=lr, lr_warmup_steps=warmup)
-    schedule = learning_rate(options, train_steps)
+    schedule = options.learning_rate(train_steps)
     assert not schedule.problems("learning rate", train_steps, at_least(0))
     for step in range(train_steps + 3):
         assert schedule.at(step, train_steps) == linear_rate(step, options, train_steps), step
@@ -134,7 +133,7 @@ def test_the_configuration_prints_its_schedules_and_loads_back(tmp_path) -> None
         assert f"\n  # {line}\n" in text.partition("\noptimizer:\n")[2].partition("\nparallel:\n")[0]
         (tmp_path / "a.yaml").write_text(text)
         assert load_config(tmp_path / "a.yaml") == one
-    assert str(schedules(config)["optimizer.learning_rate"]) == "1e-05 -> 0 at step 30"
+    assert str(config.schedules["optimizer.learning_rate"]) == "1e-05 -> 0 at step 30"
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from metro_megatron.cli.options import options_of
-from metro_megatron.config.file import differences, load_config
+from metro_megatron.cli.options import flatten, options_of
+from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import MAY_CHANGE, Config
 from metro_megatron.errors import UserError
 
 
 def config_differences(saved: Config, given: Config) -> list[str]:
     """One line per field whose change would make another run of it."""
-    fixed = {option.name for option in options_of(Config) if MAY_CHANGE not in option.marks}
+    there, here = flatten(saved), flatten(given)
     return [
-        f"{name} is {here!r}, but the checkpoint was made with {there!r}"
-        for name, (there, here) in differences(saved, given).items()
-        if name in fixed
+        f"{option.name} is {here[option.name]!r}, but the checkpoint was made with {there[option.name]!r}"
+        for option in options_of(Config)
+        if MAY_CHANGE not in option.marks and here[option.name] != there[option.name]
     ]
 
 

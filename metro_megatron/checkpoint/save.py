@@ -29,7 +29,7 @@ from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.files import move_whole, replace_text, sync_file, sync_folder
-from metro_megatron.model.pair import Pair
+from metro_megatron.model.encoder import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
 

@@ -19,7 +19,7 @@ import torch
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from metro_megatron.model.pair import Pair
+from metro_megatron.model.encoder import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
 

@@ -10,8 +10,7 @@ from metro_megatron.cli.command_line import pretraining_command, run_tool
 from metro_megatron.cli.options import Range, at_least
 from metro_megatron.cli.progress import CountLines
 from metro_megatron.config.schema import DataConfig
-from metro_megatron.data.index_cache import cache_folder, sample_indices
-from metro_megatron.data.samples import SampleIndex
+from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices
 from metro_megatron.data.shards import open_shards
 
 

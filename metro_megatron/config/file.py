@@ -12,7 +12,6 @@ from metro_megatron.cli.command_line import describe_os_error
 from metro_megatron.cli.options import (
     HELP,
     Option,
-    flatten,
     options_of,
     parse_value,
     print_help,
@@ -20,7 +19,6 @@ from metro_megatron.cli.options import (
     suggestion,
     with_values,
 )
-from metro_megatron.config.schedules import schedule_lines
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.files import replace_text
@@ -104,14 +102,11 @@ def dump_config(config: Config) -> str:
                 getattr(values, option.name), default_flow_style=True, allow_unicode=True, width=10**9
             ).removesuffix("...\n")
             lines += [f"  # {option.text}", f"  {option.name}: {value.strip()}"]
-        lines += [*schedule_lines(config, section), ""]
+        # A dotted name stands in its section, as a comment: it follows from the options there.
+        planned = [(name.partition("."), schedule) for name, schedule in config.schedules.items()]
+        lines += [f"  # {name.replace('_', ' ')}: {one}" for (own, _, name), one in planned if own == section]
+        lines.append("")
     return "\n".join(lines)
-
-
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ, by dotted name: (value in `old`, value in `new`)."""
-    before, after = flatten(old), flatten(new)
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
 class _StrictLoader(yaml.SafeLoader):

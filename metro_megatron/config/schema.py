@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.position import BUCKETS, PositionScheme
+from metro_megatron.schedule import Point, Schedule
 from metro_megatron.vocabulary import padded_vocab_size
 
 MAY_CHANGE = "a resumed run may change it"
@@ -164,6 +165,11 @@ class OptimizerConfig:
     hysteresis: Annotated[int, at_least(1)] = 2
     """fp16: overflows before the scale is halved."""
 
+    def learning_rate(self, train_steps: int) -> Schedule:
+        """Linear from 0 to lr over the warm-up, then linear to 0 at train_steps."""
+        peak, end = Point(self.lr, self.lr_warmup_steps), Point(0.0, train_steps)
+        return Schedule(0.0, (peak, end)) if self.lr_warmup_steps else Schedule(self.lr, (end,))
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -249,3 +255,8 @@ class Config:
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = field(default_factory=ParallelConfig)
     checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """All that changes over the run, for configuration, training and picture; names are dotted like options."""
+        return {"optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)}

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 import torch
 from megatron.core.transformer.module import MegatronModule
 
-from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.model.encoder import AuxiliaryModel, TiedParameters
+from metro_megatron.objective.figures import weighted
 from metro_megatron.objective.mlm import MaskedLanguageModel
-from metro_megatron.objective.term import weighted
-from metro_megatron.parallel.groups import shared_groups
 from metro_megatron.parallel.layout import Layout
 
 
@@ -28,9 +26,8 @@ class TrainedAuxiliary(Corruptor):
         self.term = MaskedLanguageModel(config)
         self.terms = (self.term,)
         self.group = layout.tensor
-        transformer = mcore.auxiliary_config(config, layout.device)
-        head = self.term.head(transformer)
-        self.model = AuxiliaryModel(transformer, config.model, tied.lend("word"), shared_groups(layout), head)
+        head, lent = self.term.head(tied.config), tied.lend("word")
+        self.model = AuxiliaryModel(tied.config, config.model, lent, layout.shared_groups, head)
 
     @property
     def trained(self) -> Mapping[str, MegatronModule]:

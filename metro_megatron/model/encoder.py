@@ -5,7 +5,7 @@ Legend: S positions, B rows, H hidden, M masked positions, V vocabulary rows of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -24,8 +24,8 @@ from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
 from metro_megatron.model.layer import LOCAL, block_spec
-from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
-from metro_megatron.model.position import Positions
+from metro_megatron.model.norm import LayerNorm
+from metro_megatron.model.position import Positions, position_table
 from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
 from metro_megatron.vocabulary import padded_vocab_size
 
@@ -40,23 +40,6 @@ def token_table(config: TransformerConfig, model_config: ModelConfig, group: Any
         config=config,
         tp_group=group,
     )
-
-
-def position_table(config: TransformerConfig, model_config: ModelConfig) -> torch.nn.Embedding:
-    """Learned absolute positions [P, H]."""
-    table = torch.nn.utils.skip_init(
-        torch.nn.Embedding,
-        model_config.max_position_embeddings,
-        model_config.hidden_size,
-        device=torch.cuda.current_device(),
-    )
-    mark_sequence_parallel(table, config)
-    return table
-
-
-def embedding_norm(config: TransformerConfig, model_config: ModelConfig) -> LayerNorm:
-    """The LayerNorm behind the sum of embeddings."""
-    return LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
 
 
 @dataclass(frozen=True)
@@ -92,7 +75,7 @@ class TiedParameters(MegatronModule):
         if "position" in shared_parts:
             self.position = position_table(config, model_config)
         if "norm" in shared_parts:
-            self.norm = embedding_norm(config, model_config)
+            self.norm = LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
 
     def lend(self, *parts: Literal["word", "position", "norm", "table"]) -> Borrowed:
         """The named parts; `table` is main's."""
@@ -112,7 +95,7 @@ class Embedding(MegatronModule):
         if borrowed.position is None:
             self.position = position_table(config, model_config)
         if borrowed.norm is None:
-            self.norm = embedding_norm(config, model_config)
+            self.norm = LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
         self.borrowed = (borrowed,)  # in a tuple: what is borrowed is not registered here, its owner trains it
 
     def forward(self, tokens: Tensor, position_ids: Tensor, sequences: Sequences) -> Tensor:
@@ -311,3 +294,32 @@ class MainModel(Encoder):
         hidden, context = output
         of_layer = kwargs["packed_seq_params"].judge
         return output if of_layer is None else (_Ride.apply(hidden, of_layer(name, self._whole(hidden))), context)
+
+
+TIED = "tied"
+"""Name of the shared module that both phases use."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The whole of what is trained, as one rank holds it.
+
+    The modules that every pipeline rank uses, and main as one chunk per virtual pipeline stage of this rank.
+    """
+
+    shared: Mapping[str, MegatronModule]
+    """By name: TIED, and what trains in phase 1 only, such as the auxiliary model."""
+    main: list[MainModel]
+
+    def modules(self) -> Iterator[tuple[str, MegatronModule]]:
+        """(prefix of global names, module) of everything that has parameters, each once."""
+        for name, module in self.shared.items():
+            yield f"{name}.", module
+        for chunk in self.main:
+            yield "main.", chunk
+
+    def named(self) -> Iterator[tuple[str, MegatronModule]]:
+        """(a name of its own, module), in the same order."""
+        yield from self.shared.items()
+        for number, chunk in enumerate(self.main):
+            yield f"main{number}", chunk

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from metro_megatron.data.batch import MicroBatch
-from metro_megatron.mcore import without_sequence_parallel
 from metro_megatron.model.layer import linear
-from metro_megatron.model.norm import LayerNorm
+from metro_megatron.model.norm import LayerNorm, without_sequence_parallel
 from metro_megatron.vocabulary import padded_vocab_size
 
 

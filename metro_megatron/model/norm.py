@@ -1,5 +1,7 @@
 """LayerNorm for megatron-core's norm slots, whose own one refuses sequence parallelism, and the sum inside it."""
 
+import copy
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -47,3 +49,10 @@ def mark_sequence_parallel(module: torch.nn.Module, config: TransformerConfig) -
     """Say that this module's gradients are partial sums over the tensor-parallel ranks."""
     for parameter in module.parameters():
         parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def without_sequence_parallel(config: TransformerConfig) -> TransformerConfig:
+    """For layers behind the gather at the encoder's end."""
+    config = copy.copy(config)
+    config.sequence_parallel = False
+    return config

@@ -14,8 +14,8 @@ from torch.distributed import ProcessGroup
 
 from fused.attention import CompactBias
 from metro_megatron.config.position import PositionScheme
-from metro_megatron.mcore import without_sequence_parallel
-from metro_megatron.model.norm import LayerNorm
+from metro_megatron.config.schema import ModelConfig
+from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel, without_sequence_parallel
 
 
 class Positions(MegatronModule):
@@ -111,3 +111,15 @@ class UntiedTerm(MegatronModule):
         is_first = torch.arange(length, device=term.device) == 0
         dense = torch.where(is_first, term[:, 1, 1, None, None], term[:, 1:, 1:])
         return torch.where(is_first[:, None], term[:, 0, 0, None, None], dense)
+
+
+def position_table(config: TransformerConfig, model_config: ModelConfig) -> torch.nn.Embedding:
+    """Learned absolute positions [P, H]."""
+    table = torch.nn.utils.skip_init(
+        torch.nn.Embedding,
+        model_config.max_position_embeddings,
+        model_config.hidden_size,
+        device=torch.cuda.current_device(),
+    )
+    mark_sequence_parallel(table, config)
+    return table

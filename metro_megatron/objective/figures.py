@@ -1,8 +1,9 @@
-"""Figures of a run, or of an evaluation: counts of tokens, and what every term makes of its sums."""
+"""What terms are together: the whole loss, the figures of a run or an evaluation, the panels of its picture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Panel, Sums, Term
 
+Number = TypeVar("Number", float, Tensor)
 COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1}
 """Sums that belong to no loss: what the losses are means over, and how much was replaced."""
 COUNT_PANELS = (Panel("replace rate", {"replace_rate": "replaced tokens"}),)
@@ -24,6 +26,15 @@ def counts(view: View) -> Sums:
         "num_places": torch.tensor(float(is_real.numel()), device=is_real.device),
         "replaced": (view.is_replaced & is_real).sum(),
     }
+
+
+def weighted(terms: Iterable[Term], losses: Mapping[str, Number]) -> Number:
+    """The whole loss: the means that `losses` has by name, each times its term's weight (METRO eqs. 7 and 9)."""
+    parts = [term.weight * losses[term.name] for term in terms if term.name in losses]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def figures(terms: Iterable[Term], sums: Mapping[str, Tensor]) -> dict[str, float]:

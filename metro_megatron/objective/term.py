@@ -12,9 +12,9 @@ Legend: S positions, B rows, H hidden, M masked positions, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Sums = dict[str, Tensor]
 """Numbers, or histograms, that add up over micro batches, ranks and steps."""
-Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,3 @@ class Term(ABC):
     @abstractmethod
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         """The sums of `loss` from such logits; tokens [B, S] are corrupted, originals have PAD_ID behind their end."""
-
-
-def weighted(terms: Iterable[Term], losses: Mapping[str, Number]) -> Number:
-    """The whole loss: the means that `losses` has by name, each times its term's weight (METRO eqs. 7 and 9)."""
-    parts = [term.weight * losses[term.name] for term in terms if term.name in losses]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

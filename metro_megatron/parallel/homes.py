@@ -11,16 +11,19 @@ phase 1; the reduction of what only phase 1 trains hides behind phase 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed.finalize_model_grads import (
+    _allreduce_non_tensor_model_parallel_grads as reduce_sequence_parallel_gradients,
+)
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
-from metro_megatron.parallel.groups import finish_gradients, shared_groups, stage_groups
 from metro_megatron.parallel.layout import Layout
 
 
@@ -45,10 +48,11 @@ class Homes:
         both_phases: str,
     ) -> Homes:
         """Wrap the shared modules and this stage's chunks; their configurations stay theirs."""
-        of_shared, of_stage = shared_groups(layout), stage_groups(layout)
         homes = cls(
-            shared={name: mcore.wrap(module, module.config, config, of_shared) for name, module in shared.items()},
-            stage=[mcore.wrap(chunk, chunk.config, config, of_stage) for chunk in stage],
+            shared={
+                name: mcore.wrap(module, module.config, config, layout.shared_groups) for name, module in shared.items()
+            },
+            stage=[mcore.wrap(chunk, chunk.config, config, layout.stage_groups) for chunk in stage],
             both_phases=both_phases,
             layout=layout,
             overlap=config.parallel.overlap,
@@ -93,8 +97,8 @@ class Homes:
         """All gradients are complete: wait until every rank has its sums."""
         if self.overlap:
             self.shared[self.both_phases].start_grad_sync()
-        finish_gradients(self.shared.values(), self.shared[self.both_phases].config, self.layout)
-        finish_gradients(self.stage, self.stage[0].config, self.layout)
+        _finish_gradients(self.shared.values(), self.shared[self.both_phases].config, self.layout)
+        _finish_gradients(self.stage, self.stage[0].config, self.layout)
 
     def fetch_parameters(self) -> None:
         """Complete every rank's copy of the parameters: before evaluation, checkpoints and export.
@@ -110,3 +114,11 @@ def _wait_for_parameters(ddp: DistributedDataParallel) -> None:
     for group in ddp.bucket_groups:
         # Every gather has been started already; megatron-core would start the next bucket's from here.
         group.finish_param_sync(skip_next_bucket_dispatch=True)
+
+
+def _finish_gradients(ddps: Iterable[DistributedDataParallel], config: TransformerConfig, layout: Layout) -> None:
+    """Wait for a home's gradient sums, then add up what sequence parallelism left in parts."""
+    ddps = list(ddps)
+    for ddp in ddps:
+        ddp.finish_grad_sync()
+    reduce_sequence_parallel_gradients(ddps, config, layout.tensor)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.distributed import ProcessGroup
 
 from metro_megatron.config.schema import ParallelConfig
@@ -77,6 +79,24 @@ class Layout:
     @property
     def rank(self) -> int:
         return self.world.rank()
+
+    @cached_property
+    def shared_groups(self) -> ProcessGroupCollection:
+        """The shared home's, as megatron-core names them: replicated over data and pipeline ranks, in no pipeline."""
+        return self._home(self.replica, self.solo, self.tensor)
+
+    @cached_property
+    def stage_groups(self) -> ProcessGroupCollection:
+        """The stage home's: replicated over data-parallel ranks only."""
+        return self._home(self.data, self.pipeline, self.model)
+
+    def _home(self, data: ProcessGroup, pipeline: ProcessGroup, model: ProcessGroup) -> ProcessGroupCollection:
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        groups.tp, groups.pp, groups.mp, groups.tp_ep_pp = self.tensor, pipeline, model, model
+        groups.dp = groups.dp_cp = groups.expt_dp = data
+        groups.intra_dist_opt = self.world  # one gradient norm over both homes
+        groups.embd = groups.pos_embd = self.solo  # ties are inside a home: nothing to reduce between stages
+        return groups
 
     def any_rank(self, flag: bool) -> bool:
         """Whether it is true on any rank; the same answer everywhere. A collective call."""

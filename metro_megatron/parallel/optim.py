@@ -11,9 +11,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 from metro_megatron import mcore
-from metro_megatron.config import schedules
 from metro_megatron.config.schema import Config, OptimizerConfig
-from metro_megatron.parallel.groups import shared_groups, stage_groups
 from metro_megatron.parallel.homes import Homes
 
 
@@ -32,7 +30,7 @@ class Update:
 
 def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
     """Rate of 0-based step: linear from lr / warm-up to lr, then linear towards 0 at train_steps."""
-    return schedules.learning_rate(options, train_steps).at(step, train_steps)
+    return options.learning_rate(train_steps).at(step, train_steps)
 
 
 class Optimizer:
@@ -44,9 +42,9 @@ class Optimizer:
         precision = config.train.precision
         layout = homes.layout
         self.shared = mcore.distributed_optimizer(
-            list(homes.shared.values()), self.options, precision, shared_groups(layout)
+            list(homes.shared.values()), self.options, precision, layout.shared_groups
         )
-        self.stage = mcore.distributed_optimizer(homes.stage, self.options, precision, stage_groups(layout))
+        self.stage = mcore.distributed_optimizer(homes.stage, self.options, precision, layout.stage_groups)
         self.chained = ChainedOptimizer([self.shared, self.stage])
         self.scaler = _SharedScaler.adopt(self.chained) if precision == "fp16" else None
         homes.stage[0].config.grad_scale_func = self.scale_loss  # the schedule's; phase 1 calls it itself

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
-from metro_megatron.corruption.choice import build_corruptor
+from metro_megatron.corruption.auxiliary import TrainedAuxiliary
 from metro_megatron.corruption.corruptor import Corruptor
-from metro_megatron.model.encoder import MainModel, TiedParameters
-from metro_megatron.model.pair import TIED, Pair
+from metro_megatron.model.encoder import TIED, MainModel, Pair, TiedParameters
+from metro_megatron.model.init import initialize
 from metro_megatron.objective.term import Term
 from metro_megatron.objective.terms import main_terms
-from metro_megatron.parallel.groups import shared_groups, stage_groups
 from metro_megatron.parallel.layout import Layout
 
 
@@ -34,14 +33,21 @@ class Parts:
     def build(cls, config: Config, layout: Layout) -> Parts:
         """As the configuration says, on the layout's device and in the run's precision."""
         # Phase 1 has no pipeline: what both phases use is built as the auxiliary's side of the run.
-        tied = TiedParameters(mcore.auxiliary_config(config, layout.device), config.model, shared_groups(layout))
+        unstaged, staged = mcore.auxiliary_config(config, layout.device), mcore.main_config(config, layout.device)
+        tied = TiedParameters(unstaged, config.model, layout.shared_groups)
         corruptor, terms = build_corruptor(config, layout, tied), main_terms(config)
-        transformer, groups = mcore.main_config(config, layout.device), stage_groups(layout)
-        chunks = config.parallel.virtual_pipeline_model_parallel_size
+        chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.lend("word", "table")
         main = [
-            MainModel(transformer, config.model, tied.lend("word", "table"), groups, terms, vp_stage)
+            MainModel(staged, config.model, lent, layout.stage_groups, terms, vp_stage)
             for vp_stage in ([None] if chunks == 1 else range(chunks))
         ]
         pair = Pair({TIED: tied, **corruptor.trained}, main)
-        pair.initialize(config, layout)
+        for prefix, module in pair.modules():
+            initialize(module, prefix, config.model, config.train.seed, layout.tensor)
+            module.to(device=layout.device, dtype=mcore.DTYPES[config.train.precision])
         return cls(pair, corruptor, terms)
+
+
+def build_corruptor(config: Config, layout: Layout, tied: TiedParameters) -> Corruptor:
+    """The corruptor of a run; tied is what it may borrow. Which ones there are stands here."""
+    return TrainedAuxiliary(config, layout, tied)

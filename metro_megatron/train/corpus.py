@@ -10,10 +10,9 @@ import numpy as np
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.blending import source_weights
-from metro_megatron.data.index_cache import sample_indices
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import read_manifest
-from metro_megatron.data.samples import SampleIndex
+from metro_megatron.data.samples import SampleIndex, sample_indices
 from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.errors import UserError
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metro_megatron.config.file import load_config
-from metro_megatron.config.schedules import schedules
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.objective.figures import panels
@@ -127,7 +126,7 @@ def _draw_schedules(axes: Axes, runs: Sequence[Run]) -> None:
         assert run.config
         total = run.config.train.train_steps
         steps = sorted({*range(0, total, math.ceil(total / 500)), total - 1})
-        for name, schedule in schedules(run.config).items():
+        for name, schedule in run.config.schedules.items():
             values = [schedule.at(step, total) for step in steps]
             largest = max(map(abs, values)) or 1.0
             label = f"{name}, 1 is {largest:g}" if len(runs) == 1 else f"{run.name}: {name}, 1 is {largest:g}"

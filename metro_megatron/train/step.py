@@ -19,8 +19,8 @@ from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View, corrupt, side_by_side
 from metro_megatron.model.encoder import Reading
-from metro_megatron.objective.figures import counts
-from metro_megatron.objective.term import Sums, weighted
+from metro_megatron.objective.figures import counts, weighted
+from metro_megatron.objective.term import Sums
 from metro_megatron.parallel.exchange import exchange, share
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout

@@ -16,8 +16,8 @@ from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.model.pair import TIED
-from metro_megatron.objective.term import weighted
+from metro_megatron.model.encoder import TIED
+from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer, Update

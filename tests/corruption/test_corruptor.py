@@ -16,7 +16,6 @@ from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.model.encoder import AuxiliaryModel, Borrowed, TiedParameters
 from metro_megatron.model.init import initialize
 from metro_megatron.objective.mlm import MaskedLanguageModel
-from metro_megatron.parallel.groups import shared_groups
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.train import build
 from metro_megatron.train.metrics import MetricSums
@@ -54,7 +53,7 @@ class Frozen(Corruptor):
         self.term, self.group = MaskedLanguageModel(config), layout.tensor
         transformer = mcore.auxiliary_config(config, layout.device)
         head = self.term.head(transformer)
-        self.model = AuxiliaryModel(transformer, config.model, Borrowed(), shared_groups(layout), head)
+        self.model = AuxiliaryModel(transformer, config.model, Borrowed(), layout.shared_groups, head)
         initialize(self.model.requires_grad_(False).eval(), "frozen.", config.model, 3, layout.tensor)
 
     @torch.no_grad()

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from metro_megatron.config.schema import DataConfig
-from metro_megatron.data.index_cache import cached_sample_index, sample_indices
-from metro_megatron.data.samples import SampleIndex, SampleRule, build_sample_index
+from metro_megatron.data.samples import SampleIndex, SampleRule, build_sample_index, cached_sample_index, sample_indices
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, preprocess

@@ -12,7 +12,6 @@ from metro_megatron.config.position import PositionScheme
 from metro_megatron.model.attention import CoreAttention
 from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import Sequences, sites_of_layer
-from metro_megatron.parallel.groups import stage_groups
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config
@@ -63,7 +62,7 @@ def run_schemes() -> dict[str, list[tuple[Tensor, Tensor]]]:
         positions = Positions(config, scheme, layout.tensor).double()
         for parameter in positions.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        slot = CoreAttention(config, positions, layer_number=2, pg_collection=stage_groups(layout), attn_mask_type=None)
+        slot = CoreAttention(config, positions, layer_number=2, pg_collection=layout.stage_groups, attn_mask_type=None)
         assert list(slot.parameters()) == []
         qkv = torch.randn(3, sum(LENGTHS), 4, 16, generator=generator, dtype=torch.float64).requires_grad_()
         own = list(positions.parameters())

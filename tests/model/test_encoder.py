@@ -12,7 +12,6 @@ from metro_megatron.data.batch import MicroBatch
 from metro_megatron.model.encoder import AuxiliaryModel, TiedParameters
 from metro_megatron.model.init import initialize
 from metro_megatron.objective.mlm import MaskedLanguageModel
-from metro_megatron.parallel.groups import shared_groups
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config, small_corpus
@@ -32,7 +31,7 @@ class Pair(nn.Module):
 
     def __init__(self, config: Config, layout: Layout, parts: tuple[str, ...]):
         super().__init__()
-        transformer, groups = mcore.auxiliary_config(config, layout.device), shared_groups(layout)
+        transformer, groups = mcore.auxiliary_config(config, layout.device), layout.shared_groups
         self.tied = TiedParameters(transformer, config.model, groups, shared_parts=("position", "norm"))
         borrowed = self.tied.lend(*parts)  # type: ignore[arg-type]
         for name in ("first", "second"):

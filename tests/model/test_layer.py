@@ -17,7 +17,6 @@ from metro_megatron.model.attention import CoreAttention
 from metro_megatron.model.layer import LOCAL, LayerParts, block_spec
 from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import DropoutKeys, Sequences
-from metro_megatron.parallel.groups import stage_groups
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config
@@ -77,7 +76,7 @@ def build(
     config = mcore.main_config(replace(CONFIG, parallel=parallel), layout.device)
     positions = Positions(config, scheme, layout.tensor)
     spec = block_spec(parts, MODEL.num_layers, positions, norms_first)
-    block = TransformerBlock(config, spec, pg_collection=stage_groups(layout))
+    block = TransformerBlock(config, spec, pg_collection=layout.stage_groups)
     for module in (block, positions):
         module.double()
         randomize(module)

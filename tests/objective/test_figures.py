@@ -7,9 +7,8 @@ import torch
 from metro_megatron.config.schema import Config, ObjectiveConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.figures import COUNTS, counts, figures, panels
+from metro_megatron.objective.figures import COUNTS, counts, figures, panels, weighted
 from metro_megatron.objective.rtd import AUC_BINS, detection_sums
-from metro_megatron.objective.term import weighted
 from metro_megatron.objective.terms import ALL, main_terms
 
 TERMS = [term(Config()) for term in ALL]

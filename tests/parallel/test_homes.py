@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metro_megatron.config.schema import Config
-from metro_megatron.model.pair import TIED
+from metro_megatron.model.encoder import TIED
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config, start
 

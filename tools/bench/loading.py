@@ -14,8 +14,7 @@ import torch
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.config.schema import Config
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.index_cache import cached_sample_index
-from metro_megatron.data.samples import SampleRule, build_sample_index
+from metro_megatron.data.samples import SampleRule, build_sample_index, cached_sample_index
 from metro_megatron.train.corpus import Corpus
 
 SEQ_LENGTH = 512
