@@ -1,0 +1,41 @@
+"""What a resumed run may be told anew, and what would make it another run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metro_megatron.checkpoint.resume import config_differences, refuse_other_run
+from metro_megatron.config.file import save_config
+from metro_megatron.config.schema import CheckpointConfig, Config, DataConfig, ParallelConfig
+from metro_megatron.errors import UserError
+
+SAVED = Config()
+
+
+def test_layout_rows_reporting_and_paths_may_change() -> None:
+    data = DataConfig(train=["elsewhere"], micro_batch_tokens=1024, row_format="padded", prefetch_steps=0)
+    train = replace(SAVED.train, output="moved", log_interval=1, eval_samples=7, device="cpu", fused="reference")
+    other = replace(
+        SAVED,
+        parallel=ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=4, recompute="full"),
+        checkpoint=CheckpointConfig(save_interval=5, keep_last=1),
+        data=data,
+        train=train,
+    )
+    assert config_differences(SAVED, other) == []
+
+
+def test_everything_else_is_refused_at_once_with_both_values(tmp_path: Path) -> None:
+    save_config(SAVED, tmp_path / "run_config.yaml")
+    other = replace(
+        SAVED, optimizer=replace(SAVED.optimizer, lr=1.0), train=replace(SAVED.train, seed=9), data=DataConfig()
+    )
+    with pytest.raises(UserError) as caught:
+        refuse_other_run(tmp_path, other)
+    found = caught.value.problems
+    assert found[:2] == [
+        "optimizer.lr is 1.0, but the checkpoint was made with 0.0005",
+        "train.seed is 9, but the checkpoint was made with 1",
+    ]
+    assert len(found) == 3 and "choose another train.output" in found[2]
