@@ -39,5 +39,6 @@ class TrainedAuxiliary(Corruptor):
         targets = micro_batch.masked_targets
         loss, sums = self.term.summed(found, targets)
         if torch.is_grad_enabled():
-            scale_loss(weighted([self.term], {self.term.name: loss / self.term.denominator(batch)})).backward()
+            mean = {self.term.name: loss / self.term.denominator(batch)}
+            scale_loss(weighted(self.terms, mean, batch.step)).backward()
         return Proposal(found.sampled, {**sums, "sample_correct": (found.sampled == targets).sum()})

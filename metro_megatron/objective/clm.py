@@ -8,6 +8,7 @@ from torch import nn
 
 from metro_megatron.objective.term import Panel
 from metro_megatron.objective.vocabulary import LanguageModel
+from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -25,8 +26,8 @@ class CorrectiveLanguageModel(LanguageModel):
     )
 
     @property
-    def weight(self) -> float:
-        return self.config.objective.clm_weight
+    def weight(self) -> Schedule:
+        return Schedule(self.config.objective.clm_weight)
 
     def head(self, config: TransformerConfig) -> nn.Module:
         from metro_megatron.model.heads import TiedDecoder

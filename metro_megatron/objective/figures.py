@@ -28,9 +28,9 @@ def counts(view: View) -> Sums:
     }
 
 
-def weighted(terms: Iterable[Term], losses: Mapping[str, Number]) -> Number:
-    """The whole loss: the means that `losses` has by name, each times its term's weight (METRO eqs. 7 and 9)."""
-    parts = [term.weight * losses[term.name] for term in terms if term.name in losses]
+def weighted(terms: Iterable[Term], losses: Mapping[str, Number], step: int) -> Number:
+    """The whole loss: the means that `losses` has by name, times their terms' weights in step (METRO eqs. 7 and 9)."""
+    parts = [term.weight_at(step) * losses[term.name] for term in terms if term.name in losses]
     total = parts[0]
     for part in parts[1:]:
         total = total + part

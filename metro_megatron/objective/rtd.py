@@ -16,6 +16,7 @@ from torch.nn import functional
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Panel, Sums, Term
+from metro_megatron.schedule import Schedule
 from metro_megatron.vocabulary import PAD_ID
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class ReplacedTokenDetection(Term):
     )
 
     @property
-    def weight(self) -> float:
-        return self.config.objective.rtd_weight
+    def weight(self) -> Schedule:
+        return Schedule(self.config.objective.rtd_weight)
 
     def head(self, config: TransformerConfig) -> nn.Module:
         from metro_megatron.model.heads import TokenHead

@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroup
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
+from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -64,9 +65,13 @@ class Term(ABC):
         self.config = config
 
     @property
-    def weight(self) -> float:
-        """Factor of this loss in the whole one."""
-        return 1.0
+    def weight(self) -> Schedule:
+        """Factor of this loss in the whole one, over the run."""
+        return Schedule(1.0)
+
+    def weight_at(self, step: int) -> float:
+        """The factor in a step, counted from 0."""
+        return self.weight.at(step, self.config.train.train_steps)
 
     @abstractmethod
     def head(self, config: TransformerConfig) -> nn.Module | None:

@@ -38,6 +38,7 @@ class Step:
         self.layout = layout
         self.parts = parts
         self.terms = {term.name: term for term in parts.terms}
+        assert any(term.layer is None for term in parts.terms), "the schedule begins backward behind the last stage"
         self.homes = homes
         self.optimizer = optimizer
         self.schedule = get_forward_backward_func()
@@ -148,4 +149,4 @@ class Step:
             loss, own = term.loss(reading, view, self.layout.tensor)
             means[name] = loss / term.denominator(batch)
             sums |= own
-        return weighted(self.terms.values(), means)
+        return weighted(self.terms.values(), means, batch.step)

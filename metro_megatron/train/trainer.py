@@ -175,7 +175,7 @@ class Trainer:
             return
         tokens = figures.pop("tokens")
         terms = self.parts.all_terms
-        figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms})
+        figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms}, self.done - 1)
         report.training(
             self.done,
             {

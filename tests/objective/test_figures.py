@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from metro_megatron.config.schema import Config, ObjectiveConfig
+from metro_megatron.config.schema import Config, ObjectiveConfig, TrainConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.figures import COUNTS, counts, figures, panels, weighted
-from metro_megatron.objective.rtd import AUC_BINS, detection_sums
+from metro_megatron.objective.rtd import AUC_BINS, ReplacedTokenDetection, detection_sums
 from metro_megatron.objective.terms import ALL, main_terms
+from metro_megatron.schedule import Schedule
 
 TERMS = [term(Config()) for term in ALL]
 
@@ -64,8 +65,20 @@ def test_a_step_without_masks_has_figures() -> None:
 
 def test_weights_are_those_of_the_configuration() -> None:
     config = Config(objective=ObjectiveConfig(rtd_weight=30.0, clm_weight=0.5))
-    assert weighted(main_terms(config), {"rtd": 0.2, "clm": 3.0}) == 30 * 0.2 + 0.5 * 3
-    assert weighted(TERMS, {"aux": 4.0, "rtd": 0.1}) == 4 + 50 * 0.1, "weights are METRO's, a missing loss is left out"
+    assert weighted(main_terms(config), {"rtd": 0.2, "clm": 3.0}, 0) == 30 * 0.2 + 0.5 * 3
+    assert weighted(TERMS, {"aux": 4.0, "rtd": 0.1}, 7) == 4 + 50 * 0.1, (
+        "METRO's weights; a missing loss is left out"
+    )
+
+
+def test_a_weight_may_change_over_the_run() -> None:
+    """Where an option becomes a schedule, its term's file changes alone."""
+
+    class Rising(ReplacedTokenDetection):
+        weight = Schedule.parse("0 -> 50 at 50%")  # type: ignore[assignment]
+
+    rising = Rising(Config(train=TrainConfig(train_steps=100)))
+    assert [weighted([rising], {"rtd": 2.0}, step) for step in (0, 24, 49, 99)] == [2.0, 50.0, 100.0, 100.0]
 
 
 def test_panels_of_one_title_are_one() -> None:

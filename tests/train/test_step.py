@@ -20,6 +20,7 @@ from metro_megatron.model.init import global_parameters
 from metro_megatron.objective.clm import CorrectiveLanguageModel
 from metro_megatron.objective.rtd import ReplacedTokenDetection
 from metro_megatron.objective.term import Sums, Term
+from metro_megatron.schedule import Schedule
 from metro_megatron.train import build
 from metro_megatron.train.metrics import MetricSums
 from tests.distributed import run_ranks
@@ -65,8 +66,8 @@ class Agreement(Term):
     factor = 1.0
 
     @property
-    def weight(self) -> float:
-        return self.factor
+    def weight(self) -> Schedule:
+        return Schedule(self.factor)
 
     def head(self, config: Any) -> nn.Module | None:
         return None
