@@ -66,9 +66,7 @@ def test_a_step_without_masks_has_figures() -> None:
 def test_weights_are_those_of_the_configuration() -> None:
     config = Config(objective=ObjectiveConfig(rtd_weight=30.0, clm_weight=0.5))
     assert weighted(main_terms(config), {"rtd": 0.2, "clm": 3.0}, 0) == 30 * 0.2 + 0.5 * 3
-    assert weighted(TERMS, {"aux": 4.0, "rtd": 0.1}, 7) == 4 + 50 * 0.1, (
-        "METRO's weights; a missing loss is left out"
-    )
+    assert weighted(TERMS, {"aux": 4.0, "rtd": 0.1}, 7) == 4 + 50 * 0.1, "METRO's weights; a missing loss is left out"
 
 
 def test_a_weight_may_change_over_the_run() -> None:
