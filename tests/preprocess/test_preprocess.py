@@ -149,7 +149,7 @@ def test_parts_merge_to_the_same_bytes(
 
 
 def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
 
