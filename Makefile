@@ -48,8 +48,8 @@ demo learn: $(STAMP)
 # Steps are measured, too, where an operator is wrong; the exit code then says so.
 bench: $(STAMP)
 	result=0; \
-	$(BIN)/python -m tools.bench.bench_fused --budget_s 330 || result=$$?; \
-	$(BIN)/python -m tools.bench.bench_train --config examples/base.yaml --table5 --warm_up 2 --steps 5 --budget_s 150 \
+	$(BIN)/python -m benchmarks.bench_fused --budget_s 330 || result=$$?; \
+	$(BIN)/python -m benchmarks.bench_train --config examples/base.yaml --table5 --warm_up 2 --steps 5 --budget_s 150 \
 		|| result=$$?; \
 	exit $$result
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-FOLDERS = ("metro_megatron", "fused", "tools", "tests", "docs", "examples")
+FOLDERS = ("metro_megatron", "fused", "tools", "benchmarks", "tests", "docs", "examples")
 WRITTEN_BY_BENCHMARKS = re.compile(r"docs/benchmarks/(data|fused|train)(\.csv|\.json)?")
 """Named as outputs: without an ending, or before anything was measured."""
 
@@ -24,7 +24,7 @@ ENDS = {"/".join(path.split("/")[first:]) for path in PATHS for first in range(p
 """Every file and folder by what its path ends with: `train/step.py` is metro_megatron/train/step.py."""
 
 _PATH = re.compile(r"(?<![\w./:-])[\w.-]+(?:/[\w.*-]+)*/?")
-_MODULE = re.compile(r"(?<![\w./-])(?:metro_megatron|fused|tools|tests)(?:\.(?!png)\w+)+")
+_MODULE = re.compile(r"(?<![\w./-])(?:metro_megatron|fused|tools|benchmarks|tests)(?:\.(?!png|md)\w+)+")
 _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -73,6 +73,6 @@ def test_named_paths_exist(page: Path) -> None:
 
 
 def test_the_reader_of_pages_sees_what_is_wrong() -> None:
-    text = "`train/step.py`, `hf/load.py`, [x](docs/none.md); metro_megatron.plan, python -m tools.bench.bench_fused."
+    text = "`train/step.py`, `hf/load.py`, [x](docs/none.md); metro_megatron.plan, python -m benchmarks.bench_fused."
     assert [path for path in paths_in(text) if not exists(path)] == ["hf/load.py", "docs/none.md"]
     assert [name for name in _MODULE.findall(text) if not module_exists(name)] == ["metro_megatron.plan"]

@@ -14,10 +14,13 @@ from metro_megatron.cli.options import options_of
 ROOT = Path(__file__).parents[1]
 TOOLS = sorted(
     str(path.relative_to(ROOT))
-    for path in [ROOT / "pretrain_metro.py", *(ROOT / "tools").rglob("*.py")]
+    for path in [ROOT / "pretrain_metro.py", *(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     if "__main__" in path.read_text(encoding="utf-8")
 )
-WITHOUT_TORCH = ["pretrain_metro.py", *(tool for tool in TOOLS if tool.count("/") == 1 and "compile" not in tool)]
+WITHOUT_TORCH = [
+    "pretrain_metro.py",
+    *(tool for tool in TOOLS if tool.startswith("tools/") and tool.count("/") == 1 and "compile" not in tool),
+]
 
 
 def run(tool: str, *options: str, columns: str = "") -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the top down: a room may import rooms of lower rows, never one of its own row.
 LAYERS = (
-    ("pretrain_metro", "tools"),
+    ("pretrain_metro", "tools", "benchmarks"),
     ("metro_megatron.commands",),
     ("metro_megatron.train", "metro_megatron.finetune", "metro_megatron.inspection"),
     ("metro_megatron.checkpoint", "metro_megatron.evaluate", "metro_megatron.preprocess"),
@@ -135,7 +135,7 @@ def read(path: Path, root: Path = ROOT) -> Source:
 
 
 def sources() -> dict[str, Source]:
-    folders = [ROOT / folder for folder in ("metro_megatron", "fused", "tools")]
+    folders = [ROOT / folder for folder in ("metro_megatron", "fused", "tools", "benchmarks")]
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     return {source.name: source for source in map(read, sorted(paths))}
 

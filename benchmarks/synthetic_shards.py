@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.loading import synthetic_documents
 from metro_megatron.data.manifest import DatasetPaths, Statistics
 from metro_megatron.data.records import to_json
 from metro_megatron.data.shards import token_dtype
@@ -15,7 +16,6 @@ from metro_megatron.preprocess.journal import Plan
 from metro_megatron.preprocess.options import PlanOptions
 from metro_megatron.preprocess.output import dataset_manifest, source_entry
 from metro_megatron.vocabulary import NUM_SPECIALS
-from tools.bench.loading import synthetic_documents
 
 _MEAN_TOKENS = 500
 

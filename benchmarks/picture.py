@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.bench.targets import LEAST_COPY_PERCENT
+from benchmarks.targets import LEAST_COPY_PERCENT
 
 PHASES = ("forward", "backward")
 

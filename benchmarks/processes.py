@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metro_megatron.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 """Of the checkout; the tools lie below it."""
 
 

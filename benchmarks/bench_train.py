@@ -14,19 +14,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from fused.dispatch import describe
-from metro_megatron.cli.command_line import run_tool
-from metro_megatron.cli.options import at_least
-from metro_megatron.config.file import parse_config, preset_names
-from metro_megatron.config.problems import problems
-from metro_megatron.config.schema import Config
-from metro_megatron.errors import UserError
-from metro_megatron.train.launch import choose_device, is_first_process
-from tools.bench.figures import state_bytes
-from tools.bench.isolation import Worker, WorkerFailed
-from tools.bench.provenance import provenance
-from tools.bench.results import Results, Row, table
-from tools.bench.training import (
+from benchmarks.figures import state_bytes
+from benchmarks.isolation import Worker, WorkerFailed
+from benchmarks.provenance import provenance
+from benchmarks.results import Results, Row, table
+from benchmarks.training import (
     CHOICES,
     FUSED,
     TIME_UP,
@@ -37,6 +29,14 @@ from tools.bench.training import (
     bench_config,
     prepare_data,
 )
+from fused.dispatch import describe
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.options import at_least
+from metro_megatron.config.file import parse_config, preset_names
+from metro_megatron.config.problems import problems
+from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
+from metro_megatron.train.launch import choose_device, is_first_process
 
 OUTPUT = "docs/benchmarks/train"
 START_LIMIT_S, ROW_GRACE_S = 180.0, 60.0
@@ -98,7 +98,7 @@ def main(options: Options, others: list[str]) -> int:
             raise UserError(found)
         head = {
             **provenance(
-                torch.device(device), ["python", "-m", "tools.bench.bench_train", *sys.argv[1:]], options.commit
+                torch.device(device), ["python", "-m", "benchmarks.bench_train", *sys.argv[1:]], options.commit
             ),
             "operators": describe(torch.device(device)),
         }

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.operators import EPSILON, MEASURED, Case, Tensors
 from fused.attention import CompactBias
-from tools.bench.operators import EPSILON, MEASURED, Case, Tensors
 
 
 class Unavailable(Exception):

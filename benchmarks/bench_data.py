@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+from benchmarks.baselines import ENCODERS
+from benchmarks.debian_text import fetch_packages, write_corpus
+from benchmarks.processes import ROOT, Measured, python, run_measured
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.errors import UserError
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from tools.bench.baselines import ENCODERS
-from tools.bench.debian_text import fetch_packages, write_corpus
-from tools.bench.processes import ROOT, Measured, python, run_measured
 
 OURS = "ours"
 _CHUNKS_PER_PROCESS = 8
@@ -150,7 +150,7 @@ def _ours(inputs: Inputs, processes: int) -> dict[str, Any]:
 
 def _baseline(inputs: Inputs, name: str) -> dict[str, Any]:
     def run(source: Path) -> Measured:
-        words = ("-m", "tools.bench.baselines", "--name", name, "--input", source, "--tokenizer", inputs.tokenizer)
+        words = ("-m", "benchmarks.baselines", "--name", name, "--input", source, "--tokenizer", inputs.tokenizer)
         environment = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
         return run_measured(python(*words, "--output", inputs.work / f"{name}.bin"), environment=environment)
 
@@ -198,9 +198,9 @@ def _compare(rows: list[dict[str, Any]]) -> None:
 
 
 def _rates(inputs: Inputs, index_samples: int) -> dict[str, Any]:
-    from tools.bench.loading import loader_rate
+    from benchmarks.loading import loader_rate
 
-    words = ("-m", "tools.bench.loading", "--samples", str(index_samples), "--folder", inputs.work / "index")
+    words = ("-m", "benchmarks.loading", "--samples", str(index_samples), "--folder", inputs.work / "index")
     built = run_measured(python(*words))
     index = json.loads(built.output) | {"max_rss_mb": round(built.max_rss_mb, 1)}
     prefix = next(inputs.work.glob("ours-*.manifest.json")).name.removesuffix(".manifest.json")

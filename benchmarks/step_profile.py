@@ -9,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from tools.bench.results import Row
+from benchmarks.results import Row
 
 LARGEST = 15
 

@@ -11,7 +11,7 @@ import torch
 
 from fused.dispatch import MISSING
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def provenance(device: torch.device, command: Sequence[str], commit: str = "") -> dict[str, str]:

@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from fused.dispatch import OPERATOR_NAMES
-from metro_megatron.cli.command_line import call_with_options
-from metro_megatron.config.file import load_config
-from metro_megatron.config.problems import problems
-from metro_megatron.data.shards import open_shards
-from metro_megatron.errors import UserError
-from tools.bench.bench_train import main
-from tools.bench.figures import state_bytes, step_flops
-from tools.bench.results import Results
-from tools.bench.step_profile import Interval, gap_percent, largest, sums
-from tools.bench.synthetic_shards import write_synthetic_dataset
-from tools.bench.training import (
+from benchmarks.bench_train import main
+from benchmarks.figures import state_bytes, step_flops
+from benchmarks.results import Results
+from benchmarks.step_profile import Interval, gap_percent, largest, sums
+from benchmarks.synthetic_shards import write_synthetic_dataset
+from benchmarks.training import (
     CHOICES,
     Plan,
     StepBench,
@@ -32,6 +26,12 @@ from tools.bench.training import (
     prepare_data,
     references,
 )
+from fused.dispatch import OPERATOR_NAMES
+from metro_megatron.cli.command_line import call_with_options
+from metro_megatron.config.file import load_config
+from metro_megatron.config.problems import problems
+from metro_megatron.data.shards import open_shards
+from metro_megatron.errors import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ONE_GPU = 141e9

@@ -1,12 +1,12 @@
-"""Draw what tools/bench/bench_fused.py measured."""
+"""Draw what benchmarks/bench_fused.py measured."""
 
 import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.picture import draw
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
-from tools.bench.picture import draw
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Options:
     """What to draw."""
 
     input: str
-    """CSV file of tools/bench/bench_fused.py."""
+    """CSV file of benchmarks/bench_fused.py."""
     output: str
     """Picture to write: .png, .svg or .pdf."""
 
@@ -25,7 +25,7 @@ def main(options: Options) -> None:
         rows = [row for row in csv.DictReader(file) if row.get("status") == "ok" and row.get("forward_percent")]
     if not rows:
         raise UserError(
-            f"--input {options.input}: no rows with figures; give the CSV file of tools/bench/bench_fused.py"
+            f"--input {options.input}: no rows with figures; give the CSV file of benchmarks/bench_fused.py"
         )
     draw(rows, Path(options.output))
     print(f"made {options.output}: {len(rows)} rows of {rows[0]['device']}")

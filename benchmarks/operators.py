@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.figures import Work, attention_work, layer_norm_work, linear_cross_entropy_work, softmax_dropout_work
 from fused.ahead_of_time import HEAD_DIM, HEADS, HIDDEN_SIZES, ROW_TOKENS, SAMPLE_TOKENS, VOCABULARY
 from fused.attention import CompactBias, Dropout, attention, packed_samples
 from fused.layer_norm import RowDropout, layer_norm
 from fused.linear_cross_entropy import VocabularyShard, linear_cross_entropy
 from fused.softmax_dropout import softmax_dropout
-from tools.bench.figures import Work, attention_work, layer_norm_work, linear_cross_entropy_work, softmax_dropout_work
 
 EPSILON = 1e-5
 NUM_SPECIALS = 5

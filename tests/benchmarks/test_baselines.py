@@ -9,14 +9,14 @@ import numpy as np
 import orjson
 import pytest
 
+from benchmarks.baselines import ENCODERS, encode_file
+from benchmarks.bench_data import Options, main
+from benchmarks.debian_text import write_corpus
+from benchmarks.loading import build_index, synthetic_documents
+from benchmarks.processes import python, run_measured
 from metro_megatron.errors import UserError
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.tokenizer.training import train_tokenizer
-from tools.bench.baselines import ENCODERS, encode_file
-from tools.bench.bench_data import Options, main
-from tools.bench.debian_text import write_corpus
-from tools.bench.loading import build_index, synthetic_documents
-from tools.bench.processes import python, run_measured
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import fused_rows, operators
+from benchmarks.bench_fused import main
+from benchmarks.clock import Ceilings, Clock, Timing
+from benchmarks.contestants import CONTESTANTS, Prepared, Unavailable
+from benchmarks.figures import attention_work, layer_norm_work, linear_cross_entropy_work, softmax_dropout_work
+from benchmarks.fused_rows import OperatorBench, OperatorRow, figures, tasks
+from benchmarks.isolation import Worker, WorkerFailed
+from benchmarks.operators import MEASURED, cases, errors, wrong
+from benchmarks.plot_bench import Options as PlotOptions
+from benchmarks.plot_bench import main as plot
+from benchmarks.targets import judge
 from fused.dispatch import interpreted
 from metro_megatron.cli.command_line import run_tool
 from tests.test_imports import loaded_modules
-from tools.bench import fused_rows, operators
-from tools.bench.bench_fused import main
-from tools.bench.clock import Ceilings, Clock, Timing
-from tools.bench.contestants import CONTESTANTS, Prepared, Unavailable
-from tools.bench.figures import attention_work, layer_norm_work, linear_cross_entropy_work, softmax_dropout_work
-from tools.bench.fused_rows import OperatorBench, OperatorRow, figures, tasks
-from tools.bench.isolation import Worker, WorkerFailed
-from tools.bench.operators import MEASURED, cases, errors, wrong
-from tools.bench.plot_bench import Options as PlotOptions
-from tools.bench.plot_bench import main as plot
-from tools.bench.targets import judge
 
 CPU = torch.device("cpu")
 
@@ -292,10 +292,18 @@ def test_mistakes_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_it_needs_torch_triton_and_numpy_only() -> None:
-    allowed = {"torch", "triton", "numpy", "fused", "metro_megatron", "tools", *__import__("sys").stdlib_module_names}
+    allowed = {
+        "torch",
+        "triton",
+        "numpy",
+        "fused",
+        "metro_megatron",
+        "benchmarks",
+        *__import__("sys").stdlib_module_names,
+    }
     seen: set[str] = set()
-    assert {name.split(".")[0] for name in loaded_modules("tools.bench.bench_fused", seen)} <= allowed
-    assert {"tools.bench.operators", "tools.bench.contestants", "fused.attention"} <= seen
+    assert {name.split(".")[0] for name in loaded_modules("benchmarks.bench_fused", seen)} <= allowed
+    assert {"benchmarks.operators", "benchmarks.contestants", "fused.attention"} <= seen
 
 
 def test_small_cases_keep_the_widths() -> None:

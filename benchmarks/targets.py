@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.bench.results import Row
+from benchmarks.results import Row
 
 LEAST_COPY_PERCENT = 85.0
 LEAST_ATTENTION = {"forward": 320.0, "backward": 280.0}

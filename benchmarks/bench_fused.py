@@ -12,16 +12,16 @@ from typing import Literal
 
 import torch
 
+from benchmarks.clock import Ceilings
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.fused_rows import COLUMNS, NOT_RUN, OK, OperatorBench, OperatorRow, tasks
+from benchmarks.isolation import Handler, Worker, WorkerFailed
+from benchmarks.provenance import provenance
+from benchmarks.results import Results, Row, table
+from benchmarks.targets import judge
 from fused.dispatch import OPERATOR_NAMES, describe, use_kernel
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
-from tools.bench.clock import Ceilings
-from tools.bench.contestants import CONTESTANTS
-from tools.bench.fused_rows import COLUMNS, NOT_RUN, OK, OperatorBench, OperatorRow, tasks
-from tools.bench.isolation import Handler, Worker, WorkerFailed
-from tools.bench.provenance import provenance
-from tools.bench.results import Results, Row, table
-from tools.bench.targets import judge
 
 OUTPUT = "docs/benchmarks/fused"
 START_LIMIT_S, ROW_LIMIT_S = 90.0, 90.0
@@ -72,7 +72,7 @@ def main(options: Options) -> int:
     try:
         ceilings = _ceilings(worker)
         head = {
-            **provenance(device, ["python", "-m", "tools.bench.bench_fused", *sys.argv[1:]], options.commit),
+            **provenance(device, ["python", "-m", "benchmarks.bench_fused", *sys.argv[1:]], options.commit),
             "is_trial": device.type == "cpu",
             "operators": describe(device),
             "copy_gb_per_s": ceilings.copy_gb_per_s,

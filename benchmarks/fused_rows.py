@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.clock import Ceilings, Clock, measure_ceilings
+from benchmarks.contestants import COMPILED, CONTESTANTS, Prepared, Unavailable
+from benchmarks.figures import Work
+from benchmarks.operators import DROPOUT, MEASURED, Case, cases, errors, wrong
+from benchmarks.results import Row
 from fused.dispatch import OPERATOR_NAMES
-from tools.bench.clock import Ceilings, Clock, measure_ceilings
-from tools.bench.contestants import COMPILED, CONTESTANTS, Prepared, Unavailable
-from tools.bench.figures import Work
-from tools.bench.operators import DROPOUT, MEASURED, Case, cases, errors, wrong
-from tools.bench.results import Row
 
 COLUMNS = (
     "operator", "preset", "size", "contestant", "status", "check", "forward_ms", "backward_ms", "both_ms", "unit",

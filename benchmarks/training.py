@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
+from benchmarks.clock import Clock, measure_ceilings
+from benchmarks.figures import state_bytes, step_flops
+from benchmarks.results import Row
+from benchmarks.step_profile import profile_steps
+from benchmarks.synthetic_shards import write_synthetic_dataset
 from fused.dispatch import OPERATOR_NAMES, reference_only
 from metro_megatron.config.schema import Config
 from metro_megatron.train.launch import import_megatron
-from tools.bench.clock import Clock, measure_ceilings
-from tools.bench.figures import state_bytes, step_flops
-from tools.bench.results import Row
-from tools.bench.step_profile import profile_steps
-from tools.bench.synthetic_shards import write_synthetic_dataset
 
 if TYPE_CHECKING:
     from metro_megatron.data.batch import StepBatch
