@@ -252,7 +252,7 @@ def test_a_parent_that_ends_takes_its_workers_along(
         ("t.jsonl.gz", gzip.compress(GOOD * 100)[:-3], {}, r"t\.jsonl\.gz: \.gz data damaged or cut off"),
         ("e.jsonl", b"{\n", {"plan": {"num_shards": 2, "shard_index": 1}}, r"1 of 1 records \(100.00%\)"),
         ("t.jsonl", GOOD, {"workers": -1}, "--workers is -1"),
-        ("t.jsonl", GOOD, {"max_reject_fraction": 2.0}, "--max_reject_fraction 2.0"),
+        ("t.jsonl", GOOD, {"max_reject_fraction": 2.0}, "--max_reject_fraction is 2.0"),
         ("t.jsonl", GOOD, {"plan": {"num_shards": 2, "shard_index": 2}}, "--shard_index 2"),
     ],
 )
