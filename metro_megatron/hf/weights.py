@@ -20,69 +20,73 @@ NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"
 ENCODERS = {"main": "metro", "aux": "auxiliary"}
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """What the trainer has: its shape, and the name of what becomes of it ({part}: query, key and value)."""
 
     shape: tuple[int, ...]
     target: str
 
 
-def hf_state_dict(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def hf_state_dict(tensors: Mapping[str, Tensor], model_config: ModelConfig) -> dict[str, Tensor]:
     """All tensors of `MetroForPreTraining`, in fp32, from the trainer's whole tensors by global name.
 
-    Raises UserError naming every tensor that is missing, superfluous or of another shape than config gives.
+    Raises UserError naming every tensor that is missing, superfluous or of another shape than model_config gives.
     """
-    sources = dict(_sources(config))
-    problems = [f"tensor {name} is missing" for name in sources if name not in tensors]
-    problems += [f"tensor {name} is not part of this model" for name in tensors if name not in sources]
+    origins = dict(_origins(model_config))
+    problems = [f"tensor {name} is missing" for name in origins if name not in tensors]
+    problems += [f"tensor {name} is not part of this model" for name in tensors if name not in origins]
     result: dict[str, Tensor] = {}
-    for name, source in sources.items():
+    for name, origin in origins.items():
         if name not in tensors:
             continue
-        if tuple(tensors[name].shape) != source.shape:
+        if tuple(tensors[name].shape) != origin.shape:
             shape = tuple(tensors[name].shape)
-            problems.append(f"tensor {name} has shape {shape}, the configuration gives {source.shape}")
+            problems.append(f"tensor {name} has shape {shape}, the configuration gives {origin.shape}")
             continue
-        result |= _convert(tensors[name].float(), source, config)
+        result |= _convert(tensors[name].float(), origin, model_config)
     if problems:
         raise UserError([*problems, "checkpoint and configuration do not belong together; give another checkpoint"])
     word = result["metro.embeddings.word_embeddings.weight"]
     return result | {"clm_head.decoder.weight": word, "auxiliary_head.decoder.weight": word}
 
 
-def _convert(tensor: Tensor, source: Source, config: ModelConfig) -> dict[str, Tensor]:
+def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[str, Tensor]:
     """Rows that only pad the vocabulary are cut; linear_qkv is taken apart.
 
     Its rows are q, k, v (K rows each) of head 0, then of head 1, and so on.
     """
-    if "{part}" not in source.target:
-        is_vocabulary = source.target.endswith(("word_embeddings.weight", "decoder.bias"))
-        return {source.target: tensor[: config.vocab_size] if is_vocabulary else tensor}
-    parts = tensor.unflatten(0, (config.num_attention_heads, 3, -1)).unbind(1)
+    if "{part}" not in origin.target:
+        is_vocabulary = origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
+        return {origin.target: tensor[: model_config.vocab_size] if is_vocabulary else tensor}
+    parts = tensor.unflatten(0, (model_config.num_attention_heads, 3, -1)).unbind(1)
     names = ("query", "key", "value")
-    return {source.target.format(part=name): part.flatten(0, 1) for name, part in zip(names, parts, strict=True)}
+    return {origin.target.format(part=name): part.flatten(0, 1) for name, part in zip(names, parts, strict=True)}
 
 
-def _sources(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-    hidden, padded = config.hidden_size, padded_vocab_size(config.vocab_size)
-    table = (config.position_scheme.num_rows, config.num_attention_heads)
-    yield "tied.word.weight", Source((padded, hidden), "metro.embeddings.word_embeddings.weight")
-    yield "tied.main_table.weight", Source(table, "metro.encoder.relative_attention_bias.weight")
-    yield "aux.table.weight", Source(table, "auxiliary.encoder.relative_attention_bias.weight")
-    yield "aux.head.decoder.bias", Source((padded,), "auxiliary_head.decoder.bias")
-    yield "main.clm_head.decoder.bias", Source((padded,), "clm_head.decoder.bias")
+def _origins(model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+    hidden, padded = model_config.hidden_size, padded_vocab_size(model_config.vocab_size)
+    table = (model_config.position_scheme.num_rows, model_config.num_attention_heads)
+    yield "tied.word.weight", Origin((padded, hidden), "metro.embeddings.word_embeddings.weight")
+    yield "tied.main_table.weight", Origin(table, "metro.encoder.relative_attention_bias.weight")
+    yield "aux.table.weight", Origin(table, "auxiliary.encoder.relative_attention_bias.weight")
+    yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
+    yield "main.clm_head.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
     yield from _linear("aux.head.dense", "auxiliary_head.dense", hidden, hidden)
     yield from _norm("aux.head.norm", "auxiliary_head.norm", hidden)
     yield from _linear("main.rtd_head", "rtd_head", 1, hidden)
     for there, here in ENCODERS.items():
-        positions = Source((config.max_position_embeddings, hidden), f"{here}.embeddings.position_embeddings.weight")
+        positions = Origin(
+            (model_config.max_position_embeddings, hidden), f"{here}.embeddings.position_embeddings.weight"
+        )
         yield f"{there}.embedding.position.weight", positions
         yield from _norm(f"{there}.embedding.norm", f"{here}.embeddings.norm", hidden)
-        for i in range(config.num_layers if there == "main" else config.auxiliary_num_layers):
-            yield from _layer(f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", hidden, config.ffn_hidden_size)
+        for i in range(model_config.num_layers if there == "main" else model_config.auxiliary_num_layers):
+            yield from _layer(
+                f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", hidden, model_config.ffn_hidden_size
+            )
 
 
-def _layer(there: str, here: str, hidden: int, inner: int) -> Iterator[tuple[str, Source]]:
+def _layer(there: str, here: str, hidden: int, inner: int) -> Iterator[tuple[str, Origin]]:
     yield from _linear(f"{there}.self_attention.linear_qkv", f"{here}.attention.{{part}}", 3 * hidden, hidden)
     yield from _linear(f"{there}.self_attention.linear_proj", f"{here}.attention.output", hidden, hidden)
     yield from _linear(f"{there}.mlp.linear_fc1", f"{here}.intermediate", inner, hidden)
@@ -91,11 +95,11 @@ def _layer(there: str, here: str, hidden: int, inner: int) -> Iterator[tuple[str
         yield from _norm(f"{there}.{name}", f"{here}.{new_name}", hidden)
 
 
-def _linear(there: str, here: str, rows: int, columns: int) -> Iterator[tuple[str, Source]]:
-    yield f"{there}.weight", Source((rows, columns), f"{here}.weight")
-    yield f"{there}.bias", Source((rows,), f"{here}.bias")
+def _linear(there: str, here: str, rows: int, columns: int) -> Iterator[tuple[str, Origin]]:
+    yield f"{there}.weight", Origin((rows, columns), f"{here}.weight")
+    yield f"{there}.bias", Origin((rows,), f"{here}.bias")
 
 
-def _norm(there: str, here: str, size: int) -> Iterator[tuple[str, Source]]:
+def _norm(there: str, here: str, size: int) -> Iterator[tuple[str, Origin]]:
     for kind in KINDS:
-        yield f"{there}.{kind}", Source((size,), f"{here}.{kind}")
+        yield f"{there}.{kind}", Origin((size,), f"{here}.{kind}")

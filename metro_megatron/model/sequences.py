@@ -67,18 +67,18 @@ class Sequences(PackedSeqParams):
     """What a head on a middle layer asks for its loss: name and hidden states [S, B, H]."""
 
 
-def sequences_of(batch: MicroBatch, num_layers: int, sequence_group: ProcessGroup | None) -> Sequences:
+def sequences_of(micro_batch: MicroBatch, num_layers: int, sequence_group: ProcessGroup | None) -> Sequences:
     """Of a micro batch for a model of num_layers; sequence_group splits positions where they are split."""
-    longest = max(batch.max_seqlen, 1)
+    longest = max(micro_batch.max_seqlen, 1)
     dropout = None
-    if batch.dropout_seed is not None:
-        sites = torch.arange(sites_of_layer(num_layers).after_mlp + 1, device=batch.tokens.device)
-        rows = batch.token_keys.t().reshape(-1)
+    if micro_batch.dropout_seed is not None:
+        sites = torch.arange(sites_of_layer(num_layers).after_mlp + 1, device=micro_batch.tokens.device)
+        rows = micro_batch.token_keys.t().reshape(-1)
         if sequence_group is not None:
             rows = rows.chunk(sequence_group.size())[sequence_group.rank()]
-        seeds = (batch.dropout_seed + sites)[:, None].expand(-1, 2).contiguous()
-        dropout = DropoutKeys(seeds, batch.sample_ids, rows)
-    if batch.is_packed:
-        return Sequences(qkv_format="thd", samples=packed_samples(batch.cu_seqlens, longest), dropout=dropout)
-    samples = padded_samples(batch.sample_lengths, batch.tokens.size(1))
+        seeds = (micro_batch.dropout_seed + sites)[:, None].expand(-1, 2).contiguous()
+        dropout = DropoutKeys(seeds, micro_batch.sample_ids, rows)
+    if micro_batch.is_packed:
+        return Sequences(qkv_format="thd", samples=packed_samples(micro_batch.cu_seqlens, longest), dropout=dropout)
+    samples = padded_samples(micro_batch.sample_lengths, micro_batch.tokens.size(1))
     return Sequences(qkv_format="sbhd", samples=samples, dropout=dropout)

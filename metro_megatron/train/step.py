@@ -39,6 +39,8 @@ class Step:
         self.parts = parts
         self.terms = {term.name: term for term in parts.terms}
         assert any(term.layer is None for term in parts.terms), "the schedule begins backward behind the last stage"
+        self.asks_layers = any(term.layer is not None for term in parts.terms)
+        """Whether a head sits on a middle layer."""
         self.homes = homes
         self.optimizer = optimizer
         self.schedule = get_forward_backward_func()
@@ -107,7 +109,7 @@ class Step:
                 # A layer that is recomputed comes here twice, with the same sums; they are added once, below.
                 return self.optimizer.scale_loss(self.losses([name], reading, view, batch, sums))
 
-            reading: Reading = model(view, judge if self._layers else None)
+            reading: Reading = model(view, judge if self.asks_layers else None)
             loss = None
             if reading.is_last:
                 names = [name for name, term in self.terms.items() if term.layer is None]
@@ -130,11 +132,6 @@ class Step:
             micro_batch_size=rows,
             forward_only=not torch.is_grad_enabled(),
         )
-
-    @property
-    def _layers(self) -> list[int]:
-        """Middle layers with heads."""
-        return [term.layer for term in self.terms.values() if term.layer is not None]
 
     def _with_second(self, view: View) -> View:
         seconds = [second for term in self.terms.values() if (second := term.second_view(view)) is not None]
