@@ -3,6 +3,7 @@
 Legend: S positions, B rows, H hidden.
 """
 
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -53,9 +54,9 @@ class _Layer(TransformerLayer):
         assert packed_seq_params is not None
         return self.transform(hidden_states, packed_seq_params, sites_of_layer(self.layer_number)), None
 
+    @abstractmethod
     def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
         """[S, B, H] to [S, B, H]."""
-        raise NotImplementedError
 
     def attend(self, hidden: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
         """Self-attention and the bias of its last linear layer, which is added where dropout is."""
