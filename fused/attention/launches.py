@@ -177,7 +177,7 @@ STACK = {("key backward, no dropout", 80, 64): 8, ("forward, term, dropout", 90,
 
 
 def compile_cases() -> list[CompileCase]:
-    """16K tokens in bfloat16 as packed samples of 512: main's, the auxiliary's, and those of full TUPE."""
+    """16K tokens in bfloat16 as packed samples of 512: main's, the auxiliary's, and those of other position schemes."""
     return [case for arch in ARCHITECTURES for head_dim in HEAD_DIMS for case in _cases(head_dim, arch)]
 
 
@@ -194,6 +194,8 @@ def _cases(head_dim: int, arch: int) -> list[CompileCase]:
         "dropout": dropping,
         "no dropout": dropping._replace(seed=None, keys=None, rate=0.0),
         "term, dropout": dropping._replace(term=term),
+        "[CLS] not reset, dropout": dropping._replace(cls=None),
+        "no bias, dropout": dropping._replace(distances=None, cls=None),
     }
     cases = []
     for variant, inputs in variants.items():
