@@ -39,6 +39,5 @@ class TrainedAuxiliary(Corruptor):
         targets = micro_batch.masked_targets
         loss, sums = self.term.summed(found, targets)
         if torch.is_grad_enabled():
-            mean = {self.term.name: loss / self.term.denominator(batch)}
-            scale_loss(weighted(self.terms, mean, batch.step)).backward()
+            scale_loss(weighted(self.terms, {self.term.name: loss}, batch.step, batch)).backward()
         return Proposal(found.sampled, {**sums, "sample_correct": (found.sampled == targets).sum()})

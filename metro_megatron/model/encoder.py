@@ -136,17 +136,18 @@ class Encoder(MegatronModule):
         self.tensor_group = groups.tp
         if self.pre_process:
             self.embedding = Embedding(config, model_config, borrowed, groups)
-        if borrowed.table is None:
-            self.table = Positions(config, model_config.position_scheme, groups.tp)
+        table = borrowed.table or Positions(config, model_config.position_scheme, groups.tp)
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
         self.block = TransformerBlock(
             config,
-            block_spec(LOCAL, num_layers, borrowed.table or self.table),
+            block_spec(LOCAL, num_layers, table),
             pre_process=self.pre_process,
             post_process=self.post_process,
             pg_collection=groups,
             vp_stage=vp_stage,
         )
+        if borrowed.table is None:
+            self.table = table
 
     @property
     def word(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Panel, Sums, Term
 
@@ -28,9 +29,16 @@ def counts(view: View) -> Sums:
     }
 
 
-def weighted(terms: Iterable[Term], losses: Mapping[str, Number], step: int) -> Number:
-    """The whole loss: the means that `losses` has by name, times their terms' weights in step (METRO eqs. 7 and 9)."""
-    parts = [term.weight_at(step) * losses[term.name] for term in terms if term.name in losses]
+def weighted(terms: Iterable[Term], losses: Mapping[str, Number], step: int, batch: StepBatch | None = None) -> Number:
+    """The whole loss in step: what `losses` has by name, times the terms' weights (METRO eqs. 7 and 9).
+
+    losses are means, or sums over a micro batch of `batch`, which are divided by its counts.
+    """
+    parts = []
+    for term in terms:
+        if term.name in losses:
+            part = term.weight_at(step) * losses[term.name]
+            parts.append(part if batch is None else part / term.denominator(batch))
     total = parts[0]
     for part in parts[1:]:
         total = total + part

@@ -140,10 +140,8 @@ class Step:
 
     def losses(self, names: list[str], reading: Reading, view: View, batch: StepBatch, sums: Sums) -> Tensor:
         """The named terms' share of the whole loss (METRO eq. 9) in this micro batch; their sums go into `sums`."""
-        means = {}
+        found = {}
         for name in names:
-            term = self.terms[name]
-            loss, own = term.loss(reading, view, self.layout.tensor)
-            means[name] = loss / term.denominator(batch)
+            found[name], own = self.terms[name].loss(reading, view, self.layout.tensor)
             sums |= own
-        return weighted(self.terms.values(), means, batch.step)
+        return weighted(self.terms.values(), found, batch.step, batch)
