@@ -12,7 +12,6 @@ from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
-from metro_megatron.vocabulary import padded_vocab_size
 
 KINDS = ("weight", "bias")
 NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"}
@@ -64,7 +63,7 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
 
 
 def _origins(model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
-    hidden, padded = model_config.hidden_size, padded_vocab_size(model_config.vocab_size)
+    hidden, padded = model_config.hidden_size, model_config.padded_vocab_size
     table = (model_config.position_scheme.num_rows, model_config.num_attention_heads)
     yield "tied.word.weight", Origin((padded, hidden), "metro.embeddings.word_embeddings.weight")
     yield "tied.main_table.weight", Origin(table, "metro.encoder.relative_attention_bias.weight")

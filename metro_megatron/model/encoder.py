@@ -27,13 +27,12 @@ from metro_megatron.model.layer import LOCAL, block_spec
 from metro_megatron.model.norm import LayerNorm
 from metro_megatron.model.position import Positions, position_table
 from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
-from metro_megatron.vocabulary import padded_vocab_size
 
 
 def token_table(config: TransformerConfig, model_config: ModelConfig, group: Any) -> VocabParallelEmbedding:
     """The token embedding, its rows split over the tensor-parallel ranks of group."""
     return VocabParallelEmbedding(
-        padded_vocab_size(model_config.vocab_size),
+        model_config.padded_vocab_size,
         model_config.hidden_size,
         init_method=config.init_method,
         reduce_scatter_embeddings=config.sequence_parallel,

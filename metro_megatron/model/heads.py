@@ -5,6 +5,8 @@ Every head is called with (hidden [S, B, H], micro batch, token embedding) and l
 Legend: S positions, B rows, M masked positions, H hidden, V vocabulary rows of this rank.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
@@ -37,10 +39,15 @@ class Decoding(NamedTuple):
 
 
 class TokenHead(torch.nn.Linear):
-    """One logit for every position: h w + b. Made by torch.nn.utils.skip_init, weights not yet set."""
+    """One logit for every position: h w + b."""
 
     def __init__(self, hidden_size: int, device: torch.device | None = None):
         super().__init__(hidden_size, 1, device=device)
+
+    @classmethod
+    def unset(cls, config: TransformerConfig) -> TokenHead:
+        """One on this process's device, weights not yet set."""
+        return torch.nn.utils.skip_init(cls, config.hidden_size, device=torch.cuda.current_device())
 
     def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Tensor:  # type: ignore[override]
         """[S, B]."""

@@ -64,7 +64,7 @@ class ReplacedTokenDetection(Term):
     def head(self, config: TransformerConfig) -> nn.Module:
         from metro_megatron.model.heads import TokenHead
 
-        return nn.utils.skip_init(TokenHead, config.hidden_size, device=torch.cuda.current_device())
+        return TokenHead.unset(config)
 
     def denominator(self, batch: StepBatch) -> int:
         return batch.num_tokens

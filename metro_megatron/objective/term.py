@@ -94,7 +94,7 @@ class Term(ABC):
 
     @abstractmethod
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Means and rates of this term's sums and the counts of data.views.counts: `{name}_loss` and others."""
+        """Means and rates of this term's sums and of objective.figures.counts: `{name}_loss` and others."""
 
     @abstractmethod
     def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
