@@ -21,7 +21,7 @@ would make another run of it."""
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The pair of encoders. The auxiliary has main's width and heads, and its own depth."""
+    """The pair of encoders. The auxiliary has its own depth; its width is main's unless given."""
 
     hidden_size: Annotated[int, at_least(1)] = 768
     """Width H of both encoders."""
@@ -33,6 +33,14 @@ class ModelConfig:
     """Depth of the main encoder."""
     auxiliary_num_layers: Annotated[int, at_least(1)] = 4
     """Depth of the auxiliary encoder."""
+    auxiliary_hidden_size: Annotated[int, at_least(0)] = 0
+    """Width of the auxiliary encoder; 0: main's, as in METRO."""
+    auxiliary_num_attention_heads: Annotated[int, at_least(0)] = 0
+    """Heads per auxiliary layer; 0: main's."""
+    auxiliary_ffn_hidden_size: Annotated[int, at_least(0)] = 0
+    """Inner width of the auxiliary's feed-forward layers; 0: main's."""
+    embedding_size: Annotated[int, at_least(0)] = 0
+    """Width of token and position embeddings; an encoder of another width projects them (ELECTRA). 0: hidden_size."""
     vocab_size: Annotated[int, at_least(6)] = 128000
     """Token ids, specials included; must be the tokenizer's."""
     max_position_embeddings: Annotated[int, at_least(3)] = 512
@@ -41,14 +49,31 @@ class ModelConfig:
     """Buckets of the relative-position tables."""
     relative_attention_max_distance: Annotated[int, at_least(1)] = 128
     """Distance in tokens from which all distances share the last bucket."""
-    relative_bucket: Literal["coco", "t5"] = "coco"
-    """Bucket function: COCO-LM's or T5's."""
+    relative_bucket: Literal["coco", "t5", "none"] = "coco"
+    """Bucket function: COCO-LM's or T5's; none: no relative positions."""
+    untied_positions: bool = False
+    """Scores get a term of absolute positions alone, and the input none (full TUPE)."""
+    reset_cls: bool = True
+    """[CLS] has position biases of its own, as a query and as a key (TUPE's reset, METRO's choice)."""
+    norm_first: bool = False
+    """Pre-LN with a last norm, instead of post-LN."""
+    shared_embeddings: Literal["none", "token", "token_position", "token_position_norm"] = "token"
+    """What of the embedding both encoders share; METRO's baseline shares positions, METRO tokens only."""
+    shared_lm_bias: bool = False
+    """Both language modelling heads have one bias (METRO's baseline); default: one each."""
+    rtd_head: Literal["linear", "dense"] = "linear"
+    """linear: one logit of the hidden state (COCO-LM); dense: a dense layer and GELU before it (ELECTRA)."""
+    lm_head: Literal["linear", "dense"] = "linear"
+    """Main's language modelling head. linear: the tied decoder alone; dense: dense, GELU and norm before it (BERT)."""
     layer_norm_eps: Annotated[float, above(0)] = 1e-5
     """Epsilon of every LayerNorm."""
     hidden_dropout: Annotated[float, Range(0, 1)] = 0.1
-    """Dropout of main's embeddings and sublayer outputs; the auxiliary has none (zero-dropout auxiliary)."""
+    """Dropout of embeddings and sublayer outputs; of the auxiliary as auxiliary_dropout says."""
     attention_dropout: Annotated[float, Range(0, 1)] = 0.1
-    """Dropout of main's attention probabilities; the auxiliary has none."""
+    """Dropout of attention probabilities; of the auxiliary as auxiliary_dropout says."""
+    auxiliary_dropout: Literal["zero", "train", "eval"] = "zero"
+    """zero: the auxiliary has none (METRO's zero-dropout). train: main's rates, and samples come from the same pass.
+    eval: main's rates, and samples come from another pass without dropout (COCO-LM)."""
     init_method_std: Annotated[float, above(0)] = 0.02
     """Standard deviation of the normal initialization."""
     relative_bias_init: Literal["normal", "decay"] = "normal"
@@ -80,14 +105,63 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eqs. 7 and 9)."""
+    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eqs. 7, 9), or another of the papers' losses."""
 
+    main: list[Literal["rtd", "clm", "cloze", "scl", "mlm"]] = field(default_factory=lambda: ["rtd", "clm"])
+    """What main learns: replaced token detection, correction (alone: Replace MLM), one-choice cloze, sequence
+    contrast, or plain masked language modelling without corruption."""
+    clm: Literal["simplified", "weighted", "mixture"] = "simplified"
+    """METRO's simplified CLM, or COCO-LM's with a copy mechanism: as its authors' code weighs it, or as its formula."""
     mask_probability: Annotated[float, Range(0, 1, has_low=False)] = 0.15
     """Share of a sample's tokens that are masked; specials never are."""
+    keep_probability: Annotated[float, Range(0, 1)] = 0.0
+    """Share of masked positions that keep their token where <mask> is read (BERT 0.1, ELECTRA 0.15)."""
+    random_probability: Annotated[float, Range(0, 1)] = 0.0
+    """Share of masked positions that get a random token where <mask> is read (BERT 0.1)."""
     rtd_weight: Annotated[float, at_least(0)] = 50.0
     """Weight of replaced token detection (lambda)."""
     clm_weight: Annotated[float, at_least(0)] = 1.0
-    """Weight of the simplified corrective language modelling loss."""
+    """Weight of the corrective language modelling loss."""
+    cloze_weight: Annotated[float, at_least(0)] = 50.0
+    """Weight of one-choice cloze; METRO gives none, 50 is MC-BERT's."""
+    scl_weight: Annotated[float, at_least(0)] = 1.0
+    """Weight of sequence contrastive learning."""
+    scl_temperature: Annotated[float, above(0)] = 1.0
+    """Temperature of sequence contrastive learning."""
+    scl_crop: Annotated[float, Range(0, 1, has_low=False)] = 0.9
+    """Share of a sample's tokens that its crop keeps, specials included."""
+    scl_negatives: Literal["micro_batch", "all_ranks"] = "micro_batch"
+    """Against which sequences: of the micro batch (COCO-LM), or of the data-parallel ranks' micro batches too."""
+
+
+@dataclass(frozen=True)
+class CorruptionConfig:
+    """Where replacements for masked tokens come from."""
+
+    source: Literal["auxiliary", "frozen", "cached", "uniform", "unigram", "main", "none"] = "auxiliary"
+    """auxiliary: trained beside main. frozen: an existing model (Fast-ELECTRA). cached: written by
+    tools/cache_corruption.py. uniform, unigram: drawn without a model. main: a head on a middle layer of main.
+    none: main reads <mask>."""
+    frozen_model: str = ""
+    """Run folder, exported folder or folder of a transformers masked language model, for source frozen."""
+    cache: str = ""
+    """Folder written by tools/cache_corruption.py, for source cached."""
+    unigram_power: Annotated[float, at_least(0)] = 1.0
+    """Exponent of the token frequencies, for source unigram."""
+    main_layer: Annotated[int, at_least(0)] = 0
+    """Main layer (from 1) whose head proposes, for source main; 0: half of the depth."""
+    disallow_correct: bool = False
+    """Never draw the token that was masked (ELECTRA's option)."""
+    temperature_schedule: Literal["constant", "exponential", "linear", "polynomial"] = "constant"
+    """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA)."""
+    temperature: Annotated[float, above(0)] = 1.0
+    """Sampling temperature T at the start: softmax(logits / T)."""
+    final_temperature: Annotated[float, above(0)] = 1.0
+    """Temperature towards which it falls; a constant one stays at temperature."""
+    temperature_tau: Annotated[float, above(0)] = 0.1
+    """Share of the run in which the exponential's distance falls to 1/e."""
+    temperature_power: Annotated[float, above(0)] = 2.0
+    """Exponent of the polynomial: final + (first - final) (1 - u)^power at share u of the run."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +324,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = field(default_factory=ParallelConfig)
