@@ -20,11 +20,27 @@ would make another run of it."""
 
 
 @dataclass(frozen=True)
+class EncoderSizes:
+    """The sizes of one encoder of the pair."""
+
+    num_layers: int
+    hidden_size: int
+    """H"""
+    num_attention_heads: int
+    ffn_hidden_size: int
+
+    @property
+    def head_dim(self) -> int:
+        """K, width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The pair of encoders. The auxiliary has its own depth; its width is main's unless given."""
 
     hidden_size: Annotated[int, at_least(1)] = 768
-    """Width H of both encoders."""
+    """Width H of the main encoder."""
     num_attention_heads: Annotated[int, at_least(1)] = 12
     """Heads per layer; the head dimension is hidden_size / num_attention_heads."""
     ffn_hidden_size: Annotated[int, at_least(1)] = 3072
@@ -40,7 +56,7 @@ class ModelConfig:
     auxiliary_ffn_hidden_size: Annotated[int, at_least(0)] = 0
     """Inner width of the auxiliary's feed-forward layers; 0: main's."""
     embedding_size: Annotated[int, at_least(0)] = 0
-    """Width of token and position embeddings; an encoder of another width projects them (ELECTRA). 0: hidden_size."""
+    """Width D of token and position embeddings; an encoder of another width projects them (ELECTRA). 0: hidden_size."""
     vocab_size: Annotated[int, at_least(6)] = 128000
     """Token ids, specials included; must be the tokenizer's."""
     max_position_embeddings: Annotated[int, at_least(3)] = 512
@@ -83,9 +99,24 @@ class ModelConfig:
     """Which matrices of layer l (0-based) start divided by sqrt(2 (l + 1)): METRO eq. 10."""
 
     @property
-    def head_dim(self) -> int:
-        """K, width of one head."""
-        return self.hidden_size // self.num_attention_heads
+    def main(self) -> EncoderSizes:
+        """Of the main encoder."""
+        return EncoderSizes(self.num_layers, self.hidden_size, self.num_attention_heads, self.ffn_hidden_size)
+
+    @property
+    def auxiliary(self) -> EncoderSizes:
+        """Of the auxiliary encoder."""
+        return EncoderSizes(
+            self.auxiliary_num_layers,
+            self.auxiliary_hidden_size or self.hidden_size,
+            self.auxiliary_num_attention_heads or self.num_attention_heads,
+            self.auxiliary_ffn_hidden_size or self.ffn_hidden_size,
+        )
+
+    @property
+    def table_width(self) -> int:
+        """D, columns of the token table and of the position tables."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def padded_vocab_size(self) -> int:

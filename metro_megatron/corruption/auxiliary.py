@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from megatron.core.transformer.module import MegatronModule
 
+from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss
 from metro_megatron.data.batch import MicroBatch, StepBatch
@@ -26,8 +27,9 @@ class TrainedAuxiliary(Corruptor):
         self.term = MaskedLanguageModel(config)
         self.terms = (self.term,)
         self.group = layout.tensor
-        head, lent = self.term.head(tied.config), tied.lend("word")
-        self.model = AuxiliaryModel(tied.config, config.model, lent, layout.shared_groups, head)
+        transformer = mcore.auxiliary_config(config, layout.device)
+        head, lent = self.term.head(transformer), tied.lend("word")
+        self.model = AuxiliaryModel(transformer, config.model, lent, layout.shared_groups, head)
 
     @property
     def trained(self) -> Mapping[str, MegatronModule]:

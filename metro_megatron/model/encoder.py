@@ -1,6 +1,6 @@
 """The auxiliary model, the main model's chunks, and the parameters both use.
 
-Legend: S positions, B rows, H hidden, M masked positions, V vocabulary rows of this rank.
+Legend: S positions, B rows, H hidden, D width of the token table, M masked positions, V vocabulary rows of this rank.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
-from metro_megatron.model.layer import LOCAL, block_spec
-from metro_megatron.model.norm import LayerNorm
+from metro_megatron.model.layer import LOCAL, block_spec, linear
+from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
 from metro_megatron.model.position import Positions, position_table
 from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
 
@@ -33,7 +33,7 @@ def token_table(config: TransformerConfig, model_config: ModelConfig, group: Any
     """The token embedding, its rows split over the tensor-parallel ranks of group."""
     return VocabParallelEmbedding(
         model_config.padded_vocab_size,
-        model_config.hidden_size,
+        model_config.table_width,
         init_method=config.init_method,
         reduce_scatter_embeddings=config.sequence_parallel,
         config=config,
@@ -74,7 +74,7 @@ class TiedParameters(MegatronModule):
         if "position" in shared_parts:
             self.position = position_table(config, model_config)
         if "norm" in shared_parts:
-            self.norm = LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
+            self.norm = LayerNorm(config, hidden_size=model_config.table_width, eps=model_config.layer_norm_eps)
 
     def lend(self, *parts: Literal["word", "position", "norm", "table"]) -> Borrowed:
         """The named parts; `table` is main's."""
@@ -82,7 +82,10 @@ class TiedParameters(MegatronModule):
 
 
 class Embedding(MegatronModule):
-    """dropout(LN(E[token] + P[position]))."""
+    """dropout(LN(E[token] + P[position])), of width D; an encoder of another width H projects it (ELECTRA).
+
+    The projection x W + b is each encoder's own, whatever it borrows.
+    """
 
     def __init__(
         self, config: TransformerConfig, model_config: ModelConfig, borrowed: Borrowed, groups: ProcessGroupCollection
@@ -94,7 +97,11 @@ class Embedding(MegatronModule):
         if borrowed.position is None:
             self.position = position_table(config, model_config)
         if borrowed.norm is None:
-            self.norm = LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
+            self.norm = LayerNorm(config, hidden_size=model_config.table_width, eps=model_config.layer_norm_eps)
+        self.projection: torch.nn.Linear | None = None
+        if config.hidden_size != model_config.table_width:
+            self.projection = linear(model_config.table_width, config.hidden_size)
+            mark_sequence_parallel(self.projection, config)
         self.borrowed = (borrowed,)  # in a tuple: what is borrowed is not registered here, its owner trains it
 
     def forward(self, tokens: Tensor, position_ids: Tensor, sequences: Sequences) -> Tensor:
@@ -111,7 +118,8 @@ class Embedding(MegatronModule):
         if self.training and sequences.dropout is not None:
             dropout = sequences.dropout.of_rows(self.config.hidden_dropout, EMBEDDING_SITE, is_last=True)
         position, norm = borrowed.position or self.position, borrowed.norm or self.norm
-        return norm(words, position(positions), dropout=dropout)
+        embedded = norm(words, position(positions), dropout=dropout)
+        return embedded if self.projection is None else self.projection(embedded)
 
 
 class Encoder(MegatronModule):
@@ -150,7 +158,7 @@ class Encoder(MegatronModule):
 
     @property
     def word(self) -> Tensor:
-        """This rank's rows of the token embedding [V, H]."""
+        """This rank's rows of the token embedding [V, D]."""
         return (self.borrowed[0].word or self.embedding.word).weight
 
     def set_input_tensor(self, tensors: list[Tensor | None]) -> None:

@@ -6,7 +6,7 @@ options, and its head in the exported model.
 
 Nothing here or in a term's file loads megatron-core: pictures and evaluation of exported models do without.
 
-Legend: S positions, B rows, H hidden, M masked positions, V vocabulary.
+Legend: S positions, B rows, H hidden, D width of the token table, M masked positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Term(ABC):
 
     @abstractmethod
     def head(self, config: TransformerConfig) -> nn.Module | None:
-        """A new head, weights not yet set: called with (hidden [S, B, H], micro batch, token embedding [V, H]).
+        """A new head, weights not yet set: called with (hidden [S, B, H], micro batch, token embedding [V, D]).
 
         None if the loss reads hidden states alone.
         """

@@ -32,9 +32,8 @@ class Parts:
     @classmethod
     def build(cls, config: Config, layout: Layout) -> Parts:
         """As the configuration says, on the layout's device and in the run's precision."""
-        # Phase 1 has no pipeline: what both phases use is built as the auxiliary's side of the run.
-        unstaged, staged = mcore.auxiliary_config(config, layout.device), mcore.main_config(config, layout.device)
-        tied = TiedParameters(unstaged, config.model, layout.shared_groups)
+        staged = mcore.main_config(config, layout.device)
+        tied = TiedParameters(mcore.tied_config(config, layout.device), config.model, layout.shared_groups)
         corruptor, terms = build_corruptor(config, layout, tied), main_terms(config)
         chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.lend("word", "table")
         main = [

@@ -28,8 +28,8 @@ def said(config: Config) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, Sta
     word = torch.randn(PADDED, config.model.hidden_size, generator=generator)
     heads = [
         torch.nn.utils.skip_init(TokenHead, config.model.hidden_size, device=torch.device("cpu")),
-        TiedDecoder(transformer, VOCAB_SIZE),
-        MLMHead(transformer, VOCAB_SIZE),
+        TiedDecoder(transformer, config.model),
+        MLMHead(transformer, config.model),
     ]
     results = []
     with torch.no_grad():
