@@ -59,9 +59,7 @@ class Masking:
         ascending = np.argsort(drawn, kind="stable")
         return drawn[ascending], positions[ascending]
 
-    def readings(
-        self, draws: Draws, positions: NDArray[np.int64], tokens: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def readings(self, draws: Draws, positions: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ids [M] that are read instead of tokens [M], masked at one position of each draw (BERT's 80/10/10).
 
         u uniform in [0, 1): the token itself below keep_probability, any but a special with equal chance below
@@ -69,9 +67,11 @@ class Masking:
         """
         if self.keep_probability == self.random_probability == 0:
             return np.full_like(tokens, MASK_ID)
-        place = hash64(self.seed, Purpose.READ, draws.epoch, draws.sample, positions)
-        u, which = (extend64(place, draw) for draw in range(2))
-        return tokens
+        place = (self.seed, Purpose.READ, draws.epoch, draws.sample, positions)
+        u, which = uniform(*place, 0), uniform(*place, 1)
+        others = NUM_SPECIALS + (which * (self.vocab_size - NUM_SPECIALS)).astype(np.int64)
+        shown = self.keep_probability + self.random_probability
+        return np.where(u < self.keep_probability, tokens, np.where(u < shown, others, MASK_ID))
 
     def noise_keys(self, draws: Draws, positions: NDArray[np.int64]) -> NDArray[np.int32]:
         """Keys [M, 2] of the replacement noise at one position of each draw: the two halves of a hash."""
