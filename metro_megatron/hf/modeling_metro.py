@@ -3,7 +3,8 @@
 Post-LN encoder with learned absolute positions and one table of relative-position biases per encoder, shared by
 its layers. Samples stand at the left of their rows: position 0 is <s>, padding is on the right.
 
-Legend: B rows, S positions, H hidden, N heads, K head dimension, V vocabulary, b buckets, C labels.
+Legend: B rows, S positions, H hidden, D width of the token table, N heads, K head dimension, V vocabulary, b buckets,
+C labels.
 """
 
 import math
@@ -24,7 +25,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_metro import MetroConfig
+from .configuration_metro import EncoderSizes, MetroConfig
 
 IGNORED = -100
 """Label of positions that have none."""
@@ -102,8 +103,8 @@ def relative_buckets(config: MetroConfig, length: int, device: torch.device) -> 
 class MetroBiasTable(nn.Embedding):
     """Relative-position biases [b + 1, N] of one encoder."""
 
-    def __init__(self, config: MetroConfig):
-        super().__init__(config.relative_attention_num_buckets + 1, config.num_attention_heads)
+    def __init__(self, config: MetroConfig, num_heads: int):
+        super().__init__(config.relative_attention_num_buckets + 1, num_heads)
         self.config = config
 
     def decaying(self) -> Tensor:
@@ -116,27 +117,38 @@ class MetroBiasTable(nn.Embedding):
         return -smallest[:, None] * 2.0 ** -torch.arange(self.embedding_dim)
 
 
+def encoder_sizes(config: MetroConfig, is_auxiliary: bool) -> EncoderSizes:
+    """Of one of the two encoders."""
+    return config.auxiliary if is_auxiliary else config.main
+
+
 class MetroEmbeddings(nn.Module):
-    """drop(LN(E[token] + P[position])); an auxiliary encoder has no token embedding of its own."""
+    """drop(LN(E[token] + P[position])); an auxiliary encoder has no token embedding of its own.
+
+    An encoder of another width than the token table projects it: x W + b.
+    """
 
     def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__()
         self.max_length = config.max_position_embeddings
+        width, hidden_size = config.table_width, encoder_sizes(config, is_auxiliary).hidden_size
         if not is_auxiliary:
-            self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
+        self.projection = nn.Linear(width, hidden_size) if width != hidden_size else nn.Identity()
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
-        """Token embeddings [B, S, H] to the input of layer 0 [B, S, H]."""
+        """Token embeddings [B, S, D] to the input of layer 0 [B, S, H]."""
         length = inputs_embeds.size(1)
         if length > self.max_length:
             raise ValueError(
                 f"a row has {length} tokens, the model has {self.max_length} positions; "
                 f"tokenize with truncation=True, max_length={self.max_length}"
             )
-        return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
+        embedded = self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
+        return self.projection(embedded)
 
 
 class MetroAttention(nn.Module):
@@ -145,12 +157,13 @@ class MetroAttention(nn.Module):
     def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__()
         self.config = config
-        self.num_heads = config.num_attention_heads
+        sizes = encoder_sizes(config, is_auxiliary)
+        self.num_heads = sizes.num_attention_heads
         self.dropout = 0.0 if is_auxiliary else config.attention_probs_dropout_prob
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.key = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.value = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.output = nn.Linear(sizes.hidden_size, sizes.hidden_size)
 
     def forward(self, hidden: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         """hidden [B, S, H] and bias [1 or B, N, S, S] to [B, S, H] and, if asked for, probabilities [B, N, S, S]."""
@@ -176,11 +189,12 @@ class MetroLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: MetroConfig, index: int, is_auxiliary: bool):
         super().__init__()
+        sizes = encoder_sizes(config, is_auxiliary)
         self.attention = MetroAttention(config, is_auxiliary)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = nn.LayerNorm(sizes.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(sizes.hidden_size, sizes.intermediate_size)
+        self.output = nn.Linear(sizes.intermediate_size, sizes.hidden_size)
+        self.output_norm = nn.LayerNorm(sizes.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
         for name in INIT_TARGETS[config.scaled_init_targets]:
             self.get_submodule(name).init_scale = (2 * (index + 1)) ** -0.5
@@ -199,9 +213,9 @@ class MetroEncoder(nn.Module):
     def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__()
         self.config = config
-        depth = config.num_auxiliary_layers if is_auxiliary else config.num_hidden_layers
-        self.relative_attention_bias = MetroBiasTable(config)
-        self.layer = nn.ModuleList(MetroLayer(config, index, is_auxiliary) for index in range(depth))
+        sizes = encoder_sizes(config, is_auxiliary)
+        self.relative_attention_bias = MetroBiasTable(config, sizes.num_attention_heads)
+        self.layer = nn.ModuleList(MetroLayer(config, index, is_auxiliary) for index in range(sizes.num_layers))
 
     def forward(
         self,
@@ -287,7 +301,7 @@ class MetroAuxiliaryEncoder(nn.Module):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutput:
-        """inputs_embeds [B, S, H] to hidden states [B, S, H]; attention_mask [B, S]."""
+        """inputs_embeds [B, S, D] to hidden states [B, S, H]; attention_mask [B, S]."""
         return self.encoder(self.embeddings(inputs_embeds), attention_mask, output_hidden_states, output_attentions)
 
 
@@ -315,7 +329,7 @@ class MetroModel(MetroPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutput:
-        """input_ids [B, S] or inputs_embeds [B, S, H] to hidden states [B, S, H]; attention_mask [B, S]."""
+        """input_ids [B, S] or inputs_embeds [B, S, D] to hidden states [B, S, H]; attention_mask [B, S]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -324,11 +338,11 @@ class MetroModel(MetroPreTrainedModel):
 
 
 class MetroCLMHead(nn.Module):
-    """h E^T + b with the tied token embedding E (METRO eq. 8)."""
+    """h E^T + b with the tied token embedding E (METRO eq. 8); H must be D."""
 
     def __init__(self, config: MetroConfig):
         super().__init__()
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.table_width, config.vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, S, H] to logits [B, S, V]."""
@@ -336,16 +350,50 @@ class MetroCLMHead(nn.Module):
 
 
 class MetroMLMHead(MetroCLMHead):
-    """LN(gelu(h W + b)) before the tied decoder: the auxiliary model's head (METRO eq. 4, with COCO-LM's layers)."""
+    """LN(gelu(h W + b)), of width D, before the tied decoder (METRO eq. 4, with COCO-LM's layers).
 
-    def __init__(self, config: MetroConfig):
+    The auxiliary model's head, and main's where config.lm_head is "dense".
+    """
+
+    def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__(config)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(encoder_sizes(config, is_auxiliary).hidden_size, config.table_width)
+        self.norm = nn.LayerNorm(config.table_width, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, S, H] to logits [B, S, V]."""
         return super().forward(self.norm(functional.gelu(self.dense(hidden))))
+
+
+def main_lm_head(config: MetroConfig) -> MetroCLMHead:
+    """As config.lm_head says. Raises ValueError where the token table cannot be the decoder."""
+    if config.lm_head == "dense":
+        return MetroMLMHead(config, is_auxiliary=False)
+    if config.table_width != config.hidden_size:
+        raise ValueError(
+            f"lm_head is 'linear', its decoder is the token embedding of width {config.table_width}, which cannot read "
+            f"hidden_size {config.hidden_size}; choose lm_head 'dense'"
+        )
+    return MetroCLMHead(config)
+
+
+class MetroDenseTokenHead(nn.Linear):
+    """One logit of gelu(h W + b) for every position (ELECTRA's discriminator)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1)
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, H] to [B, S, 1]."""
+        return super().forward(functional.gelu(self.dense(hidden)))
+
+
+def detection_head(config: MetroConfig) -> nn.Linear:
+    """Hidden states to one logit, as config.rtd_head says."""
+    if config.rtd_head == "dense":
+        return MetroDenseTokenHead(config.hidden_size)
+    return nn.Linear(config.hidden_size, 1)
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -367,7 +415,7 @@ class MetroForMaskedLM(MetroPreTrainedModel):
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         self.metro = MetroModel(config)
-        self.clm_head = MetroCLMHead(config)
+        self.clm_head = main_lm_head(config)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -406,10 +454,10 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         # The shared token embedding, under the name it has in the pair's file.
-        words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        words = nn.Embedding(config.vocab_size, config.table_width, padding_idx=config.pad_token_id)
         self.metro = nn.ModuleDict({"embeddings": nn.ModuleDict({"word_embeddings": words})})
         self.auxiliary = MetroAuxiliaryEncoder(config)
-        self.auxiliary_head = MetroMLMHead(config)
+        self.auxiliary_head = MetroMLMHead(config, is_auxiliary=True)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -451,7 +499,7 @@ class MetroForReplacedTokenDetection(MetroPreTrainedModel):
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         self.metro = MetroModel(config)
-        self.rtd_head = nn.Linear(config.hidden_size, 1)
+        self.rtd_head = detection_head(config)
         self.post_init()
 
     @can_return_tuple
@@ -500,9 +548,9 @@ class MetroForPreTraining(MetroPreTrainedModel):
         super().__init__(config)
         self.metro = MetroModel(config)
         self.auxiliary = MetroAuxiliaryEncoder(config)
-        self.auxiliary_head = MetroMLMHead(config)
-        self.rtd_head = nn.Linear(config.hidden_size, 1)
-        self.clm_head = MetroCLMHead(config)
+        self.auxiliary_head = MetroMLMHead(config, is_auxiliary=True)
+        self.rtd_head = detection_head(config)
+        self.clm_head = main_lm_head(config)
         self.post_init()
 
     @can_return_tuple

@@ -1,6 +1,6 @@
 """The trainer's tensors under the names and in the form that `modeling_metro` has.
 
-Legend: H hidden, F inner width, N heads, K head dimension, V vocabulary.
+Legend: H hidden, D width of the token table, F inner width, N heads, K head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from metro_megatron.config.schema import ModelConfig
+from metro_megatron.config.schema import EncoderSizes, ModelConfig
 from metro_megatron.errors import UserError
 
 KINDS = ("weight", "bias")
@@ -57,35 +57,51 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
     if "{part}" not in origin.target:
         is_vocabulary = origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
         return {origin.target: tensor[: model_config.vocab_size] if is_vocabulary else tensor}
-    parts = tensor.unflatten(0, (model_config.num_attention_heads, 3, -1)).unbind(1)
+    sizes = model_config.main if origin.target.startswith(ENCODERS["main"]) else model_config.auxiliary
+    parts = tensor.unflatten(0, (sizes.num_attention_heads, 3, -1)).unbind(1)
     names = ("query", "key", "value")
     return {origin.target.format(part=name): part.flatten(0, 1) for name, part in zip(names, parts, strict=True)}
 
 
 def _origins(model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
-    hidden, padded = model_config.hidden_size, model_config.padded_vocab_size
-    table = (model_config.position_scheme.num_rows, model_config.num_attention_heads)
-    yield "tied.word.weight", Origin((padded, hidden), "metro.embeddings.word_embeddings.weight")
-    yield "tied.main_table.weight", Origin(table, "metro.encoder.relative_attention_bias.weight")
-    yield "aux.table.weight", Origin(table, "auxiliary.encoder.relative_attention_bias.weight")
-    yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
-    yield "main.clm_head.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
-    yield from _linear("aux.head.dense", "auxiliary_head.dense", hidden, hidden)
-    yield from _norm("aux.head.norm", "auxiliary_head.norm", hidden)
-    yield from _linear("main.rtd_head", "rtd_head", 1, hidden)
+    main, auxiliary, width = model_config.main, model_config.auxiliary, model_config.table_width
+    padded, rows = model_config.padded_vocab_size, model_config.position_scheme.num_rows
+    yield "tied.word.weight", Origin((padded, width), "metro.embeddings.word_embeddings.weight")
+    for there, here, sizes in (("tied.main_table", "metro", main), ("aux.table", "auxiliary", auxiliary)):
+        table = Origin((rows, sizes.num_attention_heads), f"{here}.encoder.relative_attention_bias.weight")
+        yield f"{there}.weight", table
+    yield from _language_model("aux.head", "auxiliary_head", auxiliary.hidden_size, model_config, is_dense=True)
+    is_dense = model_config.lm_head == "dense"
+    yield from _language_model("main.clm_head", "clm_head", main.hidden_size, model_config, is_dense)
+    yield from _linear("main.rtd_head", "rtd_head", 1, main.hidden_size)
+    if model_config.rtd_head == "dense":
+        yield from _linear("main.rtd_head.dense", "rtd_head.dense", main.hidden_size, main.hidden_size)
     for there, here in ENCODERS.items():
-        positions = Origin(
-            (model_config.max_position_embeddings, hidden), f"{here}.embeddings.position_embeddings.weight"
-        )
-        yield f"{there}.embedding.position.weight", positions
-        yield from _norm(f"{there}.embedding.norm", f"{here}.embeddings.norm", hidden)
-        for i in range(model_config.num_layers if there == "main" else model_config.auxiliary_num_layers):
-            yield from _layer(
-                f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", hidden, model_config.ffn_hidden_size
-            )
+        yield from _encoder(there, here, main if there == "main" else auxiliary, model_config)
 
 
-def _layer(there: str, here: str, hidden: int, inner: int) -> Iterator[tuple[str, Origin]]:
+def _language_model(
+    there: str, here: str, hidden: int, model_config: ModelConfig, is_dense: bool
+) -> Iterator[tuple[str, Origin]]:
+    yield f"{there}.decoder.bias", Origin((model_config.padded_vocab_size,), f"{here}.decoder.bias")
+    if is_dense:
+        yield from _linear(f"{there}.dense", f"{here}.dense", model_config.table_width, hidden)
+        yield from _norm(f"{there}.norm", f"{here}.norm", model_config.table_width)
+
+
+def _encoder(there: str, here: str, sizes: EncoderSizes, model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+    width = model_config.table_width
+    positions = Origin((model_config.max_position_embeddings, width), f"{here}.embeddings.position_embeddings.weight")
+    yield f"{there}.embedding.position.weight", positions
+    yield from _norm(f"{there}.embedding.norm", f"{here}.embeddings.norm", width)
+    if width != sizes.hidden_size:
+        yield from _linear(f"{there}.embedding.projection", f"{here}.embeddings.projection", sizes.hidden_size, width)
+    for i in range(sizes.num_layers):
+        yield from _layer(f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", sizes)
+
+
+def _layer(there: str, here: str, sizes: EncoderSizes) -> Iterator[tuple[str, Origin]]:
+    hidden, inner = sizes.hidden_size, sizes.ffn_hidden_size
     yield from _linear(f"{there}.self_attention.linear_qkv", f"{here}.attention.{{part}}", 3 * hidden, hidden)
     yield from _linear(f"{there}.self_attention.linear_proj", f"{here}.attention.output", hidden, hidden)
     yield from _linear(f"{there}.mlp.linear_fc1", f"{here}.intermediate", inner, hidden)

@@ -1,5 +1,6 @@
 """A small pair: its configuration, random tensors under the trainer's names, a tokenizer, an exported folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,27 +26,51 @@ MODEL = ModelConfig(
     relative_attention_max_distance=24,
 )
 
+NARROW = replace(
+    MODEL,
+    embedding_size=20,
+    auxiliary_hidden_size=18,
+    auxiliary_num_attention_heads=2,
+    auxiliary_ffn_hidden_size=30,
+    rtd_head="dense",
+    lm_head="dense",
+)
+"""As ELECTRA's pair: a narrow token table that both encoders project, a narrower auxiliary, dense heads."""
+
 
 def trainer_tensors(model: ModelConfig = MODEL, seed: int = 0) -> dict[str, Tensor]:
     """Random tensors under the trainer's global names, LayerNorms and biases included; the padded vocabulary too."""
-    hidden, inner = model.hidden_size, model.ffn_hidden_size
-    table = (model.relative_attention_num_buckets + 1, model.num_attention_heads)
+    hidden, buckets = model.hidden_size, model.relative_attention_num_buckets + 1
+    width, narrow = model.embedding_size or hidden, model.auxiliary_hidden_size or hidden
+    auxiliary_heads = model.auxiliary_num_attention_heads or model.num_attention_heads
     shapes: dict[str, tuple[int, ...]] = {
-        "tied.word.weight": (PADDED_VOCAB_SIZE, hidden),
-        "tied.main_table.weight": table,
-        "aux.table.weight": table,
-        "aux.head.dense.weight": (hidden, hidden),
-        "aux.head.dense.bias": (hidden,),
-        "aux.head.norm.weight": (hidden,),
-        "aux.head.norm.bias": (hidden,),
+        "tied.word.weight": (PADDED_VOCAB_SIZE, width),
+        "tied.main_table.weight": (buckets, model.num_attention_heads),
+        "aux.table.weight": (buckets, auxiliary_heads),
+        "aux.head.dense.weight": (width, narrow),
+        "aux.head.dense.bias": (width,),
+        "aux.head.norm.weight": (width,),
+        "aux.head.norm.bias": (width,),
         "aux.head.decoder.bias": (PADDED_VOCAB_SIZE,),
         "main.rtd_head.weight": (1, hidden),
         "main.rtd_head.bias": (1,),
         "main.clm_head.decoder.bias": (PADDED_VOCAB_SIZE,),
     }
-    for encoder, depth in (("main", model.num_layers), ("aux", model.auxiliary_num_layers)):
-        shapes[f"{encoder}.embedding.position.weight"] = (model.max_position_embeddings, hidden)
-        shapes[f"{encoder}.embedding.norm.weight"] = shapes[f"{encoder}.embedding.norm.bias"] = (hidden,)
+    if model.rtd_head == "dense":
+        shapes |= {"main.rtd_head.dense.weight": (hidden, hidden), "main.rtd_head.dense.bias": (hidden,)}
+    if model.lm_head == "dense":
+        shapes |= {"main.clm_head.dense.weight": (width, hidden), "main.clm_head.dense.bias": (width,)}
+        shapes |= {"main.clm_head.norm.weight": (width,), "main.clm_head.norm.bias": (width,)}
+    inner_of_auxiliary = model.auxiliary_ffn_hidden_size or model.ffn_hidden_size
+    for encoder, depth, hidden, inner in (
+        ("main", model.num_layers, hidden, model.ffn_hidden_size),
+        ("aux", model.auxiliary_num_layers, narrow, inner_of_auxiliary),
+    ):
+        shapes[f"{encoder}.embedding.position.weight"] = (model.max_position_embeddings, width)
+        shapes[f"{encoder}.embedding.norm.weight"] = shapes[f"{encoder}.embedding.norm.bias"] = (width,)
+        if width != hidden:
+            shapes[f"{encoder}.embedding.projection.weight"] = (hidden, width)
+            shapes[f"{encoder}.embedding.projection.bias"] = (hidden,)
         for i in range(depth):
             layer = f"{encoder}.block.layers.{i}"
             for name, rows, columns in (
@@ -69,7 +94,7 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_export(root: Path) -> Path:
+def write_export(root: Path, model: ModelConfig = MODEL) -> Path:
     """An exported folder under `root`."""
-    write_hf_folder(root / "export", trainer_tensors(), MODEL, write_tokenizer(root / "tokenizer"), {"steps": 7})
+    write_hf_folder(root / "export", trainer_tensors(model), model, write_tokenizer(root / "tokenizer"), {"steps": 7})
     return root / "export"

@@ -56,12 +56,16 @@ def encode(ids: list[int], tensors: Mapping[str, Tensor], encoder: str, model: M
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
 
-    size, heads = len(ids), model.num_attention_heads
-    width = model.hidden_size // heads
+    is_main = encoder == "main"
+    hidden = model.hidden_size if is_main else model.auxiliary_hidden_size or model.hidden_size
+    heads = model.num_attention_heads if is_main else model.auxiliary_num_attention_heads or model.num_attention_heads
+    size, width = len(ids), hidden // heads
     table = tensors["tied.main_table.weight" if encoder == "main" else "aux.table.weight"]
     rows = torch.tensor([[bucket(i, j, model) for j in range(size)] for i in range(size)])
     x = tensors["tied.word.weight"][ids] + tensors[f"{encoder}.embedding.position.weight"][:size]
     x = layer_norm(x, tensors, f"{encoder}.embedding.norm", model.layer_norm_eps)
+    if x.size(-1) != hidden:
+        x = linear(x, f"{encoder}.embedding.projection")
     for i in range(model.num_layers if encoder == "main" else model.auxiliary_num_layers):
         layer = f"{encoder}.block.layers.{i}"
         mixed = linear(x, f"{layer}.self_attention.linear_qkv")
@@ -83,14 +87,21 @@ def outputs(
     masked: list[int], noised: list[int], tensors: Mapping[str, Tensor], model: ModelConfig
 ) -> dict[str, Tensor]:
     """hidden [S, H], mlm and clm [S, V], rtd [S] of one sample."""
-    word = tensors["tied.word.weight"][: model.vocab_size]
-    z = encode(masked, tensors, "aux", model)
-    z = gelu(z @ tensors["aux.head.dense.weight"].T + tensors["aux.head.dense.bias"])
-    z = layer_norm(z, tensors, "aux.head.norm", model.layer_norm_eps)
+
+    def dense(x: Tensor, head: str) -> Tensor:
+        return gelu(x @ tensors[f"{head}.dense.weight"].T + tensors[f"{head}.dense.bias"])
+
+    def decoded(x: Tensor, head: str, is_dense: bool) -> Tensor:
+        if is_dense:
+            x = layer_norm(dense(x, head), tensors, f"{head}.norm", model.layer_norm_eps)
+        word = tensors["tied.word.weight"][: model.vocab_size]
+        return x @ word.T + tensors[f"{head}.decoder.bias"][: model.vocab_size]
+
     hidden = encode(noised, tensors, "main", model)
+    judged = dense(hidden, "main.rtd_head") if model.rtd_head == "dense" else hidden
     return {
         "hidden": hidden,
-        "mlm": z @ word.T + tensors["aux.head.decoder.bias"][: model.vocab_size],
-        "rtd": hidden @ tensors["main.rtd_head.weight"][0] + tensors["main.rtd_head.bias"],
-        "clm": hidden @ word.T + tensors["main.clm_head.decoder.bias"][: model.vocab_size],
+        "mlm": decoded(encode(masked, tensors, "aux", model), "aux.head", is_dense=True),
+        "rtd": judged @ tensors["main.rtd_head.weight"][0] + tensors["main.rtd_head.bias"],
+        "clm": decoded(hidden, "main.clm_head", model.lm_head == "dense"),
     }

@@ -12,7 +12,11 @@ from torch import Tensor
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.hf.export import hf_state_dict, metro_config, write_hf_folder
-from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.hf.modeling_metro import (
+    MetroForAuxiliaryMaskedLM,
+    MetroForPreTraining,
+    MetroForReplacedTokenDetection,
+)
 from metro_megatron.hf.verify import (
     hf_outputs,
     largest_differences,
@@ -21,7 +25,7 @@ from metro_megatron.hf.verify import (
 )
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from tests.hf import reference
-from tests.hf.pair import MODEL, VOCAB_SIZE, trainer_tensors, write_export
+from tests.hf.pair import MODEL, NARROW, VOCAB_SIZE, trainer_tensors, write_export
 
 HEADS = {
     "AutoModel": set(),
@@ -55,8 +59,6 @@ def test_auto_classes_load_everything_but_fresh_heads(export_folder: Path, remot
 
 
 def test_parts_of_the_pair_load_from_the_same_file(export_folder: Path) -> None:
-    from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForReplacedTokenDetection
-
     probe = random_probe(MODEL)
     whole = hf_outputs(export_folder, probe)
     mask = (torch.arange(40) < probe.lengths[:, None]).long()
@@ -69,17 +71,40 @@ def test_parts_of_the_pair_load_from_the_same_file(export_folder: Path) -> None:
         torch.testing.assert_close(model.eval()(ids, attention_mask=mask).logits, expected, rtol=0, atol=1e-5)
 
 
-def test_outputs_equal_the_recipe_on_the_trainers_tensors(export_folder: Path) -> None:
-    probe = random_probe(MODEL)
-    found = hf_outputs(export_folder, probe)
+def refuse_other_than_the_recipe(folder: Path, model: ModelConfig) -> None:
+    """Compare the outputs of an exported folder with those of the tensors it was made of."""
+    probe = random_probe(model)
+    found = hf_outputs(folder, probe)
     expected: dict[str, Tensor] = {name: torch.zeros_like(tensor) for name, tensor in found.items()}
     for row, length in enumerate(probe.lengths.tolist()):
         masked, noised = (ids[row, :length].tolist() for ids in (probe.masked_tokens, probe.noised_tokens))
-        for name, output in reference.outputs(masked, noised, trainer_tensors(), MODEL).items():
+        for name, output in reference.outputs(masked, noised, trainer_tensors(model), model).items():
             expected[name][row, :length] = output
     differences = largest_differences(found, expected, probe.lengths)
     refuse_differences(differences)
     assert max(differences.values()) < 1e-5
+
+
+def test_outputs_equal_the_recipe_on_the_trainers_tensors(export_folder: Path) -> None:
+    refuse_other_than_the_recipe(export_folder, MODEL)
+
+
+def test_a_narrow_table_and_auxiliary_load_in_every_class(tmp_path: Path, remote_code: None) -> None:
+    folder = write_export(tmp_path, NARROW)
+    refuse_other_than_the_recipe(folder, NARROW)
+    ids, words = torch.randint(5, VOCAB_SIZE, (2, 9)), torch.randn(2, 9, 20)
+    for name, fresh in HEADS.items():
+        auto = getattr(transformers, name)
+        model, report = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+        assert report["missing_keys"] == fresh and not report["unexpected_keys"]
+        assert model.get_input_embeddings().weight.shape == (VOCAB_SIZE, 20)
+        model.eval()(ids)
+        if name != "AutoModelForPreTraining":
+            model(inputs_embeds=words)
+    filler = MetroForAuxiliaryMaskedLM.from_pretrained(folder).eval()
+    pair = MetroForPreTraining.from_pretrained(folder).eval()
+    torch.testing.assert_close(filler(ids).logits, pair(ids).mlm_logits)
+    assert (folder / "README.md").read_text().count("of\nwidth 18.") == 1
 
 
 def test_a_wrong_weight_is_refused_and_leaves_nothing(export_folder: Path, tmp_path: Path) -> None:
@@ -178,7 +203,8 @@ def test_configuration_carries_every_field_of_the_model() -> None:
         hidden_size=36, num_attention_heads=4, ffn_hidden_size=50, num_layers=5, auxiliary_num_layers=2, vocab_size=290,
         max_position_embeddings=33, relative_attention_num_buckets=8, relative_attention_max_distance=19,
         relative_bucket="t5", layer_norm_eps=1e-6, hidden_dropout=0.25, attention_dropout=0.15, init_method_std=0.03,
-        scaled_init_targets="residual_out", relative_bias_init="decay",
+        scaled_init_targets="residual_out", relative_bias_init="decay", embedding_size=31, auxiliary_hidden_size=24,
+        auxiliary_num_attention_heads=3, auxiliary_ffn_hidden_size=51, rtd_head="dense", lm_head="dense",
     )  # fmt: skip
     values = metro_config(odd).to_dict().values()
     for value in vars(odd).values():

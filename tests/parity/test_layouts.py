@@ -3,6 +3,7 @@
 Dropout masks are functions of global coordinates, so that they too are the same in every layout and row format.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,31 @@ def test_layouts_equal_one_process(reference: Record, world_size: int) -> None:
         assert record.weights.keys() == reference.weights.keys()
         for name, weight in reference.weights.items():
             torch.testing.assert_close(record.weights[name], weight, rtol=0, atol=1e-6, msg=f"{message} {name}")
+
+
+def test_projected_embeddings_and_a_narrow_auxiliary_are_equal_in_every_layout() -> None:
+    """With dense heads, masks that show some tokens, and sequence parallelism, which splits the projection's rows."""
+    narrow = {
+        "embedding_size": 24,
+        "auxiliary_hidden_size": 32,
+        "auxiliary_num_attention_heads": 2,
+        "auxiliary_ffn_hidden_size": 64,
+        "rtd_head": "dense",
+        "lm_head": "dense",
+    }
+    objective = {"keep_probability": 0.15, "random_probability": 0.1}
+    one, spread = (
+        replace(config, model=replace(config.model, **narrow), objective=replace(config.objective, **objective))
+        for config in (dropping(), layout(tp=2, pp=2, sequence_parallel=True))
+    )
+    expected, found = (run_ranks(train_in_layouts, *run)[0][0] for run in ((1, [one]), (4, [spread])))
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=TOLERANCE)
+    np.testing.assert_allclose(norms(found), norms(expected), rtol=TOLERANCE)
+    assert expected.weights["main.embedding.projection.weight"].shape == (64, 24)
+    assert expected.weights["aux.embedding.projection.weight"].shape == (32, 24)
+    assert found.weights.keys() == expected.weights.keys()
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-6, msg=name)
 
 
 def test_packed_equals_padded_on_edge_cases() -> None:
