@@ -11,7 +11,7 @@ from metro_megatron.config.schema import Config, ParallelConfig
 from metro_megatron.model.heads import MLMHead, TiedDecoder, TokenHead
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
-from tests.parity.small_run import VOCAB_SIZE, small_config, small_corpus
+from tests.parity.small_run import small_config, small_corpus
 
 PADDED = 384
 State = dict[str, Tensor]
