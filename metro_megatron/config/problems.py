@@ -19,6 +19,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
     found = out_of_range({option.name: option for option in options_of(Config)}, flatten(config))
     if not found:
         found += _model(config)
+        found += _sharing(config)
         found += _layout(config, world_size)
         found += _rows(config)
         found += _batch(config, world_size)
@@ -33,6 +34,25 @@ def _model(config: Config) -> Iterator[str]:
     heads = model.num_attention_heads
     yield from _divides("model.num_attention_heads", heads, "model.hidden_size", model.hidden_size)
     yield from model.position_scheme.problems()
+
+
+def _sharing(config: Config) -> Iterator[str]:
+    model, source, main = config.model, config.corruption.source, config.objective.main
+    if model.untied_positions and "position" in model.shared_parts:
+        yield (
+            f"model.shared_embeddings is {model.shared_embeddings}, but with model.untied_positions the embedding has "
+            "no positions to share; use token or none"
+        )
+    if model.shared_lm_bias and source != "auxiliary":
+        yield (
+            f"model.shared_lm_bias needs an auxiliary model that trains, corruption.source is {source}; "
+            "set model.shared_lm_bias false"
+        )
+    if model.shared_lm_bias and not {"clm", "mlm"} & set(main):
+        yield (
+            f"model.shared_lm_bias needs a language modelling head on main, objective.main is {', '.join(main)}; "
+            "add clm, or set model.shared_lm_bias false"
+        )
 
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:

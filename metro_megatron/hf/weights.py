@@ -12,10 +12,13 @@ from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
+from metro_megatron.hf.modeling_metro import tied_weights
 
 KINDS = ("weight", "bias")
 NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"}
-"""Post-LN: megatron-core's names, used behind the sublayers."""
+"""megatron-core's names; post-LN uses both behind their sublayers."""
+PARTS = ("word", "position", "norm")
+"""Of an embedding."""
 ENCODERS = {"main": "metro", "aux": "auxiliary"}
 
 
@@ -45,8 +48,8 @@ def hf_state_dict(tensors: Mapping[str, Tensor], model_config: ModelConfig) -> d
         result |= _convert(tensors[name].float(), origin, model_config)
     if problems:
         raise UserError([*problems, "checkpoint and configuration do not belong together; give another checkpoint"])
-    word = result["metro.embeddings.word_embeddings.weight"]
-    return result | {"clm_head.decoder.weight": word, "auxiliary_head.decoder.weight": word}
+    tied = tied_weights(model_config.shared_embeddings, model_config.shared_lm_bias)
+    return result | {name: result[source] for name, source in tied.items()}
 
 
 def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[str, Tensor]:
@@ -64,25 +67,54 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
 
 def _origins(model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
     hidden, padded = model_config.hidden_size, model_config.padded_vocab_size
-    table = (model_config.position_scheme.num_rows, model_config.num_attention_heads)
-    yield "tied.word.weight", Origin((padded, hidden), "metro.embeddings.word_embeddings.weight")
-    yield "tied.main_table.weight", Origin(table, "metro.encoder.relative_attention_bias.weight")
-    yield "aux.table.weight", Origin(table, "auxiliary.encoder.relative_attention_bias.weight")
-    yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
-    yield "main.clm_head.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
+    shared = model_config.shared_parts
+    of_main = {part: "tied" if part in ("word", *shared) else "main.embedding" for part in PARTS}
+    yield from _embedding(of_main, "metro", model_config)
+    yield from _embedding({part: "aux.embedding" for part in PARTS if part not in shared}, "auxiliary", model_config)
+    yield from _positions("tied.main_table", "metro.encoder", model_config)
+    yield from _positions("aux.table", "auxiliary.encoder", model_config)
+    if "decoder" in shared:
+        yield "tied.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
+    else:
+        yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
+        yield "main.clm_head.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
     yield from _linear("aux.head.dense", "auxiliary_head.dense", hidden, hidden)
     yield from _norm("aux.head.norm", "auxiliary_head.norm", hidden)
     yield from _linear("main.rtd_head", "rtd_head", 1, hidden)
     for there, here in ENCODERS.items():
-        positions = Origin(
-            (model_config.max_position_embeddings, hidden), f"{here}.embeddings.position_embeddings.weight"
-        )
-        yield f"{there}.embedding.position.weight", positions
-        yield from _norm(f"{there}.embedding.norm", f"{here}.embeddings.norm", hidden)
         for i in range(model_config.num_layers if there == "main" else model_config.auxiliary_num_layers):
             yield from _layer(
                 f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", hidden, model_config.ffn_hidden_size
             )
+        if model_config.norm_first:
+            yield from _norm(f"{there}.block.final_layernorm", f"{here}.encoder.last_norm", hidden)
+
+
+def _embedding(homes: Mapping[str, str], here: str, model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+    """homes: the trainer's module that has each part. What both encoders share is main's in the exported model."""
+    hidden, here = model_config.hidden_size, f"{here}.embeddings"
+    if "word" in homes:
+        shape = (model_config.padded_vocab_size, hidden)
+        yield f"{homes['word']}.word.weight", Origin(shape, f"{here}.word_embeddings.weight")
+    if "position" in homes and not model_config.untied_positions:
+        shape = (model_config.max_position_embeddings, hidden)
+        yield f"{homes['position']}.position.weight", Origin(shape, f"{here}.position_embeddings.weight")
+    if "norm" in homes:
+        yield from _norm(f"{homes['norm']}.norm", f"{here}.norm", hidden)
+
+
+def _positions(there: str, here: str, model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+    scheme, hidden = model_config.position_scheme, model_config.hidden_size
+    if scheme.buckets is not None:
+        shape = (scheme.num_rows, model_config.num_attention_heads)
+        yield f"{there}.weight", Origin(shape, f"{here}.relative_attention_bias.weight")
+    if scheme.is_untied:
+        there, here = f"{there}.untied", f"{here}.untied_positions"
+        shape = (scheme.positions + scheme.resets_cls, hidden)
+        yield f"{there}.position.weight", Origin(shape, f"{here}.position_embeddings.weight")
+        yield from _norm(f"{there}.norm", f"{here}.norm", hidden)
+        for name in ("query", "key"):
+            yield from _linear(f"{there}.{name}", f"{here}.{name}", hidden, hidden)
 
 
 def _layer(there: str, here: str, hidden: int, inner: int) -> Iterator[tuple[str, Origin]]:

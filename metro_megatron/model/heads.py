@@ -54,25 +54,36 @@ class TokenHead(torch.nn.Linear):
         return super().forward(hidden).squeeze(-1)
 
 
+def decoder_bias(config: TransformerConfig, vocab_size: int) -> ColumnParallelLinear:
+    """A decoder that only owns its bias, split as the token embedding's rows are; the product is the loss's affair."""
+    return ColumnParallelLinear(
+        config.hidden_size,
+        padded_vocab_size(vocab_size),
+        config=without_sequence_parallel(config),
+        init_method=config.init_method,
+        bias=True,
+        gather_output=False,
+        skip_weight_param_allocation=True,
+    )
+
+
 class TiedDecoder(MegatronModule):
     """h E^T + b with the tied token embedding E, at the masked positions (METRO eq. 8)."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int):
         super().__init__(config=config)
-        # It only owns the bias, split as the embedding's rows are; the product is the loss's affair.
-        self.decoder = ColumnParallelLinear(
-            config.hidden_size,
-            padded_vocab_size(vocab_size),
-            config=without_sequence_parallel(config),
-            init_method=config.init_method,
-            bias=True,
-            gather_output=False,
-            skip_weight_param_allocation=True,
-        )
+        self.decoder = decoder_bias(config, vocab_size)
+        self.borrowed: tuple[ColumnParallelLinear, ...] = ()
+
+    def borrow(self, decoder: ColumnParallelLinear) -> None:
+        """Take another module's bias, which that one trains, in place of an own one."""
+        del self.decoder
+        self.borrowed = (decoder,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Decoding:
         rows = self.transform(hidden.flatten(0, 1)[micro_batch.masked_index])
-        return Decoding(copy_to_tensor_model_parallel_region(rows), word, self.decoder.bias)
+        (decoder,) = self.borrowed or (self.decoder,)
+        return Decoding(copy_to_tensor_model_parallel_region(rows), word, decoder.bias)
 
     def transform(self, rows: Tensor) -> Tensor:
         """[M, H] before the decoder."""

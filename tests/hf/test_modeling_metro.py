@@ -22,7 +22,7 @@ from metro_megatron.hf.modeling_metro import (
     relative_buckets,
 )
 from tests.hf import reference
-from tests.hf.pair import MODEL, trainer_tensors
+from tests.hf.pair import MODEL, VARIANTS, trainer_tensors, variant
 
 # First distance of every bucket of a side, for 512 positions.
 STARTS = {
@@ -40,7 +40,7 @@ def pair(
     config = metro_config(model)
     config._attn_implementation = attention
     built = MetroForPreTraining(config)
-    built.load_state_dict(hf_state_dict(trainer_tensors(), MODEL))
+    built.load_state_dict(hf_state_dict(trainer_tensors(model), model))
     built.tie_weights()
     return built.to(dtype).eval()
 
@@ -115,13 +115,13 @@ def test_parameter_counts(size: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kind", ["coco", "t5"])
-def test_outputs_and_gradients_equal_the_recipe(attention: str, kind: str) -> None:
-    model = replace(MODEL, relative_bucket=kind)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_outputs_and_gradients_equal_the_recipe(attention: str, name: str) -> None:
+    model = variant(name)
     built = pair(model, attention)
     (masked, mask), (noised, _) = random_rows(1), random_rows(2)
     ours = built(masked, attention_mask=mask, noised_input_ids=noised)
-    tensors = {name: tensor.double().requires_grad_() for name, tensor in trainer_tensors().items()}
+    tensors = {name: tensor.double().requires_grad_() for name, tensor in trainer_tensors(model).items()}
     generator = torch.Generator().manual_seed(3)
     our_sum, their_sum = torch.zeros(()), torch.zeros(())
     for row, length in enumerate(LENGTHS):
