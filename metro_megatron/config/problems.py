@@ -22,6 +22,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _model(config)
         found += _tied_head(config)
         found += _masking(config)
+        found += _sharing(config)
         found += _layout(config, world_size)
         found += _rows(config)
         found += _batch(config, world_size)
@@ -61,6 +62,25 @@ def _masking(config: Config) -> Iterator[str]:
         yield (
             f"objective.keep_probability {keep:g} and objective.random_probability {random:g} are shares of the masked "
             f"positions, their sum {keep + random:g} must be at most 1; lower one of them"
+        )
+
+
+def _sharing(config: Config) -> Iterator[str]:
+    model, source, main = config.model, config.corruption.source, config.objective.main
+    if model.untied_positions and "position" in model.shared_parts:
+        yield (
+            f"model.shared_embeddings is {model.shared_embeddings}, but with model.untied_positions the embedding has "
+            "no positions to share; use token or none"
+        )
+    if model.shared_lm_bias and source != "auxiliary":
+        yield (
+            f"model.shared_lm_bias needs an auxiliary model that trains, corruption.source is {source}; "
+            "set model.shared_lm_bias false"
+        )
+    if model.shared_lm_bias and not {"clm", "mlm"} & set(main):
+        yield (
+            f"model.shared_lm_bias needs a language modelling head on main, objective.main is {', '.join(main)}; "
+            "add clm, or set model.shared_lm_bias false"
         )
 
 

@@ -14,6 +14,9 @@ from metro_megatron.config.position import BUCKETS, PositionScheme
 from metro_megatron.schedule import Point, Schedule
 from metro_megatron.vocabulary import padded_vocab_size
 
+SharedPart = Literal["word", "position", "norm", "decoder"]
+"""Token table, table of absolute positions and norm of an encoder's embedding, and bias of its decoder."""
+
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
 would make another run of it."""
@@ -72,7 +75,7 @@ class ModelConfig:
     reset_cls: bool = True
     """[CLS] has position biases of its own, as a query and as a key (TUPE's reset, METRO's choice)."""
     norm_first: bool = False
-    """Pre-LN with a last norm, instead of post-LN."""
+    """Pre-LN with a last norm, instead of post-LN; the embedding has its norm in both."""
     shared_embeddings: Literal["none", "token", "token_position", "token_position_norm"] = "token"
     """What of the embedding both encoders share; METRO's baseline shares positions, METRO tokens only."""
     shared_lm_bias: bool = False
@@ -126,12 +129,24 @@ class ModelConfig:
     @property
     def position_scheme(self) -> PositionScheme:
         """What the options about positions mean, the same for both encoders."""
-        buckets = BUCKETS[self.relative_bucket]
+        buckets = None
+        if self.relative_bucket != "none":
+            of_kind = BUCKETS[self.relative_bucket]
+            buckets = of_kind(self.relative_attention_num_buckets, self.relative_attention_max_distance)
         return PositionScheme(
             positions=self.max_position_embeddings,
-            buckets=buckets(self.relative_attention_num_buckets, self.relative_attention_max_distance),
+            buckets=buckets,
+            resets_cls=self.reset_cls,
+            is_untied=self.untied_positions,
             starts_decaying=self.relative_bias_init == "decay",
         )
+
+    @property
+    def shared_parts(self) -> tuple[SharedPart, ...]:
+        """What both encoders share: each level of shared_embeddings has one part more, then the decoders' bias."""
+        parts: tuple[SharedPart, ...] = ("word", "position", "norm")
+        level = ("none", "token", "token_position", "token_position_norm").index(self.shared_embeddings)
+        return *parts[:level], *(("decoder",) if self.shared_lm_bias else ())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from metro_megatron.parallel.layout import Layout
 class TrainedAuxiliary(Corruptor):
     """Loss and samples from one pass: without dropout, training logits are sampling logits (METRO sec. 4).
 
-    It borrows the token embedding; positions, norms and bias table are its own.
+    It borrows what both encoders share (model.shared_embeddings, model.shared_lm_bias); the rest is its own.
     """
 
     def __init__(self, config: Config, layout: Layout, tied: TiedParameters):
@@ -28,7 +28,7 @@ class TrainedAuxiliary(Corruptor):
         self.terms = (self.term,)
         self.group = layout.tensor
         transformer = mcore.auxiliary_config(config, layout.device)
-        head, lent = self.term.head(transformer), tied.lend("word")
+        head, lent = self.term.head(transformer), tied.for_auxiliary()
         self.model = AuxiliaryModel(transformer, config.model, lent, layout.shared_groups, head)
 
     @property

@@ -19,10 +19,13 @@ class MetroConfig(PretrainedConfig):
 
     The auxiliary's sizes are main's where they are 0; embedding_size is the width of the token and position
     embeddings, 0 for hidden_size. rtd_head and lm_head are "linear", or "dense" with a layer and GELU before it.
-    relative_bucket is "coco" or "t5"; scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none",
-    relative_bias_init "normal" or "decay"; both matter only where weights start at random. classifier_dropout
-    None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError
-    when heads do not divide the width or a choice is unknown.
+    relative_bucket is "coco", "t5" or "none"; untied_positions: scores have a term of absolute positions, the input
+    has none (TUPE); reset_cls: <s> has position biases of its own. norm_first: pre-LN and a last norm.
+    shared_embeddings is "none", "token", "token_position" or "token_position_norm"; shared_lm_bias: both language
+    modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
+    "normal" or "decay"; both matter only where weights start at random. classifier_dropout None means
+    hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError when heads do
+    not divide a width, a choice is unknown, or positions shall be shared that the input does not have.
     """
 
     model_type = "metro"
@@ -45,6 +48,11 @@ class MetroConfig(PretrainedConfig):
         relative_attention_num_buckets: int = 64,
         relative_attention_max_distance: int = 128,
         relative_bucket: str = "coco",
+        untied_positions: bool = False,
+        reset_cls: bool = True,
+        norm_first: bool = False,
+        shared_embeddings: str = "token",
+        shared_lm_bias: bool = False,
         layer_norm_eps: float = 1e-5,
         hidden_dropout_prob: float = 0.1,
         attention_probs_dropout_prob: float = 0.1,
@@ -59,8 +67,18 @@ class MetroConfig(PretrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ):
-        if relative_bucket not in ("coco", "t5"):
-            raise ValueError(f"relative_bucket is {relative_bucket!r}; choose 'coco' or 't5'")
+        if relative_bucket not in ("coco", "t5", "none"):
+            raise ValueError(f"relative_bucket is {relative_bucket!r}; choose 'coco', 't5' or 'none'")
+        if shared_embeddings not in ("none", "token", "token_position", "token_position_norm"):
+            raise ValueError(
+                f"shared_embeddings is {shared_embeddings!r}; choose 'none', 'token', 'token_position' or "
+                "'token_position_norm'"
+            )
+        if untied_positions and shared_embeddings not in ("none", "token"):
+            raise ValueError(
+                f"shared_embeddings is {shared_embeddings!r}, but with untied_positions the input has no positions; "
+                "choose 'none' or 'token'"
+            )
         if scaled_init_targets not in ("ffn", "ffn_out", "residual_out", "none"):
             raise ValueError(
                 f"scaled_init_targets is {scaled_init_targets!r}; choose 'ffn', 'ffn_out', 'residual_out' or 'none'"
@@ -86,6 +104,11 @@ class MetroConfig(PretrainedConfig):
         self.relative_attention_num_buckets = relative_attention_num_buckets
         self.relative_attention_max_distance = relative_attention_max_distance
         self.relative_bucket = relative_bucket
+        self.untied_positions = untied_positions
+        self.reset_cls = reset_cls
+        self.norm_first = norm_first
+        self.shared_embeddings = shared_embeddings
+        self.shared_lm_bias = shared_lm_bias
         self.layer_norm_eps = layer_norm_eps
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob

@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from metro_megatron.config.position import PositionScheme
 from metro_megatron.config.schema import EncoderSizes, ModelConfig
 from metro_megatron.errors import UserError
+from metro_megatron.hf.modeling_metro import tied_weights
 
 KINDS = ("weight", "bias")
 NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"}
-"""Post-LN: megatron-core's names, used behind the sublayers."""
-ENCODERS = {"main": "metro", "aux": "auxiliary"}
+"""megatron-core's names; post-LN uses both behind their sublayers."""
+PARTS = ("word", "position", "norm")
+"""Of an embedding."""
 
 
 class Origin(NamedTuple):
@@ -45,8 +48,8 @@ def hf_state_dict(tensors: Mapping[str, Tensor], model_config: ModelConfig) -> d
         result |= _convert(tensors[name].float(), origin, model_config)
     if problems:
         raise UserError([*problems, "checkpoint and configuration do not belong together; give another checkpoint"])
-    word = result["metro.embeddings.word_embeddings.weight"]
-    return result | {"clm_head.decoder.weight": word, "auxiliary_head.decoder.weight": word}
+    tied = tied_weights(model_config.shared_embeddings, model_config.shared_lm_bias)
+    return result | {name: result[source] for name, source in tied.items()}
 
 
 def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[str, Tensor]:
@@ -57,47 +60,72 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
     if "{part}" not in origin.target:
         is_vocabulary = origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
         return {origin.target: tensor[: model_config.vocab_size] if is_vocabulary else tensor}
-    sizes = model_config.main if origin.target.startswith(ENCODERS["main"]) else model_config.auxiliary
+    sizes = model_config.main if origin.target.startswith("metro.") else model_config.auxiliary
     parts = tensor.unflatten(0, (sizes.num_attention_heads, 3, -1)).unbind(1)
     names = ("query", "key", "value")
     return {origin.target.format(part=name): part.flatten(0, 1) for name, part in zip(names, parts, strict=True)}
 
 
 def _origins(model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
-    main, auxiliary, width = model_config.main, model_config.auxiliary, model_config.table_width
-    padded, rows = model_config.padded_vocab_size, model_config.position_scheme.num_rows
-    yield "tied.word.weight", Origin((padded, width), "metro.embeddings.word_embeddings.weight")
-    for there, here, sizes in (("tied.main_table", "metro", main), ("aux.table", "auxiliary", auxiliary)):
-        table = Origin((rows, sizes.num_attention_heads), f"{here}.encoder.relative_attention_bias.weight")
-        yield f"{there}.weight", table
-    yield from _language_model("aux.head", "auxiliary_head", auxiliary.hidden_size, model_config, is_dense=True)
-    is_dense = model_config.lm_head == "dense"
-    yield from _language_model("main.clm_head", "clm_head", main.hidden_size, model_config, is_dense)
+    main, auxiliary, shared = model_config.main, model_config.auxiliary, model_config.shared_parts
+    width, padded = model_config.table_width, model_config.padded_vocab_size
+    of_main = {part: "tied" if part in ("word", *shared) else "main.embedding" for part in PARTS}
+    yield from _embedding(of_main, "metro", model_config)
+    yield from _embedding({part: "aux.embedding" for part in PARTS if part not in shared}, "auxiliary", model_config)
+    yield from _positions("tied.main_table", "metro.encoder", main, model_config.position_scheme)
+    yield from _positions("aux.table", "auxiliary.encoder", auxiliary, model_config.position_scheme)
+    if "decoder" in shared:
+        yield "tied.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
+    else:
+        yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
+        yield "main.clm_head.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
+    yield from _dense("aux.head", "auxiliary_head", width, auxiliary.hidden_size)
+    if model_config.lm_head == "dense":
+        yield from _dense("main.clm_head", "clm_head", width, main.hidden_size)
     yield from _linear("main.rtd_head", "rtd_head", 1, main.hidden_size)
     if model_config.rtd_head == "dense":
         yield from _linear("main.rtd_head.dense", "rtd_head.dense", main.hidden_size, main.hidden_size)
-    for there, here in ENCODERS.items():
-        yield from _encoder(there, here, main if there == "main" else auxiliary, model_config)
+    for there, here, sizes in (("main", "metro", main), ("aux", "auxiliary", auxiliary)):
+        if width != sizes.hidden_size:
+            projection = f"{here}.embeddings.projection"
+            yield from _linear(f"{there}.embedding.projection", projection, sizes.hidden_size, width)
+        for i in range(sizes.num_layers):
+            yield from _layer(f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", sizes)
+        if model_config.norm_first:
+            yield from _norm(f"{there}.block.final_layernorm", f"{here}.encoder.last_norm", sizes.hidden_size)
 
 
-def _language_model(
-    there: str, here: str, hidden: int, model_config: ModelConfig, is_dense: bool
-) -> Iterator[tuple[str, Origin]]:
-    yield f"{there}.decoder.bias", Origin((model_config.padded_vocab_size,), f"{here}.decoder.bias")
-    if is_dense:
-        yield from _linear(f"{there}.dense", f"{here}.dense", model_config.table_width, hidden)
-        yield from _norm(f"{there}.norm", f"{here}.norm", model_config.table_width)
+def _embedding(homes: Mapping[str, str], here: str, model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+    """homes: the trainer's module that has each part. What both encoders share is main's in the exported model."""
+    width, here = model_config.table_width, f"{here}.embeddings"
+    if "word" in homes:
+        shape = (model_config.padded_vocab_size, width)
+        yield f"{homes['word']}.word.weight", Origin(shape, f"{here}.word_embeddings.weight")
+    if "position" in homes and not model_config.untied_positions:
+        shape = (model_config.max_position_embeddings, width)
+        yield f"{homes['position']}.position.weight", Origin(shape, f"{here}.position_embeddings.weight")
+    if "norm" in homes:
+        yield from _norm(f"{homes['norm']}.norm", f"{here}.norm", width)
 
 
-def _encoder(there: str, here: str, sizes: EncoderSizes, model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
-    width = model_config.table_width
-    positions = Origin((model_config.max_position_embeddings, width), f"{here}.embeddings.position_embeddings.weight")
-    yield f"{there}.embedding.position.weight", positions
-    yield from _norm(f"{there}.embedding.norm", f"{here}.embeddings.norm", width)
-    if width != sizes.hidden_size:
-        yield from _linear(f"{there}.embedding.projection", f"{here}.embeddings.projection", sizes.hidden_size, width)
-    for i in range(sizes.num_layers):
-        yield from _layer(f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", sizes)
+def _positions(there: str, here: str, sizes: EncoderSizes, scheme: PositionScheme) -> Iterator[tuple[str, Origin]]:
+    hidden = sizes.hidden_size
+    if scheme.buckets is not None:
+        shape = (scheme.num_rows, sizes.num_attention_heads)
+        yield f"{there}.weight", Origin(shape, f"{here}.relative_attention_bias.weight")
+    if scheme.is_untied:
+        there, here = f"{there}.untied", f"{here}.untied_positions"
+        shape = (scheme.positions + scheme.resets_cls, hidden)
+        yield f"{there}.position.weight", Origin(shape, f"{here}.position_embeddings.weight")
+        yield from _norm(f"{there}.norm", f"{here}.norm", hidden)
+        for name in ("query", "key"):
+            yield from _linear(f"{there}.{name}", f"{here}.{name}", hidden, hidden)
+
+
+def _dense(there: str, here: str, width: int, hidden: int) -> Iterator[tuple[str, Origin]]:
+    """What a language modelling head has before its decoder."""
+    yield from _linear(f"{there}.dense", f"{here}.dense", width, hidden)
+    yield from _norm(f"{there}.norm", f"{here}.norm", width)
 
 
 def _layer(there: str, here: str, sizes: EncoderSizes) -> Iterator[tuple[str, Origin]]:

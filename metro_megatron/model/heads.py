@@ -70,25 +70,36 @@ RTD_HEADS = {"linear": TokenHead, "dense": DenseTokenHead}
 """By model.rtd_head."""
 
 
+def decoder_bias(config: TransformerConfig, model_config: ModelConfig) -> ColumnParallelLinear:
+    """A decoder that only owns its bias, split as the token embedding's rows are; the product is the loss's affair."""
+    return ColumnParallelLinear(
+        model_config.table_width,
+        model_config.padded_vocab_size,
+        config=without_sequence_parallel(config),
+        init_method=config.init_method,
+        bias=True,
+        gather_output=False,
+        skip_weight_param_allocation=True,
+    )
+
+
 class TiedDecoder(MegatronModule):
     """h E^T + b with the tied token embedding E, at the masked positions (METRO eq. 8); H must be D."""
 
     def __init__(self, config: TransformerConfig, model_config: ModelConfig):
         super().__init__(config=config)
-        # It only owns the bias, split as the embedding's rows are; the product is the loss's affair.
-        self.decoder = ColumnParallelLinear(
-            model_config.table_width,
-            model_config.padded_vocab_size,
-            config=without_sequence_parallel(config),
-            init_method=config.init_method,
-            bias=True,
-            gather_output=False,
-            skip_weight_param_allocation=True,
-        )
+        self.decoder = decoder_bias(config, model_config)
+        self.borrowed: tuple[ColumnParallelLinear, ...] = ()
+
+    def borrow(self, decoder: ColumnParallelLinear) -> None:
+        """Take another module's bias, which that one trains, in place of an own one."""
+        del self.decoder
+        self.borrowed = (decoder,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Decoding:
         rows = self.transform(hidden.flatten(0, 1)[micro_batch.masked_index])
-        return Decoding(copy_to_tensor_model_parallel_region(rows), word, self.decoder.bias)
+        (decoder,) = self.borrowed or (self.decoder,)
+        return Decoding(copy_to_tensor_model_parallel_region(rows), word, decoder.bias)
 
     def transform(self, rows: Tensor) -> Tensor:
         """[M, H] to what the decoder reads, [M, D]."""

@@ -59,7 +59,10 @@ class Term(ABC):
     """What it says after an evaluation only."""
     panels: ClassVar[tuple[Panel, ...]]
     layer: ClassVar[int | None] = None
-    """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder."""
+    """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder.
+
+    With pre-LN, a head on a middle layer reads the residual stream itself, which only the last norm would norm.
+    """
 
     def __init__(self, config: Config):
         self.config = config

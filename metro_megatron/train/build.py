@@ -35,7 +35,7 @@ class Parts:
         staged = mcore.main_config(config, layout.device)
         tied = TiedParameters(mcore.tied_config(config, layout.device), config.model, layout.shared_groups)
         corruptor, terms = build_corruptor(config, layout, tied), main_terms(config)
-        chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.lend("word", "table")
+        chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.for_main()
         main = [
             MainModel(staged, config.model, lent, layout.stage_groups, terms, vp_stage)
             for vp_stage in ([None] if chunks == 1 else range(chunks))

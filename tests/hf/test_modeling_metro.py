@@ -22,7 +22,7 @@ from metro_megatron.hf.modeling_metro import (
     relative_buckets,
 )
 from tests.hf import reference
-from tests.hf.pair import MODEL, NARROW, trainer_tensors
+from tests.hf.pair import MODEL, VARIANTS, trainer_tensors, variant
 
 # First distance of every bucket of a side, for 512 positions.
 STARTS = {
@@ -115,8 +115,9 @@ def test_parameter_counts(size: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("model", [MODEL, replace(MODEL, relative_bucket="t5"), NARROW], ids=["coco", "t5", "narrow"])
-def test_outputs_and_gradients_equal_the_recipe(attention: str, model: ModelConfig) -> None:
+@pytest.mark.parametrize("name", VARIANTS)
+def test_outputs_and_gradients_equal_the_recipe(attention: str, name: str) -> None:
+    model = variant(name)
     built = pair(model, attention)
     (masked, mask), (noised, _) = random_rows(1), random_rows(2)
     ours = built(masked, attention_mask=mask, noised_input_ids=noised)
@@ -233,7 +234,7 @@ def test_initial_weights(targets: str) -> None:
     assert not words[config.pad_token_id].any()
 
 
-@pytest.mark.parametrize(("attention", "model"), [("eager", MODEL), ("sdpa", MODEL), ("eager", NARROW)])
+@pytest.mark.parametrize(("attention", "model"), [("eager", MODEL), ("sdpa", MODEL), ("eager", variant("ELECTRA"))])
 def test_every_head_has_loss_and_gradients(attention: str, model: ModelConfig) -> None:
     torch.manual_seed(0)
     config = metro_config(model)
