@@ -71,13 +71,13 @@ class ModelConfig:
     relative_bucket: Literal["coco", "t5", "none"] = "coco"
     """Bucket function: COCO-LM's or T5's; none: no relative positions."""
     untied_positions: bool = False
-    """Scores get a term of absolute positions alone, and the input none (full TUPE)."""
+    """Scores get a term of absolute positions alone, and the input none (full TUPE); each encoder has its own."""
     reset_cls: bool = True
     """[CLS] has position biases of its own, as a query and as a key (TUPE's reset, METRO's choice)."""
     norm_first: bool = False
     """Pre-LN with a last norm, instead of post-LN; the embedding has its norm in both."""
     shared_embeddings: Literal["none", "token", "token_position", "token_position_norm"] = "token"
-    """What of the embedding both encoders share; METRO's baseline shares positions, METRO tokens only."""
+    """What of the embedding both encoders share, where an auxiliary trains; METRO tokens, its baseline positions too."""
     shared_lm_bias: bool = False
     """Both language modelling heads have one bias (METRO's baseline); default: one each."""
     rtd_head: Literal["linear", "dense"] = "linear"

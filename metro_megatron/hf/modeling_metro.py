@@ -548,7 +548,7 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
         self._tied_weights_keys = {name: source for name, source in tied.items() if name.startswith("auxiliary")}
         # What it shares with the main model, under the names it has in the pair's file.
         shared = SHARED_EMBEDDINGS[config.shared_embeddings]
-        self.words = f"{'metro' if shared else 'auxiliary'}.embeddings.word_embeddings"
+        self.words_name = f"{'metro' if shared else 'auxiliary'}.embeddings.word_embeddings"
         if shared:
             embeddings = MetroEmbeddings(config, is_auxiliary=False)
             parts = nn.ModuleDict({part: embeddings.get_submodule(part) for part in shared})
@@ -561,10 +561,10 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.get_submodule(self.words)
+        return self.get_submodule(self.words_name)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.set_submodule(self.words, value)
+        self.set_submodule(self.words_name, value)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.auxiliary_head.decoder

@@ -1,5 +1,6 @@
 """tools/convert_checkpoint.py on the folder of a real, if short, run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from metro_megatron.checkpoint.save import Checkpoints
+from metro_megatron.commands.convert_checkpoint import Options, main
 from metro_megatron.config.schema import Config
 from tests.distributed import run_ranks
-from tests.hf.pair import write_tokenizer
+from tests.hf.pair import VARIANTS, write_tokenizer
 from tests.parity.small_run import run_steps, small_config, start
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,47 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_ranks(train_two_steps, 1, small_config(train={"output": str(run)}))
     write_tokenizer(run / "tokenizer")
     return run
+
+
+MIXED = ("METRO's baseline", "nothing shared, TUPE without relative positions or reset, pre-LN")
+
+
+def train_variants(configs: list[Config]) -> None:
+    for config in configs:
+        train_two_steps(config)
+
+
+def convert_variants(runs: list[Path]) -> None:
+    """On a lone rank, which the comparison needs anyway."""
+    for run in runs:
+        main(Options(load=str(run), output=str(run / "hf")))
+
+
+@pytest.fixture(scope="module")
+def variant_folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Exports of MIXED, from checkpoints of two tensor-parallel ranks."""
+    root = tmp_path_factory.mktemp("variants")
+    runs = [root / str(number) for number in range(len(MIXED))]
+    parallel = {"tensor_model_parallel_size": 2}
+    configs = [
+        small_config(train={"output": str(run)}, model=VARIANTS[name], parallel=parallel)
+        for run, name in zip(runs, MIXED, strict=True)
+    ]
+    tokenizer = write_tokenizer(root / "tokenizer")
+    for run in runs:
+        run.mkdir()
+        (run / "tokenizer").symlink_to(tokenizer)
+    run_ranks(train_variants, 2, configs)
+    run_ranks(convert_variants, 1, runs)
+    return [run / "hf" for run in runs]
+
+
+def test_variants_become_folders_equal_to_the_trainer(variant_folders: list[Path]) -> None:
+    """What differs would have been refused."""
+    for folder, name in zip(variant_folders, MIXED, strict=True):
+        assert "largest difference to the trainer's outputs" in (folder / "README.md").read_text()
+        settings = json.loads((folder / "config.json").read_text())
+        assert VARIANTS[name].items() <= settings.items()
 
 
 def convert(load: Path, output: Path) -> subprocess.CompletedProcess[str]:
