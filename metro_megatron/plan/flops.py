@@ -19,7 +19,8 @@ from typing import Literal
 from metro_megatron.config.schema import Config, ModelConfig
 from metro_megatron.plan.parameters import Size, auxiliary_size, main_size
 
-Phase = Literal["corruption", "main"]
+Where = Literal["corruption", "layers", "heads"]
+"""Phase 1 of a step, main's layers on all stages, main's heads on the last one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Work:
     """Forward FLOPs of one component, and how often they are done."""
 
     name: str
-    phase: Phase
+    where: Where
     token: float = 0.0
     """For every real token."""
     square: float = 0.0
@@ -78,10 +79,10 @@ def model_flops(config: Config, amount: Amount) -> float:
     return sum(work.passes * work.forward(amount) for work in works(config))
 
 
-def done_flops(config: Config, amount: Amount, phase: Phase | None = None) -> float:
-    """What is really multiplied under this configuration, of one phase or both."""
+def done_flops(config: Config, amount: Amount, *where: Where) -> float:
+    """What is really multiplied under this configuration, everywhere or where it is said."""
     return sum(
-        (work.passes + work.again) * work.forward(amount) for work in works(config) if phase in (None, work.phase)
+        (work.passes + work.again) * work.forward(amount) for work in works(config) if not where or work.where in where
     )
 
 
@@ -127,38 +128,36 @@ def _corruption_works(config: Config) -> Iterator[Work]:
 def _main_works(config: Config) -> Iterator[Work]:
     model_config, objective, size = config.model, config.objective, main_size(config.model)
     crop = objective.scl_crop if "scl" in objective.main else 0.0
-    layers = _encoder_work("main layers", "main", size, model_config, 3, _layer_repeats(config))
+    layers = _encoder_work("main layers", "layers", size, model_config, 3, _layer_repeats(config))
     yield layers
     if crop:
         # The cropped view is read beside the first: crop of its tokens, crop^2 of its scores.
         token, square = crop * layers.token, crop**2 * layers.square
-        yield Work("main layers, cropped view", "main", token, square, again=layers.again)
+        yield Work("main layers, cropped view", "layers", token, square, again=layers.again)
     for name in objective.main:
         if name == "rtd":
             dense = 2 * size.hidden**2 if model_config.rtd_head == "dense" else 0
-            yield Work("rtd head", "main", (dense + 2 * size.hidden) * (1 + crop))
+            yield Work("rtd head", "heads", (dense + 2 * size.hidden) * (1 + crop))
         elif name == "scl":
-            yield Work("scl head", "main", sample=2 * 2 * size.hidden**2)
+            yield Work("scl head", "heads", sample=2 * 2 * size.hidden**2)
         elif name == "cloze":
             yield from _cloze_works(size, model_config, objective.mask_probability)
         else:
             is_dense = model_config.lm_head == "dense"
-            yield from _language_works(name, "main", size, model_config, objective.mask_probability, 3, is_dense)
+            yield from _language_works(name, "heads", size, model_config, objective.mask_probability, 3, is_dense)
 
 
 def _layer_repeats(config: Config) -> int:
     return int(config.parallel.recompute == "full")
 
 
-def _encoder_work(
-    name: str, phase: Phase, size: Size, model_config: ModelConfig, passes: int, repeats: int
-) -> Work:
+def _encoder_work(name: str, where: Where, size: Size, model_config: ModelConfig, passes: int, repeats: int) -> Work:
     """8 H^2 + 4 H F a layer and token, 4 L H for scores and their mix; 2 E H where the embedding is projected."""
     hidden = size.hidden
     token = size.layers * (8 * hidden**2 + 4 * hidden * size.ffn)
     projection = 2 * size.embedding * hidden if size.is_projected else 0
     micro_batch = size.layers * _position_flops(size, model_config)
-    return Work(name, phase, token + projection, size.layers * 4 * hidden, 0.0, micro_batch, passes, repeats)
+    return Work(name, where, token + projection, size.layers * 4 * hidden, 0.0, micro_batch, passes, repeats)
 
 
 def _position_flops(size: Size, model_config: ModelConfig) -> float:
@@ -173,7 +172,7 @@ def _position_flops(size: Size, model_config: ModelConfig) -> float:
 
 def _language_works(
     name: str,
-    phase: Phase,
+    where: Where,
     size: Size,
     model_config: ModelConfig,
     masked: float,
@@ -184,11 +183,11 @@ def _language_works(
     dense = 2 * size.hidden * size.embedding if is_dense else 0
     decoder = 2 * size.embedding * model_config.padded_vocab_size
     if dense:
-        yield Work(f"{name} head, dense", phase, masked * dense, passes=passes)
-    yield Work(f"{name} head, decoder", phase, masked * decoder, passes=passes, again=int(passes > 1))
+        yield Work(f"{name} head, dense", where, masked * dense, passes=passes)
+    yield Work(f"{name} head, decoder", where, masked * decoder, passes=passes, again=int(passes > 1))
 
 
 def _cloze_works(size: Size, model_config: ModelConfig, masked: float) -> Iterator[Work]:
     """Three candidates a masked token, 2 E each."""
     dense = 2 * size.hidden * size.embedding if model_config.lm_head == "dense" else 0
-    yield Work("cloze head", "main", masked * (dense + 3 * 2 * size.embedding))
+    yield Work("cloze head", "heads", masked * (dense + 3 * 2 * size.embedding))
