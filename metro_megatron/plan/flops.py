@@ -27,9 +27,9 @@ Where = Literal["corruption", "layers", "heads"]
 class Amount:
     """What is processed."""
 
-    tokens: float
+    tokens: float = 0.0
     """Real ones."""
-    squares: float
+    squares: float = 0.0
     """Sum of L^2 over the samples, for attention."""
     samples: float = 0.0
     micro_batches: float = 0.0
@@ -38,6 +38,9 @@ class Amount:
     def of_samples(cls, samples: float, length: float) -> Amount:
         """Samples of one length, in no micro batches."""
         return cls(samples * length, samples * length**2, samples)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(*(sum(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def __mul__(self, factor: float) -> Amount:
         return Amount(*(factor * value for value in vars(self).values()))

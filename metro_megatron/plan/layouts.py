@@ -216,9 +216,8 @@ def _data_seconds(config: Config, cluster: Cluster, phase_1: float, phase_2: flo
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     dp = cluster.gpus // (tp * pp)
     weight, gradient, _ = parameter_bytes(config)
-    shared, stage = max(
-        (home_parameters(config, stage) for stage in fullest_stages(config)), key=lambda homes: homes[1]
-    )
+    homes = [home_parameters(config, stage) for stage in fullest_stages(config)]
+    shared, stage = homes[0][0], max(own for _, own in homes)
     auxiliary = trained_in(config, "auxiliary")
     across_shared = (dp * pp - 1) / (dp * pp) / cluster.bandwidth(cluster.gpus)
     across_stage = (dp - 1) / dp / cluster.bandwidth(tp * dp)

@@ -199,7 +199,7 @@ def layer_bytes(config: Config, size: Size) -> float:
     """What a layer keeps of a micro batch, 32 T H bytes in bf16 with F = 4 H, and 4 T (A + 4) of numbers in FP32.
 
     [T, H] four times where positions may be split: the inputs of q, k, v and of the MLP, and the two sums that are
-    normalized. Split over heads or the MLP's width: q, k, v and attention's output, the MLP before and after GELU. FP32:
+    normalized. Split over heads or the MLP's width: q, k, v, attention's output, the MLP before and after GELU. FP32:
     attention's log-sum-exp, mean and deviation of two norms. Pre-LN keeps two dropout masks of a byte, too.
     """
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
