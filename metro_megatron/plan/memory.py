@@ -148,7 +148,7 @@ def _corruption_phase(config: Config) -> tuple[float, float]:
     if passes == 1:
         # Forward only: a layer's temporaries, and the chunk of logits.
         return _temporaries(config, size), _logits(config)
-    return _encoder(config, size, size.layers) + _temporaries(config, size), _head(config, size, is_dense=True)
+    return encoder_bytes(config, size, size.layers) + _temporaries(config, size), _head(config, size, is_dense=True)
 
 
 def _main_phase(config: Config, count: int, stage: int) -> tuple[float, float]:
@@ -158,7 +158,7 @@ def _main_phase(config: Config, count: int, stage: int) -> tuple[float, float]:
     # megatron-core's schedules: plain, and interleaved, where a chunk of 1 / vpp of the layers is passed at a time.
     chunks = min(count, pp - stage) if vpp == 1 else min(count * vpp, 2 * (pp - stage - 1) + (vpp - 1) * pp + 1)
     views = 2 if "scl" in objective.main else 1  # the cropped view is read in the same pass
-    kept = views * chunks * _encoder(config, size, size.layers // (pp * vpp), has_embedding=stage == 0)
+    kept = views * chunks * encoder_bytes(config, size, size.layers // (pp * vpp), has_embedding=stage == 0)
     heads = 0.0
     if stage == pp - 1 and {"clm", "mlm"} & set(objective.main):
         heads = _head(config, size, is_dense=config.model.lm_head == "dense")
@@ -186,10 +186,12 @@ def _sequence_share(config: Config) -> int:
     return parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
 
 
-def _encoder(config: Config, size: Size, layers: int, has_embedding: bool = True) -> float:
+def encoder_bytes(config: Config, size: Size, layers: int, has_embedding: bool = True) -> float:
     """What a micro batch leaves behind in some layers and the embedding."""
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
-    embedding = slots * size.embedding * number / _sequence_share(config) if has_embedding else 0.0
+    # The sum that is normalized with its mean and deviation; the projection's input.
+    tables = number * size.embedding * (1 + size.is_projected) + 8
+    embedding = slots * tables / _sequence_share(config) if has_embedding else 0.0
     if config.parallel.recompute == "full":
         return embedding + slots * size.hidden * number / _sequence_share(config) * layers
     return embedding + layer_bytes(config, size) * layers

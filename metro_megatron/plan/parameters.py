@@ -141,7 +141,7 @@ def _auxiliary_parts(
 
 
 def _layers(size: Size) -> tuple[int, int]:
-    """4 H^2 + 2 H F + F + 9 H a layer, 12 H^2 + 13 H where F is 4 H. Norms and biases behind row-parallel matrices are whole."""
+    """4 H^2 + 2 H F + F + 9 H a layer, 12 H^2 + 13 H where F is 4 H; norms and last biases are whole."""
     hidden, ffn = size.hidden, size.ffn
     return size.layers * (4 * hidden**2 + 3 * hidden + 2 * hidden * ffn + ffn), size.layers * 6 * hidden
 
