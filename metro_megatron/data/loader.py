@@ -61,7 +61,14 @@ class PretrainingData:
         sizes = np.diff(index.source_bounds).tolist()
         weights = source_weights(data.weights if split == "train" else [], sizes)
         self._order = SampleOrder(index.source_bounds, Blend(weights), seed)
-        self._masking = Masking(seed, config.objective.mask_probability)
+        objective = config.objective
+        self._masking = Masking(
+            seed,
+            objective.mask_probability,
+            objective.keep_probability,
+            objective.random_probability,
+            config.model.vocab_size,
+        )
         self._builder = MicroBatchBuilder(
             index=index,
             streams=[np.asarray(shard.tokens) for shard in shards],
