@@ -10,11 +10,6 @@ BUILDS: dict[str, Changes] = {
     "METRO": {},
     "another width": {"model": {"ffn_hidden_size": 96, "num_layers": 2, "vocab_size": 384}},
     "t5 buckets": {"model": {"relative_bucket": "t5", "relative_attention_num_buckets": 8}},
-}
-"""What can be built."""
-
-# Each of these joins BUILDS as soon as its options are read by the model; the numbers are counted already.
-COMING: dict[str, Changes] = {
     "pre-LN": {"model": {"norm_first": True}},
     "no buckets": {"model": {"relative_bucket": "none"}},
     "no reset": {"model": {"reset_cls": False}},
@@ -33,6 +28,12 @@ COMING: dict[str, Changes] = {
             "lm_head": "dense",
         }
     },
+    "dense heads": {"model": {"rtd_head": "dense", "lm_head": "dense"}},
+}
+"""What can be built."""
+
+# Each of these joins BUILDS as soon as its options are read by the model; the numbers are counted already.
+COMING: dict[str, Changes] = {
     "ELECTRA": {
         "model": {
             "embedding_size": 32,
@@ -43,7 +44,6 @@ COMING: dict[str, Changes] = {
         },
         "objective": {"main": ["rtd"]},
     },
-    "dense heads": {"model": {"rtd_head": "dense", "lm_head": "dense"}},
     "cloze": {"objective": {"main": ["cloze"]}},
     "replace MLM": {"objective": {"main": ["clm"]}},
     "contrast": {"objective": {"main": ["rtd", "scl"]}},

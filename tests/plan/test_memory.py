@@ -10,7 +10,7 @@ from fused.dispatch import interpreted
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.plan.memory import encoder_bytes, layer_bytes, rank_memory, run_memory, state_bytes, zero_memory
-from metro_megatron.plan.parameters import main_size, trained
+from metro_megatron.plan.parameters import trained
 from tests.distributed import run_ranks
 from tests.parity.small_run import run_steps, small_config, start
 
@@ -118,7 +118,7 @@ def test_what_forward_leaves_for_backward() -> None:
             main.train().encode(micro_batch.tokens, micro_batch)
     finally:
         trainer.close()
-    assert sum(storage.nbytes() for storage in saved.values()) == encoder_bytes(config, main_size(config.model), 1)
+    assert sum(storage.nbytes() for storage in saved.values()) == encoder_bytes(config, config.model.main, 1)
 
 
 def test_what_a_layer_keeps() -> None:
@@ -126,11 +126,11 @@ def test_what_a_layer_keeps() -> None:
     config = parse_config(["--config", "base"])
     slots, hidden = config.data.micro_batch_slots, config.model.hidden_size
     statistics = slots * (4 * config.model.num_attention_heads + 16)
-    assert layer_bytes(config, main_size(config.model)) == 32 * slots * hidden + statistics
+    assert layer_bytes(config, config.model.main) == 32 * slots * hidden + statistics
     parallel = replace(config.parallel, tensor_model_parallel_size=2, sequence_parallel=True)
     half = replace(config, parallel=parallel)
-    assert layer_bytes(half, main_size(config.model)) == 16 * slots * hidden + statistics / 2
+    assert layer_bytes(half, config.model.main) == 16 * slots * hidden + statistics / 2
     full = replace(config, parallel=replace(config.parallel, recompute="full"))
     saved = run_memory(config, 8).activations - run_memory(full, 8).activations
     layers = config.model.num_layers
-    assert saved == layers * (30 * slots * hidden + statistics) - layer_bytes(config, main_size(config.model))
+    assert saved == layers * (30 * slots * hidden + statistics) - layer_bytes(config, config.model.main)
