@@ -189,14 +189,15 @@ def _sequence_share(config: Config) -> int:
 
 
 def encoder_bytes(config: Config, sizes: EncoderSizes, layers: int, has_embedding: bool = True) -> float:
-    """What a micro batch leaves behind in some layers and the embedding."""
+    """What a micro batch leaves behind in some layers, the embedding and pre-LN's last norm."""
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     # The sum that is normalized with its mean and deviation; the projection's input.
     tables = number * config.model.table_width * (1 + is_projected(sizes, config.model)) + 8
     embedding = slots * tables / _sequence_share(config) if has_embedding else 0.0
+    norm = slots * (number * sizes.hidden_size + 8) / _sequence_share(config) if config.model.norm_first else 0.0
     if config.parallel.recompute == "full":
-        return embedding + slots * sizes.hidden_size * number / _sequence_share(config) * layers
-    return embedding + layer_bytes(config, sizes) * layers
+        return embedding + slots * sizes.hidden_size * number / _sequence_share(config) * layers + norm
+    return embedding + norm + layer_bytes(config, sizes) * layers
 
 
 def layer_bytes(config: Config, sizes: EncoderSizes) -> float:

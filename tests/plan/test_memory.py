@@ -99,15 +99,16 @@ def test_what_ranks_allocate() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter where there is no GPU")
-def test_what_forward_leaves_for_backward() -> None:
+@pytest.mark.parametrize("norm_first", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_what_forward_leaves_for_backward(norm_first: bool) -> None:
     """To the byte, with the kernels: what autograd saves of embedding and a layer that has a row for every slot."""
     model = {"num_layers": 1, "num_attention_heads": 2, "ffn_hidden_size": 192}  # no matrix has as many rows as slots
-    dropout = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
-    config = small_config(model=model | dropout, train={"precision": "bf16"})
+    model |= {"norm_first": norm_first, "hidden_dropout": 0.1, "attention_dropout": 0.1}
+    config = small_config(model=model, train={"precision": "bf16"})
     trainer, saved = start(config), {}
 
     def note(x: torch.Tensor) -> torch.Tensor:
-        if x.is_floating_point() and x.size(0) == config.data.micro_batch_tokens:
+        if x.dtype != torch.int64 and x.size(0) == config.data.micro_batch_tokens:
             saved[x.untyped_storage().data_ptr()] = x.untyped_storage()  # views of one are kept once
         return x
 
