@@ -105,6 +105,8 @@ class StepBatch:
     """Masked tokens of the step over all ranks."""
     num_tokens: int
     """Tokens of the step over all ranks, <s> and </s> included, padding not."""
+    num_squares: int
+    """Sum over the step's samples of their lengths squared, which is what attention's cost grows with."""
     end: int
     """Global position of the first sample after the step."""
 
