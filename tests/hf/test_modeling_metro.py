@@ -307,3 +307,7 @@ def test_mistakes_are_said() -> None:
         MetroConfig(hidden_size=770)
     with pytest.raises(ValueError, match="'bert'"):
         MetroConfig(relative_bucket="bert")
+    with pytest.raises(ValueError, match="'norm'"):
+        MetroConfig(shared_embeddings="norm")
+    with pytest.raises(ValueError, match="'token_position', but with untied_positions"):
+        MetroConfig(shared_embeddings="token_position", untied_positions=True)
