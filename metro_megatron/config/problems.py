@@ -82,6 +82,11 @@ def _sharing(config: Config) -> Iterator[str]:
             f"model.shared_lm_bias needs a language modelling head on main, objective.main is {', '.join(main)}; "
             "add clm, or set model.shared_lm_bias false"
         )
+    if model.shared_lm_bias and "cloze" in main:
+        yield (
+            f"model.shared_lm_bias is for two language models, objective.main {', '.join(main)} has cloze, whose bias "
+            "is its own; leave cloze out, or set model.shared_lm_bias false"
+        )
 
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:

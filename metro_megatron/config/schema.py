@@ -77,7 +77,8 @@ class ModelConfig:
     norm_first: bool = False
     """Pre-LN with a last norm, instead of post-LN; the embedding has its norm in both."""
     shared_embeddings: Literal["none", "token", "token_position", "token_position_norm"] = "token"
-    """What of the embedding both encoders share, where an auxiliary trains; METRO tokens, its baseline positions too."""
+    """What of the embedding both encoders share, where an auxiliary trains: METRO tokens, its baseline positions
+    too."""
     shared_lm_bias: bool = False
     """Both language modelling heads have one bias (METRO's baseline); default: one each."""
     rtd_head: Literal["linear", "dense"] = "linear"

@@ -120,12 +120,12 @@ class MetroBiasTable(nn.Embedding):
     def decaying(self) -> Tensor:
         """A start that is not METRO's: -2^-h times the smallest distance of a bucket; 0 for <s>."""
         places = self.config.max_position_embeddings
-        reach = places - 1 - self.config.reset_cls  # distances to <s> count only where it is not reset
-        distance = torch.arange(-reach, reach + 1, device="cpu").abs()
-        smallest = torch.full((self.num_embeddings,), places)
         of_distance = distance_buckets(self.config)
-        skipped = (len(of_distance) - len(distance)) // 2
-        smallest.scatter_reduce_(0, of_distance[skipped : skipped + len(distance)], distance, "amin")
+        if self.config.reset_cls:  # between positions other than that of <s>
+            of_distance = of_distance[1:-1]
+        distance = (torch.arange(len(of_distance), device="cpu") - len(of_distance) // 2).abs()
+        smallest = torch.full((self.num_embeddings,), places)
+        smallest.scatter_reduce_(0, of_distance, distance, "amin")
         smallest[smallest == places] = 0
         return -smallest[:, None] * 2.0 ** -torch.arange(self.embedding_dim)
 
@@ -316,8 +316,9 @@ class MetroEncoder(nn.Module):
     def _bias(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """[1, N or 1, S, S], or [B, N or 1, S, S] with the lowest finite number where there is no key."""
         length = hidden.size(1)
-        bias = hidden.new_zeros(1, 1, length, length)
-        if self.config.relative_bucket != "none":
+        if self.config.relative_bucket == "none":
+            bias = hidden.new_zeros(1, 1, length, length)
+        else:
             buckets = relative_buckets(self.config, length, hidden.device)
             bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden.dtype)
         if self.config.untied_positions:

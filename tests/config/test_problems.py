@@ -125,8 +125,13 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         ),
         (
             1,
-            {"model__shared_lm_bias": True, "objective__main": ["rtd", "cloze"]},
-            ["shared_lm_bias needs a language modelling head on main, objective.main is rtd, cloze; add clm, or set"],
+            {"model__shared_lm_bias": True, "objective__main": ["rtd", "scl"]},
+            ["shared_lm_bias needs a language modelling head on main, objective.main is rtd, scl; add clm, or set"],
+        ),
+        (
+            1,
+            {"model__shared_lm_bias": True, "objective__main": ["rtd", "clm", "cloze"]},
+            ["is for two language models, objective.main rtd, clm, cloze has cloze, whose bias is its own; leave"],
         ),
         (
             1,

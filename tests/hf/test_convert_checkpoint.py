@@ -17,60 +17,57 @@ from tests.parity.small_run import run_steps, small_config, start
 ROOT = Path(__file__).parents[2]
 
 
-def train_two_steps(config: Config) -> None:
-    trainer = start(config)
-    try:
-        run_steps(trainer, 0, 2)
-        trainer.homes.fetch_parameters()
-        Checkpoints(config, trainer.layout, trainer.pair, trainer.optimizer).save(2, {"consumed_samples": 48})
-    finally:
-        trainer.close()
+TRAINED = ("METRO", "METRO's baseline", "nothing shared, TUPE without relative positions or reset, pre-LN")
+
+
+def train_two_steps(configs: list[Config]) -> None:
+    for config in configs:
+        trainer = start(config)
+        try:
+            run_steps(trainer, 0, 2)
+            trainer.homes.fetch_parameters()
+            Checkpoints(config, trainer.layout, trainer.pair, trainer.optimizer).save(2, {"consumed_samples": 48})
+        finally:
+            trainer.close()
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    run_ranks(train_two_steps, 1, small_config(train={"output": str(run)}))
-    write_tokenizer(run / "tokenizer")
-    return run
+def run_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By variant, from two tensor-parallel ranks."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {name: root / str(number) for number, name in enumerate(TRAINED)}
+    parallel = {"tensor_model_parallel_size": 2}
+    for folder in folders.values():
+        write_tokenizer(folder / "tokenizer")
+    configs = [
+        small_config(train={"output": str(folder)}, model=VARIANTS[name], parallel=parallel)
+        for name, folder in folders.items()
+    ]
+    run_ranks(train_two_steps, 2, configs)
+    return folders
 
 
-MIXED = ("METRO's baseline", "nothing shared, TUPE without relative positions or reset, pre-LN")
+@pytest.fixture
+def run_folder(run_folders: dict[str, Path]) -> Path:
+    return run_folders["METRO"]
 
 
-def train_variants(configs: list[Config]) -> None:
-    for config in configs:
-        train_two_steps(config)
-
-
-def convert_variants(runs: list[Path]) -> None:
+def convert_all(runs: list[Path]) -> None:
     """On a lone rank, which the comparison needs anyway."""
     for run in runs:
         main(Options(load=str(run), output=str(run / "hf")))
 
 
 @pytest.fixture(scope="module")
-def variant_folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Exports of MIXED, from checkpoints of two tensor-parallel ranks."""
-    root = tmp_path_factory.mktemp("variants")
-    runs = [root / str(number) for number in range(len(MIXED))]
-    parallel = {"tensor_model_parallel_size": 2}
-    configs = [
-        small_config(train={"output": str(run)}, model=VARIANTS[name], parallel=parallel)
-        for run, name in zip(runs, MIXED, strict=True)
-    ]
-    tokenizer = write_tokenizer(root / "tokenizer")
-    for run in runs:
-        run.mkdir()
-        (run / "tokenizer").symlink_to(tokenizer)
-    run_ranks(train_variants, 2, configs)
-    run_ranks(convert_variants, 1, runs)
-    return [run / "hf" for run in runs]
+def variant_folders(run_folders: dict[str, Path]) -> dict[str, Path]:
+    """Exports; what differs from the trainer would have been refused."""
+    variants = {name: folder for name, folder in run_folders.items() if name != "METRO"}
+    run_ranks(convert_all, 1, list(variants.values()))
+    return {name: folder / "hf" for name, folder in variants.items()}
 
 
-def test_variants_become_folders_equal_to_the_trainer(variant_folders: list[Path]) -> None:
-    """What differs would have been refused."""
-    for folder, name in zip(variant_folders, MIXED, strict=True):
+def test_variants_become_folders_equal_to_the_trainer(variant_folders: dict[str, Path]) -> None:
+    for name, folder in variant_folders.items():
         assert "largest difference to the trainer's outputs" in (folder / "README.md").read_text()
         settings = json.loads((folder / "config.json").read_text())
         assert VARIANTS[name].items() <= settings.items()
