@@ -104,7 +104,11 @@ def test_flops_of_a_step(name: str) -> None:
     masked = batch.num_masked / batch.num_tokens
     drawn = replace(config, objective=replace(objective, mask_probability=masked))
     amount = Amount(batch.num_tokens, batch.num_squares, samples, len(batch.micro_batches))
-    assert done_flops(drawn, amount) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    planned = done_flops(drawn, amount)
+    if config.model.auxiliary_dropout == "eval":
+        # Where there is no backward pass, the reference computes logits a second time, and the kernel does not.
+        planned += sum(one.forward(amount) for one in works(drawn) if one.name == "auxiliary head, decoder")
+    assert planned == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def _corpus(config: Config) -> Corpus:
