@@ -192,6 +192,12 @@ def _language_works(
 
 
 def _cloze_works(sizes: EncoderSizes, model_config: ModelConfig, masked: float) -> Iterator[Work]:
-    """Three candidates a masked token, 2 D each."""
+    """Three candidates a masked token, 2 D each, of which the auxiliary draws two from a pass over all ids."""
+    yield Work(
+        "cloze candidates",
+        "corruption",
+        masked * 2 * model_config.table_width * model_config.padded_vocab_size,
+        passes=1,
+    )
     dense = 2 * sizes.hidden_size * model_config.table_width if model_config.lm_head == "dense" else 0
     yield Work("cloze head", "heads", masked * (dense + 3 * 2 * model_config.table_width))

@@ -61,12 +61,20 @@ def zero_memory(parameters: float, stage: int, gpus: int) -> Memory:
 
 def state_bytes(config: Config) -> float:
     """Weights, gradients and optimizer state on one device: 18 bytes a parameter in bf16."""
-    one = dict.fromkeys(
-        ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"), 1
-    )
-    alone = replace(config, parallel=replace(config.parallel, **one))  # type: ignore[arg-type]
-    weights, gradients, state = parameter_bytes(alone)
+    weights, gradients, state = parameter_bytes(config)
     return trained(config) * (weights + gradients + state) + _frozen(config) * weights
+
+
+def alone(config: Config) -> Config:
+    """The same run on one process."""
+    parallel = replace(
+        config.parallel,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        virtual_pipeline_model_parallel_size=1,
+        sequence_parallel=False,
+    )
+    return replace(config, parallel=parallel)
 
 
 def parameter_bytes(config: Config) -> tuple[int, int, int]:

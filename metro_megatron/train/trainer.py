@@ -202,7 +202,7 @@ class Trainer:
         )
 
     def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
-        """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and of what its device could do at most."""
+        """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
         tflops = model_flops(self.config, done) / seconds / self.layout.world.size() / 1e12
         is_cuda = self.layout.device.type == "cuda"
         name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""

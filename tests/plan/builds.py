@@ -32,7 +32,7 @@ BUILDS: dict[str, Changes] = {
 }
 """What can be built."""
 
-# Each of these joins BUILDS as soon as its options are read by the model; the numbers are counted already.
+# Each of these joins BUILDS as soon as a run can be built so; the numbers are counted already.
 COMING: dict[str, Changes] = {
     "ELECTRA": {
         "model": {
@@ -46,7 +46,7 @@ COMING: dict[str, Changes] = {
     },
     "cloze": {"objective": {"main": ["cloze"]}},
     "replace MLM": {"objective": {"main": ["clm"]}},
-    "contrast": {"objective": {"main": ["rtd", "scl"]}},
+    "contrast": {"objective": {"main": ["rtd", "scl"], "scl_crop": 1.0}},
     "plain MLM": {"objective": {"main": ["mlm"]}, "corruption": {"source": "none"}},
     "uniform": {"corruption": {"source": "uniform"}},
     "main proposes": {"corruption": {"source": "main"}},
