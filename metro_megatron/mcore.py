@@ -87,7 +87,7 @@ def wrap(
     overlap = run.parallel.overlap
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
-        grad_reduce_in_fp32=run.train.precision != "fp32",
+        grad_reduce_in_fp32=run.parallel.grad_reduce_in_fp32 and run.train.precision != "fp32",
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
         align_param_gather=overlap,
