@@ -73,6 +73,6 @@ def test_named_paths_exist(page: Path) -> None:
 
 
 def test_the_reader_of_pages_sees_what_is_wrong() -> None:
-    text = "`train/step.py`, `hf/load.py`, [x](docs/none.md); metro_megatron.plan, python -m benchmarks.bench_fused."
+    text = "`train/step.py`, `hf/load.py`, [x](docs/none.md); metro_megatron.nowhere, python -m benchmarks.bench_fused."
     assert [path for path in paths_in(text) if not exists(path)] == ["hf/load.py", "docs/none.md"]
-    assert [name for name in _MODULE.findall(text) if not module_exists(name)] == ["metro_megatron.plan"]
+    assert [name for name in _MODULE.findall(text) if not module_exists(name)] == ["metro_megatron.nowhere"]

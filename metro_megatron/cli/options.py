@@ -15,7 +15,7 @@ import math
 import shutil
 import textwrap
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache, partial
@@ -105,7 +105,7 @@ def options_of(options_class: type, prefix: str = "", marks: tuple[Any, ...] = (
 def with_values(options_class: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """An instance made of values by dotted name; what is not among them has its default."""
     arguments: dict[str, Any] = {}
-    for one, annotation, _ in _typed_fields(options_class):
+    for one, annotation, _ in _typed_fields(options_class):  # type: ignore[arg-type]
         name = prefix + one.name
         if isinstance(annotation, type) and is_dataclass(annotation):
             arguments[one.name] = with_values(annotation, values, f"{name}.")

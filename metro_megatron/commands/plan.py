@@ -20,7 +20,7 @@ class Options:
     """What a run is planned for."""
 
     gpus: Annotated[int, at_least(1)] = 8
-    """GPUs, 8 of them in a node."""
+    """GPUs: as many as a node of 8 has, or whole nodes."""
     gpu: Literal["a100-40g", "a100-80g", "h100", "h200", "b200"] = "a100-80g"
     """Which ones; metro_megatron/plan/gpus.py has their data sheets' figures."""
     efficiency: Annotated[float, Range(0, 1, has_low=False, has_high=True)] = 0.5
@@ -44,10 +44,12 @@ def main(options: Options, others: list[str]) -> None:
     config = _with_paths(parse_config(others))
     # Late: the configuration's checks load torch.
     from metro_megatron.config.problems import problems
-    from metro_megatron.plan.gpus import GPUS
+    from metro_megatron.plan.gpus import GPUS, NODE
     from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster, estimate, layouts
     from metro_megatron.plan.report import chosen, plan, text
 
+    if options.gpus > NODE and options.gpus % NODE:
+        raise UserError(f"--gpus is {options.gpus}, must be at most {NODE} or a multiple of it: whole nodes")
     gpu = GPUS[options.gpu]
     network = 1e9 * options.network_gb_per_s or NETWORK_SHARE * gpu.network
     cluster = Cluster(gpu, options.gpus, options.efficiency, network, options.sample_fill)

@@ -90,8 +90,7 @@ def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
     """Fill with the auxiliary model, sample its softmax, let the main model judge."""
     device = model.device
     ids, is_masked, attention_mask = (x.to(device) for x in (batch.ids, batch.is_masked, batch.is_real))
-    words = model.metro.embeddings.word_embeddings
-    auxiliary = model.auxiliary(words(ids.masked_fill(is_masked, MASK_ID)), attention_mask).last_hidden_state
+    auxiliary = model.encode_auxiliary(ids.masked_fill(is_masked, MASK_ID), attention_mask)
     filler, *judges = exported_terms()
     logits = {filler.name: filler.exported_logits(model, auxiliary, is_masked)}
     noised = ids.masked_scatter(is_masked, sample_softmax(logits[filler.name], batch.noise.to(device)))

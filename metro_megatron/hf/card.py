@@ -19,7 +19,8 @@ TEXT = """
 
 A text encoder pretrained with METRO-LM (model-generated corruption): an auxiliary masked language model replaces
 tokens, and the main model detects the replaced ones and predicts the originals. It is meant to be fine-tuned; the
-main model has {num_layers} layers of width {hidden_size}, the auxiliary model {auxiliary_num_layers}.
+main model has {main.num_layers} layers of width {main.hidden_size}, the auxiliary model {auxiliary.num_layers} of
+width {auxiliary.hidden_size}.
 
 ## Use
 
@@ -57,9 +58,8 @@ Texts of at most {max_position_embeddings} tokens, `<s>` and `</s>` included; pa
 def model_card(model_config: ModelConfig, facts: Mapping[str, object]) -> str:
     """README.md: what it is, how to load it, and `facts` as a table."""
     text = TEXT.format(
-        num_layers=model_config.num_layers,
-        hidden_size=model_config.hidden_size,
-        auxiliary_num_layers=model_config.auxiliary_num_layers,
+        main=model_config.main,
+        auxiliary=model_config.auxiliary,
         max_position_embeddings=model_config.max_position_embeddings,
     )
     rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items())

@@ -30,9 +30,9 @@ class CorrectiveLanguageModel(LanguageModel):
         return Schedule(self.config.objective.clm_weight)
 
     def head(self, config: TransformerConfig) -> nn.Module:
-        from metro_megatron.model.heads import TiedDecoder
+        from metro_megatron.model.heads import LM_HEADS
 
-        return TiedDecoder(config, self.config.model.vocab_size)
+        return LM_HEADS[self.config.model.lm_head](config, self.config.model)
 
     def exported_head(self, model: nn.Module) -> nn.Module:
         return model.get_submodule("clm_head")

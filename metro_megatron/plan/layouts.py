@@ -33,7 +33,6 @@ from metro_megatron.plan.memory import (
     run_memory,
     trained_in,
 )
-from metro_megatron.plan.parameters import auxiliary_size, main_size
 
 NVLINK_SHARE, NETWORK_SHARE = 0.77, 0.88
 """Of the links' rates that collectives reach: 230 of 300 and 22 of 25 GB/s on DGX A100."""
@@ -184,13 +183,13 @@ def _corruption_seconds(config: Config, amount: Amount, rate: float) -> float:
 
 
 def _tensor_seconds(config: Config, cluster: Cluster, count: int, own: int) -> float:
-    parallel, main, auxiliary = config.parallel, main_size(config.model), auxiliary_size(config.model)
+    parallel, main, auxiliary = config.parallel, config.model.main, config.model.auxiliary
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     # An all-reduce, of which there are four without sequence parallelism, is two transfers.
     transfers = (10 if parallel.sequence_parallel else 8) + (4 if parallel.recompute == "full" else 0)
-    rows = count * main.layers / pp * main.hidden
+    rows = count * main.num_layers / pp * main.hidden_size
     if auxiliary_passes(config) >= 3:
-        rows += own * auxiliary.layers * auxiliary.hidden
+        rows += own * auxiliary.num_layers * auxiliary.hidden_size
     sent = transfers * rows * config.data.micro_batch_slots * BYTES[config.train.precision] * (tp - 1) / tp
     return sent / cluster.bandwidth(tp)
 
@@ -216,9 +215,8 @@ def _data_seconds(config: Config, cluster: Cluster, phase_1: float, phase_2: flo
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     dp = cluster.gpus // (tp * pp)
     weight, gradient, _ = parameter_bytes(config)
-    shared, stage = max(
-        (home_parameters(config, stage) for stage in fullest_stages(config)), key=lambda homes: homes[1]
-    )
+    homes = [home_parameters(config, stage) for stage in fullest_stages(config)]
+    shared, stage = homes[0][0], max(own for _, own in homes)
     auxiliary = trained_in(config, "auxiliary")
     across_shared = (dp * pp - 1) / (dp * pp) / cluster.bandwidth(cluster.gpus)
     across_stage = (dp - 1) / dp / cluster.bandwidth(tp * dp)

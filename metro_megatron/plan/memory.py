@@ -4,8 +4,8 @@
 no scores, no probabilities, no dropout masks, logits one chunk at a time. It leaves out what the driver, the
 communication library and the allocator take.
 
-Legend: T token slots of a micro batch, H hidden, F feed-forward, A heads, E embedding width, V vocabulary rows, L
-layers; tp, pp, dp sizes of the layout.
+Legend: T token slots of a micro batch, M of them masked, H hidden, F feed-forward, A heads, D width of the token table,
+V vocabulary rows; tp, pp, dp sizes of the layout.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fused.linear_cross_entropy.operator import CHUNK
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import Config, EncoderSizes
 from metro_megatron.plan.flops import auxiliary_passes
-from metro_megatron.plan.parameters import SHARED, Home, Size, auxiliary_size, main_size, parts, trained
+from metro_megatron.plan.parameters import SHARED, Home, is_projected, parts, trained
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Of a number, by train.precision."""
@@ -144,25 +144,27 @@ def _corruption_phase(config: Config) -> tuple[float, float]:
     passes = auxiliary_passes(config)
     if passes == 0:
         return 0.0, 0.0
-    size = auxiliary_size(config.model)
+    sizes = config.model.auxiliary
     if passes == 1:
         # Forward only: a layer's temporaries, and the chunk of logits.
-        return _temporaries(config, size), _logits(config)
-    return _encoder(config, size, size.layers) + _temporaries(config, size), _head(config, size, is_dense=True)
+        return _temporaries(config, sizes), _logits(config)
+    return encoder_bytes(config, sizes, sizes.num_layers) + _temporaries(config, sizes), _head(
+        config, sizes, is_dense=True
+    )
 
 
 def _main_phase(config: Config, count: int, stage: int) -> tuple[float, float]:
     """(activations, heads) of main: of count micro batches those whose backward is still to come, on this stage."""
-    parallel, objective, size = config.parallel, config.objective, main_size(config.model)
+    parallel, objective, sizes = config.parallel, config.objective, config.model.main
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
     # megatron-core's schedules: plain, and interleaved, where a chunk of 1 / vpp of the layers is passed at a time.
     chunks = min(count, pp - stage) if vpp == 1 else min(count * vpp, 2 * (pp - stage - 1) + (vpp - 1) * pp + 1)
     views = 2 if "scl" in objective.main else 1  # the cropped view is read in the same pass
-    kept = views * chunks * _encoder(config, size, size.layers // (pp * vpp), has_embedding=stage == 0)
+    kept = views * chunks * encoder_bytes(config, sizes, sizes.num_layers // (pp * vpp), has_embedding=stage == 0)
     heads = 0.0
     if stage == pp - 1 and {"clm", "mlm"} & set(objective.main):
-        heads = _head(config, size, is_dense=config.model.lm_head == "dense")
-    return kept + views * _temporaries(config, size), heads
+        heads = _head(config, sizes, is_dense=config.model.lm_head == "dense")
+    return kept + views * _temporaries(config, sizes), heads
 
 
 def micro_batches(config: Config, world_size: int, fill: float = 1.0) -> int:
@@ -186,47 +188,50 @@ def _sequence_share(config: Config) -> int:
     return parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
 
 
-def _encoder(config: Config, size: Size, layers: int, has_embedding: bool = True) -> float:
-    """What a micro batch leaves behind in some layers and the embedding."""
+def encoder_bytes(config: Config, sizes: EncoderSizes, layers: int, has_embedding: bool = True) -> float:
+    """What a micro batch leaves behind in some layers, the embedding and pre-LN's last norm."""
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
-    embedding = slots * size.embedding * number / _sequence_share(config) if has_embedding else 0.0
+    # The sum that is normalized with its mean and deviation; the projection's input.
+    tables = number * config.model.table_width * (1 + is_projected(sizes, config.model)) + 8
+    embedding = slots * tables / _sequence_share(config) if has_embedding else 0.0
+    norm = slots * (number * sizes.hidden_size + 8) / _sequence_share(config) if config.model.norm_first else 0.0
     if config.parallel.recompute == "full":
-        return embedding + slots * size.hidden * number / _sequence_share(config) * layers
-    return embedding + layer_bytes(config, size) * layers
+        return embedding + slots * sizes.hidden_size * number / _sequence_share(config) * layers + norm
+    return embedding + norm + layer_bytes(config, sizes) * layers
 
 
-def layer_bytes(config: Config, size: Size) -> float:
+def layer_bytes(config: Config, sizes: EncoderSizes) -> float:
     """What a layer keeps of a micro batch, 32 T H bytes in bf16 with F = 4 H, and 4 T (A + 4) of numbers in FP32.
 
     [T, H] four times where positions may be split: the inputs of q, k, v and of the MLP, and the two sums that are
-    normalized. Split over heads or the MLP's width: q, k, v and attention's output, the MLP before and after GELU. FP32:
+    normalized. Split over heads or the MLP's width: q, k, v, attention's output, the MLP before and after GELU. FP32:
     attention's log-sum-exp, mean and deviation of two norms. Pre-LN keeps two dropout masks of a byte, too.
     """
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     tp, sequence = config.parallel.tensor_model_parallel_size, _sequence_share(config)
-    masks = 2 * size.hidden / sequence if config.model.norm_first and config.model.hidden_dropout else 0.0
-    between = number * 4 * size.hidden / sequence
-    inside = number * (4 * size.hidden + 2 * size.ffn) / tp
-    return slots * (between + inside + masks + 4 * size.heads / tp + 16 / sequence)
+    masks = 2 * sizes.hidden_size / sequence if config.model.norm_first and config.model.hidden_dropout else 0.0
+    between = number * 4 * sizes.hidden_size / sequence
+    inside = number * (4 * sizes.hidden_size + 2 * sizes.ffn_hidden_size) / tp
+    return slots * (between + inside + masks + 4 * sizes.num_attention_heads / tp + 16 / sequence)
 
 
-def _temporaries(config: Config, size: Size) -> float:
+def _temporaries(config: Config, sizes: EncoderSizes) -> float:
     """Of a layer's backward: the recomputed layer, two gradients of the MLP's width, two of the hidden states."""
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     tp = config.parallel.tensor_model_parallel_size
-    recomputed = layer_bytes(config, size) if config.parallel.recompute == "full" else 0.0
-    return recomputed + slots * number * (2 * size.ffn / tp + 2 * size.hidden)
+    recomputed = layer_bytes(config, sizes) if config.parallel.recompute == "full" else 0.0
+    return recomputed + slots * number * (2 * sizes.ffn_hidden_size / tp + 2 * sizes.hidden_size)
 
 
-def _head(config: Config, size: Size, is_dense: bool) -> float:
-    """Hidden states [T, H] and rows [M, E] of a vocabulary head, two chunks of logits, the table's gradients [V, E]."""
+def _head(config: Config, sizes: EncoderSizes, is_dense: bool) -> float:
+    """Hidden states [T, H] and rows [M, D] of a vocabulary head, two chunks of logits, the table's gradients [V, D]."""
     number, tp = BYTES[config.train.precision], config.parallel.tensor_model_parallel_size
     slots = config.data.micro_batch_slots
     masked = config.objective.mask_probability * slots
-    rows = masked * ((size.hidden + 3 * size.embedding) if is_dense else size.embedding)
+    rows = masked * ((sizes.hidden_size + 3 * config.model.table_width) if is_dense else config.model.table_width)
     # The decoder's and the look-up's, which autograd adds up before they reach the gradient buffer.
-    gradients = 2 * config.model.padded_vocab_size / tp * size.embedding
-    return number * (slots * size.hidden + rows + gradients) + _logits(config)
+    gradients = 2 * config.model.padded_vocab_size / tp * config.model.table_width
+    return number * (slots * sizes.hidden_size + rows + gradients) + _logits(config)
 
 
 def _logits(config: Config) -> float:

@@ -36,6 +36,9 @@ VPP = "parallel__virtual_pipeline_model_parallel_size"
         (1, {"optimizer__lr_warmup_steps": 125000, "optimizer__clip_grad": 0.0, "train__eval_interval": 0}),
         (1, {"train__precision": "bf16", "train__device": "cpu"}),
         (1, {"train__precision": "fp16"}),
+        (1, {"model__embedding_size": 128, "model__lm_head": "dense", "model__rtd_head": "dense"}),
+        (2, {TP: 2, "model__auxiliary_hidden_size": 256, "model__auxiliary_num_attention_heads": 4}),
+        (1, {"objective__keep_probability": 0.1, "objective__random_probability": 0.9}),
         (1, {"model__relative_bucket": "t5", "model__relative_attention_max_distance": 17}),
         (1, {"data__validation_fraction": 0.5}),
         (1, {"data__validation": ["y"]}),
@@ -49,6 +52,18 @@ def test_sound_configurations_have_no_problems(world_size, changes):
     ("world_size", "changes", "expected"),
     [
         (1, {"model__num_attention_heads": 7}, ["num_attention_heads is 7, must divide model.hidden_size 768: 1, 2"]),
+        (
+            1,
+            {"model__auxiliary_hidden_size": 256},
+            ["auxiliary_num_attention_heads is 12, must divide model.auxiliary_hidden_size 256: 1, 2, 4"],
+        ),
+        (1, {"model__embedding_size": 128}, ["lm_head is linear", "128 is not model.hidden_size 768", "lm_head dense"]),
+        (
+            2,
+            {TP: 2, "model__auxiliary_hidden_size": 64, "model__auxiliary_num_attention_heads": 1},
+            ["size is 2, must divide model.auxiliary_num_attention_heads 1: 1"],
+        ),
+        (1, {"objective__keep_probability": 0.7, "objective__random_probability": 0.6}, ["0.7", "0.6", "sum 1.3"]),
         (3, {TP: 3, "model__ffn_hidden_size": 1024}, ["must divide model.ffn_hidden_size 1024", "128, 128000: 1, 2"]),
         (8, {TP: 8}, ["size is 8, must divide model.num_attention_heads 12: 1, 2, 3, 4, 6 or 12"]),
         (5, {PP: 5}, ["num_layers is 12, must be divisible by the 5 chunks", "1, 2, 3, 4, 6 or 12 fits"]),
@@ -127,7 +142,9 @@ def test_a_resolved_device_counts():
     "changes, message",
     [
         ({"model__num_attention_heads": 16}, "is 48, the attention kernels have 32, 64, 128; change model.num_att"),
+        ({"model__auxiliary_hidden_size": 192}, "is 16, the attention kernels have 32, 64, 128; change model.aux"),
         ({"model__hidden_size": 32768, "model__num_attention_heads": 256}, "LayerNorm kernels take at most 16384"),
+        ({"model__embedding_size": 32768, "model__lm_head": "dense"}, "model.embedding_size is 32768, the LayerNorm"),
         (
             {"data__seq_length": 40000, "model__max_position_embeddings": 40000, "data__micro_batch_tokens": 131072},
             "data.seq_length is 40000, the attention kernels take at most 32768",
