@@ -2,9 +2,11 @@ import re
 import subprocess
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from metro_megatron.cli.options import flatten
 from metro_megatron.config.file import parse_config, preset_names
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
@@ -12,6 +14,7 @@ from metro_megatron.errors import UserError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRESETS = sorted(EXAMPLES.glob("*.yaml"))
+BASELINE = EXAMPLES / "ablations" / "baseline.yaml"
 
 # METRO Tables 3 and 13: H, F, heads, main layers, auxiliary layers, buckets, distance, lr, warm-up, clip, steps.
 PAPER = {
@@ -22,16 +25,65 @@ PAPER = {
     "xxl": (2560, 10240, 40, 64, 8, 512, 512, 3e-5, 30000, 1.0, 1950000),
 }
 
+# METRO Table 2: what a row's file changes, as it stands in the file: of the baseline, or in Combo of the row before.
+BASELINE_CHANGES = {
+    "model.relative_attention_num_buckets": 32,
+    "model.reset_cls": False,
+    "model.shared_embeddings": "token_position",
+    "model.auxiliary_dropout": "eval",
+    "objective.main": ["rtd"],
+}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "replace_mlm": {"objective.main": ["clm"], "model.shared_lm_bias": True},
+    "one_choice_cloze": {"objective.main": ["cloze"]},
+    "clm": {"objective.main": ["rtd", "clm"], "objective.clm": "weighted", "model.shared_lm_bias": True},
+    "rtd_scl": {"objective.main": ["rtd", "scl"]},
+    "pre_layernorm": {"model.norm_first": True},
+    "relative_64": {"model.relative_attention_num_buckets": 64},
+    "tupe": {"model.untied_positions": True, "model.reset_cls": True, "model.shared_embeddings": "token"},
+    "coco_lm": {
+        "objective.main": ["rtd", "clm", "scl"],
+        "objective.clm": "weighted",
+        "model.vocab_size": 64000,
+        "model.shared_embeddings": "token_position_norm",
+    },
+}
+COMBO: dict[str, dict[str, Any]] = {
+    "combo_1_clm_zero_dropout": {**ABLATIONS["clm"], "model.auxiliary_dropout": "zero"},
+    "combo_2_relative_64": {"model.relative_attention_num_buckets": 64},
+    "combo_3_reset_cls": {"model.reset_cls": True},
+    "combo_4_simplified_clm": {"objective.clm": "simplified"},
+    "combo_5_constrained_sharing": {"model.shared_embeddings": "token", "model.shared_lm_bias": False},
+}
 
-def load(path: Path) -> Config:
-    return parse_config(["--config", str(path), "--data.train", "shard", "--train.output", "run"])
+# METRO Figure 3: lr, clip, scaled initialization.
+FIGURE_3 = {
+    "lr_1e-4_clip_2": (1e-4, 2.0, "none"),
+    "lr_2e-5_clip_2": (2e-5, 2.0, "none"),
+    "lr_1e-4_clip_1": (1e-4, 1.0, "none"),
+    "lr_1e-4_clip_1_scaled_init": (1e-4, 1.0, "ffn"),
+}
+
+
+def load(*paths: Path) -> Config:
+    return parse_config(["--config", *map(str, paths), "--data.train", "shard", "--train.output", "run"])
+
+
+def processes(path: Path) -> int:
+    stated = re.search(r"^# Processes: (\d+)$", path.read_text(), re.MULTILINE)
+    assert stated, "state the number of processes in a comment"
+    return int(stated.group(1))
+
+
+def changes(config: Config, before: Config) -> dict[str, Any]:
+    """Options of `config` with another value than `before` has."""
+    old = flatten(before)
+    return {name: value for name, value in flatten(config).items() if value != old[name]}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_has_no_problems_on_its_number_of_processes(path):
-    stated = re.search(r"^# Processes: (\d+)$", path.read_text(), re.MULTILINE)
-    assert stated, "state the number of processes in a comment"
-    assert problems(load(path), int(stated.group(1))) == []
+    assert problems(load(path), processes(path)) == []
 
 
 @pytest.mark.parametrize(("name", "expected"), PAPER.items(), ids=PAPER)
@@ -76,6 +128,32 @@ def test_electra_s_sizes(name, expected):
     assert (optimizer.lr_warmup_steps, optimizer.weight_decay, optimizer.decay_all) == (10000, 0.01, False)
     assert (optimizer.adam_beta1, optimizer.adam_beta2, optimizer.adam_eps) == (0.9, 0.999, 1e-6)
     assert (optimizer.clip_grad, objective.rtd_weight, model.layer_norm_eps) == (1.0, 50, 1e-12)
+
+
+def test_each_row_of_table_2_changes_what_the_table_names():
+    base = load(EXAMPLES / "base.yaml")
+    baseline = load(EXAMPLES / "base.yaml", BASELINE)
+    assert changes(baseline, base) == BASELINE_CHANGES
+    assert sorted(path.stem for path in BASELINE.parent.iterdir()) == sorted(["baseline", *ABLATIONS, *COMBO])
+    before = baseline
+    for name, expected in [*ABLATIONS.items(), *COMBO.items()]:
+        path = BASELINE.with_stem(name)
+        config = load(EXAMPLES / "base.yaml", BASELINE, path)
+        assert problems(config, processes(path)) == []
+        assert changes(config, before if name in COMBO else baseline) == expected, name
+        before = config if name in COMBO else before
+    assert before == base
+
+
+def test_the_arms_of_figure_3():
+    xl = EXAMPLES / "xl.yaml"
+    names = ("optimizer.lr", "optimizer.clip_grad", "model.scaled_init_targets")
+    for name, expected in FIGURE_3.items():
+        path = EXAMPLES / "figure3" / f"{name}.yaml"
+        config = load(xl, path)
+        assert problems(config, processes(path)) == []
+        assert tuple(flatten(config)[name] for name in names) == expected
+        assert changes(config, load(xl)).keys() <= set(names)
 
 
 def test_presets_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
