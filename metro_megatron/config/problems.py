@@ -19,6 +19,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
     found = out_of_range({option.name: option for option in options_of(Config)}, flatten(config))
     if not found:
         found += _model(config)
+        found += _objective(config)
         found += _layout(config, world_size)
         found += _rows(config)
         found += _batch(config, world_size)
@@ -33,6 +34,31 @@ def _model(config: Config) -> Iterator[str]:
     heads = model.num_attention_heads
     yield from _divides("model.num_attention_heads", heads, "model.hidden_size", model.hidden_size)
     yield from model.position_scheme.problems()
+
+
+def _objective(config: Config) -> Iterator[str]:
+    main, clm, source = config.objective.main, config.objective.clm, config.corruption.source
+    if not main:
+        yield "objective.main is empty; name what main learns: rtd clm is METRO's"
+    if len(set(main)) < len(main):
+        yield f"objective.main is {' '.join(main)}, which names a loss twice; give each once and weigh it by its option"
+    if "mlm" in main and len(set(main)) > 1:
+        yield (
+            f"objective.main is {' '.join(main)}, but mlm reads masked text and the others corrupted text; "
+            "use mlm alone, or clm in its place"
+        )
+    if main == ["mlm"] and source != "none":
+        yield f"corruption.source is {source}, but objective.main mlm reads masked text; set corruption.source none"
+    if source == "none" and main and "mlm" not in main:
+        yield (
+            f"corruption.source is none, but objective.main {' '.join(main)} reads corrupted text; use another source, "
+            "such as auxiliary, or objective.main mlm"
+        )
+    if clm != "simplified" and main and not {"rtd", "clm"} <= set(main):
+        yield (
+            f"objective.clm is {clm}, which weighs clm by what rtd says, but objective.main is {' '.join(main)}; "
+            "give both, or set objective.clm simplified"
+        )
 
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:

@@ -109,7 +109,7 @@ class ObjectiveConfig:
 
     main: list[Literal["rtd", "clm", "cloze", "scl", "mlm"]] = field(default_factory=lambda: ["rtd", "clm"])
     """What main learns: replaced token detection, correction (alone: Replace MLM), one-choice cloze, sequence
-    contrast, or plain masked language modelling without corruption."""
+    contrast; or, with corruption.source none and by itself, plain masked language modelling (BERT)."""
     clm: Literal["simplified", "weighted", "mixture"] = "simplified"
     """METRO's simplified CLM, or COCO-LM's with a copy mechanism: as its authors' code weighs it, or as its formula."""
     mask_probability: Annotated[float, Range(0, 1, has_low=False)] = 0.15
@@ -162,6 +162,11 @@ class CorruptionConfig:
     """Share of the run in which the exponential's distance falls to 1/e."""
     temperature_power: Annotated[float, above(0)] = 2.0
     """Exponent of the polynomial: final + (first - final) (1 - u)^power at share u of the run."""
+
+    @property
+    def trains_auxiliary(self) -> bool:
+        """Whether an auxiliary model is part of the run and of what it exports."""
+        return self.source == "auxiliary"
 
 
 @dataclass(frozen=True)

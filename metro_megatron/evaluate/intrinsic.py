@@ -1,4 +1,4 @@
-"""How well an exported pair fills, detects and corrects on text it has not seen.
+"""How well an exported model does on unseen text what it was pretrained for: a pair fills, detects and corrects.
 
 Masks and replacements are functions of (seed, sample, position), so a figure does not depend on the batch size.
 Legend: n samples, S positions, T tokens without padding, M masked positions, V vocabulary.
@@ -9,25 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import Config, CorruptionConfig, ObjectiveConfig
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.samples import SampleIndex, build_sample_index
 from metro_megatron.errors import UserError
+from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.objective.figures import COUNTS, figures
 from metro_megatron.objective.term import Sums, Term
-from metro_megatron.objective.terms import ALL
+from metro_megatron.objective.terms import exported_terms
 from metro_megatron.randomness import Purpose, uniform
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, PAD_ID
 
 MASK_PROBABILITY = 0.15
 OF_ROWS = ("tokens", "non_pad_fraction")
@@ -53,10 +55,10 @@ class MaskedSamples:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What the pair makes of a batch; logits on the CPU."""
+    """What the model makes of a batch; logits on the CPU."""
 
     noised: Tensor
-    """[n, S] ids with the auxiliary model's samples at the masked positions."""
+    """[n, S] ids that main read: at the masked positions samples, or <mask> where it is a masked language model."""
     logits: dict[str, Tensor]
     """What each term's head says, by the term's name: [M, V] of language models, else [n, S]."""
 
@@ -87,22 +89,40 @@ def masked_samples(text: TokenizedDocuments, index: SampleIndex, ids: NDArray[np
 
 @torch.no_grad()
 def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
-    """Fill with the auxiliary model, sample its softmax, let the main model judge."""
+    """Fill the masks as `filling` says, sampling a softmax, and let the main model judge."""
     device = model.device
     ids, is_masked, attention_mask = (x.to(device) for x in (batch.ids, batch.is_masked, batch.is_real))
-    words = model.metro.embeddings.word_embeddings
-    auxiliary = model.auxiliary(words(ids.masked_fill(is_masked, MASK_ID)), attention_mask).last_hidden_state
-    filler, *judges = exported_terms()
-    logits = {filler.name: filler.exported_logits(model, auxiliary, is_masked)}
-    noised = ids.masked_scatter(is_masked, sample_softmax(logits[filler.name], batch.noise.to(device)))
+    terms, kind = terms_of(model.config), filling(model.config)
+    noised, logits = ids.masked_fill(is_masked, MASK_ID), {}
+    if kind == "auxiliary":
+        words = model.metro.embeddings.word_embeddings
+        auxiliary = model.auxiliary(words(noised), attention_mask).last_hidden_state
+        filler = terms.pop(0)
+        logits[filler.name] = distribution = filler.exported_logits(model, auxiliary, is_masked)
+    elif kind == "uniform":
+        distribution = torch.zeros(len(batch.noise), model.config.vocab_size, device=device)
+        distribution[:, :NUM_SPECIALS] = -math.inf
+    if kind != "none":
+        noised = ids.masked_scatter(is_masked, sample_softmax(distribution, batch.noise.to(device)))
     hidden = model.metro(noised, attention_mask).last_hidden_state
-    logits |= {term.name: term.exported_logits(model, hidden, is_masked) for term in judges}
+    logits |= {term.name: term.exported_logits(model, hidden, is_masked) for term in terms}
     return Guesses(noised.cpu(), {name: one.cpu() for name, one in logits.items()})
 
 
-def exported_terms() -> list[Term]:
-    """The losses whose heads an exported pair has: the auxiliary model's first."""
-    return [term(Config()) for term in ALL]
+def terms_of(config: MetroConfig) -> list[Term]:
+    """The losses whose heads an exported model has: the auxiliary model's first."""
+    corruption = CorruptionConfig(source="auxiliary" if config.num_auxiliary_layers else "none")
+    objective = ObjectiveConfig(main=list(config.objectives))  # type: ignore[arg-type]
+    return exported_terms(Config(objective=objective, corruption=corruption))
+
+
+def filling(config: MetroConfig) -> Literal["auxiliary", "none", "uniform"]:
+    """What stands at the masked positions when main reads: the auxiliary's samples; <mask>, for a masked language
+    model; or, as an export without auxiliary does not hold what it was pretrained against, any ids with equal chance.
+    """
+    if config.num_auxiliary_layers:
+        return "auxiliary"
+    return "none" if "mlm" in config.objectives else "uniform"
 
 
 def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
@@ -129,7 +149,7 @@ def evaluate(
     by_length = np.argsort(index.length, kind="stable")
     batches = [by_length[at : at + batch_size] for at in range(0, len(index), batch_size)]
     model.eval()
-    terms, sums, targets = exported_terms(), {name: torch.zeros(()) for name in COUNTS}, []
+    terms, sums, targets = terms_of(model.config), {name: torch.zeros(()) for name in COUNTS}, []
     for done, ids in enumerate(batches, start=1):
         batch = masked_samples(text, index, ids, seed)
         for name, value in _sums(terms, batch, guess(model, batch)).items():
@@ -139,7 +159,7 @@ def evaluate(
     found = figures(terms, sums)
     return {
         **{name: value for name, value in found.items() if name not in OF_ROWS},
-        "rtd_trivial_loss": _entropy(found["replace_rate"]),
+        **({"rtd_trivial_loss": _entropy(found["replace_rate"])} if "rtd_loss" in found else {}),
         **unigram_figures(torch.cat(targets).numpy(), token_counts),
         "num_masked": int(sums["num_masked"]),
         "num_tokens": int(sums["num_tokens"]),

@@ -8,6 +8,8 @@ from transformers import PretrainedConfig
 class MetroConfig(PretrainedConfig):
     """Sizes of the pair: the main encoder, and the shallower auxiliary encoder it was pretrained with.
 
+    num_auxiliary_layers 0 means that there is no auxiliary. objectives are what main was pretrained with, "rtd", "clm",
+    "cloze", "scl" or "mlm", as the trainer names them; None means METRO's, ["rtd", "clm"].
     relative_bucket is "coco" or "t5"; scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none",
     relative_bias_init "normal" or "decay"; both matter only where weights start at random. classifier_dropout
     None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError
@@ -35,6 +37,7 @@ class MetroConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         scaled_init_targets: str = "ffn",
         relative_bias_init: str = "normal",
+        objectives: list[str] | None = None,
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -54,6 +57,10 @@ class MetroConfig(PretrainedConfig):
             )
         if relative_bias_init not in ("normal", "decay"):
             raise ValueError(f"relative_bias_init is {relative_bias_init!r}; choose 'normal' or 'decay'")
+        objectives = ["rtd", "clm"] if objectives is None else objectives
+        unknown = set(objectives) - {"rtd", "clm", "cloze", "scl", "mlm"}
+        if unknown:
+            raise ValueError(f"objectives has {sorted(unknown)}; choose among 'rtd', 'clm', 'cloze', 'scl' and 'mlm'")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -71,6 +78,7 @@ class MetroConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.scaled_init_targets = scaled_init_targets
         self.relative_bias_init = relative_bias_init
+        self.objectives = objectives
         self.mask_token_id = mask_token_id
         kwargs["bos_token_id"] = bos_token_id
         kwargs["pad_token_id"] = pad_token_id

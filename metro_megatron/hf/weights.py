@@ -5,7 +5,7 @@ Legend: H hidden, F inner width, N heads, K head dimension, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,21 +17,30 @@ KINDS = ("weight", "bias")
 NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"}
 """Post-LN: megatron-core's names, used behind the sublayers."""
 ENCODERS = {"main": "metro", "aux": "auxiliary"}
+METRO = ("rtd", "clm")
+DECODERS = ("clm", "cloze", "mlm")
+"""Objectives whose head is the tied decoder."""
 
 
 class Origin(NamedTuple):
-    """What the trainer has: its shape, and the name of what becomes of it ({part}: query, key and value)."""
+    """What the trainer has: its shape, and the name of what becomes of it, {part} for query, key and value.
+
+    Without a name nothing does.
+    """
 
     shape: tuple[int, ...]
     target: str
 
 
-def hf_state_dict(tensors: Mapping[str, Tensor], model_config: ModelConfig) -> dict[str, Tensor]:
+def hf_state_dict(
+    tensors: Mapping[str, Tensor], model_config: ModelConfig, objectives: Collection[str] = METRO
+) -> dict[str, Tensor]:
     """All tensors of `MetroForPreTraining`, in fp32, from the trainer's whole tensors by global name.
 
-    Raises UserError naming every tensor that is missing, superfluous or of another shape than model_config gives.
+    objectives are those of `MetroConfig`; auxiliary_num_layers 0 means that there is no auxiliary. Raises UserError
+    naming every tensor that is missing, superfluous or of another shape than these give.
     """
-    origins = dict(_origins(model_config))
+    origins = dict(_origins(model_config, objectives))
     problems = [f"tensor {name} is missing" for name in origins if name not in tensors]
     problems += [f"tensor {name} is not part of this model" for name in tensors if name not in origins]
     result: dict[str, Tensor] = {}
@@ -46,7 +55,8 @@ def hf_state_dict(tensors: Mapping[str, Tensor], model_config: ModelConfig) -> d
     if problems:
         raise UserError([*problems, "checkpoint and configuration do not belong together; give another checkpoint"])
     word = result["metro.embeddings.word_embeddings.weight"]
-    return result | {"clm_head.decoder.weight": word, "auxiliary_head.decoder.weight": word}
+    decoders = [name.removesuffix("bias") for name in result if name.endswith("decoder.bias")]
+    return result | {f"{decoder}weight": word for decoder in decoders}
 
 
 def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[str, Tensor]:
@@ -54,6 +64,8 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
 
     Its rows are q, k, v (K rows each) of head 0, then of head 1, and so on.
     """
+    if not origin.target:
+        return {}
     if "{part}" not in origin.target:
         is_vocabulary = origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
         return {origin.target: tensor[: model_config.vocab_size] if is_vocabulary else tensor}
@@ -62,24 +74,31 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
     return {origin.target.format(part=name): part.flatten(0, 1) for name, part in zip(names, parts, strict=True)}
 
 
-def _origins(model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+def _origins(model_config: ModelConfig, objectives: Collection[str]) -> Iterator[tuple[str, Origin]]:
     hidden, padded = model_config.hidden_size, model_config.padded_vocab_size
     table = (model_config.position_scheme.num_rows, model_config.num_attention_heads)
     yield "tied.word.weight", Origin((padded, hidden), "metro.embeddings.word_embeddings.weight")
     yield "tied.main_table.weight", Origin(table, "metro.encoder.relative_attention_bias.weight")
-    yield "aux.table.weight", Origin(table, "auxiliary.encoder.relative_attention_bias.weight")
-    yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
-    yield "main.clm_head.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
-    yield from _linear("aux.head.dense", "auxiliary_head.dense", hidden, hidden)
-    yield from _norm("aux.head.norm", "auxiliary_head.norm", hidden)
-    yield from _linear("main.rtd_head", "rtd_head", 1, hidden)
-    for there, here in ENCODERS.items():
+    depths = {"main": model_config.num_layers}
+    if model_config.auxiliary_num_layers:
+        depths["aux"] = model_config.auxiliary_num_layers
+        yield "aux.table.weight", Origin(table, "auxiliary.encoder.relative_attention_bias.weight")
+        yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
+        yield from _linear("aux.head.dense", "auxiliary_head.dense", hidden, hidden)
+        yield from _norm("aux.head.norm", "auxiliary_head.norm", hidden)
+    if "rtd" in objectives:
+        yield from _linear("main.rtd_head", "rtd_head", 1, hidden)
+    for name in DECODERS:
+        if name in objectives:
+            yield f"main.{name}_head.decoder.bias", Origin((padded,), f"{name}_head.decoder.bias")
+    for there, depth in depths.items():
+        here = ENCODERS[there]
         positions = Origin(
             (model_config.max_position_embeddings, hidden), f"{here}.embeddings.position_embeddings.weight"
         )
         yield f"{there}.embedding.position.weight", positions
         yield from _norm(f"{there}.embedding.norm", f"{here}.embeddings.norm", hidden)
-        for i in range(model_config.num_layers if there == "main" else model_config.auxiliary_num_layers):
+        for i in range(depth):
             yield from _layer(
                 f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", hidden, model_config.ffn_hidden_size
             )

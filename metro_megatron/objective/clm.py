@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import nn
-
 from metro_megatron.objective.term import Panel
 from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.schedule import Schedule
-
-if TYPE_CHECKING:
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class CorrectiveLanguageModel(LanguageModel):
@@ -28,11 +21,3 @@ class CorrectiveLanguageModel(LanguageModel):
     @property
     def weight(self) -> Schedule:
         return Schedule(self.config.objective.clm_weight)
-
-    def head(self, config: TransformerConfig) -> nn.Module:
-        from metro_megatron.model.heads import TiedDecoder
-
-        return TiedDecoder(config, self.config.model.vocab_size)
-
-    def exported_head(self, model: nn.Module) -> nn.Module:
-        return model.get_submodule("clm_head")

@@ -5,7 +5,6 @@ Legend: M masked positions, V vocabulary (rows of this rank where it is split), 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,11 @@ from metro_megatron.objective.term import Sums, Term
 from metro_megatron.vocabulary import NUM_SPECIALS
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
     from metro_megatron.model.encoder import Reading
     from metro_megatron.model.heads import Decoding
+    from metro_megatron.parallel.layout import Layout
 
 
 def vocabulary_statistics(
@@ -40,15 +42,39 @@ def vocabulary_statistics(
     return statistics._replace(loss=shard_loss(*decoding, targets, shard, statistics))
 
 
-class LanguageModel(Term):
-    """Cross-entropy of the original ids at the masked positions: figures `{name}_loss` and `{name}_accuracy`."""
+class MaskedPositions(Term):
+    """A mean over the masked positions, where a tied decoder scores ids: figures `{name}_loss`, `{name}_accuracy`."""
+
+    def head(self, config: TransformerConfig) -> nn.Module:
+        from metro_megatron.model.heads import TiedDecoder
+
+        return TiedDecoder(config, self.config.model.vocab_size)
 
     def denominator(self, batch: StepBatch) -> int:
         return max(batch.num_masked, 1)
 
-    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
+    def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        masked = max(float(sums["num_masked"]), 1.0)
+        return {
+            f"{self.name}_loss": float(sums[f"{self.name}_loss"]) / masked,
+            f"{self.name}_accuracy": float(sums[f"{self.name}_correct"]) / masked,
+        }
+
+    def exported_head(self, model: nn.Module) -> nn.Module:
+        """The exported model's head: hidden states to logits."""
+        return model.get_submodule(f"{self.name}_head")
+
+    def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
+        """[M, V] in the order of is_masked's rows; all positions of a large vocabulary would not fit."""
+        return self.exported_head(model)(hidden[is_masked]).float()
+
+
+class LanguageModel(MaskedPositions):
+    """Cross-entropy of the original ids over the whole vocabulary."""
+
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
         micro_batch = view.micro_batch
-        found = self.statistics(reading.heads[self.name], micro_batch, group)
+        found = self.statistics(reading.heads[self.name], micro_batch, layout.tensor)
         return self.summed(found, micro_batch.masked_targets)
 
     def statistics(
@@ -65,21 +91,6 @@ class LanguageModel(Term):
             f"{self.name}_loss": loss.detach(),
             f"{self.name}_correct": (found.predicted == targets).sum(),
         }
-
-    def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        masked = max(float(sums["num_masked"]), 1.0)
-        return {
-            f"{self.name}_loss": float(sums[f"{self.name}_loss"]) / masked,
-            f"{self.name}_accuracy": float(sums[f"{self.name}_correct"]) / masked,
-        }
-
-    @abstractmethod
-    def exported_head(self, model: nn.Module) -> nn.Module:
-        """The exported model's head: hidden states to logits."""
-
-    def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
-        """[M, V] in the order of is_masked's rows; all positions of a large vocabulary would not fit."""
-        return self.exported_head(model)(hidden[is_masked]).float()
 
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         targets = originals[is_masked]

@@ -142,6 +142,6 @@ class Step:
         """The named terms' share of the whole loss (METRO eq. 9) in this micro batch; their sums go into `sums`."""
         found = {}
         for name in names:
-            found[name], own = self.terms[name].loss(reading, view, self.layout.tensor)
+            found[name], own = self.terms[name].loss(reading, view, self.layout)
             sums |= own
         return weighted(self.terms.values(), found, batch.step, batch)

@@ -37,7 +37,7 @@ def one_step(config: Config) -> OneStep:
     batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
     (micro_batch,) = batch.micro_batches
     weights = whole_weights(trainer)
-    metrics = MetricSums(trainer.layout)
+    metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
     (corrupted,) = trainer.step.evaluate(batch, metrics)
     figures = metrics.reduce()
     trainer.optimizer.step = lambda step: None  # type: ignore[method-assign,assignment]
