@@ -111,6 +111,7 @@ def count_tokens(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]
 def describe(config: MetroConfig, figures: dict[str, float], num_documents: int, num_rejected: int) -> str:
     """The figures of an exported model beside their trivial values."""
     from metro_megatron.evaluate.intrinsic import filling, terms_of
+    from metro_megatron.objective.cloze import CHANCE, OneChoiceCloze
     from metro_megatron.objective.vocabulary import LanguageModel
 
     lines = [
@@ -119,13 +120,18 @@ def describe(config: MetroConfig, figures: dict[str, float], num_documents: int,
     ]
     if filling(config) == "uniform":
         lines.append("  this export has no auxiliary model: masks are filled with random tokens, easier to tell")
-    for term in terms_of(config):
-        loss, accuracy = figures[f"{term.name}_loss"], figures.get(f"{term.name}_accuracy", 0.0)
-        if isinstance(term, LanguageModel):
-            lines.append(
-                f"  {term.exported.upper()} loss {loss:.3f} (unigram {figures['unigram_loss']:.3f}), "
-                f"accuracy {accuracy:.3f} (most frequent token {figures['unigram_accuracy']:.3f})"
-            )
+    lines += [
+        f"  {term.exported.upper()} loss {figures[f'{term.name}_loss']:.3f} "
+        f"(unigram {figures['unigram_loss']:.3f}), accuracy {figures[f'{term.name}_accuracy']:.3f} "
+        f"(most frequent token {figures['unigram_accuracy']:.3f})"
+        for term in terms_of(config)
+        if isinstance(term, LanguageModel)
+    ]
+    if "cloze_loss" in figures:
+        lines.append(
+            f"  cloze loss {figures['cloze_loss']:.3f} (chance {CHANCE:.3f}), accuracy {figures['cloze_accuracy']:.3f} "
+            f"(chance {1 / (1 + OneChoiceCloze.num_distractors):.3f})"
+        )
     if "rtd_loss" in figures:
         lines += [
             f"  RTD loss {figures['rtd_loss']:.3f} (trivial {figures['rtd_trivial_loss']:.3f}), "

@@ -7,6 +7,7 @@ from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.schema import Config
+from metro_megatron.vocabulary import NUM_SPECIALS
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -53,6 +54,16 @@ def _objective(config: Config) -> Iterator[str]:
         yield (
             f"corruption.source is none, but objective.main {' '.join(main)} reads corrupted text; use another source, "
             "such as auxiliary, or objective.main mlm"
+        )
+    if "cloze" in main and source != "auxiliary":
+        yield (
+            f"corruption.source is {source}, but the candidates of objective.main cloze come from an auxiliary model; "
+            "use source auxiliary, or another objective"
+        )
+    if "cloze" in main and config.model.vocab_size < NUM_SPECIALS + 3:
+        yield (
+            f"model.vocab_size is {config.model.vocab_size}, but objective.main cloze offers three words; "
+            f"use {NUM_SPECIALS + 3} or more"
         )
     if clm != "simplified" and main and not {"rtd", "clm"} <= set(main):
         yield (

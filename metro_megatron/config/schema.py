@@ -123,7 +123,7 @@ class ObjectiveConfig:
     clm_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of the corrective language modelling loss."""
     cloze_weight: Annotated[float, at_least(0)] = 50.0
-    """Weight of one-choice cloze; METRO gives none, 50 is MC-BERT's."""
+    """Weight of one-choice cloze, whose candidates and weight METRO leaves open: 50 is MC-BERT's, a guess."""
     scl_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of sequence contrastive learning."""
     scl_temperature: Annotated[float, above(0)] = 1.0
@@ -131,7 +131,8 @@ class ObjectiveConfig:
     scl_crop: Annotated[float, Range(0, 1, has_low=False)] = 0.9
     """Share of a sample's tokens that its crop keeps, specials included."""
     scl_negatives: Literal["micro_batch", "all_ranks"] = "micro_batch"
-    """Against which sequences: of the micro batch (COCO-LM), or of the data-parallel ranks' micro batches too."""
+    """Against which sequences: of the micro batch (COCO-LM), on which the loss then depends; or of the data-parallel
+    ranks' micro batches too, and then it depends on their number."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class Proposal:
     """int64 [M] replacement ids of the M masked positions; no gradient flows through them."""
     sums: Sums
     """Of its own losses."""
+    distractors: Tensor | None = None
+    """int64 [M, C] distinct ids other than the originals, where main's losses want C of them."""
 
 
 class Corruptor(ABC):

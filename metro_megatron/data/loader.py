@@ -158,5 +158,6 @@ class PretrainingData:
             micro_batches=micro_batches,
             num_masked=int(self._masking.counts(draws, content).sum()),
             num_tokens=int(content.sum(dtype=np.int64)) + NUM_SAMPLE_SPECIALS * len(content),
+            num_samples=len(content),
             end=end,
         )

@@ -24,6 +24,7 @@ from metro_megatron.data.samples import SampleIndex, build_sample_index
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.objective.cloze import OneChoiceCloze
 from metro_megatron.objective.figures import COUNTS, figures
 from metro_megatron.objective.term import Sums, Term
 from metro_megatron.objective.terms import exported_terms
@@ -32,6 +33,7 @@ from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, PAD_ID
 
 MASK_PROBABILITY = 0.15
+DISTRACTORS = OneChoiceCloze.num_distractors
 OF_ROWS = ("tokens", "non_pad_fraction")
 """Figures of training that tell of batches, not of the pair."""
 
@@ -45,7 +47,8 @@ class MaskedSamples:
     is_masked: Tensor
     """[n, S]"""
     noise: Tensor
-    """[M] float64 uniform numbers that draw the replacements, in the order of is_masked's rows."""
+    """[M, 1 + DISTRACTORS] float64 uniform numbers in the order of is_masked's rows: the first ones draw the
+    replacements, the others what one-choice cloze offers beside the originals."""
 
     @property
     def is_real(self) -> Tensor:
@@ -60,7 +63,8 @@ class Guesses:
     noised: Tensor
     """[n, S] ids that main read: at the masked positions samples, or <mask> where it is a masked language model."""
     logits: dict[str, Tensor]
-    """What each term's head says, by the term's name: [M, V] of language models, else [n, S]."""
+    """What each term's head says, by the term's name: [M, V] of language models, [M, 1 + DISTRACTORS] of one-choice
+    cloze, the original first, else [n, S]."""
 
 
 def held_out_text(documents: Iterable[Sequence[str]], tokenizer: Tokenizer) -> TokenizedDocuments:
@@ -83,15 +87,16 @@ def masked_samples(text: TokenizedDocuments, index: SampleIndex, ids: NDArray[np
         tokens[number, length + 1] = EOS_ID
     is_masked = np.zeros_like(tokens, dtype=bool)
     is_masked[row, position] = True
-    noise = uniform(seed, Purpose.SAMPLE, ids[row], position)
+    words = seed, Purpose.SAMPLE, ids[row], position
+    noise = np.stack([uniform(*words), *(uniform(*words, draw) for draw in range(1, DISTRACTORS + 1))], axis=1)
     return MaskedSamples(torch.from_numpy(tokens), torch.from_numpy(is_masked), torch.from_numpy(noise))
 
 
 @torch.no_grad()
 def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
     """Fill the masks as `filling` says, sampling a softmax, and let the main model judge."""
-    device = model.device
-    ids, is_masked, attention_mask = (x.to(device) for x in (batch.ids, batch.is_masked, batch.is_real))
+    moved = (x.to(model.device) for x in (batch.ids, batch.is_masked, batch.is_real, batch.noise))
+    ids, is_masked, attention_mask, noise = moved
     terms, kind = terms_of(model.config), filling(model.config)
     noised, logits = ids.masked_fill(is_masked, MASK_ID), {}
     if kind == "auxiliary":
@@ -100,12 +105,15 @@ def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
         filler = terms.pop(0)
         logits[filler.name] = distribution = filler.exported_logits(model, auxiliary, is_masked)
     elif kind == "uniform":
-        distribution = torch.zeros(len(batch.noise), model.config.vocab_size, device=device)
+        distribution = torch.zeros(len(noise), model.config.vocab_size, device=model.device)
         distribution[:, :NUM_SPECIALS] = -math.inf
     if kind != "none":
-        noised = ids.masked_scatter(is_masked, sample_softmax(distribution, batch.noise.to(device)))
+        noised = ids.masked_scatter(is_masked, sample_softmax(distribution, noise[:, 0]))
     hidden = model.metro(noised, attention_mask).last_hidden_state
     logits |= {term.name: term.exported_logits(model, hidden, is_masked) for term in terms}
+    if OneChoiceCloze.name in logits:
+        candidates = offered(distribution, ids[is_masked], noised[is_masked], noise[:, 1:])
+        logits[OneChoiceCloze.name] = logits[OneChoiceCloze.name].gather(1, candidates)
     return Guesses(noised.cpu(), {name: one.cpu() for name, one in logits.items()})
 
 
@@ -123,6 +131,20 @@ def filling(config: MetroConfig) -> Literal["auxiliary", "none", "uniform"]:
     if config.num_auxiliary_layers:
         return "auxiliary"
     return "none" if "mlm" in config.objectives else "uniform"
+
+
+def offered(logits: Tensor, originals: Tensor, sampled: Tensor, noise: Tensor) -> Tensor:
+    """[M, 1 + C] originals [M], and by noise [M, C] as many other ids, drawn without putting back.
+
+    As in training, a sample [M] that is not the original is the first of the others.
+    """
+    found = originals[:, None]
+    for number, column in enumerate(noise.unbind(1)):
+        drawn = sample_softmax(logits.scatter(1, found, -math.inf), column)
+        if number == 0:
+            drawn = torch.where(sampled == originals, drawn, sampled)
+        found = torch.cat([found, drawn[:, None]], dim=1)
+    return found
 
 
 def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:

@@ -20,13 +20,12 @@ ENCODERS = {"main": "metro", "aux": "auxiliary"}
 METRO = ("rtd", "clm")
 DECODERS = ("clm", "cloze", "mlm")
 """Objectives whose head is the tied decoder."""
+LEFT_BEHIND = "scl_head"
+"""A head that the trainer must have and no export gets: it serves the contrastive loss alone."""
 
 
 class Origin(NamedTuple):
-    """What the trainer has: its shape, and the name of what becomes of it, {part} for query, key and value.
-
-    Without a name nothing does.
-    """
+    """What the trainer has: its shape, and the name of what becomes of it ({part}: query, key and value)."""
 
     shape: tuple[int, ...]
     target: str
@@ -64,7 +63,7 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
 
     Its rows are q, k, v (K rows each) of head 0, then of head 1, and so on.
     """
-    if not origin.target:
+    if origin.target.startswith(LEFT_BEHIND):
         return {}
     if "{part}" not in origin.target:
         is_vocabulary = origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
@@ -88,6 +87,9 @@ def _origins(model_config: ModelConfig, objectives: Collection[str]) -> Iterator
         yield from _norm("aux.head.norm", "auxiliary_head.norm", hidden)
     if "rtd" in objectives:
         yield from _linear("main.rtd_head", "rtd_head", 1, hidden)
+    if "scl" in objectives:
+        yield from _linear("main.scl_head.dense", f"{LEFT_BEHIND}.dense", hidden, hidden)
+        yield from _norm("main.scl_head.norm", f"{LEFT_BEHIND}.norm", hidden)
     for name in DECODERS:
         if name in objectives:
             yield f"main.{name}_head.decoder.bias", Origin((padded,), f"{name}_head.decoder.bias")

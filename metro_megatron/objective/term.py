@@ -61,6 +61,9 @@ class Term(ABC):
     layer: ClassVar[int | None] = None
     """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder."""
 
+    num_distractors: ClassVar[int] = 0
+    """How many ids other than the original it wants of the corruptor at every masked position (`View.distractors`)."""
+
     def __init__(self, config: Config):
         self.config = config
 

@@ -37,7 +37,7 @@ def test_samples_stand_at_the_masks_and_nowhere_else(micro_batch: MicroBatch) ->
     view = corrupt(micro_batch, torch.tensor([10, 99]))
     assert torch.equal(view.tokens, micro_batch.tokens.where(micro_batch.tokens != 12, 99))
     assert view.is_replaced.sum() == 1, "a sample that is the original id is an original"
-    assert view.tokens.t().flatten()[view.first_index].tolist() == [0, 0]
+    assert view.tokens.t().flatten()[view.micro_batch.first_index].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("micro_batch", [PACKED, PADDED], ids=["packed", "padded"])
@@ -51,7 +51,7 @@ def test_a_second_view_follows_the_first_and_counts_for_no_other_loss(micro_batc
     assert flat[joined.masked_index].tolist() == [90, 91] and originals[joined.masked_index].tolist() == [10, 12]
     assert joined.is_real.sum() == micro_batch.is_real.sum() == 7
     assert both.is_replaced.sum() == 2 and not (both.is_replaced & ~joined.is_real).any()
-    assert flat[both.first_index].tolist() == [0] * 4 and len(both.first_index) == 4
+    assert flat[both.micro_batch.first_index].tolist() == [0] * 4 and len(both.micro_batch.first_index) == 4
     if micro_batch.is_packed:
         assert both.tokens.tolist() == [[0, 90, 11, 2, 0, 91, 2, 0, 10, 11, 2, 0, 12, 2, 1, 1]]
         assert joined.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 0, 0]]
@@ -73,4 +73,6 @@ def test_rows_without_a_sample_have_no_first_token() -> None:
     )
     view = corrupt(empty, torch.empty(0, dtype=torch.int64))
     both = side_by_side(view, view)
-    assert len(view.first_index) == len(both.first_index) == 0 and both.tokens.tolist() == [[1] * 8]
+    assert len(view.micro_batch.first_index) == len(both.micro_batch.first_index) == 0 and both.tokens.tolist() == [
+        [1] * 8
+    ]

@@ -79,7 +79,7 @@ class Agreement(Term):
         return batch.num_tokens
 
     def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
-        first, second = reading.hidden.flatten(0, 1)[view.first_index].chunk(2)
+        first, second = reading.hidden.flatten(0, 1)[view.micro_batch.first_index].chunk(2)
         loss = (first - second).square().sum()
         return loss, {"agreement_loss": loss.detach()}
 
@@ -137,7 +137,7 @@ def agreement_by_hand(trainer: Any, batch: StepBatch) -> float:
     total, model = 0.0, trainer.pair.main[0]
     for tokens, micro_batch in zip(corrupted, batch.micro_batches, strict=True):
         views = (View(tokens, micro_batch), View(micro_batch.tokens, micro_batch))
-        noised, clean = (model(view).hidden.flatten(0, 1)[view.first_index] for view in views)
+        noised, clean = (model(view).hidden.flatten(0, 1)[view.micro_batch.first_index] for view in views)
         total += float((noised - clean).square().sum())
     return total / batch.num_tokens
 
