@@ -45,7 +45,7 @@ class Purpose(IntEnum):
     """Seed of evaluation: its order, masks and noise."""
     SPLIT = 8
     """Which documents are held out for evaluation."""
-    CROP = 9
+    CROP = 10
     """Where the crop of a sample begins that contrastive learning compares with it."""
 
 
