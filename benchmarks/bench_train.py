@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from benchmarks.figures import state_bytes
 from benchmarks.isolation import Worker, WorkerFailed
 from benchmarks.provenance import provenance
 from benchmarks.results import Results, Row, table
@@ -36,6 +35,7 @@ from metro_megatron.config.file import parse_config, preset_names
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.plan.memory import state_bytes
 from metro_megatron.train.launch import choose_device, is_first_process
 
 OUTPUT = "docs/benchmarks/train"
@@ -118,7 +118,7 @@ def _run(
         ask, end = (lambda task, seconds: session.answer(task)), session.leave
     try:
         ceilings = ask(None, START_LIMIT_S)
-        head |= {"matrix_tflops": ceilings.matrix_tflops, "state_gb": state_bytes(config.model) / 1e9}
+        head |= {"matrix_tflops": ceilings.matrix_tflops, "state_gb": state_bytes(config) / 1e9}
         output = options.output or ("" if device == "cpu" else OUTPUT)
         results = Results(Path(output) if output and is_first else None, head, COLUMNS, append=True)
         if is_first:

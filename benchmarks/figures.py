@@ -8,8 +8,6 @@ not counted, but for attention's scores in backward, as is usual.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metro_megatron.config.schema import ModelConfig
-
 BYTES = 2
 
 
@@ -55,25 +53,3 @@ def linear_cross_entropy_work(rows: int, hidden: int, vocab: int) -> Work:
     """One product forward and two backward; logits that backward makes again are not counted."""
     product = 2.0 * rows * hidden * vocab
     return Work(product, 2 * product, "TFLOP/s", "2MHV | 4MHV FLOP")
-
-
-def step_flops(model_config: ModelConfig, mask_probability: float, tokens: float, squares: float) -> float:
-    """Forward and backward of both encoders and all heads, 3 times forward, over real tokens.
-
-    tokens: how many; squares: the sum of L^2 over their samples. Per token a layer does 8H^2 + 4HF + 4LH, a masked
-    one two vocabulary heads of 2H^2 + 2HV, and RTD 2H^2.
-    """
-    hidden, layers = model_config.hidden_size, model_config.num_layers + model_config.auxiliary_num_layers
-    matrices = layers * (8 * hidden**2 + 4 * hidden * model_config.ffn_hidden_size)
-    heads = 2 * mask_probability * (2 * hidden**2 + 2 * hidden * model_config.vocab_size)
-    return 3.0 * (tokens * (matrices + heads + 2 * hidden**2) + layers * 4 * hidden * squares)
-
-
-def state_bytes(model_config: ModelConfig) -> float:
-    """Weights, FP32 gradients, master weights and moments on one device: 18 bytes for every parameter.
-
-    Vectors are left out; the embedding serves both encoders and both vocabulary heads.
-    """
-    hidden, layers = model_config.hidden_size, model_config.num_layers + model_config.auxiliary_num_layers
-    matrices = layers * (4 * hidden**2 + 2 * hidden * model_config.ffn_hidden_size)
-    return 18.0 * (matrices + hidden * (model_config.vocab_size + 2 * model_config.max_position_embeddings))

@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.clock import Clock, measure_ceilings
-from benchmarks.figures import state_bytes, step_flops
 from benchmarks.results import Row
 from benchmarks.step_profile import profile_steps
 from benchmarks.synthetic_shards import write_synthetic_dataset
 from fused.dispatch import OPERATOR_NAMES, reference_only
 from metro_megatron.config.schema import Config
+from metro_megatron.plan.flops import Amount, model_flops
+from metro_megatron.plan.memory import state_bytes
 from metro_megatron.train.launch import import_megatron
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def bench_config(
         parallel = replace(parallel, sequence_parallel=False, **dict.fromkeys(sizes, 1))  # type: ignore[arg-type]
         changes += [f"--parallel.{name} 1" for name in sizes if getattr(config.parallel, name) != 1]
         changes += ["--parallel.sequence_parallel false"] if config.parallel.sequence_parallel else []
-    is_tight = memory_bytes is not None and state_bytes(config.model) > STATE_SHARE * memory_bytes
+    is_tight = memory_bytes is not None and state_bytes(config) > STATE_SHARE * memory_bytes
     if world_size == 1 and is_tight and parallel.recompute == "none":
         parallel = replace(parallel, recompute="full")
         changes.append("--parallel.recompute full")
@@ -113,8 +114,7 @@ class _Totals:
     seconds: list[float]
     waited: float = 0.0
     places: float = 0.0
-    tokens: float = 0.0
-    squares: float = 0.0
+    done: Amount = Amount()
 
 
 class StepBench:
@@ -217,17 +217,14 @@ class StepBench:
         totals.seconds.append(time.perf_counter() - begin)
         if update.is_skipped:
             raise RuntimeError(f"step {batch.step} had gradients that are not finite (norm {update.grad_norm})")
-        lengths = torch.cat([one.sample_lengths for one in batch.micro_batches]).double()
         ranks = trainer.layout.data.size()
         totals.places += ranks * sum(one.tokens.numel() for one in batch.micro_batches)
-        totals.tokens += batch.num_tokens
-        totals.squares += float(lengths.square().sum() / lengths.sum()) * batch.num_tokens
+        totals.done += Amount(batch.num_tokens, batch.num_squares)
 
     def _figures(self, trainer: Trainer, totals: _Totals) -> Row:
         config, steps = trainer.config, len(totals.seconds)
         seconds = statistics.median(totals.seconds)
-        mask = config.objective.mask_probability
-        flops = step_flops(config.model, mask, totals.tokens / steps, totals.squares / steps)
+        flops = model_flops(config, totals.done) / steps
         processes = trainer.layout.world.size()
         tflops = flops / seconds / processes / 1e12
         is_cuda = self.device.type == "cuda"
@@ -236,9 +233,9 @@ class StepBench:
             "steps": steps,
             "seconds_per_step": seconds,
             "slot_tokens_per_s": totals.places / steps / seconds,
-            "tokens_per_s": totals.tokens / steps / seconds,
-            "pad_percent": 100 * (1 - totals.tokens / totals.places),
-            "gflop_per_token": flops / (totals.tokens / steps) / 1e9,
+            "tokens_per_s": totals.done.tokens / steps / seconds,
+            "pad_percent": 100 * (1 - totals.done.tokens / totals.places),
+            "gflop_per_token": flops / (totals.done.tokens / steps) / 1e9,
             "tflops": tflops,
             "mfu_percent": 100 * tflops / self.ceilings.matrix_tflops,
             "peak_gb": torch.cuda.max_memory_allocated(self.device) / 1e9 if is_cuda else "",

@@ -15,29 +15,38 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from metro_megatron.config.schema import Config, OptimizerConfig, ParallelConfig
+from metro_megatron.config.schema import Config, EncoderSizes, OptimizerConfig, ParallelConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def auxiliary_config(config: Config, device: torch.device) -> TransformerConfig:
     """The auxiliary encoder: never in the pipeline, never any dropout."""
-    own = ParallelConfig(
-        tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
-        sequence_parallel=config.parallel.sequence_parallel,
-        recompute=config.parallel.recompute,
-    )
-    return _transformer_config(config, own, config.model.auxiliary_num_layers, device, dropout=(0.0, 0.0))
+    return _transformer_config(config, _unstaged(config), config.model.auxiliary, device, dropout=(0.0, 0.0))
+
+
+def tied_config(config: Config, device: torch.device) -> TransformerConfig:
+    """What both phases use, of the main encoder's sizes: never in the pipeline."""
+    return _transformer_config(config, _unstaged(config), config.model.main, device, dropout=(0.0, 0.0))
 
 
 def main_config(config: Config, device: torch.device) -> TransformerConfig:
     """This rank's part of the main encoder."""
     dropout = (config.model.hidden_dropout, config.model.attention_dropout)
-    return _transformer_config(config, config.parallel, config.model.num_layers, device, dropout)
+    return _transformer_config(config, config.parallel, config.model.main, device, dropout)
+
+
+def _unstaged(config: Config) -> ParallelConfig:
+    """The run's parallelism without the pipeline, which phase 1 does not have."""
+    return ParallelConfig(
+        tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
+        sequence_parallel=config.parallel.sequence_parallel,
+        recompute=config.parallel.recompute,
+    )
 
 
 def _transformer_config(
-    config: Config, parallel: ParallelConfig, num_layers: int, device: torch.device, dropout: tuple[float, float]
+    config: Config, parallel: ParallelConfig, sizes: EncoderSizes, device: torch.device, dropout: tuple[float, float]
 ) -> TransformerConfig:
     model, dtype = config.model, DTYPES[config.train.precision]
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
@@ -46,10 +55,10 @@ def _transformer_config(
     # pair up crosswise: wrong gradients without an error.
     unbatched = parallel.is_interleaved and pp == 2
     return TransformerConfig(
-        num_layers=num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
+        num_layers=sizes.num_layers,
+        hidden_size=sizes.hidden_size,
+        ffn_hidden_size=sizes.ffn_hidden_size,
+        num_attention_heads=sizes.num_attention_heads,
         layernorm_epsilon=model.layer_norm_eps,
         hidden_dropout=dropout[0],
         attention_dropout=dropout[1],
@@ -87,7 +96,7 @@ def wrap(
     overlap = run.parallel.overlap
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
-        grad_reduce_in_fp32=run.train.precision != "fp32",
+        grad_reduce_in_fp32=run.parallel.grad_reduce_in_fp32 and run.train.precision != "fp32",
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
         align_param_gather=overlap,

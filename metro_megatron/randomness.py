@@ -45,6 +45,8 @@ class Purpose(IntEnum):
     """Seed of evaluation: its order, masks and noise."""
     SPLIT = 8
     """Which documents are held out for evaluation."""
+    READ = 9
+    """What is read where a token is masked, if not always <mask>."""
     CROP = 10
     """Where the crop of a sample begins that contrastive learning compares with it."""
 

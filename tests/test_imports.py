@@ -19,7 +19,7 @@ LAYERS = (
     ("metro_megatron.objective",),
     ("metro_megatron.model", "metro_megatron.hf"),
     ("metro_megatron.parallel", "metro_megatron.tokenizer"),
-    ("metro_megatron.mcore", "metro_megatron.data", "metro_megatron.text"),
+    ("metro_megatron.mcore", "metro_megatron.data", "metro_megatron.plan", "metro_megatron.text"),
     ("metro_megatron.config",),
     (
         "metro_megatron.cli",
@@ -35,6 +35,7 @@ LAYERS = (
 WITHOUT_MEGATRON = (
     "metro_megatron.config",
     "metro_megatron.cli",
+    "metro_megatron.plan",
     "metro_megatron.text",
     "metro_megatron.tokenizer",
     "metro_megatron.preprocess",

@@ -24,6 +24,7 @@ def test_purposes_never_change():
         "DROPOUT": 6,
         "VALIDATION": 7,
         "SPLIT": 8,
+        "READ": 9,
     }
 
 

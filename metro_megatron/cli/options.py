@@ -15,7 +15,7 @@ import math
 import shutil
 import textwrap
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache, partial
@@ -143,13 +143,15 @@ def field_texts(options_class: type) -> dict[str, str]:
     return texts
 
 
-def _typed_fields(options_class: type) -> Iterator[tuple[Field[Any], Any, tuple[Any, ...]]]:
+@cache
+def _typed_fields(options_class: type) -> list[tuple[Field[Any], Any, tuple[Any, ...]]]:
     """Every field with its type and its marks."""
-    hints = get_type_hints(options_class, include_extras=True)
+    hints, found = get_type_hints(options_class, include_extras=True), []
     for one in fields(options_class):
         hint = hints[one.name]
         annotation, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        yield one, annotation, tuple(marks)
+        found.append((one, annotation, tuple(marks)))
+    return found
 
 
 def _default(one: Field[Any]) -> Any:

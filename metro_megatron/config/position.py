@@ -146,6 +146,11 @@ class PositionScheme:
     def problems(self) -> Iterator[str]:
         """What is wrong with the numbers, in the words of the configuration."""
         if self.buckets is None:
+            if self.starts_decaying:
+                yield (
+                    "model.relative_bias_init is decay, but model.relative_bucket none leaves no biases to start; "
+                    "use normal, or a relative_bucket of coco or t5"
+                )
             return
         count, distance = self.buckets.count, self.buckets.max_distance
         if count % 2:

@@ -1,12 +1,13 @@
 """Every mistake that a configuration and the number of processes show before anything is built."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
 from metro_megatron.vocabulary import NUM_SPECIALS
 
 
@@ -21,6 +22,9 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
     if not found:
         found += _model(config)
         found += _objective(config)
+        found += _tied_head(config)
+        found += _masking(config)
+        found += _sharing(config)
         found += _layout(config, world_size)
         found += _rows(config)
         found += _batch(config, world_size)
@@ -32,8 +36,9 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
 
 def _model(config: Config) -> Iterator[str]:
     model = config.model
-    heads = model.num_attention_heads
-    yield from _divides("model.num_attention_heads", heads, "model.hidden_size", model.hidden_size)
+    for prefix, sizes in _encoders(model):
+        heads, width = sizes.num_attention_heads, sizes.hidden_size
+        yield from _divides(f"{prefix}num_attention_heads", heads, f"{prefix}hidden_size", width)
     yield from model.position_scheme.problems()
 
 
@@ -72,13 +77,63 @@ def _objective(config: Config) -> Iterator[str]:
         )
 
 
+def _encoders(model: ModelConfig) -> Iterator[tuple[str, EncoderSizes]]:
+    """With what the options of an encoder begin, and its sizes; the auxiliary's where they are not main's."""
+    yield "model.", model.main
+    if replace(model.auxiliary, num_layers=model.num_layers) != model.main:
+        yield "model.auxiliary_", model.auxiliary
+
+
+def _tied_head(config: Config) -> Iterator[str]:
+    model, tied = config.model, {"clm", "cloze", "mlm"} & set(config.objective.main)
+    if tied and model.lm_head == "linear" and model.table_width != model.hidden_size:
+        yield (
+            f"model.lm_head is linear, but model.embedding_size {model.embedding_size} is not model.hidden_size "
+            f"{model.hidden_size}: the decoder is the token table; set model.lm_head dense, or model.embedding_size 0"
+        )
+
+
+def _masking(config: Config) -> Iterator[str]:
+    keep, random = config.objective.keep_probability, config.objective.random_probability
+    if keep + random > 1:
+        yield (
+            f"objective.keep_probability {keep:g} and objective.random_probability {random:g} are shares of the masked "
+            f"positions, their sum {keep + random:g} must be at most 1; lower one of them"
+        )
+
+
+def _sharing(config: Config) -> Iterator[str]:
+    model, source, main = config.model, config.corruption.source, config.objective.main
+    if model.untied_positions and "position" in model.shared_parts:
+        yield (
+            f"model.shared_embeddings is {model.shared_embeddings}, but with model.untied_positions the embedding has "
+            "no positions to share; use token or none"
+        )
+    if model.shared_lm_bias and source != "auxiliary":
+        yield (
+            f"model.shared_lm_bias needs an auxiliary model that trains, corruption.source is {source}; "
+            "set model.shared_lm_bias false"
+        )
+    if model.shared_lm_bias and not {"clm", "mlm"} & set(main):
+        yield (
+            f"model.shared_lm_bias needs a language modelling head on main, objective.main is {', '.join(main)}; "
+            "add clm, or set model.shared_lm_bias false"
+        )
+    if model.shared_lm_bias and "cloze" in main:
+        yield (
+            f"model.shared_lm_bias is for two language models, objective.main {', '.join(main)} has cloze, whose bias "
+            "is its own; leave cloze out, or set model.shared_lm_bias false"
+        )
+
+
 def _layout(config: Config, world_size: int) -> Iterator[str]:
     model, parallel = config.model, config.parallel
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     vpp = parallel.virtual_pipeline_model_parallel_size
     tensor = "parallel.tensor_model_parallel_size"
-    yield from _divides(tensor, tp, "model.num_attention_heads", model.num_attention_heads)
-    yield from _divides(tensor, tp, "model.ffn_hidden_size", model.ffn_hidden_size)
+    for prefix, sizes in _encoders(model):
+        yield from _divides(tensor, tp, f"{prefix}num_attention_heads", sizes.num_attention_heads)
+        yield from _divides(tensor, tp, f"{prefix}ffn_hidden_size", sizes.ffn_hidden_size)
     yield from _divides(tensor, tp, "model.vocab_size rounded up to a multiple of 128,", model.padded_vocab_size)
     if vpp > 1 and pp == 1:
         yield (
@@ -184,14 +239,17 @@ def _kernels(config: Config, device: str) -> Iterator[str]:
     if device != "cuda" or config.train.fused == "reference":
         return
     remedy = "set train.fused to reference, which is slower"
-    if model.head_dim not in HEAD_DIMS:
-        sizes = ", ".join(map(str, HEAD_DIMS))
-        yield (
-            f"model.hidden_size / model.num_attention_heads is {model.head_dim}, the attention kernels have {sizes}; "
-            f"change model.num_attention_heads, or {remedy}"
-        )
-    if model.hidden_size > WIDEST:
-        yield f"model.hidden_size is {model.hidden_size}, the LayerNorm kernels take at most {WIDEST}; {remedy}"
+    widths = {"model.embedding_size": model.embedding_size}
+    for prefix, sizes in _encoders(model):
+        widths[f"{prefix}hidden_size"] = sizes.hidden_size
+        if sizes.head_dim not in HEAD_DIMS:
+            yield (
+                f"{prefix}hidden_size / {prefix}num_attention_heads is {sizes.head_dim}, the attention kernels have "
+                f"{', '.join(map(str, HEAD_DIMS))}; change {prefix}num_attention_heads, or {remedy}"
+            )
+    for name, width in widths.items():
+        if width > WIDEST:
+            yield f"{name} is {width}, the LayerNorm kernels take at most {WIDEST}; {remedy}"
     if seq_length > MOST_POSITIONS:
         yield f"data.seq_length is {seq_length}, the attention kernels take at most {MOST_POSITIONS}; {remedy}"
 

@@ -14,9 +14,28 @@ from metro_megatron.config.position import BUCKETS, PositionScheme
 from metro_megatron.schedule import Point, Schedule
 from metro_megatron.vocabulary import padded_vocab_size
 
+SharedPart = Literal["word", "position", "norm", "decoder"]
+"""Token table, table of absolute positions and norm of an encoder's embedding, and bias of its decoder."""
+
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
 would make another run of it."""
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """The sizes of one encoder of the pair."""
+
+    num_layers: int
+    hidden_size: int
+    """H"""
+    num_attention_heads: int
+    ffn_hidden_size: int
+
+    @property
+    def head_dim(self) -> int:
+        """K, width of one head."""
+        return self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)
@@ -24,7 +43,7 @@ class ModelConfig:
     """The pair of encoders. The auxiliary has its own depth; its width is main's unless given."""
 
     hidden_size: Annotated[int, at_least(1)] = 768
-    """Width H of both encoders."""
+    """Width H of the main encoder."""
     num_attention_heads: Annotated[int, at_least(1)] = 12
     """Heads per layer; the head dimension is hidden_size / num_attention_heads."""
     ffn_hidden_size: Annotated[int, at_least(1)] = 3072
@@ -40,7 +59,7 @@ class ModelConfig:
     auxiliary_ffn_hidden_size: Annotated[int, at_least(0)] = 0
     """Inner width of the auxiliary's feed-forward layers; 0: main's."""
     embedding_size: Annotated[int, at_least(0)] = 0
-    """Width of token and position embeddings; an encoder of another width projects them (ELECTRA). 0: hidden_size."""
+    """Width D of token and position embeddings; an encoder of another width projects them (ELECTRA). 0: hidden_size."""
     vocab_size: Annotated[int, at_least(6)] = 128000
     """Token ids, specials included; must be the tokenizer's."""
     max_position_embeddings: Annotated[int, at_least(3)] = 512
@@ -52,13 +71,14 @@ class ModelConfig:
     relative_bucket: Literal["coco", "t5", "none"] = "coco"
     """Bucket function: COCO-LM's or T5's; none: no relative positions."""
     untied_positions: bool = False
-    """Scores get a term of absolute positions alone, and the input none (full TUPE)."""
+    """Scores get a term of absolute positions alone, and the input none (full TUPE); each encoder has its own."""
     reset_cls: bool = True
     """[CLS] has position biases of its own, as a query and as a key (TUPE's reset, METRO's choice)."""
     norm_first: bool = False
-    """Pre-LN with a last norm, instead of post-LN."""
+    """Pre-LN with a last norm, instead of post-LN; the embedding has its norm in both."""
     shared_embeddings: Literal["none", "token", "token_position", "token_position_norm"] = "token"
-    """What of the embedding both encoders share; METRO's baseline shares positions, METRO tokens only."""
+    """What of the embedding both encoders share, where an auxiliary trains: METRO tokens, its baseline positions
+    too."""
     shared_lm_bias: bool = False
     """Both language modelling heads have one bias (METRO's baseline); default: one each."""
     rtd_head: Literal["linear", "dense"] = "linear"
@@ -83,9 +103,24 @@ class ModelConfig:
     """Which matrices of layer l (0-based) start divided by sqrt(2 (l + 1)): METRO eq. 10."""
 
     @property
-    def head_dim(self) -> int:
-        """K, width of one head."""
-        return self.hidden_size // self.num_attention_heads
+    def main(self) -> EncoderSizes:
+        """Of the main encoder."""
+        return EncoderSizes(self.num_layers, self.hidden_size, self.num_attention_heads, self.ffn_hidden_size)
+
+    @property
+    def auxiliary(self) -> EncoderSizes:
+        """Of the auxiliary encoder."""
+        return EncoderSizes(
+            self.auxiliary_num_layers,
+            self.auxiliary_hidden_size or self.hidden_size,
+            self.auxiliary_num_attention_heads or self.num_attention_heads,
+            self.auxiliary_ffn_hidden_size or self.ffn_hidden_size,
+        )
+
+    @property
+    def table_width(self) -> int:
+        """D, columns of the token table and of the position tables."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def padded_vocab_size(self) -> int:
@@ -95,12 +130,24 @@ class ModelConfig:
     @property
     def position_scheme(self) -> PositionScheme:
         """What the options about positions mean, the same for both encoders."""
-        buckets = BUCKETS[self.relative_bucket]
+        buckets = None
+        if self.relative_bucket != "none":
+            of_kind = BUCKETS[self.relative_bucket]
+            buckets = of_kind(self.relative_attention_num_buckets, self.relative_attention_max_distance)
         return PositionScheme(
             positions=self.max_position_embeddings,
-            buckets=buckets(self.relative_attention_num_buckets, self.relative_attention_max_distance),
+            buckets=buckets,
+            resets_cls=self.reset_cls,
+            is_untied=self.untied_positions,
             starts_decaying=self.relative_bias_init == "decay",
         )
+
+    @property
+    def shared_parts(self) -> tuple[SharedPart, ...]:
+        """What both encoders share: each level of shared_embeddings has one part more, then the decoders' bias."""
+        parts: tuple[SharedPart, ...] = ("word", "position", "norm")
+        level = ("none", "token", "token_position", "token_position_norm").index(self.shared_embeddings)
+        return *parts[:level], *(("decoder",) if self.shared_lm_bias else ())
 
 
 @dataclass(frozen=True)
@@ -267,6 +314,9 @@ class ParallelConfig:
     """full: layers are recomputed in the backward pass."""
     overlap: bool = True
     """Overlap parameter gathering and gradient reduction with computation; on the CPU nothing overlaps."""
+    grad_reduce_in_fp32: bool = True
+    """Gradients are kept and summed in fp32; false: in train.precision's format, 2 bytes a parameter less on every rank
+    (METRO Table 4)."""
     timeout_minutes: Annotated[int, at_least(1)] = 10
     """A collective that waits longer ends the run."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from megatron.core.transformer.module import MegatronModule
 
+from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss
 from metro_megatron.data.batch import MicroBatch, StepBatch
@@ -20,7 +21,7 @@ from metro_megatron.parallel.layout import Layout
 class TrainedAuxiliary(Corruptor):
     """Loss and samples from one pass: without dropout, training logits are sampling logits (METRO sec. 4).
 
-    It borrows the token embedding; positions, norms and bias table are its own.
+    It borrows what both encoders share (model.shared_embeddings, model.shared_lm_bias); the rest is its own.
     """
 
     def __init__(self, config: Config, layout: Layout, tied: TiedParameters):
@@ -28,8 +29,9 @@ class TrainedAuxiliary(Corruptor):
         self.terms = (self.term,)
         self.num_distractors = num_distractors(config)
         self.group = layout.tensor
-        head, lent = self.term.head(tied.config), tied.lend("word")
-        self.model = AuxiliaryModel(tied.config, config.model, lent, layout.shared_groups, head)
+        transformer = mcore.auxiliary_config(config, layout.device)
+        head, lent = self.term.head(transformer), tied.for_auxiliary()
+        self.model = AuxiliaryModel(transformer, config.model, lent, layout.shared_groups, head)
 
     @property
     def trained(self) -> Mapping[str, MegatronModule]:

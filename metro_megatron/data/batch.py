@@ -18,7 +18,7 @@ from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.packing import pack, pack_prefix
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Rows = list[NDArray[np.int64]]
 """The rows of a micro batch, each the ascending indices into the step's samples of those it holds."""
@@ -31,7 +31,7 @@ class MicroBatch:
     tokens: Tensor
     """int64 [B, S] original ids; PAD_ID where there is no sample."""
     masked_tokens: Tensor
-    """int64 [B, S] the same with MASK_ID at masked positions."""
+    """int64 [B, S] the same with MASK_ID at masked positions, or what else is read there (Masking.readings)."""
     position_ids: Tensor
     """int64 [B, S] restart at 0 with every sample; 0 where there is none."""
     is_real: Tensor
@@ -79,6 +79,13 @@ class MicroBatch:
         return torch.arange(len(self.tokens), device=self.tokens.device)[is_sample]  # position 0 of every row
 
     @property
+    def is_masked(self) -> Tensor:
+        """bool [B, S] where masked_index points."""
+        rows, length = self.tokens.shape
+        is_masked = torch.zeros(length * rows, dtype=torch.bool, device=self.tokens.device)
+        return is_masked.index_fill(0, self.masked_index, True).view(length, rows).t()
+
+    @property
     def masked_targets(self) -> Tensor:
         """int64 [M] original ids at masked_index."""
         return self.tokens.t().reshape(-1)[self.masked_index]
@@ -110,6 +117,8 @@ class StepBatch:
     """Tokens of the step over all ranks, <s> and </s> included, padding not."""
     num_samples: int
     """Samples of the step over all ranks."""
+    num_squares: int
+    """Sum over the step's samples of their lengths squared, which is what attention's cost grows with."""
     end: int
     """Global position of the first sample after the step."""
 
@@ -170,7 +179,7 @@ class MicroBatchBuilder:
         masked_index = column * len(rows) + row
         ascending = np.argsort(masked_index, kind="stable")
         masked_tokens = tokens.copy()
-        masked_tokens[cell] = MASK_ID
+        masked_tokens[cell] = self.masking.readings(own[drawn], position, tokens[cell])
 
         without_sample = np.flatnonzero([len(row) == 0 for row in rows])
         before = np.searchsorted(row_of, without_sample)

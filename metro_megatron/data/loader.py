@@ -61,7 +61,14 @@ class PretrainingData:
         sizes = np.diff(index.source_bounds).tolist()
         weights = source_weights(data.weights if split == "train" else [], sizes)
         self._order = SampleOrder(index.source_bounds, Blend(weights), seed)
-        self._masking = Masking(seed, config.objective.mask_probability)
+        objective = config.objective
+        self._masking = Masking(
+            seed,
+            objective.mask_probability,
+            objective.keep_probability,
+            objective.random_probability,
+            config.model.vocab_size,
+        )
         self._builder = MicroBatchBuilder(
             index=index,
             streams=[np.asarray(shard.tokens) for shard in shards],
@@ -150,6 +157,7 @@ class PretrainingData:
         return self._read(step, draws[np.arange(taken)], content[:taken], rows, first + taken)
 
     def _read(self, step: int, draws: Draws, content: NDArray[np.int32], rows: list[Rows], end: int) -> StepBatch:
+        lengths = content.astype(np.int64) + NUM_SAMPLE_SPECIALS
         micro_batches = [self._builder.build(own, draws) for own in rows[self._dp_rank :: self._dp_size]]
         if self._pin_memory:
             micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
@@ -157,7 +165,8 @@ class PretrainingData:
             step=step,
             micro_batches=micro_batches,
             num_masked=int(self._masking.counts(draws, content).sum()),
-            num_tokens=int(content.sum(dtype=np.int64)) + NUM_SAMPLE_SPECIALS * len(content),
+            num_tokens=int(lengths.sum()),
             num_samples=len(content),
+            num_squares=int((lengths**2).sum()),
             end=end,
         )

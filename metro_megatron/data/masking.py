@@ -1,6 +1,7 @@
 """Which tokens are masked: a pure function of (seed, epoch, sample id), never of the batch around a sample.
 
-100% of the chosen tokens become <mask>; <s> and </s> are never chosen. n samples, M masked positions.
+<s> and </s> are never chosen. What is chosen is predicted, replaced and counted, whether or not <mask> is read there:
+METRO hides all of it, BERT shows some as it is or as another token. n samples, M masked positions.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from metro_megatron.data.order import Draws
 from metro_megatron.randomness import Purpose, extend64, hash64, uniform
+from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
 
 _CHUNK_SAMPLES = 64
 """Samples ranked together; keeps the matrix of hashes in cache and its padding small."""
@@ -22,6 +24,12 @@ class Masking:
     seed: int
     probability: float
     """Share of a sample's tokens that are masked, <s> and </s> counted in the total."""
+    keep_probability: float = 0.0
+    """Share of the masked positions where the token itself is read."""
+    random_probability: float = 0.0
+    """Share of the masked positions where a random token is read."""
+    vocab_size: int = NUM_SPECIALS
+    """Random tokens are all ids below it but the specials."""
 
     def counts(self, draws: Draws, lengths: NDArray[np.integer]) -> NDArray[np.int64]:
         """Masked tokens of each sample [n]: floor(probability (l + 2) + u), u uniform in [0, 1), at most l.
@@ -50,6 +58,20 @@ class Masking:
         # Stable: the positions of a sample are ascending already.
         ascending = np.argsort(drawn, kind="stable")
         return drawn[ascending], positions[ascending]
+
+    def readings(self, draws: Draws, positions: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ids [M] that are read instead of tokens [M], masked at one position of each draw (BERT's 80/10/10).
+
+        u uniform in [0, 1): the token itself below keep_probability, any but a special with equal chance below
+        keep_probability + random_probability, else <mask>.
+        """
+        if self.keep_probability == self.random_probability == 0:
+            return np.full_like(tokens, MASK_ID)
+        place = (self.seed, Purpose.READ, draws.epoch, draws.sample, positions)
+        u, which = uniform(*place, 0), uniform(*place, 1)
+        others = NUM_SPECIALS + (which * (self.vocab_size - NUM_SPECIALS)).astype(np.int64)
+        shown = self.keep_probability + self.random_probability
+        return np.where(u < self.keep_probability, tokens, np.where(u < shown, others, MASK_ID))
 
     def crop_keys(self, draws: Draws) -> NDArray[np.int64]:
         """Where a crop of each draw [n] begins: 63 bits of a hash."""

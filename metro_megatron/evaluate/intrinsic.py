@@ -100,8 +100,7 @@ def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
     terms, kind = terms_of(model.config), filling(model.config)
     noised, logits = ids.masked_fill(is_masked, MASK_ID), {}
     if kind == "auxiliary":
-        words = model.metro.embeddings.word_embeddings
-        auxiliary = model.auxiliary(words(noised), attention_mask).last_hidden_state
+        auxiliary = model.encode_auxiliary(noised, attention_mask)
         filler = terms.pop(0)
         logits[filler.name] = distribution = filler.exported_logits(model, auxiliary, is_masked)
     elif kind == "uniform":

@@ -18,7 +18,7 @@ TEXT = """
 # METRO-LM encoder
 
 A text encoder {origin}. It is meant to be
-fine-tuned; the main model has {num_layers} layers of width {hidden_size}{pair}.
+fine-tuned; the main model has {main.num_layers} layers of width {main.hidden_size}{pair}.
 
 ## Use
 
@@ -79,9 +79,8 @@ def model_card(model_config: ModelConfig, facts: Mapping[str, object], objective
     classes = [CLASSES[name] for name in parts if name in CLASSES]
     text = TEXT.format(
         origin=_origin(objectives),
-        num_layers=model_config.num_layers,
-        hidden_size=model_config.hidden_size,
-        pair=f", the auxiliary model {layers}" if layers else "",
+        main=model_config.main,
+        pair=f", the auxiliary model {layers} of width {model_config.auxiliary.hidden_size}" if layers else "",
         classes="\n".join([*classes, f"| AutoModelForPreTraining | {everything} |"]),
         notes="".join(f"\n{NOTES[name]}\n" for name in parts if name in NOTES),
         max_position_embeddings=model_config.max_position_embeddings,

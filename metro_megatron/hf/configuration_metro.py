@@ -1,8 +1,17 @@
 """Configuration of METRO-LM encoders for transformers."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
+
+
+class EncoderSizes(NamedTuple):
+    """The sizes of one encoder of the pair."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
 
 
 class MetroConfig(PretrainedConfig):
@@ -10,10 +19,15 @@ class MetroConfig(PretrainedConfig):
 
     num_auxiliary_layers 0 means that there is no auxiliary. objectives are what main was pretrained with, "rtd", "clm",
     "cloze", "scl" or "mlm", as the trainer names them; None means METRO's, ["rtd", "clm"].
-    relative_bucket is "coco" or "t5"; scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none",
-    relative_bias_init "normal" or "decay"; both matter only where weights start at random. classifier_dropout
-    None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError
-    when heads do not divide the width or a choice is unknown.
+    The auxiliary's sizes are main's where they are 0; embedding_size is the width of the token and position
+    embeddings, 0 for hidden_size. rtd_head and lm_head are "linear", or "dense" with a layer and GELU before it.
+    relative_bucket is "coco", "t5" or "none"; untied_positions: scores have a term of absolute positions, the input
+    has none (TUPE); reset_cls: <s> has position biases of its own. norm_first: pre-LN and a last norm.
+    shared_embeddings is "none", "token", "token_position" or "token_position_norm"; shared_lm_bias: both language
+    modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
+    "normal" or "decay"; both matter only where weights start at random. classifier_dropout None means
+    hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError when heads do
+    not divide a width, a choice is unknown, or positions shall be shared that the input does not have.
     """
 
     model_type = "metro"
@@ -26,10 +40,21 @@ class MetroConfig(PretrainedConfig):
         num_auxiliary_layers: int = 4,
         num_attention_heads: int = 12,
         intermediate_size: int = 3072,
+        embedding_size: int = 0,
+        auxiliary_hidden_size: int = 0,
+        auxiliary_num_attention_heads: int = 0,
+        auxiliary_ffn_hidden_size: int = 0,
+        rtd_head: str = "linear",
+        lm_head: str = "linear",
         max_position_embeddings: int = 512,
         relative_attention_num_buckets: int = 64,
         relative_attention_max_distance: int = 128,
         relative_bucket: str = "coco",
+        untied_positions: bool = False,
+        reset_cls: bool = True,
+        norm_first: bool = False,
+        shared_embeddings: str = "token",
+        shared_lm_bias: bool = False,
         layer_norm_eps: float = 1e-5,
         hidden_dropout_prob: float = 0.1,
         attention_probs_dropout_prob: float = 0.1,
@@ -45,12 +70,18 @@ class MetroConfig(PretrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ):
-        if hidden_size % num_attention_heads:
+        if relative_bucket not in ("coco", "t5", "none"):
+            raise ValueError(f"relative_bucket is {relative_bucket!r}; choose 'coco', 't5' or 'none'")
+        if shared_embeddings not in ("none", "token", "token_position", "token_position_norm"):
             raise ValueError(
-                f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}"
+                f"shared_embeddings is {shared_embeddings!r}; choose 'none', 'token', 'token_position' or "
+                "'token_position_norm'"
             )
-        if relative_bucket not in ("coco", "t5"):
-            raise ValueError(f"relative_bucket is {relative_bucket!r}; choose 'coco' or 't5'")
+        if untied_positions and shared_embeddings not in ("none", "token"):
+            raise ValueError(
+                f"shared_embeddings is {shared_embeddings!r}, but with untied_positions the input has no positions; "
+                "choose 'none' or 'token'"
+            )
         if scaled_init_targets not in ("ffn", "ffn_out", "residual_out", "none"):
             raise ValueError(
                 f"scaled_init_targets is {scaled_init_targets!r}; choose 'ffn', 'ffn_out', 'residual_out' or 'none'"
@@ -61,16 +92,30 @@ class MetroConfig(PretrainedConfig):
         unknown = set(objectives) - {"rtd", "clm", "cloze", "scl", "mlm"}
         if unknown:
             raise ValueError(f"objectives has {sorted(unknown)}; choose among 'rtd', 'clm', 'cloze', 'scl' and 'mlm'")
+        for name, head in (("rtd_head", rtd_head), ("lm_head", lm_head)):
+            if head not in ("linear", "dense"):
+                raise ValueError(f"{name} is {head!r}; choose 'linear' or 'dense'")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_auxiliary_layers = num_auxiliary_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
+        self.embedding_size = embedding_size
+        self.auxiliary_hidden_size = auxiliary_hidden_size
+        self.auxiliary_num_attention_heads = auxiliary_num_attention_heads
+        self.auxiliary_ffn_hidden_size = auxiliary_ffn_hidden_size
+        self.rtd_head = rtd_head
+        self.lm_head = lm_head
         self.max_position_embeddings = max_position_embeddings
         self.relative_attention_num_buckets = relative_attention_num_buckets
         self.relative_attention_max_distance = relative_attention_max_distance
         self.relative_bucket = relative_bucket
+        self.untied_positions = untied_positions
+        self.reset_cls = reset_cls
+        self.norm_first = norm_first
+        self.shared_embeddings = shared_embeddings
+        self.shared_lm_bias = shared_lm_bias
         self.layer_norm_eps = layer_norm_eps
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
@@ -80,8 +125,34 @@ class MetroConfig(PretrainedConfig):
         self.relative_bias_init = relative_bias_init
         self.objectives = objectives
         self.mask_token_id = mask_token_id
+        for prefix, sizes in (("", self.main), ("auxiliary_", self.auxiliary)):
+            if sizes.hidden_size % sizes.num_attention_heads:
+                raise ValueError(
+                    f"{prefix}hidden_size {sizes.hidden_size} is not a multiple of {prefix}num_attention_heads "
+                    f"{sizes.num_attention_heads}"
+                )
         kwargs["bos_token_id"] = bos_token_id
         kwargs["pad_token_id"] = pad_token_id
         kwargs["eos_token_id"] = eos_token_id
         kwargs["tie_word_embeddings"] = tie_word_embeddings
         super().__init__(**kwargs)
+
+    @property
+    def main(self) -> EncoderSizes:
+        """Of the main encoder."""
+        return EncoderSizes(self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.intermediate_size)
+
+    @property
+    def auxiliary(self) -> EncoderSizes:
+        """Of the auxiliary encoder."""
+        return EncoderSizes(
+            self.num_auxiliary_layers,
+            self.auxiliary_hidden_size or self.hidden_size,
+            self.auxiliary_num_attention_heads or self.num_attention_heads,
+            self.auxiliary_ffn_hidden_size or self.intermediate_size,
+        )
+
+    @property
+    def table_width(self) -> int:
+        """D, columns of the token table and of the position tables."""
+        return self.embedding_size or self.hidden_size

@@ -1,13 +1,15 @@
 """METRO-LM for transformers, in one file: this is what an exported folder carries, and what tests compare with.
 
 Post-LN encoder with learned absolute positions and one table of relative-position biases per encoder, shared by
-its layers. Samples stand at the left of their rows: position 0 is <s>, padding is on the right.
+its layers; the configuration may say pre-LN, other positions, and what else the two encoders share. Samples stand at
+the left of their rows: position 0 is <s>, padding is on the right.
 
-Legend: B rows, S positions, H hidden, N heads, K head dimension, V vocabulary, b buckets, C labels.
+Legend: B rows, S positions, H hidden, D width of the token table, N heads, K head dimension, V vocabulary, b buckets,
+C labels.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_metro import MetroConfig
+from .configuration_metro import EncoderSizes, MetroConfig
 
 IGNORED = -100
 """Label of positions that have none."""
@@ -37,6 +39,14 @@ INIT_TARGETS = {
     "none": (),
 }
 """Matrices of layer l (0-based) that start divided by sqrt(2 (l + 1)) (METRO eq. 10)."""
+
+SHARED_EMBEDDINGS = {
+    "none": (),
+    "token": ("word_embeddings",),
+    "token_position": ("word_embeddings", "position_embeddings"),
+    "token_position_norm": ("word_embeddings", "position_embeddings", "norm"),
+}
+"""Parts of the main encoder's embeddings that are the auxiliary encoder's, too."""
 
 
 def coco_buckets(config: MetroConfig) -> tuple[Tensor, int]:
@@ -88,70 +98,124 @@ def distance_buckets(config: MetroConfig) -> Tensor:
 def relative_buckets(config: MetroConfig, length: int, device: torch.device) -> Tensor:
     """Row of the bias table for every (query, key), [S, S].
 
-    Position 0 is reset (TUPE's "reset [CLS]"): as a query it reads the row that no distance uses, as a key of
+    Where position 0 is reset (TUPE's "reset [CLS]"), as a query it reads the row that no distance uses, as a key of
     others the additional row b.
     """
     position = torch.arange(length, device=device)
     relative = position[None, :] - position[:, None]
     of_distance, unused = buckets(config)
     rows = of_distance.to(device)[relative + config.max_position_embeddings - 1]
-    rows[:, 0] = config.relative_attention_num_buckets
-    rows[0, :] = unused
+    if config.reset_cls:
+        rows[:, 0] = config.relative_attention_num_buckets
+        rows[0, :] = unused
     return rows
 
 
 class MetroBiasTable(nn.Embedding):
-    """Relative-position biases [b + 1, N] of one encoder."""
+    """Relative-position biases of one encoder, [b + 1, N], or [b, N] where position 0 is not reset."""
 
-    def __init__(self, config: MetroConfig):
-        super().__init__(config.relative_attention_num_buckets + 1, config.num_attention_heads)
+    def __init__(self, config: MetroConfig, num_heads: int):
+        super().__init__(config.relative_attention_num_buckets + config.reset_cls, num_heads)
         self.config = config
 
     def decaying(self) -> Tensor:
         """A start that is not METRO's: -2^-h times the smallest distance of a bucket; 0 for <s>."""
         places = self.config.max_position_embeddings
-        distance = torch.arange(2 - places, places - 1, device="cpu").abs()  # between positions other than that of <s>
+        of_distance = distance_buckets(self.config)
+        if self.config.reset_cls:  # between positions other than that of <s>
+            of_distance = of_distance[1:-1]
+        distance = (torch.arange(len(of_distance), device="cpu") - len(of_distance) // 2).abs()
         smallest = torch.full((self.num_embeddings,), places)
-        smallest.scatter_reduce_(0, distance_buckets(self.config)[1:-1], distance, "amin")
+        smallest.scatter_reduce_(0, of_distance, distance, "amin")
         smallest[smallest == places] = 0
         return -smallest[:, None] * 2.0 ** -torch.arange(self.embedding_dim)
 
 
+def encoder_sizes(config: MetroConfig, is_auxiliary: bool) -> EncoderSizes:
+    """Of one of the two encoders."""
+    return config.auxiliary if is_auxiliary else config.main
+
+
+class MetroUntiedPositions(nn.Module):
+    """TUPE's term of scores: (LN(P) U + u) (LN(P) W + w)^T / sqrt(2 K), of positions alone and per head.
+
+    Where position 0 is reset, two rows of P stand before those of the sample: row 0 with itself makes the score of <s>
+    to all, row 1 that of all others to <s>, and position 0 reads no other, so that P has one row more.
+    """
+
+    def __init__(self, config: MetroConfig, sizes: EncoderSizes):
+        super().__init__()
+        hidden_size = sizes.hidden_size
+        self.num_heads = sizes.num_attention_heads
+        self.reset_cls = config.reset_cls
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings + config.reset_cls, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, length: int) -> Tensor:
+        """[N, S, S] of (head, query, key)."""
+        normed = self.norm(self.position_embeddings.weight[: length + self.reset_cls])
+        q, k = (layer(normed).unflatten(-1, (self.num_heads, -1)).transpose(0, 1) for layer in (self.query, self.key))
+        term = q @ k.transpose(1, 2) * (2 * q.size(-1)) ** -0.5
+        if not self.reset_cls:
+            return term
+        of_query, of_key = term[:, :1, :1], term[:, 1:2, 1:2]
+        below = torch.cat([of_key.expand(-1, length - 1, 1), term[:, 2:, 2:]], dim=2)
+        return torch.cat([of_query.expand(-1, 1, length), below], dim=1)
+
+
 class MetroEmbeddings(nn.Module):
-    """drop(LN(E[token] + P[position])); an auxiliary encoder has no token embedding of its own."""
+    """drop(LN(E[token] + P[position])), without P where positions are untied.
+
+    An encoder of another width than the token table projects it, x W + b. An auxiliary encoder has a token embedding of
+    its own only where the encoders share none.
+    """
 
     def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__()
         self.max_length = config.max_position_embeddings
-        if not is_auxiliary:
-            self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width, hidden_size = config.table_width, encoder_sizes(config, is_auxiliary).hidden_size
+        self.adds_positions = not config.untied_positions
+        if not is_auxiliary or not SHARED_EMBEDDINGS[config.shared_embeddings]:
+            self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        if self.adds_positions:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
+        self.projection = nn.Linear(width, hidden_size) if width != hidden_size else nn.Identity()
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
-        """Token embeddings [B, S, H] to the input of layer 0 [B, S, H]."""
+        """Token embeddings [B, S, D] to the input of layer 0 [B, S, H]."""
         length = inputs_embeds.size(1)
         if length > self.max_length:
             raise ValueError(
                 f"a row has {length} tokens, the model has {self.max_length} positions; "
                 f"tokenize with truncation=True, max_length={self.max_length}"
             )
-        return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
+        if self.adds_positions:
+            inputs_embeds = inputs_embeds + self.position_embeddings.weight[:length]
+        return self.projection(self.dropout(self.norm(inputs_embeds)))
 
 
 class MetroAttention(nn.Module):
-    """Multi-head attention with an additive bias; the softmax is computed in FP32 (or FP64)."""
+    """Multi-head attention with an additive bias; the softmax is computed in FP32 (or FP64).
+
+    Scores are divided by sqrt(K), or by sqrt(2 K) where the bias has TUPE's term, which is the other half of them.
+    """
 
     def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__()
         self.config = config
-        self.num_heads = config.num_attention_heads
+        sizes = encoder_sizes(config, is_auxiliary)
+        self.num_heads = sizes.num_attention_heads
         self.dropout = 0.0 if is_auxiliary else config.attention_probs_dropout_prob
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        width = sizes.hidden_size // sizes.num_attention_heads
+        self.scale = (width * (2 if config.untied_positions else 1)) ** -0.5
+        self.query = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.key = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.value = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.output = nn.Linear(sizes.hidden_size, sizes.hidden_size)
 
     def forward(self, hidden: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         """hidden [B, S, H] and bias [1 or B, N, S, S] to [B, S, H] and, if asked for, probabilities [B, N, S, S]."""
@@ -159,10 +223,12 @@ class MetroAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         probabilities = None
         if self.config._attn_implementation == "sdpa" and not output_attentions:
-            context = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+            context = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale
+            )
         else:
             wide = torch.promote_types(q.dtype, torch.float32)
-            scores = (q @ k.transpose(-1, -2)).to(wide) * q.size(-1) ** -0.5 + bias
+            scores = (q @ k.transpose(-1, -2)).to(wide) * self.scale + bias
             probabilities = scores.softmax(dim=-1).to(v.dtype)
             context = functional.dropout(probabilities, dropout) @ v
         return self.output(context.transpose(1, 2).flatten(2)), probabilities if output_attentions else None
@@ -173,21 +239,31 @@ class MetroAttention(nn.Module):
 
 
 class MetroLayer(GradientCheckpointingLayer):
-    """x <- LN(x + drop(attention(x))), then x <- LN(x + drop(W2 gelu(W1 x))); exact GELU."""
+    """x <- LN(x + drop(attention(x))), then x <- LN(x + drop(W2 gelu(W1 x))); exact GELU.
+
+    Pre-LN: x <- x + drop(attention(LN(x))), then x <- x + drop(W2 gelu(W1 LN(x))).
+    """
 
     def __init__(self, config: MetroConfig, index: int, is_auxiliary: bool):
         super().__init__()
+        self.norm_first = config.norm_first
+        sizes = encoder_sizes(config, is_auxiliary)
         self.attention = MetroAttention(config, is_auxiliary)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = nn.LayerNorm(sizes.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(sizes.hidden_size, sizes.intermediate_size)
+        self.output = nn.Linear(sizes.intermediate_size, sizes.hidden_size)
+        self.output_norm = nn.LayerNorm(sizes.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
         for name in INIT_TARGETS[config.scaled_init_targets]:
             self.get_submodule(name).init_scale = (2 * (index + 1)) ** -0.5
 
     def forward(self, hidden: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         """See `MetroAttention.forward`."""
+        if self.norm_first:
+            attended, probabilities = self.attention(self.attention_norm(hidden), bias, output_attentions)
+            hidden = hidden + self.dropout(attended)
+            changed = self.output(functional.gelu(self.intermediate(self.output_norm(hidden))))
+            return hidden + self.dropout(changed), probabilities
         attended, probabilities = self.attention(hidden, bias, output_attentions)
         hidden = self.attention_norm(hidden + self.dropout(attended))
         changed = self.output(functional.gelu(self.intermediate(hidden)))
@@ -195,14 +271,19 @@ class MetroLayer(GradientCheckpointingLayer):
 
 
 class MetroEncoder(nn.Module):
-    """The layers and the bias table they share."""
+    """The layers, what they share of positions, and with pre-LN the last norm."""
 
     def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__()
         self.config = config
-        depth = config.num_auxiliary_layers if is_auxiliary else config.num_hidden_layers
-        self.relative_attention_bias = MetroBiasTable(config)
-        self.layer = nn.ModuleList(MetroLayer(config, index, is_auxiliary) for index in range(depth))
+        sizes = encoder_sizes(config, is_auxiliary)
+        if config.relative_bucket != "none":
+            self.relative_attention_bias = MetroBiasTable(config, sizes.num_attention_heads)
+        if config.untied_positions:
+            self.untied_positions = MetroUntiedPositions(config, sizes)
+        self.layer = nn.ModuleList(MetroLayer(config, index, is_auxiliary) for index in range(sizes.num_layers))
+        if config.norm_first:
+            self.last_norm = nn.LayerNorm(sizes.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
         self,
@@ -211,7 +292,10 @@ class MetroEncoder(nn.Module):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutput:
-        """hidden [B, S, H] and attention_mask [B, S] (0 where there is no token); None: as the configuration says."""
+        """hidden [B, S, H] and attention_mask [B, S] (0 where there is no token); None: as the configuration says.
+
+        With pre-LN, the last of hidden_states is normed, those before it are the stream between the layers.
+        """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -222,6 +306,8 @@ class MetroEncoder(nn.Module):
             hidden, probabilities = layer(hidden, bias, output_attentions)
             states.append(hidden)
             attentions.append(probabilities)
+        if self.config.norm_first:
+            hidden = states[-1] = self.last_norm(hidden)
         return BaseModelOutput(
             last_hidden_state=hidden,
             hidden_states=tuple(states) if output_hidden_states else None,
@@ -229,9 +315,15 @@ class MetroEncoder(nn.Module):
         )
 
     def _bias(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """[1, N, S, S], or [B, N, S, S] with the lowest finite number where there is no key."""
-        buckets = relative_buckets(self.config, hidden.size(1), hidden.device)
-        bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden.dtype)
+        """[1, N or 1, S, S], or [B, N or 1, S, S] with the lowest finite number where there is no key."""
+        length = hidden.size(1)
+        if self.config.relative_bucket == "none":
+            bias = hidden.new_zeros(1, 1, length, length)
+        else:
+            buckets = relative_buckets(self.config, length, hidden.device)
+            bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden.dtype)
+        if self.config.untied_positions:
+            bias = bias + self.untied_positions(length).to(hidden.dtype)
         if attention_mask is None:
             return bias
         if attention_mask.shape != hidden.shape[:2]:
@@ -275,7 +367,7 @@ class MetroPreTrainedModel(PreTrainedModel):
 
 
 class MetroAuxiliaryEncoder(nn.Module):
-    """The auxiliary model's encoder: shallower, without dropout, on token embeddings that belong to the main model."""
+    """The auxiliary model's encoder: shallower, without dropout; `tied_weights` says what of it is the main model's."""
 
     def __init__(self, config: MetroConfig):
         super().__init__()
@@ -289,7 +381,7 @@ class MetroAuxiliaryEncoder(nn.Module):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutput:
-        """inputs_embeds [B, S, H] to hidden states [B, S, H]; attention_mask [B, S]."""
+        """inputs_embeds [B, S, D] to hidden states [B, S, H]; attention_mask [B, S]."""
         return self.encoder(self.embeddings(inputs_embeds), attention_mask, output_hidden_states, output_attentions)
 
 
@@ -317,7 +409,7 @@ class MetroModel(MetroPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutput:
-        """input_ids [B, S] or inputs_embeds [B, S, H] to hidden states [B, S, H]; attention_mask [B, S]."""
+        """input_ids [B, S] or inputs_embeds [B, S, D] to hidden states [B, S, H]; attention_mask [B, S]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -326,11 +418,11 @@ class MetroModel(MetroPreTrainedModel):
 
 
 class MetroCLMHead(nn.Module):
-    """h E^T + b with the tied token embedding E (METRO eq. 8)."""
+    """h E^T + b with the tied token embedding E (METRO eq. 8); H must be D."""
 
     def __init__(self, config: MetroConfig):
         super().__init__()
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.table_width, config.vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, S, H] to logits [B, S, V]."""
@@ -338,29 +430,62 @@ class MetroCLMHead(nn.Module):
 
 
 class MetroMLMHead(MetroCLMHead):
-    """LN(gelu(h W + b)) before the tied decoder: the auxiliary model's head (METRO eq. 4, with COCO-LM's layers)."""
+    """LN(gelu(h W + b)), of width D, before the tied decoder (METRO eq. 4, with COCO-LM's layers).
 
-    def __init__(self, config: MetroConfig):
+    The auxiliary model's head, and main's where config.lm_head is "dense".
+    """
+
+    def __init__(self, config: MetroConfig, is_auxiliary: bool):
         super().__init__(config)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(encoder_sizes(config, is_auxiliary).hidden_size, config.table_width)
+        self.norm = nn.LayerNorm(config.table_width, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, S, H] to logits [B, S, V]."""
         return super().forward(self.norm(functional.gelu(self.dense(hidden))))
 
 
+def main_lm_head(config: MetroConfig) -> MetroCLMHead:
+    """As config.lm_head says. Raises ValueError where the token table cannot be the decoder."""
+    if config.lm_head == "dense":
+        return MetroMLMHead(config, is_auxiliary=False)
+    if config.table_width != config.hidden_size:
+        raise ValueError(
+            f"lm_head is 'linear', its decoder is the token embedding of width {config.table_width}, which cannot read "
+            f"hidden_size {config.hidden_size}; choose lm_head 'dense'"
+        )
+    return MetroCLMHead(config)
+
+
+class MetroDenseTokenHead(nn.Linear):
+    """One logit of gelu(h W + b) for every position (ELECTRA's discriminator)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1)
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, H] to [B, S, 1]."""
+        return super().forward(functional.gelu(self.dense(hidden)))
+
+
+def detection_head(config: MetroConfig) -> nn.Linear:
+    """Hidden states to one logit, as config.rtd_head says."""
+    if config.rtd_head == "dense":
+        return MetroDenseTokenHead(config.hidden_size)
+    return nn.Linear(config.hidden_size, 1)
+
+
 MAIN_HEADS: dict[str, Callable[[MetroConfig], nn.Module]] = {
-    "rtd": lambda config: nn.Linear(config.hidden_size, 1),
-    "clm": MetroCLMHead,
-    "cloze": MetroCLMHead,
-    "mlm": MetroCLMHead,
+    "rtd": detection_head,
+    "clm": main_lm_head,
+    "cloze": main_lm_head,
+    "mlm": main_lm_head,
 }
 """What stands behind main as `{objective}_head`, by objective. Of sequence contrast ("scl") none is kept: its head is a
 projection that serves the contrastive loss alone, and what tasks read is the state of <s>."""
 LANGUAGE_MODELS = ("clm", "mlm")
 """Objectives that give logits of the original tokens; a run has at most one of them."""
-WORDS = "metro.embeddings.word_embeddings.weight"
 
 
 def require(config: MetroConfig, *objectives: str) -> str:
@@ -382,17 +507,28 @@ def require_auxiliary(config: MetroConfig) -> None:
         )
 
 
-def tied_decoders(model: nn.Module) -> dict[str, str]:
-    """Every head whose decoder is the token embedding, as transformers ties them."""
-    heads = ((name, module) for name, module in model.named_children() if isinstance(module, MetroCLMHead))
-    return {f"{name}.decoder.weight": WORDS for name, _ in heads}
-
-
 def token_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
     """Mean over labelled positions; logits [B, S, C], labels [B, S] with IGNORED elsewhere."""
     if labels is None:
         return None
     return functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
+
+
+def tied_weights(shared_embeddings: str, shared_lm_bias: bool, heads: Collection[str]) -> dict[str, str]:
+    """Parameters that are others: decoders of the heads, and what the auxiliary, if it is among them, shares."""
+    shared = SHARED_EMBEDDINGS[shared_embeddings]
+    owners = {head: "auxiliary" if head == "auxiliary" and not shared else "metro" for head in heads if head != "rtd"}
+    tied = {
+        f"{head}_head.decoder.weight": f"{owner}.embeddings.word_embeddings.weight" for head, owner in owners.items()
+    }
+    if "auxiliary" not in heads:
+        return tied
+    for part in shared[1:]:
+        for kind in ("weight", "bias") if part == "norm" else ("weight",):
+            tied[f"auxiliary.embeddings.{part}.{kind}"] = f"metro.embeddings.{part}.{kind}"
+    if shared_lm_bias:
+        tied["auxiliary_head.decoder.bias"] = "clm_head.decoder.bias"
+    return tied
 
 
 class MetroForMaskedLM(MetroPreTrainedModel):
@@ -409,7 +545,7 @@ class MetroForMaskedLM(MetroPreTrainedModel):
         objective = require(config, *LANGUAGE_MODELS)
         self.head_name = f"{objective}_head"
         self.add_module(self.head_name, MAIN_HEADS[objective](config))
-        self._tied_weights_keys = tied_decoders(self)
+        self._tied_weights_keys = tied_weights(config.shared_embeddings, False, [objective])
         self.post_init()
 
     @property
@@ -447,24 +583,31 @@ class MetroForMaskedLM(MetroPreTrainedModel):
 class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
     """The auxiliary encoder with its masked language modeling head: fills <mask>. Raises ValueError without one."""
 
-    _tied_weights_keys = {"auxiliary_head.decoder.weight": WORDS}
     _keys_to_ignore_on_load_unexpected = [r"^metro\.", r"^(rtd|clm|cloze)_head\."]
 
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         require_auxiliary(config)
-        # The shared token embedding, under the name it has in the pair's file.
-        words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.metro = nn.ModuleDict({"embeddings": nn.ModuleDict({"word_embeddings": words})})
+        self._tied_weights_keys = tied_weights(config.shared_embeddings, config.shared_lm_bias, ["auxiliary"])
+        # What it shares with the main model, under the names it has in the pair's file.
+        shared = SHARED_EMBEDDINGS[config.shared_embeddings]
+        self.words_name = f"{'metro' if shared else 'auxiliary'}.embeddings.word_embeddings"
+        if shared:
+            embeddings = MetroEmbeddings(config, is_auxiliary=False)
+            parts = nn.ModuleDict({part: embeddings.get_submodule(part) for part in shared})
+            self.metro = nn.ModuleDict({"embeddings": parts})
+        if config.shared_lm_bias:
+            bias = nn.ParameterDict({"bias": nn.Parameter(torch.zeros(config.vocab_size))})
+            self.clm_head = nn.ModuleDict({"decoder": bias})
         self.auxiliary = MetroAuxiliaryEncoder(config)
-        self.auxiliary_head = MetroMLMHead(config)
+        self.auxiliary_head = MetroMLMHead(config, is_auxiliary=True)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.get_submodule("metro.embeddings.word_embeddings")
+        return self.get_submodule(self.words_name)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.set_submodule("metro.embeddings.word_embeddings", value)
+        self.set_submodule(self.words_name, value)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.auxiliary_head.decoder
@@ -542,18 +685,19 @@ class MetroForPreTrainingOutput(ModelOutput):
 
 
 class MetroForPreTraining(MetroPreTrainedModel):
-    """All that was pretrained: main, the auxiliary if there is one, one token embedding, the objectives' heads."""
+    """All that was pretrained: main, the auxiliary if there is one, what they share, the heads of the objectives."""
 
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         self.metro = MetroModel(config)
+        self.heads = [objective for objective in config.objectives if objective in MAIN_HEADS]
+        everyone = [*(["auxiliary"] if config.num_auxiliary_layers else []), *self.heads]
+        self._tied_weights_keys = tied_weights(config.shared_embeddings, config.shared_lm_bias, everyone)
         if config.num_auxiliary_layers:
             self.auxiliary = MetroAuxiliaryEncoder(config)
-            self.auxiliary_head = MetroMLMHead(config)
-        self.heads = [objective for objective in config.objectives if objective in MAIN_HEADS]
+            self.auxiliary_head = MetroMLMHead(config, is_auxiliary=True)
         for objective in self.heads:
             self.add_module(f"{objective}_head", MAIN_HEADS[objective](config))
-        self._tied_weights_keys = tied_decoders(self)
         self.post_init()
 
     @can_return_tuple
@@ -570,9 +714,7 @@ class MetroForPreTraining(MetroPreTrainedModel):
         """
         logits: dict[str, Tensor] = {}
         if self.config.num_auxiliary_layers:
-            words = self.metro.embeddings.word_embeddings
-            auxiliary = self.auxiliary(words(input_ids), attention_mask)
-            logits["mlm_logits"] = self.auxiliary_head(auxiliary.last_hidden_state)
+            logits["mlm_logits"] = self.auxiliary_head(self.encode_auxiliary(input_ids, attention_mask))
         if noised_input_ids is None and "mlm_logits" in logits:
             is_masked = input_ids == self.config.mask_token_id
             samples = logits["mlm_logits"][is_masked].detach().float().softmax(-1).multinomial(1).squeeze(-1)
@@ -584,6 +726,11 @@ class MetroForPreTraining(MetroPreTrainedModel):
             said = self.get_submodule(f"{objective}_head")(hidden)
             logits[f"{objective}_logits"] = said.squeeze(-1) if objective == "rtd" else said
         return MetroForPreTrainingOutput(**logits, noised_input_ids=noised_input_ids, last_hidden_state=hidden)
+
+    def encode_auxiliary(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The auxiliary encoder's hidden states [B, S, H] of masked ids [B, S]."""
+        owner = self.metro if SHARED_EMBEDDINGS[self.config.shared_embeddings] else self.auxiliary
+        return self.auxiliary(owner.embeddings.word_embeddings(input_ids), attention_mask).last_hidden_state
 
 
 class MetroClassificationHead(nn.Module):

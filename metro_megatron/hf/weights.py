@@ -1,6 +1,6 @@
 """The trainer's tensors under the names and in the form that `modeling_metro` has.
 
-Legend: H hidden, F inner width, N heads, K head dimension, V vocabulary.
+Legend: H hidden, D width of the token table, F inner width, N heads, K head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from metro_megatron.config.schema import ModelConfig
+from metro_megatron.config.position import PositionScheme
+from metro_megatron.config.schema import EncoderSizes, ModelConfig
 from metro_megatron.errors import UserError
+from metro_megatron.hf.modeling_metro import tied_weights
 
 KINDS = ("weight", "bias")
 NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"}
-"""Post-LN: megatron-core's names, used behind the sublayers."""
-ENCODERS = {"main": "metro", "aux": "auxiliary"}
+"""megatron-core's names; post-LN uses both behind their sublayers."""
+PARTS = ("word", "position", "norm")
+"""Of an embedding."""
 METRO = ("rtd", "clm")
 DECODERS = ("clm", "cloze", "mlm")
 """Objectives whose head is the tied decoder."""
@@ -53,9 +56,9 @@ def hf_state_dict(
         result |= _convert(tensors[name].float(), origin, model_config)
     if problems:
         raise UserError([*problems, "checkpoint and configuration do not belong together; give another checkpoint"])
-    word = result["metro.embeddings.word_embeddings.weight"]
-    decoders = [name.removesuffix("bias") for name in result if name.endswith("decoder.bias")]
-    return result | {f"{decoder}weight": word for decoder in decoders}
+    heads = [*(["auxiliary"] if model_config.auxiliary_num_layers else []), *(set(DECODERS) & set(objectives))]
+    tied = tied_weights(model_config.shared_embeddings, model_config.shared_lm_bias, heads)
+    return result | {name: result[source] for name, source in tied.items()}
 
 
 def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[str, Tensor]:
@@ -68,45 +71,83 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
     if "{part}" not in origin.target:
         is_vocabulary = origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
         return {origin.target: tensor[: model_config.vocab_size] if is_vocabulary else tensor}
-    parts = tensor.unflatten(0, (model_config.num_attention_heads, 3, -1)).unbind(1)
+    sizes = model_config.main if origin.target.startswith("metro.") else model_config.auxiliary
+    parts = tensor.unflatten(0, (sizes.num_attention_heads, 3, -1)).unbind(1)
     names = ("query", "key", "value")
     return {origin.target.format(part=name): part.flatten(0, 1) for name, part in zip(names, parts, strict=True)}
 
 
 def _origins(model_config: ModelConfig, objectives: Collection[str]) -> Iterator[tuple[str, Origin]]:
-    hidden, padded = model_config.hidden_size, model_config.padded_vocab_size
-    table = (model_config.position_scheme.num_rows, model_config.num_attention_heads)
-    yield "tied.word.weight", Origin((padded, hidden), "metro.embeddings.word_embeddings.weight")
-    yield "tied.main_table.weight", Origin(table, "metro.encoder.relative_attention_bias.weight")
-    depths = {"main": model_config.num_layers}
-    if model_config.auxiliary_num_layers:
-        depths["aux"] = model_config.auxiliary_num_layers
-        yield "aux.table.weight", Origin(table, "auxiliary.encoder.relative_attention_bias.weight")
-        yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
-        yield from _linear("aux.head.dense", "auxiliary_head.dense", hidden, hidden)
-        yield from _norm("aux.head.norm", "auxiliary_head.norm", hidden)
+    main, auxiliary, shared = model_config.main, model_config.auxiliary, model_config.shared_parts
+    width, padded = model_config.table_width, model_config.padded_vocab_size
+    of_main = {part: "tied" if part in ("word", *shared) else "main.embedding" for part in PARTS}
+    yield from _embedding(of_main, "metro", model_config)
+    yield from _positions("tied.main_table", "metro.encoder", main, model_config.position_scheme)
     if "rtd" in objectives:
-        yield from _linear("main.rtd_head", "rtd_head", 1, hidden)
+        yield from _linear("main.rtd_head", "rtd_head", 1, main.hidden_size)
+        if model_config.rtd_head == "dense":
+            yield from _linear("main.rtd_head.dense", "rtd_head.dense", main.hidden_size, main.hidden_size)
+    for name in (name for name in DECODERS if name in objectives):
+        owner = "tied" if "decoder" in shared else f"main.{name}_head"
+        yield f"{owner}.decoder.bias", Origin((padded,), f"{name}_head.decoder.bias")
+        if model_config.lm_head == "dense":
+            yield from _dense(f"main.{name}_head", f"{name}_head", width, main.hidden_size)
     if "scl" in objectives:
-        yield from _linear("main.scl_head.dense", f"{LEFT_BEHIND}.dense", hidden, hidden)
-        yield from _norm("main.scl_head.norm", f"{LEFT_BEHIND}.norm", hidden)
-    for name in DECODERS:
-        if name in objectives:
-            yield f"main.{name}_head.decoder.bias", Origin((padded,), f"{name}_head.decoder.bias")
-    for there, depth in depths.items():
-        here = ENCODERS[there]
-        positions = Origin(
-            (model_config.max_position_embeddings, hidden), f"{here}.embeddings.position_embeddings.weight"
-        )
-        yield f"{there}.embedding.position.weight", positions
-        yield from _norm(f"{there}.embedding.norm", f"{here}.embeddings.norm", hidden)
-        for i in range(depth):
-            yield from _layer(
-                f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", hidden, model_config.ffn_hidden_size
-            )
+        yield from _dense("main.scl_head", LEFT_BEHIND, main.hidden_size, main.hidden_size)
+    encoders = [("main", "metro", main)]
+    if auxiliary.num_layers:
+        encoders.append(("aux", "auxiliary", auxiliary))
+        of_auxiliary = {part: "aux.embedding" for part in PARTS if part not in shared}
+        yield from _embedding(of_auxiliary, "auxiliary", model_config)
+        yield from _positions("aux.table", "auxiliary.encoder", auxiliary, model_config.position_scheme)
+        yield from _dense("aux.head", "auxiliary_head", width, auxiliary.hidden_size)
+        if "decoder" not in shared:
+            yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
+    for there, here, sizes in encoders:
+        if width != sizes.hidden_size:
+            projection = f"{here}.embeddings.projection"
+            yield from _linear(f"{there}.embedding.projection", projection, sizes.hidden_size, width)
+        for i in range(sizes.num_layers):
+            yield from _layer(f"{there}.block.layers.{i}", f"{here}.encoder.layer.{i}", sizes)
+        if model_config.norm_first:
+            yield from _norm(f"{there}.block.final_layernorm", f"{here}.encoder.last_norm", sizes.hidden_size)
 
 
-def _layer(there: str, here: str, hidden: int, inner: int) -> Iterator[tuple[str, Origin]]:
+def _embedding(homes: Mapping[str, str], here: str, model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+    """homes: the trainer's module that has each part. What both encoders share is main's in the exported model."""
+    width, here = model_config.table_width, f"{here}.embeddings"
+    if "word" in homes:
+        shape = (model_config.padded_vocab_size, width)
+        yield f"{homes['word']}.word.weight", Origin(shape, f"{here}.word_embeddings.weight")
+    if "position" in homes and not model_config.untied_positions:
+        shape = (model_config.max_position_embeddings, width)
+        yield f"{homes['position']}.position.weight", Origin(shape, f"{here}.position_embeddings.weight")
+    if "norm" in homes:
+        yield from _norm(f"{homes['norm']}.norm", f"{here}.norm", width)
+
+
+def _positions(there: str, here: str, sizes: EncoderSizes, scheme: PositionScheme) -> Iterator[tuple[str, Origin]]:
+    hidden = sizes.hidden_size
+    if scheme.buckets is not None:
+        shape = (scheme.num_rows, sizes.num_attention_heads)
+        yield f"{there}.weight", Origin(shape, f"{here}.relative_attention_bias.weight")
+    if scheme.is_untied:
+        there, here = f"{there}.untied", f"{here}.untied_positions"
+        shape = (scheme.positions + scheme.resets_cls, hidden)
+        yield f"{there}.position.weight", Origin(shape, f"{here}.position_embeddings.weight")
+        yield from _norm(f"{there}.norm", f"{here}.norm", hidden)
+        for name in ("query", "key"):
+            yield from _linear(f"{there}.{name}", f"{here}.{name}", hidden, hidden)
+
+
+def _dense(there: str, here: str, width: int, hidden: int) -> Iterator[tuple[str, Origin]]:
+    """What a language modelling head has before its decoder."""
+    yield from _linear(f"{there}.dense", f"{here}.dense", width, hidden)
+    yield from _norm(f"{there}.norm", f"{here}.norm", width)
+
+
+def _layer(there: str, here: str, sizes: EncoderSizes) -> Iterator[tuple[str, Origin]]:
+    hidden, inner = sizes.hidden_size, sizes.ffn_hidden_size
     yield from _linear(f"{there}.self_attention.linear_qkv", f"{here}.attention.{{part}}", 3 * hidden, hidden)
     yield from _linear(f"{there}.self_attention.linear_proj", f"{here}.attention.output", hidden, hidden)
     yield from _linear(f"{there}.mlp.linear_fc1", f"{here}.intermediate", inner, hidden)

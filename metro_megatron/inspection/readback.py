@@ -17,7 +17,7 @@ from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.parts import Part
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, SPECIAL_TOKENS
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, NUM_SPECIALS, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from metro_megatron.data.batch import MicroBatch, StepBatch
@@ -176,7 +176,7 @@ def samples_of(micro_batch: MicroBatch) -> Iterator[tuple[int, NDArray[np.int64]
     lengths = micro_batch.sample_lengths.tolist()
     is_real = micro_batch.is_real
     tokens = micro_batch.tokens[is_real].numpy()
-    is_masked = micro_batch.masked_tokens[is_real].numpy() == MASK_ID
+    is_masked = micro_batch.is_masked[is_real].numpy()
     ends = np.cumsum(lengths)
     for sample, begin, end in zip(micro_batch.sample_ids.tolist(), ends - lengths, ends, strict=True):
         if sample >= 0:

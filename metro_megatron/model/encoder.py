@@ -1,18 +1,18 @@
 """The auxiliary model, the main model's chunks, and the parameters both use.
 
-Legend: S positions, B rows, H hidden, M masked positions, V vocabulary rows of this rank.
+Legend: S positions, B rows, H hidden, D width of the token table, M masked positions, V vocabulary rows of this rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
@@ -20,11 +20,12 @@ from megatron.core.transformer.transformer_block import TransformerBlock, get_nu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from metro_megatron.config.schema import ModelConfig
+from metro_megatron.config.schema import ModelConfig, SharedPart
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
-from metro_megatron.model.layer import LOCAL, block_spec
-from metro_megatron.model.norm import LayerNorm
+from metro_megatron.model.heads import TiedDecoder, decoder_bias
+from metro_megatron.model.layer import LOCAL, block_spec, linear
+from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
 from metro_megatron.model.position import Positions, position_table
 from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
 
@@ -33,7 +34,7 @@ def token_table(config: TransformerConfig, model_config: ModelConfig, group: Any
     """The token embedding, its rows split over the tensor-parallel ranks of group."""
     return VocabParallelEmbedding(
         model_config.padded_vocab_size,
-        model_config.hidden_size,
+        model_config.table_width,
         init_method=config.init_method,
         reduce_scatter_embeddings=config.sequence_parallel,
         config=config,
@@ -53,36 +54,53 @@ class Borrowed:
     position: torch.nn.Embedding | None = None
     norm: LayerNorm | None = None
     table: Positions | None = None
+    decoder: ColumnParallelLinear | None = None
+    """The bias of language modelling heads."""
+
+    def to_head(self, head: torch.nn.Module) -> torch.nn.Module:
+        """The head, with the borrowed bias where it is a decoder."""
+        if self.decoder is not None and isinstance(head, TiedDecoder):
+            head.borrow(self.decoder)
+        return head
 
 
 class TiedParameters(MegatronModule):
-    """What both phases of a step use: the token embedding and main's relative-position table.
+    """What both phases of a step use: main's token embedding and position table, and what both encoders share.
 
-    shared_parts: what main's embedding shares with another encoder beside the token table.
+    The levels of sharing are METRO-T0's: nothing, tokens (METRO), positions too (METRO's baseline), the norm too; and
+    the bias of both language modelling heads (METRO's baseline).
     """
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        model_config: ModelConfig,
-        groups: ProcessGroupCollection,
-        shared_parts: Collection[Literal["position", "norm"]] = (),
-    ):
+    def __init__(self, config: TransformerConfig, model_config: ModelConfig, groups: ProcessGroupCollection):
         super().__init__(config=config)
+        self.shared = model_config.shared_parts
         self.word = token_table(config, model_config, groups.tp)
         self.main_table = Positions(config, model_config.position_scheme, groups.tp)
-        if "position" in shared_parts:
+        if "position" in self.shared:
             self.position = position_table(config, model_config)
-        if "norm" in shared_parts:
-            self.norm = LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
+        if "norm" in self.shared:
+            self.norm = LayerNorm(config, hidden_size=model_config.table_width, eps=model_config.layer_norm_eps)
+        if "decoder" in self.shared:
+            self.decoder = decoder_bias(config, model_config)
 
-    def lend(self, *parts: Literal["word", "position", "norm", "table"]) -> Borrowed:
+    def lend(self, *parts: SharedPart | Literal["table"]) -> Borrowed:
         """The named parts; `table` is main's."""
         return Borrowed(**{part: self.main_table if part == "table" else getattr(self, part) for part in parts})
 
+    def for_main(self) -> Borrowed:
+        """All there is."""
+        return self.lend("word", "table", *(part for part in self.shared if part != "word"))
+
+    def for_auxiliary(self) -> Borrowed:
+        """What both encoders share."""
+        return self.lend(*self.shared)
+
 
 class Embedding(MegatronModule):
-    """dropout(LN(E[token] + P[position]))."""
+    """dropout(LN(E[token] + P[position])), of width D; without P where positions are untied (TUPE).
+
+    An encoder of another width H projects it, x W + b (ELECTRA), by a matrix of its own, whatever it borrows.
+    """
 
     def __init__(
         self, config: TransformerConfig, model_config: ModelConfig, borrowed: Borrowed, groups: ProcessGroupCollection
@@ -91,10 +109,15 @@ class Embedding(MegatronModule):
         self.tensor_group = groups.tp
         if borrowed.word is None:
             self.word = token_table(config, model_config, groups.tp)
-        if borrowed.position is None:
+        self.adds_positions = not model_config.untied_positions
+        if self.adds_positions and borrowed.position is None:
             self.position = position_table(config, model_config)
         if borrowed.norm is None:
-            self.norm = LayerNorm(config, hidden_size=model_config.hidden_size, eps=model_config.layer_norm_eps)
+            self.norm = LayerNorm(config, hidden_size=model_config.table_width, eps=model_config.layer_norm_eps)
+        self.projection: torch.nn.Linear | None = None
+        if config.hidden_size != model_config.table_width:
+            self.projection = linear(model_config.table_width, config.hidden_size)
+            mark_sequence_parallel(self.projection, config)
         self.borrowed = (borrowed,)  # in a tuple: what is borrowed is not registered here, its owner trains it
 
     def forward(self, tokens: Tensor, position_ids: Tensor, sequences: Sequences) -> Tensor:
@@ -110,8 +133,9 @@ class Embedding(MegatronModule):
         dropout = None
         if self.training and sequences.dropout is not None:
             dropout = sequences.dropout.of_rows(self.config.hidden_dropout, EMBEDDING_SITE, is_last=True)
-        position, norm = borrowed.position or self.position, borrowed.norm or self.norm
-        return norm(words, position(positions), dropout=dropout)
+        added = (borrowed.position or self.position)(positions) if self.adds_positions else None
+        embedded = (borrowed.norm or self.norm)(words, added, dropout=dropout)
+        return embedded if self.projection is None else self.projection(embedded)
 
 
 class Encoder(MegatronModule):
@@ -139,7 +163,7 @@ class Encoder(MegatronModule):
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
         self.block = TransformerBlock(
             config,
-            block_spec(LOCAL, num_layers, table),
+            block_spec(LOCAL, num_layers, table, model_config.norm_first),
             pre_process=self.pre_process,
             post_process=self.post_process,
             pg_collection=groups,
@@ -150,7 +174,7 @@ class Encoder(MegatronModule):
 
     @property
     def word(self) -> Tensor:
-        """This rank's rows of the token embedding [V, H]."""
+        """This rank's rows of the token embedding [V, D]."""
         return (self.borrowed[0].word or self.embedding.word).weight
 
     def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
@@ -189,7 +213,7 @@ class AuxiliaryModel(Encoder):
         head: torch.nn.Module,
     ):
         super().__init__(config, model_config, borrowed, groups)
-        self.head = head
+        self.head = borrowed.to_head(head)
 
     def forward(self, micro_batch: MicroBatch) -> Any:
         """What the head says of the masked ids."""
@@ -282,7 +306,7 @@ class MainModel(Encoder):
     def _seat(self, seat: HeadSeat) -> bool:
         head = seat.head(self.config)
         if head is not None:
-            self.add_module(f"{seat.name}_head", head)
+            self.add_module(f"{seat.name}_head", self.borrowed[0].to_head(head))
         return head is not None
 
     def _ask(self, name: str, hidden: Tensor, view: View) -> Any:

@@ -2,7 +2,7 @@
 
 Every head is called with (hidden [S, B, H], micro batch, token embedding) and looks where its loss does.
 
-Legend: S positions, B rows, M masked positions, H hidden, V vocabulary rows of this rank.
+Legend: S positions, B rows, M masked positions, H hidden, D width of the token table, V vocabulary rows of this rank.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.model.layer import linear
 from metro_megatron.model.norm import LayerNorm, without_sequence_parallel
-from metro_megatron.vocabulary import padded_vocab_size
 
 
 class Decoding(NamedTuple):
     """Logits that are not computed yet: rows weight^T + bias."""
 
     rows: Tensor
-    """[M, H], whole on every tensor-parallel rank; their gradients are summed over the ranks."""
+    """[M, D], whole on every tensor-parallel rank; their gradients are summed over the ranks."""
     weight: Tensor
-    """This rank's rows of the token embedding [V, H]."""
+    """This rank's rows of the token embedding [V, D]."""
     bias: Tensor
     """[V]."""
 
@@ -69,40 +69,70 @@ class SequenceHead(MegatronModule):
         return self.norm(functional.gelu(self.dense(hidden.flatten(0, 1)[micro_batch.first_index])))
 
 
-class TiedDecoder(MegatronModule):
-    """h E^T + b with the tied token embedding E, at the masked positions (METRO eq. 8)."""
+class DenseTokenHead(TokenHead):
+    """One logit for every position of gelu(h W + b) (ELECTRA's discriminator)."""
 
-    def __init__(self, config: TransformerConfig, vocab_size: int):
+    def __init__(self, hidden_size: int, device: torch.device | None = None):
+        super().__init__(hidden_size, device)
+        self.dense = torch.nn.Linear(hidden_size, hidden_size, device=device)
+
+    def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Tensor:  # type: ignore[override]
+        """[S, B]."""
+        return super().forward(functional.gelu(self.dense(hidden)), micro_batch, word)
+
+
+RTD_HEADS = {"linear": TokenHead, "dense": DenseTokenHead}
+"""By model.rtd_head."""
+
+
+def decoder_bias(config: TransformerConfig, model_config: ModelConfig) -> ColumnParallelLinear:
+    """A decoder that only owns its bias, split as the token embedding's rows are; the product is the loss's affair."""
+    return ColumnParallelLinear(
+        model_config.table_width,
+        model_config.padded_vocab_size,
+        config=without_sequence_parallel(config),
+        init_method=config.init_method,
+        bias=True,
+        gather_output=False,
+        skip_weight_param_allocation=True,
+    )
+
+
+class TiedDecoder(MegatronModule):
+    """h E^T + b with the tied token embedding E, at the masked positions (METRO eq. 8); H must be D."""
+
+    def __init__(self, config: TransformerConfig, model_config: ModelConfig):
         super().__init__(config=config)
-        # It only owns the bias, split as the embedding's rows are; the product is the loss's affair.
-        self.decoder = ColumnParallelLinear(
-            config.hidden_size,
-            padded_vocab_size(vocab_size),
-            config=without_sequence_parallel(config),
-            init_method=config.init_method,
-            bias=True,
-            gather_output=False,
-            skip_weight_param_allocation=True,
-        )
+        self.decoder = decoder_bias(config, model_config)
+        self.borrowed: tuple[ColumnParallelLinear, ...] = ()
+
+    def borrow(self, decoder: ColumnParallelLinear) -> None:
+        """Take another module's bias, which that one trains, in place of an own one."""
+        del self.decoder
+        self.borrowed = (decoder,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Decoding:
         rows = self.transform(hidden.flatten(0, 1)[micro_batch.masked_index])
-        return Decoding(copy_to_tensor_model_parallel_region(rows), word, self.decoder.bias)
+        (decoder,) = self.borrowed or (self.decoder,)
+        return Decoding(copy_to_tensor_model_parallel_region(rows), word, decoder.bias)
 
     def transform(self, rows: Tensor) -> Tensor:
-        """[M, H] before the decoder."""
+        """[M, H] to what the decoder reads, [M, D]."""
         return rows
 
 
 class MLMHead(TiedDecoder):
-    """LN(gelu(h W + b)) before the tied decoder (METRO eq. 4, COCO-LM's head)."""
+    """LN(gelu(h W + b)), of width D, before the tied decoder (METRO eq. 4; BERT's, COCO-LM's and ELECTRA's head)."""
 
-    def __init__(self, config: TransformerConfig, vocab_size: int):
-        super().__init__(config, vocab_size)
-        self.dense = linear(config.hidden_size, config.hidden_size)
-        self.norm = LayerNorm(
-            without_sequence_parallel(config), hidden_size=config.hidden_size, eps=config.layernorm_epsilon
-        )
+    def __init__(self, config: TransformerConfig, model_config: ModelConfig):
+        super().__init__(config, model_config)
+        width = model_config.table_width
+        self.dense = linear(config.hidden_size, width)
+        self.norm = LayerNorm(without_sequence_parallel(config), hidden_size=width, eps=config.layernorm_epsilon)
 
     def transform(self, rows: Tensor) -> Tensor:
         return self.norm(functional.gelu(self.dense(rows)))
+
+
+LM_HEADS = {"linear": TiedDecoder, "dense": MLMHead}
+"""By model.lm_head."""

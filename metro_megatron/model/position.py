@@ -1,6 +1,7 @@
 """What an encoder learned about positions, and what attention adds to its scores because of it.
 
-Legend: S positions of the longest sample, L of this micro batch's, H hidden, N heads of this rank, K head dimension.
+Legend: S positions of the longest sample, L of this micro batch's, H hidden, D width of the token table,
+N heads of this rank, K head dimension.
 """
 
 import torch
@@ -114,11 +115,11 @@ class UntiedTerm(MegatronModule):
 
 
 def position_table(config: TransformerConfig, model_config: ModelConfig) -> torch.nn.Embedding:
-    """Learned absolute positions [P, H]."""
+    """Learned absolute positions [P, D]: as wide as the token table."""
     table = torch.nn.utils.skip_init(
         torch.nn.Embedding,
         model_config.max_position_embeddings,
-        model_config.hidden_size,
+        model_config.table_width,
         device=torch.cuda.current_device(),
     )
     mark_sequence_parallel(table, config)

@@ -28,7 +28,7 @@ class MaskedLanguageModel(LanguageModel):
     def head(self, config: TransformerConfig) -> nn.Module:
         from metro_megatron.model.heads import MLMHead
 
-        return MLMHead(config, self.config.model.vocab_size)
+        return MLMHead(config, self.config.model)
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         sampled = float(sums["sample_correct"]) / max(float(sums["num_masked"]), 1.0)

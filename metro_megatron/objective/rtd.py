@@ -62,9 +62,9 @@ class ReplacedTokenDetection(Term):
         return Schedule(self.config.objective.rtd_weight)
 
     def head(self, config: TransformerConfig) -> nn.Module:
-        from metro_megatron.model.heads import TokenHead
+        from metro_megatron.model.heads import RTD_HEADS
 
-        return TokenHead.unset(config)
+        return RTD_HEADS[self.config.model.rtd_head].unset(config)
 
     def denominator(self, batch: StepBatch) -> int:
         return batch.num_tokens

@@ -6,7 +6,7 @@ options, and its head in the exported model.
 
 Nothing here or in a term's file loads megatron-core: pictures and evaluation of exported models do without.
 
-Legend: S positions, B rows, H hidden, M masked positions, V vocabulary.
+Legend: S positions, B rows, H hidden, D width of the token table, M masked positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Term(ABC):
     """What it says after an evaluation only."""
     panels: ClassVar[tuple[Panel, ...]]
     layer: ClassVar[int | None] = None
-    """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder."""
+    """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder.
+
+    With pre-LN, a head on a middle layer reads the residual stream itself, which only the last norm would norm.
+    """
 
     num_distractors: ClassVar[int] = 0
     """How many ids other than the original it wants of the corruptor at every masked position (`View.distractors`)."""
@@ -78,7 +81,7 @@ class Term(ABC):
 
     @abstractmethod
     def head(self, config: TransformerConfig) -> nn.Module | None:
-        """A new head, weights not yet set: called with (hidden [S, B, H], micro batch, token embedding [V, H]).
+        """A new head, weights not yet set: called with (hidden [S, B, H], micro batch, token embedding [V, D]).
 
         None if the loss reads hidden states alone.
         """

@@ -84,9 +84,9 @@ class MaskedPositions(Term):
     """A mean over the masked positions, where a tied decoder scores ids: figures `{name}_loss`, `{name}_accuracy`."""
 
     def head(self, config: TransformerConfig) -> nn.Module:
-        from metro_megatron.model.heads import TiedDecoder
+        from metro_megatron.model.heads import LM_HEADS
 
-        return TiedDecoder(config, self.config.model.vocab_size)
+        return LM_HEADS[self.config.model.lm_head](config, self.config.model)
 
     def denominator(self, batch: StepBatch) -> int:
         return max(batch.num_masked, 1)

@@ -32,11 +32,10 @@ class Parts:
     @classmethod
     def build(cls, config: Config, layout: Layout) -> Parts:
         """As the configuration says, on the layout's device and in the run's precision."""
-        # Phase 1 has no pipeline: what both phases use is built as the auxiliary's side of the run.
-        unstaged, staged = mcore.auxiliary_config(config, layout.device), mcore.main_config(config, layout.device)
-        tied = TiedParameters(unstaged, config.model, layout.shared_groups)
+        staged = mcore.main_config(config, layout.device)
+        tied = TiedParameters(mcore.tied_config(config, layout.device), config.model, layout.shared_groups)
         corruptor, terms = build_corruptor(config, layout, tied), main_terms(config)
-        chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.lend("word", "table")
+        chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.for_main()
         main = [
             MainModel(staged, config.model, lent, layout.stage_groups, terms, vp_stage)
             for vp_stage in ([None] if chunks == 1 else range(chunks))

@@ -39,7 +39,8 @@ class Report:
         self.say(
             f"step {step}/{self.train_steps} | {self._losses(figures)} | {self._shares(figures)} | "
             f"grad norm {figures['grad_norm']:.3f} | "
-            f"lr {figures['learning_rate']:.2e} | {figures['tokens_per_second']:,.0f} tokens/s "
+            f"lr {figures['learning_rate']:.2e} | {figures['tokens_per_second']:,.0f} tokens/s, "
+            f"{_utilization(figures)} "
             f"(data {figures['data_share']:.1%}) | ETA {_duration(seconds)}"
         )
 
@@ -71,6 +72,11 @@ class Report:
         self.file.flush()
         for name, value in figures.items():
             self.tensorboard.add_scalar(TENSORBOARD_NAMES.get(name, name), value, step)
+
+
+def _utilization(figures: dict[str, float]) -> str:
+    share = f" (MFU {figures['mfu']:.1%})" if "mfu" in figures else ""
+    return f"{figures['tflops_per_gpu']:.3g} TFLOP/s/GPU{share}"
 
 
 def _step(line: str) -> int:

@@ -21,6 +21,8 @@ from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer, Update
+from metro_megatron.plan.flops import Amount, model_flops
+from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts
 from metro_megatron.train.corpus import Corpus
@@ -51,6 +53,8 @@ class Trainer:
         self.seen_samples = 0
         """Global position of the next step's first sample."""
         self.seen_tokens = 0
+        self.unlogged = Amount()
+        """What has been trained on since the last log line."""
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
 
@@ -82,6 +86,7 @@ class Trainer:
             for batch in clock.waiting(batches):
                 update = self.step.train(batch, metrics)
                 self.done += 1
+                self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
                 self.seen_samples = batch.end
                 self.seen_tokens += batch.num_tokens
                 self._count_skipped(update)
@@ -171,6 +176,7 @@ class Trainer:
     def _log(self, report: Report | None, metrics: MetricSums, update: Update, clock: _Clock) -> None:
         figures = metrics.reduce()
         seconds, waited, steps = clock.lap()
+        done, self.unlogged = self.unlogged, Amount()
         if not report:
             return
         tokens = figures.pop("tokens")
@@ -189,10 +195,19 @@ class Trainer:
                 "skipped_steps": self.skipped_steps,
                 "learning_rate": update.learning_rate,
                 "tokens_per_second": tokens / seconds,
+                **self._utilization(done, seconds),
                 "seconds_per_step": seconds / steps,
                 "data_share": waited / seconds,
             },
         )
+
+    def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
+        """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and of what its device could do at most."""
+        tflops = model_flops(self.config, done) / seconds / self.layout.world.size() / 1e12
+        is_cuda = self.layout.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""
+        peak = peak_tflops(name, self.config.train.precision)
+        return {"tflops_per_gpu": tflops, **({"mfu": tflops / peak} if peak else {})}
 
     def _evaluate(self, report: Report | None) -> None:
         figures = self.evaluate()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from metro_megatron.data.batch import MicroBatchBuilder, micro_batch_rows
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.samples import build_sample_index
+from metro_megatron.vocabulary import MASK_ID
 
 
 def builder_of(shards, seq_length, row_length, probability=0.15, is_packed=True):
@@ -55,6 +58,23 @@ def test_padded_rows_by_hand(make_shard):
     masking = Masking(1, 1.0)
     expected = masking.noise_keys(draws_of(1, 0, 1, 0, 1), np.array([1, 1, 2, 2, 3]))
     assert batch.noise_keys.tolist() == expected.tolist()
+
+
+def test_what_is_kept_or_random_is_masked_all_the_same(make_shard):
+    """Index, targets and noise are those of plain masks; only what is read differs."""
+    shard = make_shard([[60]])
+    masked = {}
+    for name, shares in {"hidden": (0.0, 0.0), "shown": (0.3, 0.3), "kept": (1.0, 0.0)}.items():
+        builder = replace(builder_of([shard], 62, 62), masking=Masking(1, 0.5, *shares, vocab_size=300))
+        masked[name] = builder.build(rows_of([0]), draws_of(0))
+    for batch in masked.values():
+        for name in ("tokens", "masked_index", "noise_keys", "masked_targets"):
+            assert torch.equal(getattr(batch, name), getattr(masked["hidden"], name)), name
+        assert batch.is_masked.flatten().nonzero().flatten().tolist() == batch.masked_index.tolist()
+        assert torch.equal(batch.masked_tokens[~batch.is_masked], batch.tokens[~batch.is_masked])
+    assert (masked["hidden"].masked_tokens[masked["hidden"].is_masked] == MASK_ID).all()
+    assert torch.equal(masked["kept"].masked_tokens, masked["kept"].tokens)
+    assert masked["shown"].masked_index.numel() > (masked["shown"].masked_tokens == MASK_ID).sum() > 0
 
 
 def test_types(make_shard):

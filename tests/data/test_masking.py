@@ -4,6 +4,7 @@ import pytest
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.randomness import hash64
+from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
 
 MASKING = Masking(seed=1, probability=0.15)
 
@@ -91,3 +92,38 @@ def test_no_samples():
     place, position = MASKING.positions(draws_of(0), np.empty(0, np.int32))
     assert place.shape == position.shape == (0,)
     assert MASKING.noise_keys(draws_of(0), position).shape == (0, 2)
+
+
+def test_shares_of_what_is_read_at_masked_positions():
+    """BERT's 80/10/10: chi-square of the three kinds, and of the random ids, against what is asked for."""
+    lengths = np.full(2_000, 510)
+    masking = Masking(1, 0.15, keep_probability=0.1, random_probability=0.2, vocab_size=105)
+    drawn, position = masking.positions(draws_of(2_000), lengths)
+    tokens = np.full(len(drawn), 1_000)  # no random id is equal
+    read = masking.readings(draws_of(2_000)[drawn], position, tokens)
+    kept, hidden, random = read == tokens, read == MASK_ID, read[(read != tokens) & (read != MASK_ID)]
+    observed = np.array([kept.sum(), len(random), hidden.sum()])
+    expected = len(drawn) * np.array([0.1, 0.2, 0.7])
+    assert ((observed - expected) ** 2 / expected).sum() < 18.4  # 2 degrees of freedom: probability 1e-4
+    counts = np.bincount(random, minlength=105)
+    assert counts[:NUM_SPECIALS].sum() == 0 and len(counts) == 105
+    assert ((counts[NUM_SPECIALS:] - len(random) / 100) ** 2 / (len(random) / 100)).sum() < 160  # 99 degrees
+    kept_before = kept[:-1][drawn[1:] == drawn[:-1]]
+    assert abs(kept_before[kept[1:][drawn[1:] == drawn[:-1]]].mean() - 0.1) < 0.02, "neighbours are independent"
+
+
+def test_what_is_read_is_a_function_of_the_place_and_leaves_the_masks_alone():
+    lengths = np.full(50, 510)
+    masking = Masking(1, 0.15, keep_probability=0.1, random_probability=0.1, vocab_size=300)
+    drawn, position = masking.positions(draws_of(50), lengths)
+    assert np.array_equal(position, MASKING.positions(draws_of(50), lengths)[1])
+    tokens = 5 + position % 295
+    read = masking.readings(draws_of(50)[drawn], position, tokens)
+    some = np.random.default_rng(3).permutation(len(drawn))[:99]
+    assert np.array_equal(masking.readings(draws_of(50)[drawn[some]], position[some], tokens[some]), read[some])
+    other = masking.readings(draws_of(50, epoch=1)[drawn], position, tokens)
+    assert 0.5 < (read == other).mean() < 0.9
+    assert (MASKING.readings(draws_of(50)[drawn], position, tokens) == MASK_ID).all()
+    for keep, expected in ((1.0, tokens), (0.0, np.full_like(tokens, MASK_ID))):
+        found = Masking(1, 0.15, keep, 0.0, 300).readings(draws_of(50)[drawn], position, tokens)
+        assert np.array_equal(found, expected)

@@ -11,8 +11,15 @@ from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
+from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import hf_state_dict, metro_config, write_hf_folder
-from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.hf.modeling_metro import (
+    MetroForAuxiliaryMaskedLM,
+    MetroForMaskedLM,
+    MetroForPreTraining,
+    MetroForReplacedTokenDetection,
+    MetroModel,
+)
 from metro_megatron.hf.verify import (
     hf_outputs,
     largest_differences,
@@ -21,7 +28,7 @@ from metro_megatron.hf.verify import (
 )
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from tests.hf import reference
-from tests.hf.pair import MODEL, VOCAB_SIZE, trainer_tensors, write_export
+from tests.hf.pair import MODEL, VARIANTS, VOCAB_SIZE, trainer_tensors, variant, write_export
 
 HEADS = {
     "AutoModel": set(),
@@ -54,32 +61,46 @@ def test_auto_classes_load_everything_but_fresh_heads(export_folder: Path, remot
     assert model.dtype == torch.float32
 
 
-def test_parts_of_the_pair_load_from_the_same_file(export_folder: Path) -> None:
-    from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForReplacedTokenDetection
-
-    probe = random_probe(MODEL)
-    whole = hf_outputs(export_folder, probe)
-    mask = (torch.arange(40) < probe.lengths[:, None]).long()
-    for kind, ids, expected in (
-        (MetroForAuxiliaryMaskedLM, probe.masked_tokens, whole["mlm"]),
-        (MetroForReplacedTokenDetection, probe.noised_tokens, whole["rtd"]),
-    ):
-        model, report = kind.from_pretrained(export_folder, output_loading_info=True)
-        assert not report["missing_keys"] | report["unexpected_keys"]
-        torch.testing.assert_close(model.eval()(ids, attention_mask=mask).logits, expected, rtol=0, atol=1e-5)
-
-
-def test_outputs_equal_the_recipe_on_the_trainers_tensors(export_folder: Path) -> None:
-    probe = random_probe(MODEL)
-    found = hf_outputs(export_folder, probe)
-    expected: dict[str, Tensor] = {name: torch.zeros_like(tensor) for name, tensor in found.items()}
+@pytest.mark.parametrize("name", VARIANTS)
+def test_whole_and_in_parts_a_folder_equals_the_recipe_on_the_trainers_tensors(name: str, tmp_path: Path) -> None:
+    """The pair, and classes that have a part of it: what encoders share stands in the file once."""
+    model = variant(name)
+    folder = write_export(tmp_path, model)
+    probe = random_probe(model)
+    whole = hf_outputs(folder, probe)
+    tensors = {name: tensor.double() for name, tensor in trainer_tensors(model).items()}
+    expected: dict[str, Tensor] = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
     for row, length in enumerate(probe.lengths.tolist()):
         masked, noised = (ids[row, :length].tolist() for ids in (probe.masked_tokens, probe.noised_tokens))
-        for name, output in reference.outputs(masked, noised, trainer_tensors(), MODEL).items():
-            expected[name][row, :length] = output
-    differences = largest_differences(found, expected, probe.lengths)
+        for output, value in reference.outputs(masked, noised, tensors, model).items():
+            expected[output][row, :length] = value
+    differences = largest_differences(whole, expected, probe.lengths)
     refuse_differences(differences)
     assert max(differences.values()) < 1e-5
+    mask = (torch.arange(40) < probe.lengths[:, None]).long()
+    for kind, ids, output in (
+        (MetroForAuxiliaryMaskedLM, probe.masked_tokens, "mlm"),
+        (MetroForReplacedTokenDetection, probe.noised_tokens, "rtd"),
+        (MetroForMaskedLM, probe.noised_tokens, "clm"),
+        (MetroModel, probe.noised_tokens, "hidden"),
+    ):
+        part, report = kind.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"] | report["unexpected_keys"] | report["mismatched_keys"]
+        torch.testing.assert_close(part.eval()(ids, attention_mask=mask)[0], whole[output], rtol=0, atol=1e-5)
+
+
+def test_a_projected_embedding_loads_in_every_class(tmp_path: Path, remote_code: None) -> None:
+    folder = write_export(tmp_path, variant("ELECTRA"))
+    ids, words = torch.randint(5, VOCAB_SIZE, (2, 9)), torch.randn(2, 9, 20)
+    for name, fresh in HEADS.items():
+        auto = getattr(transformers, name)
+        model, report = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+        assert report["missing_keys"] == fresh and not report["unexpected_keys"]
+        assert model.get_input_embeddings().weight.shape == (VOCAB_SIZE, 20)
+        model.eval()(ids)
+        if name != "AutoModelForPreTraining":
+            model(inputs_embeds=words)
+    assert "of width 24, the auxiliary model 2 of\nwidth 18." in (folder / "README.md").read_text()
 
 
 def test_a_wrong_weight_is_refused_and_leaves_nothing(export_folder: Path, tmp_path: Path) -> None:
@@ -113,14 +134,17 @@ def test_qkv_rows_by_an_explicit_index() -> None:
                     assert torch.equal(found[row], mixed[head * 3 * width + part * width + inside])
 
 
-def test_padded_vocabulary_is_cut_and_nothing_is_lost() -> None:
-    tensors = {name: tensor.bfloat16() for name, tensor in trainer_tensors().items()}
-    state = hf_state_dict(tensors, MODEL)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_padded_vocabulary_is_cut_and_nothing_is_lost(name: str) -> None:
+    model = variant(name)
+    tensors = {name: tensor.bfloat16() for name, tensor in trainer_tensors(model).items()}
+    state = hf_state_dict(tensors, model)
     with torch.device("meta"):
-        expected = MetroForPreTraining(metro_config(MODEL)).state_dict()
+        expected = MetroForPreTraining(metro_config(model)).state_dict()
     assert {name: tuple(t.shape) for name, t in state.items()} == {n: tuple(t.shape) for n, t in expected.items()}
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    assert torch.equal(state["clm_head.decoder.bias"], tensors["main.clm_head.decoder.bias"][:VOCAB_SIZE].float())
+    bias = tensors["tied.decoder.bias" if model.shared_lm_bias else "main.clm_head.decoder.bias"]
+    assert torch.equal(state["clm_head.decoder.bias"], bias[:VOCAB_SIZE].float())
 
 
 def test_foreign_tensors_are_all_named() -> None:
@@ -178,11 +202,22 @@ def test_configuration_carries_every_field_of_the_model() -> None:
         hidden_size=36, num_attention_heads=4, ffn_hidden_size=50, num_layers=5, auxiliary_num_layers=2, vocab_size=290,
         max_position_embeddings=33, relative_attention_num_buckets=8, relative_attention_max_distance=19,
         relative_bucket="t5", layer_norm_eps=1e-6, hidden_dropout=0.25, attention_dropout=0.15, init_method_std=0.03,
-        scaled_init_targets="residual_out", relative_bias_init="decay",
+        scaled_init_targets="residual_out", relative_bias_init="decay", reset_cls=False, norm_first=True,
+        shared_embeddings="token_position_norm", shared_lm_bias=True, embedding_size=31, auxiliary_hidden_size=24,
+        auxiliary_num_attention_heads=3, auxiliary_ffn_hidden_size=51, rtd_head="dense", lm_head="dense",
     )  # fmt: skip
     values = metro_config(odd).to_dict().values()
     for value in vars(odd).values():
         assert value in values
+
+
+def test_an_older_configuration_is_of_metro(export_folder: Path, tmp_path: Path) -> None:
+    """Folders of before the variants say nothing of them."""
+    settings = json.loads((export_folder / "config.json").read_text())
+    for name in ("untied_positions", "reset_cls", "norm_first", "shared_embeddings", "shared_lm_bias"):
+        del settings[name]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert MetroConfig.from_pretrained(tmp_path).to_dict() == MetroConfig.from_pretrained(export_folder).to_dict()
 
 
 def test_an_export_replaces_an_export_and_nothing_else(tmp_path: Path) -> None:

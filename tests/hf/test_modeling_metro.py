@@ -22,7 +22,7 @@ from metro_megatron.hf.modeling_metro import (
     relative_buckets,
 )
 from tests.hf import reference
-from tests.hf.pair import MODEL, trainer_tensors
+from tests.hf.pair import MODEL, VARIANTS, trainer_tensors, variant
 
 # First distance of every bucket of a side, for 512 positions.
 STARTS = {
@@ -40,7 +40,7 @@ def pair(
     config = metro_config(model)
     config._attn_implementation = attention
     built = MetroForPreTraining(config)
-    built.load_state_dict(hf_state_dict(trainer_tensors(), MODEL))
+    built.load_state_dict(hf_state_dict(trainer_tensors(model), model))
     built.tie_weights()
     return built.to(dtype).eval()
 
@@ -115,13 +115,13 @@ def test_parameter_counts(size: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kind", ["coco", "t5"])
-def test_outputs_and_gradients_equal_the_recipe(attention: str, kind: str) -> None:
-    model = replace(MODEL, relative_bucket=kind)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_outputs_and_gradients_equal_the_recipe(attention: str, name: str) -> None:
+    model = variant(name)
     built = pair(model, attention)
     (masked, mask), (noised, _) = random_rows(1), random_rows(2)
     ours = built(masked, attention_mask=mask, noised_input_ids=noised)
-    tensors = {name: tensor.double().requires_grad_() for name, tensor in trainer_tensors().items()}
+    tensors = {name: tensor.double().requires_grad_() for name, tensor in trainer_tensors(model).items()}
     generator = torch.Generator().manual_seed(3)
     our_sum, their_sum = torch.zeros(()), torch.zeros(())
     for row, length in enumerate(LENGTHS):
@@ -234,10 +234,10 @@ def test_initial_weights(targets: str) -> None:
     assert not words[config.pad_token_id].any()
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_every_head_has_loss_and_gradients(attention: str) -> None:
+@pytest.mark.parametrize(("attention", "model"), [("eager", MODEL), ("sdpa", MODEL), ("eager", variant("ELECTRA"))])
+def test_every_head_has_loss_and_gradients(attention: str, model: ModelConfig) -> None:
     torch.manual_seed(0)
-    config = metro_config(MODEL)
+    config = metro_config(model)
     config._attn_implementation = attention
     config.num_labels = 3
     ids, mask = random_rows(9)
@@ -305,5 +305,17 @@ def test_mistakes_are_said() -> None:
         built(ids, inputs_embeds=torch.zeros(3, 40, MODEL.hidden_size))
     with pytest.raises(ValueError, match="not a multiple"):
         MetroConfig(hidden_size=770)
+    with pytest.raises(
+        ValueError, match="auxiliary_hidden_size 100 is not a multiple of auxiliary_num_attention_heads"
+    ):
+        MetroConfig(auxiliary_hidden_size=100)
+    with pytest.raises(ValueError, match="lm_head is 'deep'"):
+        MetroConfig(lm_head="deep")
+    with pytest.raises(ValueError, match="width 128, which cannot read hidden_size 768; choose lm_head 'dense'"):
+        MetroForMaskedLM(MetroConfig(embedding_size=128))
     with pytest.raises(ValueError, match="'bert'"):
         MetroConfig(relative_bucket="bert")
+    with pytest.raises(ValueError, match="'norm'"):
+        MetroConfig(shared_embeddings="norm")
+    with pytest.raises(ValueError, match="'token_position', but with untied_positions"):
+        MetroConfig(shared_embeddings="token_position", untied_positions=True)

@@ -11,7 +11,7 @@ from metro_megatron.config.schema import Config, ParallelConfig
 from metro_megatron.model.heads import MLMHead, TiedDecoder, TokenHead
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
-from tests.parity.small_run import VOCAB_SIZE, small_config, small_corpus
+from tests.parity.small_run import small_config, small_corpus
 
 PADDED = 384
 State = dict[str, Tensor]
@@ -28,8 +28,8 @@ def said(config: Config) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, Sta
     word = torch.randn(PADDED, config.model.hidden_size, generator=generator)
     heads = [
         torch.nn.utils.skip_init(TokenHead, config.model.hidden_size, device=torch.device("cpu")),
-        TiedDecoder(transformer, VOCAB_SIZE),
-        MLMHead(transformer, VOCAB_SIZE),
+        TiedDecoder(transformer, config.model),
+        MLMHead(transformer, config.model),
     ]
     results = []
     with torch.no_grad():

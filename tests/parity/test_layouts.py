@@ -3,6 +3,7 @@
 Dropout masks are functions of global coordinates, so that they too are the same in every layout and row format.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,48 @@ def test_layouts_equal_one_process(reference: Record, world_size: int) -> None:
     """Losses, norms, metrics and weights of six steps; replicas are compared bit for bit on the ranks."""
     configs = LAYOUTS[world_size]
     for config, record in zip(configs, run_ranks(train_in_layouts, world_size, configs)[0], strict=True):
-        message = str((world_size, config.parallel, config.data.row_format))
-        np.testing.assert_allclose(losses(record), losses(reference), rtol=TOLERANCE, err_msg=message)
-        np.testing.assert_allclose(norms(record), norms(reference), rtol=TOLERANCE, err_msg=message)
-        for figures, expected in zip(record.figures, reference.figures, strict=True):
-            same = {name: value for name, value in expected.items() if name != "non_pad_fraction"}
-            assert {name: figures[name] for name in same} == pytest.approx(same, rel=1e-5), message
-        assert record.weights.keys() == reference.weights.keys()
-        for name, weight in reference.weights.items():
-            torch.testing.assert_close(record.weights[name], weight, rtol=0, atol=1e-6, msg=f"{message} {name}")
+        assert_same(record, reference, str((world_size, config.parallel, config.data.row_format)))
+
+
+def assert_same(record: Record, reference: Record, message: str) -> None:
+    np.testing.assert_allclose(losses(record), losses(reference), rtol=TOLERANCE, err_msg=message)
+    np.testing.assert_allclose(norms(record), norms(reference), rtol=TOLERANCE, err_msg=message)
+    for figures, expected in zip(record.figures, reference.figures, strict=True):
+        same = {name: value for name, value in expected.items() if name != "non_pad_fraction"}
+        assert {name: figures[name] for name in same} == pytest.approx(same, rel=1e-5), message
+    assert record.weights.keys() == reference.weights.keys()
+    for name, weight in reference.weights.items():
+        torch.testing.assert_close(record.weights[name], weight, rtol=0, atol=1e-6, msg=f"{message} {name}")
+
+
+MODELS = {
+    "pre-LN, all shared, no relative positions": {
+        "norm_first": True,
+        "relative_bucket": "none",
+        "shared_embeddings": "token_position_norm",
+        "shared_lm_bias": True,
+    },
+    "projected embeddings, a narrow auxiliary, dense heads": {
+        "embedding_size": 24,
+        "auxiliary_hidden_size": 32,
+        "auxiliary_num_attention_heads": 2,
+        "auxiliary_ffn_hidden_size": 64,
+        "rtd_head": "dense",
+        "lm_head": "dense",
+    },
+    "TUPE, nothing shared": {"untied_positions": True, "relative_bucket": "t5", "shared_embeddings": "none"},
+}
+
+
+def test_other_models_equal_one_process_too() -> None:
+    """Tensor and pipeline parallelism, interleaved, with sequence parallelism and recomputation, all at once."""
+    alone, spread = (
+        [replace(config, model=replace(config.model, **changes)) for changes in MODELS.values()]
+        for config in (dropping(), layout(tp=2, pp=2, vpp=2, sequence_parallel=True, recompute="full"))
+    )
+    references, (records, *_) = run_ranks(train_in_layouts, 1, alone)[0], run_ranks(train_in_layouts, 4, spread)
+    for name, record, reference in zip(MODELS, records, references, strict=True):
+        assert_same(record, reference, name)
 
 
 def test_packed_equals_padded_on_edge_cases() -> None:

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from metro_megatron.config.schema import Config
 from metro_megatron.parallel.optim import Update, learning_rate
 from metro_megatron.train.metrics import MetricSums
 from tests.distributed import run_ranks
-from tests.parity.small_run import STEPS, small_config, start, train_in_layouts
+from tests.parity.small_run import STEPS, run_steps, small_config, start, train_in_layouts
 
 LOSSES = ("aux_loss", "rtd_loss", "clm_loss")
 
@@ -28,6 +29,28 @@ def test_half_precision_follows_fp32_in_every_layout(precision: str, tolerance: 
                 assert figures[name] == pytest.approx(expected[name], rel=tolerance), name
         exact_norms = [norm for norm, _, _ in exact.grad_norms]
         np.testing.assert_allclose([norm for norm, _, _ in record.grad_norms], exact_norms, rtol=10 * tolerance)
+
+
+def gradient_formats(configs: list[Config]) -> list[tuple[set[torch.dtype], list[float]]]:
+    """On every rank: formats of the gradient buffers, and losses and norms of the steps."""
+    found = []
+    for config in configs:
+        trainer = start(config)
+        figures, norms = run_steps(trainer, 0, STEPS)
+        formats = {buffer.grad_data.dtype for ddp in trainer.homes.all for buffer in ddp.buffers}
+        found.append((formats, [one[name] for one in figures for name in LOSSES] + [norm for norm, *_ in norms]))
+        trainer.close()
+    return found
+
+
+def test_gradients_in_the_runs_own_format() -> None:
+    """parallel.grad_reduce_in_fp32 false: half the bytes, sums over 2 ranks in bf16, and close to FP32 sums."""
+    half = {"precision": "bf16"}
+    configs = [small_config(train=half, parallel={"grad_reduce_in_fp32": option}) for option in (True, False)]
+    (exact_format, exact), (own_format, own) = run_ranks(gradient_formats, 2, configs)[0]
+    assert (exact_format, own_format) == ({torch.float32}, {torch.bfloat16})
+    assert own != exact
+    np.testing.assert_allclose(own, exact, rtol=1e-2)
 
 
 def overflowing_steps(config: Config) -> tuple[list[Update], bool]:

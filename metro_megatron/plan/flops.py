@@ -1,0 +1,197 @@
+"""Floating point operations of a run's matrix products, in two accountings.
+
+`works` lists them by component. Of each, forward is counted once; training a component is 3 times that, and what
+backward computes again (layers with parallel.recompute full, vocabulary logits always) comes on top. Model FLOPs leave
+that out: MFU and "total teraFLOPs" at a factor of 3 are made of them.
+
+Nothing is halved for a causal mask, heads work on masked tokens only, and padding costs nothing: tokens are real ones.
+Elementwise operations, norms and softmax are left out, as is usual.
+
+Legend: H hidden, F feed-forward, D width of the token table, V vocabulary rows (padded), L length of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
+from metro_megatron.plan.parameters import is_projected
+
+Where = Literal["corruption", "layers", "heads"]
+"""Phase 1 of a step, main's layers on all stages, main's heads on the last one."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What is processed."""
+
+    tokens: float = 0.0
+    """Real ones."""
+    squares: float = 0.0
+    """Sum of L^2 over the samples, for attention."""
+    samples: float = 0.0
+    micro_batches: float = 0.0
+
+    @classmethod
+    def of_samples(cls, samples: float, length: float) -> Amount:
+        """Samples of one length, in no micro batches."""
+        return cls(samples * length, samples * length**2, samples)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(*(sum(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __mul__(self, factor: float) -> Amount:
+        return Amount(*(factor * value for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forward FLOPs of one component, and how often they are done."""
+
+    name: str
+    where: Where
+    token: float = 0.0
+    """For every real token."""
+    square: float = 0.0
+    """For every L^2."""
+    sample: float = 0.0
+    micro_batch: float = 0.0
+    passes: int = 3
+    """Forward, and twice as much for backward; 1: forward only."""
+    again: int = 0
+    """Forward passes that backward repeats."""
+
+    def forward(self, amount: Amount) -> float:
+        return (
+            self.token * amount.tokens
+            + self.square * amount.squares
+            + self.sample * amount.samples
+            + self.micro_batch * amount.micro_batches
+        )
+
+
+def works(config: Config) -> list[Work]:
+    """All components in the order of a step."""
+    return [*_corruption_works(config), *_main_works(config)]
+
+
+def model_flops(config: Config, amount: Amount) -> float:
+    """What the model asks for: no recomputation. The numerator of MFU."""
+    return sum(work.passes * work.forward(amount) for work in works(config))
+
+
+def done_flops(config: Config, amount: Amount, *where: Where) -> float:
+    """What is really multiplied under this configuration, everywhere or where it is said."""
+    return sum(
+        (work.passes + work.again) * work.forward(amount) for work in works(config) if not where or work.where in where
+    )
+
+
+def narayanan_flops(config: Config, tokens: float) -> float:
+    """Megatron's formula 96 B s l h^2 (1 + s/6h + V/16lh) for each encoder, tokens = B s: "following Smith et al.".
+
+    It has all layers recomputed (4 passes), a head over the whole vocabulary on every token and F = 4 H. An auxiliary
+    of other passes is counted in proportion, one that is not run not at all.
+    """
+    length, model_config = config.data.seq_length, config.model
+    total = 0.0
+    for sizes, passes in ((model_config.main, 3), (model_config.auxiliary, auxiliary_passes(config))):
+        layers, hidden = sizes.num_layers, sizes.hidden_size
+        shares = 1 + length / (6 * hidden) + model_config.padded_vocab_size / (16 * layers * hidden)
+        recomputed = passes + (passes >= 3)
+        total += recomputed / 4 * 96 * tokens * layers * hidden**2 * shares
+    return total
+
+
+def auxiliary_passes(config: Config) -> int:
+    """3 where it is trained, 4 where samples come from a pass of their own, 1 where it is frozen, 0 without one."""
+    if config.corruption.source == "auxiliary":
+        return 4 if config.model.auxiliary_dropout == "eval" else 3
+    return 1 if config.corruption.source == "frozen" else 0
+
+
+def _corruption_works(config: Config) -> Iterator[Work]:
+    model_config, masked, passes = config.model, config.objective.mask_probability, auxiliary_passes(config)
+    if passes:
+        repeats = _layer_repeats(config) if passes > 1 else 0
+        sizes = model_config.auxiliary
+        yield _encoder_work("auxiliary layers", "corruption", sizes, model_config, passes, repeats)
+        yield from _language_works("auxiliary", "corruption", sizes, model_config, masked, passes)
+    if config.corruption.source == "main":
+        # Main reads the masked text up to the layer that proposes, and learns from its head as it goes.
+        layer = config.corruption.main_layer or model_config.num_layers // 2
+        sizes = replace(model_config.main, num_layers=layer)
+        yield _encoder_work("proposing layers", "corruption", sizes, model_config, 3, _layer_repeats(config))
+        yield from _language_works("proposing", "corruption", sizes, model_config, masked, 3)
+
+
+def _main_works(config: Config) -> Iterator[Work]:
+    model_config, objective, sizes = config.model, config.objective, config.model.main
+    crop = objective.scl_crop if "scl" in objective.main else 0.0
+    layers = _encoder_work("main layers", "layers", sizes, model_config, 3, _layer_repeats(config))
+    yield layers
+    if crop:
+        # The cropped view is read beside the first: crop of its tokens, crop^2 of its scores.
+        token, square = crop * layers.token, crop**2 * layers.square
+        yield Work("main layers, cropped view", "layers", token, square, again=layers.again)
+    for name in objective.main:
+        if name == "rtd":
+            dense = 2 * sizes.hidden_size**2 if model_config.rtd_head == "dense" else 0
+            yield Work("rtd head", "heads", (dense + 2 * sizes.hidden_size) * (1 + crop))
+        elif name == "scl":
+            yield Work("scl head", "heads", sample=2 * 2 * sizes.hidden_size**2)
+        elif name == "cloze":
+            yield from _cloze_works(sizes, model_config, objective.mask_probability)
+        else:
+            is_dense = model_config.lm_head == "dense"
+            yield from _language_works(name, "heads", sizes, model_config, objective.mask_probability, 3, is_dense)
+
+
+def _layer_repeats(config: Config) -> int:
+    return int(config.parallel.recompute == "full")
+
+
+def _encoder_work(
+    name: str, where: Where, sizes: EncoderSizes, model_config: ModelConfig, passes: int, repeats: int
+) -> Work:
+    """8 H^2 + 4 H F a layer and token, 4 L H for scores and their mix; 2 D H where the embedding is projected."""
+    hidden = sizes.hidden_size
+    token = sizes.num_layers * (8 * hidden**2 + 4 * hidden * sizes.ffn_hidden_size)
+    projection = 2 * model_config.table_width * hidden if is_projected(sizes, model_config) else 0
+    micro_batch = sizes.num_layers * _position_flops(sizes, model_config)
+    return Work(name, where, token + projection, sizes.num_layers * 4 * hidden, 0.0, micro_batch, passes, repeats)
+
+
+def _position_flops(sizes: EncoderSizes, model_config: ModelConfig) -> float:
+    """Of a layer and micro batch: distances to buckets as a product with a one-hot matrix, and TUPE's untied term."""
+    scheme = model_config.position_scheme
+    distances = 2 * scheme.reach + 1 + 2 * scheme.resets_cls if scheme.num_rows else 0
+    table = 2 * distances * scheme.num_rows * sizes.num_attention_heads
+    rows = scheme.positions + scheme.resets_cls
+    untied = 4 * rows * sizes.hidden_size**2 + 2 * rows**2 * sizes.hidden_size if model_config.untied_positions else 0
+    return table + untied
+
+
+def _language_works(
+    name: str,
+    where: Where,
+    sizes: EncoderSizes,
+    model_config: ModelConfig,
+    masked: float,
+    passes: int,
+    is_dense: bool = True,
+) -> Iterator[Work]:
+    """2 H D for the dense layer and 2 D V for the decoder of every masked token; backward makes the logits again."""
+    dense = 2 * sizes.hidden_size * model_config.table_width if is_dense else 0
+    decoder = 2 * model_config.table_width * model_config.padded_vocab_size
+    if dense:
+        yield Work(f"{name} head, dense", where, masked * dense, passes=passes)
+    yield Work(f"{name} head, decoder", where, masked * decoder, passes=passes, again=int(passes > 1))
+
+
+def _cloze_works(sizes: EncoderSizes, model_config: ModelConfig, masked: float) -> Iterator[Work]:
+    """Three candidates a masked token, 2 D each."""
+    dense = 2 * sizes.hidden_size * model_config.table_width if model_config.lm_head == "dense" else 0
+    yield Work("cloze head", "heads", masked * (dense + 3 * 2 * model_config.table_width))
