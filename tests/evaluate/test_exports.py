@@ -12,7 +12,6 @@ import torch
 import transformers
 from torch.nn import functional
 
-import metro_megatron.commands.convert_checkpoint as convert
 from metro_megatron.commands.evaluate import describe, load_pair
 from metro_megatron.data.samples import build_sample_index
 from metro_megatron.evaluate.intrinsic import evaluate, guess, held_out_text, masked_samples
@@ -28,7 +27,7 @@ from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
 from tests.distributed import run_ranks
 from tests.evaluate.test_intrinsic import DOCUMENTS
 from tests.hf.pair import MODEL, trainer_tensors, write_tokenizer
-from tests.hf.test_convert_checkpoint import train_two_steps
+from tests.hf.test_convert_checkpoint import convert_all, train_two_steps
 from tests.parity.small_run import VOCAB_SIZE, small_config
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -41,12 +40,18 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def train_and_export(root: Path) -> None:
     """On a lone rank: a folder of every objective."""
-    for name, objective in OBJECTIVES.items():
-        (root / name).mkdir()
-        corruption = {"source": "none" if name == "mlm" else "auxiliary"}
-        train_two_steps(small_config(train={"output": str(root / name)}, objective=objective, corruption=corruption))
+    configs = [
+        small_config(
+            train={"output": str(root / name)},
+            objective=objective,
+            corruption={"source": "none" if name == "mlm" else "auxiliary"},
+        )
+        for name, objective in OBJECTIVES.items()
+    ]
+    for name in OBJECTIVES:
         write_tokenizer(root / name / "tokenizer")
-        convert.main(convert.Options(str(root / name), str(root / name / "hf")))
+    train_two_steps(configs)
+    convert_all([root / name for name in OBJECTIVES])
 
 
 @pytest.fixture(scope="module")
