@@ -2,13 +2,13 @@
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.config.file import load_config
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import Config, ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign
 
@@ -34,6 +34,7 @@ def main(options: Options) -> None:
 
     from metro_megatron.checkpoint.read import find_iteration, read_model_tensors
     from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
+    from metro_megatron.objective.terms import main_terms
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
     logging.set_verbosity_error()
@@ -50,10 +51,11 @@ def main(options: Options) -> None:
     write_hf_folder(
         target,
         tensors,
-        config.model,
+        exported_model(config),
         find_tokenizer(iteration),
         training_facts(iteration, config),
         lambda folder: compare_with_trainer(folder, iteration, config),
+        [term.name for term in main_terms(config)],
     )
     print(
         f"made {target}, a Hugging Face folder with model card and code\n"
@@ -61,6 +63,11 @@ def main(options: Options) -> None:
         "--train_file TRAIN.csv --validation_file VALIDATION.csv --output DIR\n"
         f'or:   transformers.AutoModel.from_pretrained("{target}", trust_remote_code=True)'
     )
+
+
+def exported_model(config: Config) -> ModelConfig:
+    """The run's model; of no auxiliary layers where the run trained none."""
+    return config.model if config.corruption.trains_auxiliary else replace(config.model, auxiliary_num_layers=0)
 
 
 def find_tokenizer(iteration: Path) -> Path:

@@ -8,6 +8,7 @@ from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
+from metro_megatron.vocabulary import NUM_SPECIALS
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -20,6 +21,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
     found = out_of_range({option.name: option for option in options_of(Config)}, flatten(config))
     if not found:
         found += _model(config)
+        found += _objective(config)
         found += _tied_head(config)
         found += _masking(config)
         found += _sharing(config)
@@ -38,6 +40,41 @@ def _model(config: Config) -> Iterator[str]:
         heads, width = sizes.num_attention_heads, sizes.hidden_size
         yield from _divides(f"{prefix}num_attention_heads", heads, f"{prefix}hidden_size", width)
     yield from model.position_scheme.problems()
+
+
+def _objective(config: Config) -> Iterator[str]:
+    main, clm, source = config.objective.main, config.objective.clm, config.corruption.source
+    if not main:
+        yield "objective.main is empty; name what main learns: rtd clm is METRO's"
+    if len(set(main)) < len(main):
+        yield f"objective.main is {' '.join(main)}, which names a loss twice; give each once and weigh it by its option"
+    if "mlm" in main and len(set(main)) > 1:
+        yield (
+            f"objective.main is {' '.join(main)}, but mlm reads masked text and the others corrupted text; "
+            "use mlm alone, or clm in its place"
+        )
+    if main == ["mlm"] and source != "none":
+        yield f"corruption.source is {source}, but objective.main mlm reads masked text; set corruption.source none"
+    if source == "none" and main and "mlm" not in main:
+        yield (
+            f"corruption.source is none, but objective.main {' '.join(main)} reads corrupted text; use another source, "
+            "such as auxiliary, or objective.main mlm"
+        )
+    if "cloze" in main and source != "auxiliary":
+        yield (
+            f"corruption.source is {source}, but the candidates of objective.main cloze come from an auxiliary model; "
+            "use source auxiliary, or another objective"
+        )
+    if "cloze" in main and config.model.vocab_size < NUM_SPECIALS + 3:
+        yield (
+            f"model.vocab_size is {config.model.vocab_size}, but objective.main cloze offers three words; "
+            f"use {NUM_SPECIALS + 3} or more"
+        )
+    if clm != "simplified" and main and not {"rtd", "clm"} <= set(main):
+        yield (
+            f"objective.clm is {clm}, which weighs clm by what rtd says, but objective.main is {' '.join(main)}; "
+            "give both, or set objective.clm simplified"
+        )
 
 
 def _encoders(model: ModelConfig) -> Iterator[tuple[str, EncoderSizes]]:

@@ -156,7 +156,7 @@ class ObjectiveConfig:
 
     main: list[Literal["rtd", "clm", "cloze", "scl", "mlm"]] = field(default_factory=lambda: ["rtd", "clm"])
     """What main learns: replaced token detection, correction (alone: Replace MLM), one-choice cloze, sequence
-    contrast, or plain masked language modelling without corruption."""
+    contrast; or, with corruption.source none and by itself, plain masked language modelling (BERT)."""
     clm: Literal["simplified", "weighted", "mixture"] = "simplified"
     """METRO's simplified CLM, or COCO-LM's with a copy mechanism: as its authors' code weighs it, or as its formula."""
     mask_probability: Annotated[float, Range(0, 1, has_low=False)] = 0.15
@@ -170,7 +170,7 @@ class ObjectiveConfig:
     clm_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of the corrective language modelling loss."""
     cloze_weight: Annotated[float, at_least(0)] = 50.0
-    """Weight of one-choice cloze; METRO gives none, 50 is MC-BERT's."""
+    """Weight of one-choice cloze, whose candidates and weight METRO leaves open: 50 is MC-BERT's, a guess."""
     scl_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of sequence contrastive learning."""
     scl_temperature: Annotated[float, above(0)] = 1.0
@@ -178,7 +178,8 @@ class ObjectiveConfig:
     scl_crop: Annotated[float, Range(0, 1, has_low=False)] = 0.9
     """Share of a sample's tokens that its crop keeps, specials included."""
     scl_negatives: Literal["micro_batch", "all_ranks"] = "micro_batch"
-    """Against which sequences: of the micro batch (COCO-LM), or of the data-parallel ranks' micro batches too."""
+    """Against which sequences: of the micro batch (COCO-LM), on which the loss then depends; or of the data-parallel
+    ranks' micro batches too, and then it depends on their number."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,11 @@ class CorruptionConfig:
     """Share of the run in which the exponential's distance falls to 1/e."""
     temperature_power: Annotated[float, above(0)] = 2.0
     """Exponent of the polynomial: final + (first - final) (1 - u)^power at share u of the run."""
+
+    @property
+    def trains_auxiliary(self) -> bool:
+        """Whether an auxiliary model is part of the run and of what it exports."""
+        return self.source == "auxiliary"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.model.encoder import AuxiliaryModel, TiedParameters
 from metro_megatron.objective.figures import weighted
 from metro_megatron.objective.mlm import MaskedLanguageModel
+from metro_megatron.objective.terms import num_distractors
 from metro_megatron.parallel.layout import Layout
 
 
@@ -26,6 +27,7 @@ class TrainedAuxiliary(Corruptor):
     def __init__(self, config: Config, layout: Layout, tied: TiedParameters):
         self.term = MaskedLanguageModel(config)
         self.terms = (self.term,)
+        self.num_distractors = num_distractors(config)
         self.group = layout.tensor
         transformer = mcore.auxiliary_config(config, layout.device)
         head, lent = self.term.head(transformer), tied.for_auxiliary()
@@ -36,10 +38,12 @@ class TrainedAuxiliary(Corruptor):
         return {self.term.name: self.model}
 
     def propose(self, micro_batch: MicroBatch, batch: StepBatch, scale_loss: ScaleLoss) -> Proposal:
-        found = self.term.statistics(self.model(micro_batch), micro_batch, self.group, micro_batch.noise_keys)
+        decoding = self.model(micro_batch)
+        found = self.term.statistics(decoding, micro_batch, self.group, micro_batch.noise_keys)
         assert found.sampled is not None
         targets = micro_batch.masked_targets
         loss, sums = self.term.summed(found, targets)
         if torch.is_grad_enabled():
             scale_loss(weighted(self.terms, {self.term.name: loss}, batch.step, batch)).backward()
-        return Proposal(found.sampled, {**sums, "sample_correct": (found.sampled == targets).sum()})
+        distractors = self.term.distractors(decoding, micro_batch, self.group, self.num_distractors)
+        return Proposal(found.sampled, {**sums, "sample_correct": (found.sampled == targets).sum()}, distractors)

@@ -31,6 +31,8 @@ class Proposal:
     """int64 [M] replacement ids of the M masked positions; no gradient flows through them."""
     sums: Sums
     """Of its own losses."""
+    distractors: Tensor | None = None
+    """int64 [M, C] distinct ids other than the originals, where main's losses want C of them."""
 
 
 class Corruptor(ABC):
@@ -55,3 +57,10 @@ class Corruptor(ABC):
         Where gradients are enabled, a corruptor that trains has also run its backward pass when this returns. Equal
         micro batches of equal steps must give equal replacements, whatever rank asks.
         """
+
+
+class MaskedText(Corruptor):
+    """No corruption: what the masked text has at the masked positions stays, and main reads it as it is."""
+
+    def propose(self, micro_batch: MicroBatch, batch: StepBatch, scale_loss: ScaleLoss) -> Proposal:
+        return Proposal(micro_batch.masked_tokens.t().reshape(-1)[micro_batch.masked_index], {})

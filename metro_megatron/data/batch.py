@@ -51,6 +51,8 @@ class MicroBatch:
     """The largest of sample_lengths, known on the host."""
     dropout_seed: Tensor | None = None
     """int64 [1] of the step; None where nothing is dropped."""
+    crop_keys: Tensor | None = None
+    """int64 [n] 63 bits of hash64(seed, CROP, epoch, sample); 0 for a row without a sample."""
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -67,6 +69,14 @@ class MicroBatch:
             # Columns behind the last sample are padding, of which no key is asked.
             samples = self.sample_ids[number.clamp(max=len(self.sample_ids) - 1)][None]
         return samples << 32 | self.position_ids
+
+    @property
+    def first_index(self) -> Tensor:
+        """int64 [n] index of each sample's first token, <s>, in hidden_states.flatten(0, 1), as masked_index."""
+        is_sample = self.sample_lengths > 0
+        if self.is_packed:
+            return self.cu_seqlens[:-1].long()[is_sample]  # one row: the index is the position
+        return torch.arange(len(self.tokens), device=self.tokens.device)[is_sample]  # position 0 of every row
 
     @property
     def is_masked(self) -> Tensor:
@@ -105,6 +115,8 @@ class StepBatch:
     """Masked tokens of the step over all ranks."""
     num_tokens: int
     """Tokens of the step over all ranks, <s> and </s> included, padding not."""
+    num_samples: int
+    """Samples of the step over all ranks."""
     num_squares: int
     """Sum over the step's samples of their lengths squared, which is what attention's cost grows with."""
     end: int
@@ -183,6 +195,7 @@ class MicroBatchBuilder:
             sample_ids=torch.from_numpy(np.insert(own.sample, before, -1)),
             is_packed=self.is_packed,
             max_seqlen=int(sample_lengths.max()),
+            crop_keys=torch.from_numpy(np.insert(self.masking.crop_keys(own), before, 0)),
         )
 
     def _cells(

@@ -166,6 +166,7 @@ class PretrainingData:
             micro_batches=micro_batches,
             num_masked=int(self._masking.counts(draws, content).sum()),
             num_tokens=int(lengths.sum()),
+            num_samples=len(content),
             num_squares=int((lengths**2).sum()),
             end=end,
         )

@@ -1,4 +1,4 @@
-"""Masked language modelling of the auxiliary model (METRO eq. 4). Its figures are called aux_*."""
+"""Masked language modelling: of the auxiliary model (METRO eq. 4; figures aux_*), or of main and nothing else."""
 
 from __future__ import annotations
 
@@ -40,3 +40,15 @@ class MaskedLanguageModel(LanguageModel):
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         same = (tokens == originals)[is_masked].sum()
         return {**super().exported_sums(logits, tokens, originals, is_masked), "sample_correct": same}
+
+
+class MainMaskedLanguageModel(LanguageModel):
+    """-log p(original) at masked positions of a text that no corruptor has filled: BERT and RoBERTa, without a pair."""
+
+    name = "mlm"
+    exported = "mlm"
+    sums = {"mlm_loss": 1, "mlm_correct": 1}
+    panels = (
+        Panel("MLM loss of the main model (nats)", {"mlm_loss": "MLM"}),
+        Panel("language modeling accuracy", {"mlm_accuracy": "MLM of the main model"}),
+    )

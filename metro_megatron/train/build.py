@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import TrainedAuxiliary
-from metro_megatron.corruption.corruptor import Corruptor
+from metro_megatron.corruption.corruptor import Corruptor, MaskedText
 from metro_megatron.model.encoder import TIED, MainModel, Pair, TiedParameters
 from metro_megatron.model.init import initialize
 from metro_megatron.objective.term import Term
@@ -49,4 +49,6 @@ class Parts:
 
 def build_corruptor(config: Config, layout: Layout, tied: TiedParameters) -> Corruptor:
     """The corruptor of a run; tied is what it may borrow. Which ones there are stands here."""
+    if config.corruption.source == "none":
+        return MaskedText()
     return TrainedAuxiliary(config, layout, tied)

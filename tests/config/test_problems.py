@@ -46,6 +46,9 @@ VPP = "parallel__virtual_pipeline_model_parallel_size"
         (1, {"model__shared_embeddings": "token_position", "corruption__source": "uniform"}),
         (1, {"data__validation_fraction": 0.5}),
         (1, {"data__validation": ["y"]}),
+        (1, {"objective__main": ["scl", "rtd"], "objective__scl_negatives": "all_ranks"}),
+        (1, {"objective__main": ["mlm"], "corruption__source": "none", "objective__mask_probability": 0.4}),
+        (1, {"objective__main": ["clm", "rtd"], "objective__clm": "mixture"}),
     ],
 )
 def test_sound_configurations_have_no_problems(world_size, changes):
@@ -55,6 +58,13 @@ def test_sound_configurations_have_no_problems(world_size, changes):
 @pytest.mark.parametrize(
     ("world_size", "changes", "expected"),
     [
+        (1, {"objective__main": []}, ["objective.main is empty; name what main learns"]),
+        (1, {"objective__main": ["rtd", "rtd"]}, ["main is rtd rtd, which names a loss twice"]),
+        (1, {"objective__main": ["mlm"]}, ["source is auxiliary, but objective.main mlm reads masked text"]),
+        (1, {"objective__clm": "mixture", "objective__main": ["clm"]}, ["clm is mixture, which weighs clm"]),
+        (1, {"objective__main": ["rtd"], "corruption__source": "none"}, ["source is none, but objective.main rtd"]),
+        (1, {"objective__main": ["cloze"], "corruption__source": "uniform"}, ["uniform, but the candidates of"]),
+        (1, {"objective__main": ["cloze"], "model__vocab_size": 7}, ["vocab_size is 7", "three words; use 8 or more"]),
         (1, {"model__num_attention_heads": 7}, ["num_attention_heads is 7, must divide model.hidden_size 768: 1, 2"]),
         (
             1,
@@ -205,3 +215,11 @@ def test_every_number_has_a_range():
     for option in options_of(Config):
         assert (option.range is not None) == (option.annotation in (int, float)), option.name
         assert option.range is None or option.default in option.range, option.name
+
+
+def test_contradictory_objectives_are_all_named():
+    changes = {"objective__main": ["mlm", "rtd", "mlm"], "objective__clm": "weighted", "corruption__source": "none"}
+    twice, alone, copies = problems(configured(**changes), 1)
+    assert "main is mlm rtd mlm, which names a loss twice" in twice
+    assert "mlm reads masked text and the others corrupted text; use mlm alone" in alone
+    assert "clm is weighted, which weighs clm by what rtd says" in copies

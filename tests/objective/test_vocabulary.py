@@ -8,7 +8,7 @@ from torch.nn import functional
 from fused.linear_cross_entropy import gumbel_noise
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.model.heads import Decoding
-from metro_megatron.objective.vocabulary import vocabulary_statistics
+from metro_megatron.objective.vocabulary import vocabulary_statistics, wrong_samples
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.vocabulary import NUM_SPECIALS
 from tests.distributed import run_ranks
@@ -24,7 +24,7 @@ def whole_head() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
 
 
 def head_on_rank() -> list[torch.Tensor]:
-    """Loss, predicted and sampled ids, and the gradients of rows, weight and bias over all ranks."""
+    """Loss, predicted, sampled and two wrong ids, and the gradients of rows, weight and bias over all ranks."""
     layout = Layout.create(ParallelConfig(tensor_model_parallel_size=dist.get_world_size()), torch.device("cpu"))
     group = layout.tensor
     (rows, weight, bias), targets, keys = whole_head()
@@ -37,7 +37,8 @@ def head_on_rank() -> list[torch.Tensor]:
     for pieces, one in zip(whole, gradients[1:], strict=True):
         dist.all_gather(pieces, one, group=group)
     assert found.sampled is not None
-    return [found.loss.detach(), found.predicted, found.sampled, gradients[0], *(torch.cat(one) for one in whole)]
+    ids = [found.predicted, found.sampled, wrong_samples(Decoding(*own), targets, VOCAB_SIZE, group, keys, 2)]
+    return [found.loss.detach(), *ids, gradients[0], *(torch.cat(one) for one in whole)]
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -50,19 +51,25 @@ def test_split_head_equals_torch_and_ignores_padded_ids(world_size: int) -> None
     exact = torch.autograd.grad(losses.sum(), leaves)
     scores = logits + gumbel_noise(keys, torch.arange(VOCAB_SIZE, dtype=torch.int32))
     scores[:, :NUM_SPECIALS] = -torch.inf
-    for loss, predicted, sampled, *gradients in run_ranks(head_on_rank, world_size):
+    first = scores.argmax(1)
+    scores[torch.arange(ROWS), targets] = -torch.inf
+    for loss, predicted, sampled, wrong, *gradients in run_ranks(head_on_rank, world_size):
         torch.testing.assert_close(loss.double(), losses.detach(), rtol=1e-5, atol=1e-5)
         assert torch.equal(predicted, logits.argmax(1))
-        assert torch.equal(sampled, scores.argmax(1))
+        assert torch.equal(sampled, first)
+        assert torch.equal(wrong, scores.argsort(1, descending=True)[:, :2])
+        assert torch.equal(wrong[first != targets, 0], first[first != targets])
         for gradient, wanted in zip(gradients, exact, strict=True):
             torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def no_rows_on_rank() -> tuple[float, float]:
     layout = Layout.create(ParallelConfig(), torch.device("cpu"))
-    (rows, weight, bias), targets, _ = whole_head()
+    (rows, weight, bias), targets, keys = whole_head()
     weight.requires_grad_()
-    found = vocabulary_statistics(Decoding(rows[:0], weight, bias), targets[:0], VOCAB_SIZE, layout.tensor)
+    nothing = Decoding(rows[:0], weight, bias), targets[:0], VOCAB_SIZE, layout.tensor
+    assert wrong_samples(*nothing, keys[:0], 2).shape == (0, 2)
+    found = vocabulary_statistics(*nothing)
     found.loss.sum().backward()
     assert weight.grad is not None
     return found.loss.sum().item(), weight.grad.abs().max().item()
