@@ -196,7 +196,6 @@ _HOMES: dict[Home, str] = {
     "auxiliary": "shared",
     "first": "first stage",
     "layers": "every stage",
-    "middle": "one stage",
     "last": "last stage",
     "frozen": "none",
 }

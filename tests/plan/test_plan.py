@@ -26,8 +26,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_numbers_of_a_frozen_auxiliary(capsys: pytest.CaptureFixture[str]) -> None:
-    frozen = ["--corruption.source", "frozen", "--corruption.frozen_model", "runs/base"]
-    call_with_options(main, ["--config", "base", *frozen, "--json", "--runners_up", "1"])
+    call_with_options(main, ["--config", "base", "--corruption.source", "frozen", "--json", "--runners_up", "1"])
     made = json.loads(capsys.readouterr().out)
     assert made["trained_auxiliary"]["flops_saved"] == pytest.approx(0.199, abs=0.001)
     assert made["parameters"]["trained"] == 183_753_996 + 769 + 128_000
