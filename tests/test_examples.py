@@ -146,12 +146,13 @@ def test_each_row_of_table_2_changes_what_the_table_names():
 
 
 def test_the_arms_of_figure_3():
-    xl = EXAMPLES / "xl.yaml"
+    xl, miniature = EXAMPLES / "xl.yaml", EXAMPLES / "figure3" / "miniature.yaml"
     names = ("optimizer.lr", "optimizer.clip_grad", "model.scaled_init_targets")
     for name, expected in FIGURE_3.items():
-        path = EXAMPLES / "figure3" / f"{name}.yaml"
+        path = miniature.with_stem(name)
         config = load(xl, path)
         assert problems(config, processes(path)) == []
+        assert problems(load(miniature, path), processes(miniature)) == []
         assert tuple(flatten(config)[name] for name in names) == expected
         assert changes(config, load(xl)).keys() <= set(names)
 

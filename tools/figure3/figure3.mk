@@ -5,8 +5,8 @@ CONFIG := examples/figure3/miniature.yaml
 BIN := .venv/bin
 
 ARMS := lr_1e-4_clip_2 lr_2e-5_clip_2 lr_1e-4_clip_1 lr_1e-4_clip_1_scaled_init
-# An arm's file says clipping and initialization. Its learning rate is XL's; here it is ten times as high.
-rate = $(if $(filter lr_2e-5_%,$*),2e-4,1e-3)
+# An arm's file says clipping and initialization. Its learning rate is XL's; here it is 20 times as high.
+rate = $(if $(filter lr_2e-5_%,$*),4e-4,2e-3)
 
 text := $(OUTPUT)/text.jsonl
 tokenizer := $(OUTPUT)/tokenizer/report.json

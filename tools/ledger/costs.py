@@ -37,11 +37,11 @@ def parameters(paper: dict[str, Any]) -> Section:
         config, size = load(preset), SIZES[preset]
         sizes = {name: value for name, value in said.items() if name not in ("main", "auxiliary")}
         ours = {name: getattr(config.model, name) for name in sizes}
-        shown = ["/".join(map(str, one.values())) for one in (sizes, ours)]
+        said_sizes, our_sizes = ("/".join(map(str, one.values())) for one in (sizes, ours))
         rows += [
             _counted(f"{size}: main", said["main"], main_encoder(config)),
             _counted(f"{size}: auxiliary", said["auxiliary"], auxiliary(config), AUXILIARY),
-            Row(f"{size}: hidden/FFN/depth/depth/heads", *shown, EQUAL if sizes == ours else DIFFERS),
+            Row(f"{size}: H/FFN/layers/layers/heads", said_sizes, our_sizes, EQUAL if sizes == ours else DIFFERS),
         ]
     note = "Main: what fine-tuning takes along, token embedding included. Auxiliary: what it does not share with main."
     return Section("Table 3: sizes", rows, "python tools/plan.py --config SIZE", note)

@@ -1,11 +1,11 @@
 """What options, presets and files say of the paper's recipe: METRO Tables 1, 2 and 9 to 13."""
 
-from typing import Any
+from typing import Any, cast, get_args
 
 from metro_megatron.cli.options import flatten
 from metro_megatron.config.file import preset_names
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.tasks import task_class
+from metro_megatron.finetune.tasks import TaskName, task_class
 from metro_megatron.plan.memory import rank_memory
 from tools.ledger.costs import gpu_hours
 from tools.ledger.paper import number
@@ -69,11 +69,10 @@ def superglue(paper: dict[str, Any]) -> Section:
 def _tasks(title: str, said: dict[str, list[str]], note: str = "") -> Section:
     rows = []
     for name, (kind, metrics) in said.items():
-        try:
-            scores = task_class(kind).score_names
-        except KeyError:
+        if kind not in get_args(TaskName):
             rows.append(Row(name, f"{kind}, {metrics}", "-", f"{DIFFERS}: no task for {kind} yet"))
             continue
+        scores = task_class(cast(TaskName, kind)).score_names
         missing = [metric for metric in metrics.split() if SCORES.get(metric) not in scores]
         verdict = f"{DIFFERS}: no {', '.join(missing)}" if missing else EQUAL
         rows.append(Row(name, f"{kind}, {metrics}", f"{kind}: {', '.join(scores)}", verdict))
