@@ -21,13 +21,15 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def auxiliary_config(config: Config, device: torch.device) -> TransformerConfig:
-    """The auxiliary encoder: never in the pipeline, never any dropout."""
+    """The auxiliary encoder: never in the pipeline, with main's dropout or none."""
     own = ParallelConfig(
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         recompute=config.parallel.recompute,
     )
-    return _transformer_config(config, own, config.model.auxiliary_num_layers, device, dropout=(0.0, 0.0))
+    model = config.model
+    dropout = (0.0, 0.0) if model.auxiliary_dropout == "zero" else (model.hidden_dropout, model.attention_dropout)
+    return _transformer_config(config, own, model.auxiliary_num_layers, device, dropout)
 
 
 def main_config(config: Config, device: torch.device) -> TransformerConfig:

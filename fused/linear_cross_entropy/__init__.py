@@ -6,6 +6,7 @@ public functions, launches and gradients, kernels.py the kernels.
 
 from fused.linear_cross_entropy.operator import compile_cases, linear_cross_entropy, shard_loss, shard_statistics
 from fused.linear_cross_entropy.reference import (
+    Sampling,
     Statistics,
     VocabularyShard,
     combine,
@@ -15,6 +16,7 @@ from fused.linear_cross_entropy.reference import (
 )
 
 __all__ = [
+    "Sampling",
     "Statistics",
     "VocabularyShard",
     "combine",

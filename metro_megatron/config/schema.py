@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.position import BUCKETS, PositionScheme
-from metro_megatron.schedule import Point, Schedule
+from metro_megatron.schedule import Decay, Point, Schedule
 from metro_megatron.vocabulary import padded_vocab_size
 
 MAY_CHANGE = "a resumed run may change it"
@@ -162,6 +162,18 @@ class CorruptionConfig:
     """Share of the run in which the exponential's distance falls to 1/e."""
     temperature_power: Annotated[float, above(0)] = 2.0
     """Exponent of the polynomial: final + (first - final) (1 - u)^power at share u of the run."""
+
+    @property
+    def sampling_temperature(self) -> Schedule | Decay:
+        """T over the run; exponential: T(u) = T_end + (T_0 - T_end) exp(-u / tau) (Fast-ELECTRA)."""
+        first, final = self.temperature, self.final_temperature
+        if self.temperature_schedule == "exponential":
+            return Decay(first, final, "exponential", self.temperature_tau)
+        if self.temperature_schedule == "polynomial":
+            return Decay(first, final, "polynomial", self.temperature_power)
+        if self.temperature_schedule == "linear":
+            return Schedule(first, (Point(final, 100, is_share=True),))
+        return Schedule(first)
 
 
 @dataclass(frozen=True)
@@ -332,6 +344,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
-    def schedules(self) -> dict[str, Schedule]:
+    def schedules(self) -> dict[str, Schedule | Decay]:
         """All that changes over the run, for configuration, training and picture; names are dotted like options."""
-        return {"optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)}
+        planned: dict[str, Schedule | Decay] = {
+            "optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)
+        }
+        if self.corruption.temperature_schedule != "constant":
+            planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
+        return planned

@@ -6,7 +6,7 @@ Legend: S positions, B rows, H hidden, M masked positions, V vocabulary rows of 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -26,7 +26,7 @@ from metro_megatron.data.views import View
 from metro_megatron.model.layer import LOCAL, block_spec
 from metro_megatron.model.norm import LayerNorm
 from metro_megatron.model.position import Positions, position_table
-from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
+from metro_megatron.model.sequences import AUXILIARY_SEEDS, EMBEDDING_SITE, Sequences, sequences_of
 
 
 def token_table(config: TransformerConfig, model_config: ModelConfig, group: Any) -> VocabParallelEmbedding:
@@ -193,6 +193,8 @@ class AuxiliaryModel(Encoder):
 
     def forward(self, micro_batch: MicroBatch) -> Any:
         """What the head says of the masked ids."""
+        if micro_batch.dropout_seed is not None:
+            micro_batch = replace(micro_batch, dropout_seed=micro_batch.dropout_seed + AUXILIARY_SEEDS)
         return self.head(self.encode(micro_batch.masked_tokens, micro_batch), micro_batch, self.word)
 
 

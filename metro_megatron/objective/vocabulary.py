@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from fused.linear_cross_entropy import Statistics, VocabularyShard, combine, shard_loss, shard_statistics
+from fused.linear_cross_entropy import Sampling, Statistics, VocabularyShard, combine, shard_loss, shard_statistics
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Sums, Term
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def vocabulary_statistics(
-    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, noise_keys: Tensor | None = None
+    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling | None = None
 ) -> Statistics:
-    """Losses [M] with their graph, most probable ids, and with noise_keys [M, 2] samples; the same on every rank.
+    """Losses [M] with their graph, most probable ids, and with sampling samples; the same on every rank.
 
     Ranks exchange 5 or 7 numbers a row. targets [M] are global ids.
     """
     shard = VocabularyShard(group.rank() * decoding.weight.size(0), vocab_size, NUM_SPECIALS)
-    partial = shard_statistics(*decoding, targets, shard, noise_keys)
+    partial = shard_statistics(*decoding, targets, shard, sampling)
     gathered = partial.new_empty(group.size() * partial.size(0), partial.size(1))
     dist.all_gather_into_tensor(gathered, partial, group=group)
     statistics = combine(gathered.view(group.size(), *partial.shape))
@@ -52,11 +52,11 @@ class LanguageModel(Term):
         return self.summed(found, micro_batch.masked_targets)
 
     def statistics(
-        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, noise_keys: Tensor | None = None
+        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling | None = None
     ) -> Statistics:
         """See `vocabulary_statistics`."""
         vocab_size = self.config.model.vocab_size
-        return vocabulary_statistics(decoding, micro_batch.masked_targets, vocab_size, group, noise_keys)
+        return vocabulary_statistics(decoding, micro_batch.masked_targets, vocab_size, group, sampling)
 
     def summed(self, found: Statistics, targets: Tensor) -> tuple[Tensor, Sums]:
         """The loss's sum with its graph, and the sums of this term."""

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from fused.linear_cross_entropy import gumbel_noise
+from fused.linear_cross_entropy import Sampling, gumbel_noise
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.model.heads import Decoding
 from metro_megatron.objective.vocabulary import vocabulary_statistics
@@ -30,7 +30,7 @@ def head_on_rank() -> list[torch.Tensor]:
     (rows, weight, bias), targets, keys = whole_head()
     own = [rows, weight.chunk(group.size())[group.rank()], bias.chunk(group.size())[group.rank()]]
     own = [part.clone().requires_grad_() for part in own]
-    found = vocabulary_statistics(Decoding(*own), targets, VOCAB_SIZE, group, keys)
+    found = vocabulary_statistics(Decoding(*own), targets, VOCAB_SIZE, group, Sampling(keys))
     gradients = list(torch.autograd.grad(found.loss.sum(), own))
     dist.all_reduce(gradients[0], group=group)  # the head's copy_to_tensor_model_parallel_region does it
     whole = [[torch.empty_like(one) for _ in range(group.size())] for one in gradients[1:]]
