@@ -8,11 +8,14 @@ from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import TrainedAuxiliary
 from metro_megatron.corruption.corruptor import Corruptor
+from metro_megatron.corruption.uniform import Uniform
+from metro_megatron.corruption.unigram import Unigram
 from metro_megatron.model.encoder import TIED, MainModel, Pair, TiedParameters
 from metro_megatron.model.init import initialize
 from metro_megatron.objective.term import Term
 from metro_megatron.objective.terms import main_terms
 from metro_megatron.parallel.layout import Layout
+from metro_megatron.train.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,15 @@ class Parts:
         return [*self.corruptor.terms, *self.terms]
 
     @classmethod
-    def build(cls, config: Config, layout: Layout) -> Parts:
-        """As the configuration says, on the layout's device and in the run's precision."""
+    def build(cls, config: Config, layout: Layout, corpus: Corpus | None = None) -> Parts:
+        """As the configuration says, on the layout's device and in the run's precision.
+
+        corpus: what the run trains on; None where the parts only take weights, which no corruptor is asked for.
+        """
         # Phase 1 has no pipeline: what both phases use is built as the auxiliary's side of the run.
         unstaged, staged = mcore.auxiliary_config(config, layout.device), mcore.main_config(config, layout.device)
         tied = TiedParameters(unstaged, config.model, layout.shared_groups)
-        corruptor, terms = build_corruptor(config, layout, tied), main_terms(config)
+        corruptor, terms = build_corruptor(config, layout, tied, corpus), main_terms(config)
         chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.lend("word", "table")
         main = [
             MainModel(staged, config.model, lent, layout.stage_groups, terms, vp_stage)
@@ -48,6 +54,12 @@ class Parts:
         return cls(pair, corruptor, terms)
 
 
-def build_corruptor(config: Config, layout: Layout, tied: TiedParameters) -> Corruptor:
+def build_corruptor(config: Config, layout: Layout, tied: TiedParameters, corpus: Corpus | None) -> Corruptor:
     """The corruptor of a run; tied is what it may borrow. Which ones there are stands here."""
+    source = config.corruption.source
+    if source == "uniform" or (source != "auxiliary" and corpus is None):
+        return Uniform(config)
+    if source == "unigram":
+        assert corpus
+        return Unigram(config, corpus.token_counts(), layout.device)
     return TrainedAuxiliary(config, layout, tied)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.blending import source_weights
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import read_manifest
-from metro_megatron.data.samples import SampleIndex, sample_indices
+from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices
 from metro_megatron.data.shards import Shard, open_shards
+from metro_megatron.data.token_counts import cached_token_counts
 from metro_megatron.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +52,11 @@ class Corpus:
         train_index, validation_index = sample_indices(data, train, validation)
         source_weights(data.weights, np.diff(train_index.source_bounds).tolist())
         return cls(config, train, train_index, validation or train, validation_index)
+
+    def token_counts(self) -> NDArray[np.int64]:
+        """How often each id is in the training shards [V]. Raises UserError as cached_token_counts."""
+        folder = cache_folder(self.config.data.index_cache, self.config.data.train)
+        return cached_token_counts(self.train_shards, self.config.model.vocab_size, folder)
 
     @property
     def has_validation(self) -> bool:

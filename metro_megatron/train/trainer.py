@@ -40,7 +40,7 @@ class Trainer:
         self.run = Path(config.train.output)
         self.corpus = corpus
         self.layout = Layout.create(config.parallel, device)
-        self.parts = Parts.build(config, self.layout)
+        self.parts = Parts.build(config, self.layout, corpus)
         self.pair = self.parts.pair
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)

@@ -137,7 +137,7 @@ def use_small_buckets() -> None:
 def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[Figures], list[Norms]]:
     """Train steps first to last; figures of each and its gradient norms (both homes, shared, stage)."""
     data = trainer.corpus.training_data(trainer.layout)
-    metrics, figures, norms = MetricSums(trainer.layout), [], []
+    metrics, figures, norms = MetricSums(trainer.layout, trainer.parts.all_terms), [], []
     for step in range(first, last):
         batch = data.step_batch(step, trainer.seen_samples)
         update = trainer.step.train(batch, metrics)
