@@ -9,7 +9,6 @@ from pathlib import Path
 from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
-from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign
 
 
@@ -32,7 +31,7 @@ def main(options: Options) -> None:
     # Late, so that --help and mistakes do not wait for torch.
     from transformers.utils import logging
 
-    from metro_megatron.checkpoint.read import find_iteration, read_model_tensors
+    from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors
     from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
@@ -61,14 +60,6 @@ def main(options: Options) -> None:
         "--train_file TRAIN.csv --validation_file VALIDATION.csv --output DIR\n"
         f'or:   transformers.AutoModel.from_pretrained("{target}", trust_remote_code=True)'
     )
-
-
-def find_tokenizer(iteration: Path) -> Path:
-    """The run's tokenizer folder, beside its checkpoints. Raises UserError if it is not there."""
-    folder = iteration.resolve().parent / "tokenizer"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a checkpoint's tokenizer is expected beside it in the run folder")
-    return folder
 
 
 def training_facts(iteration: Path, config: Config) -> dict[str, object]:

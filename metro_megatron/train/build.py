@@ -62,4 +62,10 @@ def build_corruptor(config: Config, layout: Layout, tied: TiedParameters, corpus
     if source == "unigram":
         assert corpus
         return Unigram(config, corpus.token_counts(), layout.device)
+    if source == "frozen":
+        # Late: other runs do without transformers.
+        from metro_megatron.corruption.frozen import Frozen
+        from metro_megatron.train.frozen_model import FrozenFolder
+
+        return Frozen(config, layout, FrozenFolder(config.corruption.frozen_model).load())
     return TrainedAuxiliary(config, layout, tied)

@@ -62,7 +62,12 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
 
     from metro_megatron.train.corpus import Corpus
 
-    return config, Corpus.open(config), device
+    corpus = Corpus.open(config)
+    if config.corruption.source == "frozen":
+        from metro_megatron.train.frozen_model import refuse_other_model
+
+        refuse_other_model(config, corpus.tokenizer_folder)
+    return config, corpus, device
 
 
 def _train(config: Config, corpus: Corpus, device: Device) -> None:
