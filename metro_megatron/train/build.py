@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import TrainedAuxiliary
+from metro_megatron.corruption.cached import Cached
 from metro_megatron.corruption.corruptor import Corruptor
 from metro_megatron.corruption.uniform import Uniform
 from metro_megatron.corruption.unigram import Unigram
@@ -62,6 +63,8 @@ def build_corruptor(config: Config, layout: Layout, tied: TiedParameters, corpus
     if source == "unigram":
         assert corpus
         return Unigram(config, corpus.token_counts(), layout.device)
+    if source == "cached":
+        return Cached()
     if source == "frozen":
         # Late: other runs do without transformers.
         from metro_megatron.corruption.frozen import Frozen

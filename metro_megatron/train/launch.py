@@ -62,12 +62,20 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
 
     from metro_megatron.train.corpus import Corpus
 
-    corpus = Corpus.open(config)
-    if config.corruption.source == "frozen":
-        from metro_megatron.train.frozen_model import refuse_other_model
+    return config, _with_replacements(Corpus.open(config)), device
 
-        refuse_other_model(config, corpus.tokenizer_folder)
-    return config, corpus, device
+
+def _with_replacements(corpus: Corpus) -> Corpus:
+    """The corpus of a run whose frozen model or cache is known to fit it."""
+    corruption = corpus.config.corruption
+    if not corruption.frozen_model:
+        return corpus.with_cache(Path(corruption.cache), "") if corruption.source == "cached" else corpus
+    from metro_megatron.train.frozen_model import FrozenFolder, refuse_other_model
+
+    if corruption.source == "cached":
+        return corpus.with_cache(Path(corruption.cache), FrozenFolder(corruption.frozen_model).sha256)
+    refuse_other_model(corpus.config, corpus.tokenizer_folder)
+    return corpus
 
 
 def _train(config: Config, corpus: Corpus, device: Device) -> None:

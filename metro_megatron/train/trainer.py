@@ -106,11 +106,7 @@ class Trainer:
         """Figures over the held-out samples, with masks and noise of their own. A collective call."""
         self.homes.fetch_parameters()
         metrics = MetricSums(self.layout, self.parts.all_terms)
-        data = self.corpus.validation_data(self.layout)
-        num_samples = min(self.config.train.eval_samples, data.num_samples)
-        train, seq_length = self.config.train, self.config.data.seq_length
-        batch_size = train.global_batch_size or max(1, train.global_batch_tokens // seq_length)
-        for batch in data.evaluation_batches(num_samples, batch_size):
+        for batch in self.corpus.evaluation_batches(self.layout):
             self.step.evaluate(batch, metrics)
         return metrics.reduce()
 

@@ -123,7 +123,9 @@ def test_a_run_folder_and_its_export_draw_alike(tmp_path: Path) -> None:
     run, export = tmp_path / "run", tmp_path / "export"
     run.mkdir()
     config = small_config(
-        train={"output": str(run), "train_steps": 3}, parallel={"tensor_model_parallel_size": 2}, model={"vocab_size": 300}
+        train={"output": str(run), "train_steps": 3},
+        parallel={"tensor_model_parallel_size": 2},
+        model={"vocab_size": 300},
     )
     run_ranks(train_and_save, 2, config)
     tokenizer = write_tokenizer(run / "tokenizer")
@@ -170,9 +172,9 @@ def test_a_frozen_model_has_no_gradients_no_optimizer_state_and_no_part_of_the_c
     padding = 128 * 64  # of buckets
     assert sizes["parameters"] <= sizes["gradients"] < sizes["parameters"] + padding
     assert sizes["parameters"] <= sizes["optimizer"] < sizes["parameters"] + padding
-    assert sizes["parameters"] < 0.8 * sum(
-        torch.Size(shape).numel() for shape in ()
-    ) or not any("aux" in name.split(".") for name in names)
+    assert sizes["parameters"] < 0.8 * sum(torch.Size(shape).numel() for shape in ()) or not any(
+        "aux" in name.split(".") for name in names
+    )
     assert found.modules == ["tied"] and found.trained == {"tied", "main"}
     assert {name.split(".")[0] for name in names} <= {"tied", "main", "optimizer", "rng_state"} | set(names)
     first, last = found.figures[0], found.figures[-1]
