@@ -1,9 +1,9 @@
 """Cached corruption: the replacement ids of a run, sample by sample in the run's order, as files.
 
 A folder holds plan.json, what the draws depend on; for each part of the run, steps that follow one another,
-`train_00000.ids.npy`, ids of all its masked tokens, and `train_00000.counts.npy`, how many each sample has; and the same
-of the evaluation's samples, `validation_00000...`. cache.json, the global position at which every part begins, comes
-last: without it the cache is unfinished. Ids are in the order of samples, then of positions. Written by
+`train_00000.ids.npy`, the ids of all its masked tokens, and `train_00000.counts.npy`, how many each sample has; and
+the same of the evaluation's samples, `validation_00000...`. cache.json, the global position at which every part begins,
+comes last: without it the cache is unfinished. Ids are in the order of samples, then of positions. Written by
 tools/cache_corruption.py.
 
 n samples.
@@ -52,7 +52,7 @@ class CachePlan:
     temperature: str
     disallow_correct: bool
     precision: str
-    frozen_model: str
+    frozen_frozen_model: str
     """SHA-256 of the model."""
 
     @classmethod
@@ -63,7 +63,7 @@ class CachePlan:
         shards: list[str],
         validation: list[str],
         validation_samples: int,
-        model: str,
+        frozen_model: str,
     ) -> CachePlan:
         """Of a run, with the hashes of what it reads."""
         data, train, objective = config.data, config.train, config.objective
@@ -86,7 +86,7 @@ class CachePlan:
             temperature=str(config.corruption.sampling_temperature),
             disallow_correct=config.corruption.disallow_correct,
             precision=train.precision,
-            frozen_model=model,
+            frozen_model=frozen_model,
         )
 
     def differences(self, cached: CachePlan) -> list[str]:

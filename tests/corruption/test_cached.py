@@ -1,4 +1,4 @@
-"""Cached replacements are those of the online run, token by token, in every layout; what is of another run is refused."""
+"""Cached replacements are those of the online run, token by token; a cache of another run is refused."""
 
 from __future__ import annotations
 
@@ -137,6 +137,7 @@ def interrupted(config: Config, path: Path, after: int) -> str:
     finally:
         files.os.replace = plain
     has_content = (path / CONTENT).exists()
+    (path / f"train_00000.ids.npy.1{files._PARTIAL}").write_bytes(b"left behind")
     write(config, path)
     return f"{has_content} {count}"
 

@@ -125,7 +125,6 @@ def test_a_run_folder_and_its_export_draw_alike(tmp_path: Path) -> None:
     config = small_config(
         train={"output": str(run), "train_steps": 3},
         parallel={"tensor_model_parallel_size": 2},
-        model={"vocab_size": 300},
     )
     run_ranks(train_and_save, 2, config)
     tokenizer = write_tokenizer(run / "tokenizer")
