@@ -184,8 +184,8 @@ def _temperature(config: Config) -> Iterator[str]:
         )
     elif schedule != "constant" and first <= final:
         yield (
-            f"corruption.temperature is {first:g}, must be greater than corruption.final_temperature {final:g}, towards "
-            f"which the {schedule} schedule falls; 2 is Fast-ELECTRA's"
+            f"corruption.temperature is {first:g}, must be greater than corruption.final_temperature {final:g}, "
+            f"towards which the {schedule} schedule falls; 2 is Fast-ELECTRA's"
         )
 
 

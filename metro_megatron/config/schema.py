@@ -142,18 +142,21 @@ class CorruptionConfig:
     """auxiliary: trained beside main. frozen: an existing model (Fast-ELECTRA). cached: written by
     tools/cache_corruption.py. uniform, unigram: drawn without a model. main: a head on a middle layer of main.
     none: main reads <mask>."""
-    frozen_model: str = ""
-    """Run folder, exported folder or folder of a transformers masked language model, for source frozen."""
-    cache: str = ""
+    frozen_model: Annotated[str, MAY_CHANGE] = ""
+    """Run folder, checkpoint, exported folder or folder of a transformers masked language model with the run's
+    tokenizer, for source frozen; with source cached, the model that the cache must be of."""
+    cache: Annotated[str, MAY_CHANGE] = ""
     """Folder written by tools/cache_corruption.py, for source cached."""
     unigram_power: Annotated[float, at_least(0)] = 1.0
-    """Exponent of the token frequencies, for source unigram."""
+    """Exponent of the token frequencies in the training shards, for source unigram."""
     main_layer: Annotated[int, at_least(0)] = 0
-    """Main layer (from 1) whose head proposes, for source main; 0: half of the depth."""
+    """Main layer (from 1) whose head proposes, for source main, an interpretation of the early-exit paper's study; 0:
+    half of the depth."""
     disallow_correct: bool = False
     """Never draw the token that was masked (ELECTRA's option)."""
     temperature_schedule: Literal["constant", "exponential", "linear", "polynomial"] = "constant"
-    """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA)."""
+    """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA; its
+    exponential is known, 2 and tau 0.1 are not verified). Evaluations draw at that of the run's end."""
     temperature: Annotated[float, above(0)] = 1.0
     """Sampling temperature T at the start: softmax(logits / T)."""
     final_temperature: Annotated[float, above(0)] = 1.0

@@ -11,6 +11,7 @@ n samples.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -88,6 +89,11 @@ class CachePlan:
             precision=train.precision,
             frozen_model=frozen_model,
         )
+
+    @property
+    def sha256(self) -> str:
+        """Of all of it."""
+        return hashlib.sha256(to_json(self)).hexdigest()
 
     def differences(self, cached: CachePlan) -> list[str]:
         """Why a cache of the other plan is not this run's, a line each.

@@ -9,6 +9,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import TrainedAuxiliary
 from metro_megatron.corruption.cached import Cached
 from metro_megatron.corruption.corruptor import Corruptor
+from metro_megatron.corruption.main import MainLayers
 from metro_megatron.corruption.uniform import Uniform
 from metro_megatron.corruption.unigram import Unigram
 from metro_megatron.model.encoder import TIED, MainModel, Pair, TiedParameters
@@ -42,12 +43,13 @@ class Parts:
         # Phase 1 has no pipeline: what both phases use is built as the auxiliary's side of the run.
         unstaged, staged = mcore.auxiliary_config(config, layout.device), mcore.main_config(config, layout.device)
         tied = TiedParameters(unstaged, config.model, layout.shared_groups)
-        corruptor, terms = build_corruptor(config, layout, tied, corpus), main_terms(config)
+        terms = main_terms(config)
         chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.lend("word", "table")
         main = [
             MainModel(staged, config.model, lent, layout.stage_groups, terms, vp_stage)
             for vp_stage in ([None] if chunks == 1 else range(chunks))
         ]
+        corruptor = build_corruptor(config, layout, tied, main[0], corpus)
         pair = Pair({TIED: tied, **corruptor.trained}, main)
         for prefix, module in pair.modules():
             initialize(module, prefix, config.model, config.train.seed, layout.tensor)
@@ -55,14 +57,18 @@ class Parts:
         return cls(pair, corruptor, terms)
 
 
-def build_corruptor(config: Config, layout: Layout, tied: TiedParameters, corpus: Corpus | None) -> Corruptor:
-    """The corruptor of a run; tied is what it may borrow. Which ones there are stands here."""
+def build_corruptor(
+    config: Config, layout: Layout, tied: TiedParameters, main: MainModel, corpus: Corpus | None
+) -> Corruptor:
+    """The corruptor of a run; tied and main's first chunk are what it may borrow. Which ones there are stands here."""
     source = config.corruption.source
     if source == "uniform" or (source != "auxiliary" and corpus is None):
         return Uniform(config)
     if source == "unigram":
         assert corpus
         return Unigram(config, corpus.token_counts(), layout.device)
+    if source == "main":
+        return MainLayers(config, layout, tied, main)
     if source == "cached":
         return Cached()
     if source == "frozen":

@@ -36,6 +36,8 @@ class Corpus:
     validation_index: SampleIndex | None
     cache: CacheFolder | None = None
     """Replacements, where the run reads them."""
+    filled_by: str = ""
+    """Hash of the frozen model, or of the cache's plan, that fills the masks; a resumed run must find the same."""
 
     @classmethod
     def open(cls, config: Config) -> Corpus:
@@ -99,10 +101,10 @@ class Corpus:
         cache.reader("train")  # refuses an unfinished one
         plan = cache.plan()
         found = ["it has no plan"] if plan is None else self.cache_plan(frozen_model).differences(plan)
-        if found:
+        if found or plan is None:
             remedy = "give the cache of this run, or write one with tools/cache_corruption.py"
             raise UserError([*(f"corruption.cache {path}: {one}" for one in found), f"{path}: {remedy}"])
-        return replace(self, cache=cache)
+        return replace(self, cache=cache, filled_by=plan.sha256)
 
     @property
     def description(self) -> str:

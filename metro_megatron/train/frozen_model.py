@@ -126,12 +126,16 @@ class FrozenFolder:
             raise UserError(f"{self.path / 'config.json'}: damaged ({error}); give another folder") from error
 
 
-def refuse_other_model(config: Config, tokenizer: Path) -> None:
-    """Raise UserError naming all that keeps corruption.frozen_model from filling the masks of a run; tokenizer: its
-    folder."""
-    found = FrozenFolder(config.corruption.frozen_model).problems(config, tokenizer)
+def refuse_other_model(config: Config, tokenizer: Path) -> FrozenFolder:
+    """The folder of corruption.frozen_model, which fits a run with the tokenizer of the other folder.
+
+    Raises UserError naming all that keeps it from filling the run's masks.
+    """
+    folder = FrozenFolder(config.corruption.frozen_model)
+    found = folder.problems(config, tokenizer)
     if found:
         raise UserError(found)
+    return folder
 
 
 def _most_positions(model: PreTrainedModel) -> int | None:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -74,8 +75,7 @@ def _with_replacements(corpus: Corpus) -> Corpus:
 
     if corruption.source == "cached":
         return corpus.with_cache(Path(corruption.cache), FrozenFolder(corruption.frozen_model).sha256)
-    refuse_other_model(corpus.config, corpus.tokenizer_folder)
-    return corpus
+    return replace(corpus, filled_by=refuse_other_model(corpus.config, corpus.tokenizer_folder).sha256)
 
 
 def _train(config: Config, corpus: Corpus, device: Device) -> None:

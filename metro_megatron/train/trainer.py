@@ -65,6 +65,11 @@ class Trainer:
                 f"the shards of data.train are not those that {self.run} was trained on "
                 "(their hashes differ): give the same shards, or choose another train.output"
             )
+        if progress.get("filled_by", "") != self.corpus.filled_by:
+            raise UserError(
+                f"corruption.{self.config.corruption.source}: the model or cache is not the one that {self.run} was "
+                "trained with (their hashes differ); give the same, or choose another train.output"
+            )
         self.done = step
         self.seen_samples = progress["consumed_samples"]
         self.seen_tokens = progress["seen_tokens"]
@@ -119,6 +124,7 @@ class Trainer:
             "seen_tokens": self.seen_tokens,
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,
+            **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
         }
         folder = self.checkpoints.save(self.done, progress)
         if report:

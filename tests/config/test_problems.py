@@ -106,7 +106,7 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (1, {"data__train": []}, ["data.train is empty", "--data.train PREFIX"]),
         (1, {"train__output": ""}, ["train.output is empty", "--train.output DIR"]),
         (1, {"corruption__source": "frozen"}, ["source is frozen, but corruption.frozen_model is empty; name"]),
-        (1, {"corruption__source": "cached"}, ["source is cached, but corruption.cache is empty", "cache_corruption.py"]),
+        (1, {"corruption__source": "cached"}, ["source is cached, but corruption.cache is empty; name"]),
         (1, {"corruption__frozen_model": "x"}, ["frozen_model is x, which corruption.source auxiliary does not read"]),
         (1, {"corruption__cache": "x"}, ["cache is x, which corruption.source auxiliary", "set the source to cached"]),
         (1, {"corruption__unigram_power": 2.0}, ["unigram_power is 2.0, which", "set the source to unigram"]),
