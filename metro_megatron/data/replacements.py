@@ -53,7 +53,7 @@ class CachePlan:
     temperature: str
     disallow_correct: bool
     precision: str
-    frozen_frozen_model: str
+    frozen_model: str
     """SHA-256 of the model."""
 
     @classmethod

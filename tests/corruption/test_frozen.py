@@ -30,6 +30,7 @@ from metro_megatron.config.schema import Config, CorruptionConfig, ParallelConfi
 from metro_megatron.corruption.corruptor import Proposal
 from metro_megatron.corruption.frozen import Frozen
 from metro_megatron.data.batch import MicroBatch
+from metro_megatron.errors import UserError
 from metro_megatron.hf.export import write_hf_folder
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
 from metro_megatron.parallel.layout import Layout
@@ -38,7 +39,7 @@ from metro_megatron.train.frozen_model import FrozenFolder, refuse_other_model
 from metro_megatron.vocabulary import NUM_SPECIALS, PAD_ID
 from tests.corruption.sources import record, source_config
 from tests.distributed import run_ranks
-from tests.hf.pair import write_tokenizer
+from tests.hf.pair import MODEL, trainer_tensors, write_tokenizer
 from tests.parity.small_run import VOCAB_SIZE, run_steps, small_config, small_corpus, start
 
 SIZES: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -119,7 +120,7 @@ def test_replacements_of_any_masked_language_model_are_those_of_its_logits(tmp_p
 
 def train_and_save(config: Config) -> None:
     trainer = start(config)
-    figures, _ = run_steps(trainer, 0, 3)
+    run_steps(trainer, 0, 3)
     trainer.done = 3
     trainer.save()
     trainer.close()
