@@ -47,18 +47,18 @@ class Panel:
 class Term(ABC):
     """One loss of a run. Its figure `{name}_loss` is what it adds to the whole loss, before its weight."""
 
-    name: ClassVar[str]
+    name: str
     """In figures, on the console, and of its head: `{name}_head`."""
     exported: ClassVar[str]
-    """Name of its head's output in the exported model: `{exported}_logits`."""
-    sums: ClassVar[Mapping[str, int]]
+    """Name of its head's output in the exported model, `{exported}_logits`; empty if the head is not exported."""
+    sums: Mapping[str, int]
     """Names and numbers of elements of the sums that `loss` returns."""
     console: ClassVar[Mapping[str, str]] = {}
     """What the console says beside the loss: label, and name of the figure."""
     validation_console: ClassVar[Mapping[str, str]] = {}
     """What it says after an evaluation only."""
     panels: ClassVar[tuple[Panel, ...]]
-    layer: ClassVar[int | None] = None
+    layer: int | None = None
     """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder."""
 
     def __init__(self, config: Config):
@@ -96,10 +96,10 @@ class Term(ABC):
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Means and rates of this term's sums and of objective.figures.counts: `{name}_loss` and others."""
 
-    @abstractmethod
     def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
-        """What an exported pair's head says of the hidden states [B, S, H] of its encoder, where this loss looks."""
+        """What an exported model's head says of the hidden states [B, S, H] of its encoder, where this loss looks."""
+        raise NotImplementedError(f"{self.name} has no head in the exported model")
 
-    @abstractmethod
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         """The sums of `loss` from such logits; tokens [B, S] are corrupted, originals have PAD_ID behind their end."""
+        raise NotImplementedError(f"{self.name} has no head in the exported model")

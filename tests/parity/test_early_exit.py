@@ -1,0 +1,178 @@
+"""Early exit against the same written without gathering, in every layout it runs in, and against no exit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metro_megatron.config.early_exit import LEVELS
+from metro_megatron.config.schema import Config
+from metro_megatron.data.batch import MicroBatch
+from metro_megatron.hf.export import metro_config
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.hf.weights import hf_state_dict
+from metro_megatron.model.init import global_parameters
+from metro_megatron.train.metrics import MetricSums
+from tests.distributed import run_ranks
+from tests.parity.small_run import STEPS, Figures, small_config, start, whole_weights
+
+LAYERS = [1, 3]
+SHARE = 0.7
+RISING = "0 -> 0 at step 1 -> 0.6 at step 4"
+PADDED = {"row_format": "padded", "micro_batch_size": 24}
+
+
+def exiting(share: float | str = RISING, weight: float = 0.5, rule: str = "confidence", **concerns: Any) -> Config:
+    concerns = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}, **concerns}
+    return small_config(early_exit={"layers": LAYERS, "share": share, "weight": weight, "rule": rule}, **concerns)
+
+
+@dataclass
+class OneStep:
+    """The first step of a run with a single micro batch of padded rows."""
+
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    batch: MicroBatch
+    corrupted: Tensor
+    figures: Figures
+
+
+def one_step(config: Config) -> OneStep:
+    """On a single rank: gradients of all parameters, before the optimizer uses them."""
+    trainer = start(config)
+    batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
+    weights = whole_weights(trainer)
+    metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
+    (corrupted,) = trainer.step.evaluate(batch, metrics)
+    assert metrics.reduce()["average_depth"] == config.model.num_layers, "evaluation reads to the top"
+    trainer.optimizer.step = lambda step: None  # type: ignore[method-assign,assignment]
+    trainer.step.train(batch, metrics)
+    gradients = {
+        name: parameter.main_grad.clone()  # type: ignore[attr-defined]
+        for prefix, module in trainer.pair.modules()
+        for name, parameter in global_parameters(module, prefix)
+    }
+    figures = metrics.reduce()
+    trainer.close()
+    return OneStep(weights, gradients, batch.micro_batches[0], corrupted, figures)
+
+
+def least_sure(logits: Tensor, lengths: Tensor, staying: int) -> Tensor:
+    """bool [B, S]: the floor(L staying / LEVELS) tokens of each sample whose |2 sigmoid(r) - 1| is smallest."""
+    stays = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, length in enumerate(lengths.tolist()):
+        sureness = (2 * logits[row, :length].sigmoid() - 1).abs().tolist()
+        order = sorted(range(length), key=lambda position: sureness[position])
+        stays[row, order[: length * staying // LEVELS]] = True
+    return stays
+
+
+def test_every_gradient_equals_layers_that_compute_all_and_keep_what_stays() -> None:
+    """x <- where(active, layer(x), x), in float64; exits score whoever goes on, the top everyone."""
+    config = exiting(SHARE, model={}, data=PADDED)
+    (step,) = run_ranks(one_step, 1, config)
+    model = MetroForPreTraining(metro_config(config.model))
+    model.load_state_dict(hf_state_dict(step.weights, config.model))
+    model.double().train()
+    batch, real = step.batch, step.batch.is_real
+    is_masked, is_original = batch.masked_tokens != batch.tokens, (step.corrupted == batch.tokens).double()
+
+    def detection(logits: Tensor, where: Tensor) -> Tensor:
+        losses = functional.binary_cross_entropy_with_logits(logits[where], is_original[where], reduction="sum")
+        return losses / real.sum()
+
+    encoder = model.metro.encoder
+    hidden = model.metro.embeddings(model.metro.embeddings.word_embeddings(step.corrupted))
+    bias, active, exits, depth = encoder._bias(hidden, real), real, {}, torch.zeros(real.shape)
+    for number, layer in enumerate(encoder.layer, start=1):
+        hidden = torch.where(active[..., None], layer(hidden, bias, False)[0], hidden)
+        depth += active
+        if number in LAYERS:
+            logits = model.rtd_head(hidden).squeeze(-1)
+            staying = LEVELS - round(SHARE * (LAYERS.index(number) + 1) / len(LAYERS) * LEVELS)
+            sure_first = logits.detach().masked_fill(~active, 99.0)  # who has left does not come back
+            active = least_sure(sure_first, batch.sample_lengths, staying)
+            exits[number] = detection(logits, active)
+    rtd = detection(model.rtd_head(hidden).squeeze(-1), real)
+    clm = functional.cross_entropy(model.clm_head(hidden)[is_masked], batch.tokens[is_masked])
+    mlm = functional.cross_entropy(
+        model(batch.masked_tokens, real, noised_input_ids=step.corrupted).mlm_logits[is_masked], batch.tokens[is_masked]
+    )
+    (mlm + 50 * rtd + clm + 0.5 * 50 * sum(exits.values())).backward()
+
+    figures, gone, replaced = step.figures, ~active & real, (is_original == 0) & real
+    assert {f"exit{layer}_loss" for layer in LAYERS} < figures.keys()
+    for name, value in {"rtd": rtd, "clm": clm, **{f"exit{number}": loss for number, loss in exits.items()}}.items():
+        assert figures[f"{name}_loss"] == pytest.approx(value.item(), rel=1e-5), name
+    assert figures["average_depth"] == pytest.approx(float(depth[real].mean())) and figures["average_depth"] < 3
+    for name, kind in {"replaced": replaced, "original": real & ~replaced}.items():
+        assert figures[f"exited_{name}"] == pytest.approx(float(gone[kind].double().mean())) and gone[kind].any()
+    ours = hf_state_dict(step.gradients, config.model)  # linear: it maps gradients as it maps weights
+    for name, parameter in model.named_parameters():
+        expected = parameter.grad
+        assert expected is not None, name
+        error = (ours[name].double() - expected).norm()
+        if name.endswith("key.bias"):  # softmax does not see it: its gradient is zero but for rounding
+            assert expected.norm() < 1e-12 and error < 1e-4, (name, error)
+        else:
+            assert error < 3e-5 * expected.norm(), (name, error / expected.norm())
+
+
+@dataclass
+class Record:
+    figures: list[Figures]
+    weights: dict[str, Tensor]
+
+
+def train(configs: list[Config]) -> list[Record]:
+    """On every rank: all steps of each configuration."""
+    records = []
+    for config in configs:
+        trainer = start(config)
+        metrics, figures = MetricSums(trainer.layout, trainer.parts.all_terms), []
+        data = trainer.corpus.training_data(trainer.layout)
+        for step in range(STEPS):
+            batch = data.step_batch(step, trainer.seen_samples)
+            trainer.step.train(batch, metrics)
+            trainer.seen_samples = batch.end
+            figures.append(metrics.reduce())
+        trainer.homes.fetch_parameters()
+        records.append(Record(figures, whole_weights(trainer)))
+        trainer.close()
+    return records
+
+
+def test_no_layout_and_no_row_format_changes_who_leaves() -> None:
+    """With dropout; tensor and data parallelism, rows, recomputation; weights of all steps, and the control."""
+    tensor = {"parallel": {"tensor_model_parallel_size": 2, "recompute": "full"}}
+    same = [exiting(), exiting(data={"row_format": "padded"}), exiting(parallel={"recompute": "full"})]
+    one, *others, control = run_ranks(train, 1, [*same, exiting(rule="random")])[0]
+    tensored, its_control = run_ranks(train, 4, [exiting(**tensor), exiting(rule="random", **tensor)])[0]
+    for wanted, records in ((one, [*others, tensored]), (control, [its_control])):
+        for number, record in enumerate(records):
+            for figures, expected in zip(record.figures, wanted.figures, strict=True):
+                expected = {name: value for name, value in expected.items() if name != "non_pad_fraction"}
+                assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-5), number
+            for name, weight in wanted.weights.items():
+                torch.testing.assert_close(record.weights[name], weight, rtol=0, atol=1e-6, msg=f"{number} {name}")
+    depths = [figures["average_depth"] for figures in one.figures]
+    assert depths[0] == 4 > depths[1] > depths[2] > depths[3] == pytest.approx(depths[5], abs=0.1)
+    assert depths == [figures["average_depth"] for figures in control.figures], "as many leave at random"
+    assert one.figures[5]["rtd_loss"] != control.figures[5]["rtd_loss"]
+    # Tokens of one head's least doubt are of both kinds, but not in the shares of chance.
+    assert one.figures[5]["exited_replaced"] != pytest.approx(control.figures[5]["exited_replaced"], abs=0.02)
+
+
+def test_a_capacity_of_all_tokens_is_no_exit_bit_for_bit() -> None:
+    full = exiting(share=0.0, weight=0.0)
+    exits, none = run_ranks(train, 1, [full, replace(full, early_exit=Config().early_exit)])[0]
+    for figures, expected in zip(exits.figures, none.figures, strict=True):
+        assert {name: figures[name] for name in expected} == expected
+    assert exits.weights.keys() == none.weights.keys()
+    assert all(torch.equal(exits.weights[name], weight) for name, weight in none.weights.items())
