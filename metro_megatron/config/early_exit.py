@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from metro_megatron.config.schema import ModelConfig
 
 LEVELS = 2**16
-"""Shares are rounded to 2^-16, so that the tokens that stay are counted in whole numbers everywhere."""
+"""Shares that leave are cut to 2^-16, so that the tokens that stay are counted in whole numbers everywhere."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Exits:
     def staying(self, layer: int) -> int:
         """Of LEVELS parts of a sample, those that go on behind main layer `layer`, from 0, the embedding, on."""
         passed = sum(one <= layer for one in self.layers)
-        return LEVELS - round(self.share * passed / len(self.layers) * LEVELS)
+        return LEVELS - int(self.share * passed / len(self.layers) * LEVELS)
 
     def updated(self, rows: int, layer: int) -> int:
         """Of R rows, those that main layer `layer` (from 1) computes: its capacity.

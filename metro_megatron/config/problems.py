@@ -50,7 +50,7 @@ def _early_exit(config: Config) -> Iterator[str]:
             )
     if sorted(set(layers)) != layers:
         ascending = " ".join(map(str, sorted(set(layers))))
-        yield f"early_exit.layers is {' '.join(map(str, layers))}, must ascend: {ascending}"
+        yield f"early_exit.layers is {' '.join(map(str, layers))}, must ascend, each once: {ascending}"
     if "rtd" not in config.objective.main:
         yield (
             f"early_exit.layers is given and objective.main is {' '.join(config.objective.main)}; exits ask "
@@ -71,7 +71,7 @@ def _early_exit(config: Config) -> Iterator[str]:
     if parallel.sequence_parallel:
         yield (
             "parallel.sequence_parallel is true, with early_exit.layers it must be false: the tokens that stay are "
-            "gathered from all positions, and no rank has them all"
+            "gathered from all positions, and no rank has them all; set it false, or leave early_exit.layers empty"
         )
 
 

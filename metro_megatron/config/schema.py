@@ -167,7 +167,7 @@ class CorruptionConfig:
 
 @dataclass(frozen=True)
 class EarlyExitConfig:
-    """Tokens that leave main early in pretraining: our interpretation of a paper of which the abstract is public."""
+    """Tokens that leave main early: our interpretation; of its paper only the abstract is public."""
 
     layers: list[int] = field(default_factory=list)
     """Main layers (from 1), ascending, behind which tokens may leave; what stays is what the head of replaced token

@@ -95,7 +95,7 @@ def test_every_gradient_equals_layers_that_compute_all_and_keep_what_stays() -> 
         depth += active
         if number in LAYERS:
             logits = model.rtd_head(hidden).squeeze(-1)
-            staying = LEVELS - round(SHARE * (LAYERS.index(number) + 1) / len(LAYERS) * LEVELS)
+            staying = LEVELS - int(SHARE * (LAYERS.index(number) + 1) / len(LAYERS) * LEVELS)
             sure_first = logits.detach().masked_fill(~active, 99.0)  # who has left does not come back
             active = least_sure(sure_first, batch.sample_lengths, staying)
             exits[number] = detection(logits, active)
