@@ -75,7 +75,7 @@ class Sequences(PackedSeqParams):
 
     def rows_of_layer(self, layer_number: int) -> ActiveRows | None:
         """Those that layer 1, 2, ... updates; None: all."""
-        return next((rows for exit, rows in reversed(self.active.items()) if exit < layer_number), None)
+        return next((rows for layer, rows in reversed(self.active.items()) if layer < layer_number), None)
 
 
 def sequences_of(micro_batch: MicroBatch, num_layers: int, sequence_group: ProcessGroup | None) -> Sequences:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from metro_megatron.checkpoint.files import iteration_folder
+from metro_megatron.checkpoint.read import read_model_tensors
 from metro_megatron.config.early_exit import LEVELS
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.hf.verify import random_probe
 from metro_megatron.hf.weights import hf_state_dict
 from metro_megatron.model.init import global_parameters
 from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.unsharded import trainer_outputs
 from tests.distributed import run_ranks
 from tests.parity.small_run import STEPS, Figures, small_config, start, whole_weights
+from tests.train.test_trainer import run
 
 LAYERS = [1, 3]
 SHARE = 0.7
@@ -176,3 +182,30 @@ def test_a_capacity_of_all_tokens_is_no_exit_bit_for_bit() -> None:
         assert {name: figures[name] for name in expected} == expected
     assert exits.weights.keys() == none.weights.keys()
     assert all(torch.equal(exits.weights[name], weight) for name, weight in none.weights.items())
+
+
+def run_and_read(config: Config) -> tuple[list[dict[str, Any]], list[str], dict[str, Tensor]]:
+    """On a lone rank: what a run logged and said, and what its checkpoint's model says of a probe."""
+    lines, said = run(config)
+    iteration = iteration_folder(Path(config.train.output), STEPS)
+    return lines, said, trainer_outputs(iteration, config, *random_probe(config.model))
+
+
+def test_a_run_logs_its_exits_and_exports_the_model_of_full_depth(tmp_path: Path) -> None:
+    config = exiting(train={"output": str(tmp_path)})
+    ((lines, said, outputs),) = run_ranks(run_and_read, 1, config)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        exits = line["exit1_loss"] + line["exit3_loss"]
+        whole = line["aux_loss"] + 50 * line["rtd_loss"] + line["clm_loss"] + 0.5 * 50 * exits
+        assert line["loss"] == pytest.approx(whole, rel=1e-12)
+    shown = next(one for one in said if one.startswith("step 6/6"))
+    assert f"exit3 {lines[-1]['exit3_loss']:.4f}" in shown and f"depth {lines[-1]['average_depth']:.3f}" in shown
+    model = MetroForPreTraining(metro_config(config.model)).eval()
+    tensors = read_model_tensors(iteration_folder(tmp_path, STEPS))
+    model.load_state_dict(hf_state_dict(tensors, config.model))
+    probe = random_probe(config.model)
+    is_real = torch.arange(probe.masked_tokens.size(1)) < probe.lengths[:, None]
+    with torch.no_grad():
+        exported = model(probe.masked_tokens, is_real, noised_input_ids=probe.noised_tokens)
+    torch.testing.assert_close(exported.rtd_logits[is_real], outputs["rtd"][is_real], rtol=0, atol=1e-5)
