@@ -154,13 +154,29 @@ def train(configs: list[Config]) -> list[Record]:
     return records
 
 
-def test_no_layout_and_no_row_format_changes_who_leaves() -> None:
+FULL = exiting(share=0.0, weight=0.0)
+IN_ONE_PROCESS = {
+    "packed": exiting(),
+    "padded": exiting(data={"row_format": "padded"}),
+    "recomputed": exiting(parallel={"recompute": "full"}),
+    "control": exiting(rule="random"),
+    "full": FULL,
+    "none": replace(FULL, early_exit=Config().early_exit),
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Record]:
+    """Of one process, in one call: a process is slow to start."""
+    return dict(zip(IN_ONE_PROCESS, run_ranks(train, 1, list(IN_ONE_PROCESS.values()))[0], strict=True))
+
+
+def test_no_layout_and_no_row_format_changes_who_leaves(found: dict[str, Record]) -> None:
     """With dropout; tensor and data parallelism, rows, recomputation; weights of all steps, and the control."""
     tensor = {"parallel": {"tensor_model_parallel_size": 2, "recompute": "full"}}
-    same = [exiting(), exiting(data={"row_format": "padded"}), exiting(parallel={"recompute": "full"})]
-    one, *others, control = run_ranks(train, 1, [*same, exiting(rule="random")])[0]
     tensored, its_control = run_ranks(train, 4, [exiting(**tensor), exiting(rule="random", **tensor)])[0]
-    for wanted, records in ((one, [*others, tensored]), (control, [its_control])):
+    one, control = found["packed"], found["control"]
+    for wanted, records in ((one, [found["padded"], found["recomputed"], tensored]), (control, [its_control])):
         for number, record in enumerate(records):
             for figures, expected in zip(record.figures, wanted.figures, strict=True):
                 expected = {name: value for name, value in expected.items() if name != "non_pad_fraction"}
@@ -175,9 +191,8 @@ def test_no_layout_and_no_row_format_changes_who_leaves() -> None:
     assert one.figures[5]["exited_replaced"] != pytest.approx(control.figures[5]["exited_replaced"], abs=0.02)
 
 
-def test_a_capacity_of_all_tokens_is_no_exit_bit_for_bit() -> None:
-    full = exiting(share=0.0, weight=0.0)
-    exits, none = run_ranks(train, 1, [full, replace(full, early_exit=Config().early_exit)])[0]
+def test_a_capacity_of_all_tokens_is_no_exit_bit_for_bit(found: dict[str, Record]) -> None:
+    exits, none = found["full"], found["none"]
     for figures, expected in zip(exits.figures, none.figures, strict=True):
         assert {name: figures[name] for name in expected} == expected
     assert exits.weights.keys() == none.weights.keys()
