@@ -1,12 +1,12 @@
 """Adaptive early exit: which tokens leave the main encoder behind a layer, and layers for those that stay.
 
-Only the abstract of the paper is public ("Adaptive Early Exit", arXiv 2110.06620): later layers skip what earlier ones
-represent well already. Everything else is our interpretation. A token that has left keeps its hidden state to the top,
-where the heads read it as any other. In the layers above its exit
+Of the paper (arXiv 2110.06620) only the abstract is public: in ELECTRA's pretraining, later layers are relieved of
+features that earlier ones represent already. Everything else is our interpretation. A token that has left keeps its
+hidden state to the top, where the heads read it as any other. In the layers above its exit
 
 - its keys and values are projected from that state with each layer's own weights, and attention runs over all tokens,
-- its query, the output projection, the MLP and both norms are skipped: those run on rows gathered to a capacity that
-  is known on the host.
+- its query, the output projection, the MLP and norms that no key needs are skipped: those run on rows gathered to a
+  capacity that is known on the host.
 
 Legend: S positions, B rows, H hidden, R = S B rows of hidden states, C rows that a layer computes, n samples, L the
 longest sample, N heads of this rank, K head dimension.
