@@ -7,6 +7,7 @@ public functions, launches and gradients, kernels.py the kernels.
 from fused.linear_cross_entropy.operator import compile_cases, linear_cross_entropy, shard_loss, shard_statistics
 from fused.linear_cross_entropy.reference import (
     NO_ID,
+    Sampling,
     Statistics,
     VocabularyShard,
     combine,
@@ -18,6 +19,7 @@ from fused.linear_cross_entropy.reference import (
 
 __all__ = [
     "NO_ID",
+    "Sampling",
     "Statistics",
     "VocabularyShard",
     "combine",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.data.shards import open_shards
+from metro_megatron.data.token_counts import count_tokens
 from metro_megatron.errors import UserError
 from metro_megatron.text.documents import Reject, read_documents
 from metro_megatron.text.inputs import find_inputs
@@ -67,7 +68,7 @@ def main(options: Options) -> None:
     logging.disable_progress_bar()
     files = find_inputs(options.input)
     pair = load_pair(model)
-    counts = count_tokens(options.unigram_from, model, pair.config.vocab_size)
+    counts = token_frequencies(options.unigram_from, model, pair.config.vocab_size)
     rejects: Counter[Reject] = Counter()
     documents = [document.units for document in read_documents(files, rejects)]
     text = held_out_text(documents, Tokenizer.from_folder(options.model))
@@ -96,7 +97,7 @@ def load_pair(folder: Path) -> MetroForPreTraining:
     return MetroForPreTraining.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
 
 
-def count_tokens(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]:
+def token_frequencies(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]:
     """Frequencies [V] of a dataset's ids. Raises UserError if its tokenizer is not the model's."""
     shards = open_shards([prefix])
     sha256 = Tokenizer.from_folder(model).sha256
@@ -105,7 +106,7 @@ def count_tokens(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]
             f"{prefix} has tokenizer {shards[0].tokenizer_sha256[:12]}, {model} has {sha256[:12]}; "
             "give the shard that the model was trained on"
         )
-    return sum((np.bincount(shard.tokens, minlength=vocab_size) for shard in shards), np.zeros(vocab_size, np.int64))
+    return count_tokens(shards, vocab_size)
 
 
 def describe(config: MetroConfig, figures: dict[str, float], num_documents: int, num_rejected: int) -> str:

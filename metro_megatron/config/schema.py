@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.position import BUCKETS, PositionScheme
-from metro_megatron.schedule import Point, Schedule
+from metro_megatron.schedule import Decay, Point, Schedule
 from metro_megatron.vocabulary import padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
@@ -190,18 +190,21 @@ class CorruptionConfig:
     """auxiliary: trained beside main. frozen: an existing model (Fast-ELECTRA). cached: written by
     tools/cache_corruption.py. uniform, unigram: drawn without a model. main: a head on a middle layer of main.
     none: main reads <mask>."""
-    frozen_model: str = ""
-    """Run folder, exported folder or folder of a transformers masked language model, for source frozen."""
-    cache: str = ""
+    frozen_model: Annotated[str, MAY_CHANGE] = ""
+    """Run folder, checkpoint, exported folder or folder of a transformers masked language model with the run's
+    tokenizer, for source frozen; with source cached, the model that the cache must be of."""
+    cache: Annotated[str, MAY_CHANGE] = ""
     """Folder written by tools/cache_corruption.py, for source cached."""
     unigram_power: Annotated[float, at_least(0)] = 1.0
-    """Exponent of the token frequencies, for source unigram."""
+    """Exponent of the token frequencies in the training shards, for source unigram."""
     main_layer: Annotated[int, at_least(0)] = 0
-    """Main layer (from 1) whose head proposes, for source main; 0: half of the depth."""
+    """Main layer (from 1) whose head proposes, for source main, an interpretation of the early-exit paper's study; 0:
+    half of the depth."""
     disallow_correct: bool = False
     """Never draw the token that was masked (ELECTRA's option)."""
     temperature_schedule: Literal["constant", "exponential", "linear", "polynomial"] = "constant"
-    """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA)."""
+    """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA; its
+    exponential is known, 2 and tau 0.1 are not verified). Evaluations draw at that of the run's end."""
     temperature: Annotated[float, above(0)] = 1.0
     """Sampling temperature T at the start: softmax(logits / T)."""
     final_temperature: Annotated[float, above(0)] = 1.0
@@ -215,6 +218,18 @@ class CorruptionConfig:
     def trains_auxiliary(self) -> bool:
         """Whether an auxiliary model is part of the run and of what it exports."""
         return self.source == "auxiliary"
+
+    @property
+    def sampling_temperature(self) -> Schedule | Decay:
+        """T over the run; exponential: T(u) = T_end + (T_0 - T_end) exp(-u / tau) (Fast-ELECTRA)."""
+        first, final = self.temperature, self.final_temperature
+        if self.temperature_schedule == "exponential":
+            return Decay(first, final, "exponential", self.temperature_tau)
+        if self.temperature_schedule == "polynomial":
+            return Decay(first, final, "polynomial", self.temperature_power)
+        if self.temperature_schedule == "linear":
+            return Schedule(first, (Point(final, 100, is_share=True),))
+        return Schedule(first)
 
 
 @dataclass(frozen=True)
@@ -388,6 +403,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
-    def schedules(self) -> dict[str, Schedule]:
+    def schedules(self) -> dict[str, Schedule | Decay]:
         """All that changes over the run, for configuration, training and picture; names are dotted like options."""
-        return {"optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)}
+        planned: dict[str, Schedule | Decay] = {
+            "optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)
+        }
+        if self.corruption.temperature_schedule != "constant":
+            planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
+        return planned

@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from fused.linear_cross_entropy import Sampling
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.objective.term import Sums, Term
 
@@ -33,6 +36,17 @@ class Proposal:
     """Of its own losses."""
     distractors: Tensor | None = None
     """int64 [M, C] distinct ids other than the originals, where main's losses want C of them."""
+
+
+def sampling_of(config: Config, micro_batch: MicroBatch, batch: StepBatch) -> Sampling:
+    """How a model's replacements are drawn in a step.
+
+    Evaluations, which have no gradients, draw at the temperature of the run's end, so that those of a run can be
+    compared.
+    """
+    steps = config.train.train_steps
+    temperature = config.corruption.sampling_temperature.at(batch.step if torch.is_grad_enabled() else steps, steps)
+    return Sampling(micro_batch.noise_keys, temperature, config.corruption.disallow_correct)
 
 
 class Corruptor(ABC):

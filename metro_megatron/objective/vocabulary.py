@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fused.linear_cross_entropy import (
     NO_ID,
+    Sampling,
     Statistics,
     VocabularyShard,
     combine,
@@ -42,14 +43,14 @@ ROWS = 256
 
 
 def vocabulary_statistics(
-    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, noise_keys: Tensor | None = None
+    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling | None = None
 ) -> Statistics:
-    """Losses [M] with their graph, most probable ids, and with noise_keys [M, 2] samples; the same on every rank.
+    """Losses [M] with their graph, most probable ids, and with sampling samples; the same on every rank.
 
     Ranks exchange 5 or 7 numbers a row. targets [M] are global ids.
     """
     shard = VocabularyShard(group.rank() * decoding.weight.size(0), vocab_size, NUM_SPECIALS)
-    partial = shard_statistics(*decoding, targets, shard, noise_keys)
+    partial = shard_statistics(*decoding, targets, shard, sampling)
     gathered = partial.new_empty(group.size() * partial.size(0), partial.size(1))
     dist.all_gather_into_tensor(gathered, partial, group=group)
     statistics = combine(gathered.view(group.size(), *partial.shape))
@@ -58,9 +59,9 @@ def vocabulary_statistics(
 
 @torch.no_grad()
 def wrong_samples(
-    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, noise_keys: Tensor, count: int
+    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling, count: int
 ) -> Tensor:
-    """int64 [M, count] ids other than the targets [M], drawn from softmax without putting back; the same on every rank.
+    """int64 [M, count] ids other than the targets [M], drawn without putting back; the same on every rank.
 
     They are the largest logits perturbed by Gumbel noise (Kool et al. 2019). The noise is that of `Statistics.sampled`:
     a sample that is no target is the first of them. Logits of ROWS rows exist at a time.
@@ -69,8 +70,9 @@ def wrong_samples(
     ids = torch.arange(shard.first, shard.first + decoding.weight.size(0), device=targets.device)
     is_word = (ids >= NUM_SPECIALS) & (ids < vocab_size)
     best = [torch.empty(2, 0, count, dtype=torch.float64, device=targets.device)]
-    for rows, own, keys in zip(*(x.split(ROWS) for x in (decoding.rows, targets, noise_keys)), strict=True):
-        scores = shard_logits_ref(rows, decoding.weight, decoding.bias, shard) + gumbel_noise(keys, ids.int())
+    for rows, own, keys in zip(*(x.split(ROWS) for x in (decoding.rows, targets, sampling.keys)), strict=True):
+        noise = sampling.temperature * gumbel_noise(keys, ids.int())
+        scores = shard_logits_ref(rows, decoding.weight, decoding.bias, shard) + noise
         top, index = scores.masked_fill(~is_word | (ids == own[:, None]), NO_ID).topk(count)
         best.append(torch.stack([top.double(), ids[index].double()]))
     partial = torch.cat(best, dim=1)
@@ -116,20 +118,20 @@ class LanguageModel(MaskedPositions):
         return self.summed(found, micro_batch.masked_targets)
 
     def statistics(
-        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, noise_keys: Tensor | None = None
+        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling | None = None
     ) -> Statistics:
         """See `vocabulary_statistics`."""
         vocab_size = self.config.model.vocab_size
-        return vocabulary_statistics(decoding, micro_batch.masked_targets, vocab_size, group, noise_keys)
+        return vocabulary_statistics(decoding, micro_batch.masked_targets, vocab_size, group, sampling)
 
     def distractors(
-        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, count: int
+        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling, count: int
     ) -> Tensor | None:
         """[M, count], see `wrong_samples`; None for none."""
         if not count:
             return None
-        targets, keys = micro_batch.masked_targets, micro_batch.noise_keys
-        return wrong_samples(decoding, targets, self.config.model.vocab_size, group, keys, count)
+        vocab_size = self.config.model.vocab_size
+        return wrong_samples(decoding, micro_batch.masked_targets, vocab_size, group, sampling, count)
 
     def summed(self, found: Statistics, targets: Tensor) -> tuple[Tensor, Sums]:
         """The loss's sum with its graph, and the sums of this term."""

@@ -58,7 +58,7 @@ class Step:
         ]
         # Gathers of updated parameters start here; those of the shared home are awaited, it computes first.
         self.homes.begin_step()
-        with self.homes.quiet():
+        with self.homes.corrupting():
             proposals = self._corruption_phase(micro_batches, batch, metrics)
         # From here on phase 1's gradients travel while main computes.
         self.homes.end_corruption_phase()

@@ -18,6 +18,7 @@ def configured(**changes: Any) -> Config:
 
 
 TP, PP = "parallel__tensor_model_parallel_size", "parallel__pipeline_model_parallel_size"
+COOLING = {"corruption__temperature_schedule": "exponential", "corruption__temperature": 2.0}
 VPP = "parallel__virtual_pipeline_model_parallel_size"
 
 
@@ -49,6 +50,11 @@ VPP = "parallel__virtual_pipeline_model_parallel_size"
         (1, {"objective__main": ["scl", "rtd"], "objective__scl_negatives": "all_ranks"}),
         (1, {"objective__main": ["mlm"], "corruption__source": "none", "objective__mask_probability": 0.4}),
         (1, {"objective__main": ["clm", "rtd"], "objective__clm": "mixture"}),
+        (1, {"corruption__source": "uniform", "corruption__disallow_correct": True}),
+        (1, {"corruption__source": "unigram", "corruption__unigram_power": 0.5}),
+        (1, {"corruption__temperature": 1.5, "model__auxiliary_dropout": "eval"}),
+        (1, {"corruption__source": "frozen", "corruption__frozen_model": "x", **COOLING}),
+        (1, {"corruption__source": "cached", "corruption__cache": "x", "corruption__frozen_model": "y", **COOLING}),
     ],
 )
 def test_sound_configurations_have_no_problems(world_size, changes):
@@ -153,6 +159,33 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (1, {"train__precision": "fp16", "train__device": "cpu"}, ["fp16, which needs a GPU; on the cpu use"]),
         (1, {"data__train": []}, ["data.train is empty", "--data.train PREFIX"]),
         (1, {"train__output": ""}, ["train.output is empty", "--train.output DIR"]),
+        (1, {"corruption__source": "frozen"}, ["source is frozen, but corruption.frozen_model is empty; name"]),
+        (1, {"corruption__source": "cached"}, ["source is cached, but corruption.cache is empty; name"]),
+        (1, {"corruption__frozen_model": "x"}, ["frozen_model is x, which corruption.source auxiliary does not read"]),
+        (1, {"corruption__cache": "x"}, ["cache is x, which corruption.source auxiliary", "set the source to cached"]),
+        (1, {"corruption__unigram_power": 2.0}, ["unigram_power is 2.0, which", "set the source to unigram"]),
+        (1, {"corruption__main_layer": 3}, ["main_layer is 3, which corruption.source auxiliary", "to main"]),
+        (
+            1,
+            {"corruption__source": "uniform", "corruption__temperature": 2.0},
+            ["temperature is 2.0, which corruption.source uniform does not read; leave it out"],
+        ),
+        (1, {"corruption__source": "none", "corruption__disallow_correct": True}, ["disallow_correct is True, which"]),
+        (1, {"corruption__temperature_tau": 0.2}, ["temperature_tau is 0.2, which", "constant does not read"]),
+        (1, {**COOLING, "corruption__temperature_power": 3.0}, ["temperature_power is 3, which", "to polynomial"]),
+        (1, {"corruption__final_temperature": 0.5}, ["final_temperature is 0.5, but", "schedule is constant"]),
+        (
+            1,
+            {**COOLING, "corruption__final_temperature": 2.5},
+            ["temperature is 2, must be greater than corruption.final_temperature 2.5", "exponential schedule falls"],
+        ),
+        (
+            1,
+            {"model__auxiliary_dropout": "train", "corruption__source": "uniform"},
+            ["auxiliary_dropout is train, but with corruption.source uniform no auxiliary is trained"],
+        ),
+        (1, {"corruption__source": "main", "corruption__main_layer": 13}, ["main_layer is 13, but main has 12 layers"]),
+        (2, {"corruption__source": "main", PP: 2}, ["source is main, but parallel.pipeline_model_parallel_size is 2"]),
         (1, {"data__validation": ["y"], "data__validation_fraction": 0.1}, ["validation_fraction is 0.1; use one"]),
         (1, {"model__hidden_size": 0}, ["model.hidden_size is 0, must be at least 1"]),
         (1, {TP: 0}, ["tensor_model_parallel_size is 0, must be at least 1"]),
@@ -199,6 +232,9 @@ def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, mes
 
 def test_everything_wrong_is_said_together():
     config = configured(
+        corruption__source="frozen",
+        corruption__unigram_power=2.0,
+        model__auxiliary_dropout="train",
         model__num_attention_heads=7,
         data__train=[],
         train__output="",
@@ -208,7 +244,7 @@ def test_everything_wrong_is_said_together():
         train__precision="fp16",
         train__device="cpu",
     )
-    assert len(problems(config, 1)) == 7
+    assert len(problems(config, 1)) == 10
 
 
 def test_every_number_has_a_range():

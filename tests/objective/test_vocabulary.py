@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from fused.linear_cross_entropy import gumbel_noise
+from fused.linear_cross_entropy import Sampling, gumbel_noise
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.model.heads import Decoding
 from metro_megatron.objective.vocabulary import vocabulary_statistics, wrong_samples
@@ -30,14 +30,15 @@ def head_on_rank() -> list[torch.Tensor]:
     (rows, weight, bias), targets, keys = whole_head()
     own = [rows, weight.chunk(group.size())[group.rank()], bias.chunk(group.size())[group.rank()]]
     own = [part.clone().requires_grad_() for part in own]
-    found = vocabulary_statistics(Decoding(*own), targets, VOCAB_SIZE, group, keys)
+    found = vocabulary_statistics(Decoding(*own), targets, VOCAB_SIZE, group, Sampling(keys))
     gradients = list(torch.autograd.grad(found.loss.sum(), own))
     dist.all_reduce(gradients[0], group=group)  # the head's copy_to_tensor_model_parallel_region does it
     whole = [[torch.empty_like(one) for _ in range(group.size())] for one in gradients[1:]]
     for pieces, one in zip(whole, gradients[1:], strict=True):
         dist.all_gather(pieces, one, group=group)
     assert found.sampled is not None
-    ids = [found.predicted, found.sampled, wrong_samples(Decoding(*own), targets, VOCAB_SIZE, group, keys, 2)]
+    wrong = wrong_samples(Decoding(*own), targets, VOCAB_SIZE, group, Sampling(keys), 2)
+    ids = [found.predicted, found.sampled, wrong]
     return [found.loss.detach(), *ids, gradients[0], *(torch.cat(one) for one in whole)]
 
 
@@ -68,7 +69,7 @@ def no_rows_on_rank() -> tuple[float, float]:
     (rows, weight, bias), targets, keys = whole_head()
     weight.requires_grad_()
     nothing = Decoding(rows[:0], weight, bias), targets[:0], VOCAB_SIZE, layout.tensor
-    assert wrong_samples(*nothing, keys[:0], 2).shape == (0, 2)
+    assert wrong_samples(*nothing, Sampling(keys[:0]), 2).shape == (0, 2)
     found = vocabulary_statistics(*nothing)
     found.loss.sum().backward()
     assert weight.grad is not None

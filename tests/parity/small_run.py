@@ -44,6 +44,7 @@ class MemoryShard:
     first_document: int = 0
     tokenizer_path: str = ""
     sha256: str = "memory"
+    tokenizer_sha256: str = "memory"
     manifest: dict[str, Any] = field(default_factory=lambda: {"vocab_size": VOCAB_SIZE})
 
 
