@@ -153,7 +153,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eqs. 7, 9), or another of the papers' losses."""
+    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eqs. 7, 9), or another."""
 
     main: list[Literal["rtd", "clm", "cloze", "scl", "mlm"]] = field(default_factory=lambda: ["rtd", "clm"])
     """What main learns: replaced token detection, correction (alone: Replace MLM), one-choice cloze, sequence

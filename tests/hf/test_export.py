@@ -100,7 +100,7 @@ def test_a_projected_embedding_loads_in_every_class(tmp_path: Path, remote_code:
         model.eval()(ids)
         if name != "AutoModelForPreTraining":
             model(inputs_embeds=words)
-    assert "of width 24, the auxiliary model 2 of\nwidth 18." in (folder / "README.md").read_text()
+    assert "of width 24, the auxiliary model 2 of width 18." in (folder / "README.md").read_text()
 
 
 def test_a_wrong_weight_is_refused_and_leaves_nothing(export_folder: Path, tmp_path: Path) -> None:
