@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 
-from benchmarks.figures import step_flops
 from benchmarks.provenance import provenance
 from benchmarks.results import Results, Row, table
 from benchmarks.training import Plan, prepare_data
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
-from metro_megatron.config.early_exit import Exits, main_flops
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config, DataConfig, EarlyExitConfig, ModelConfig, TrainConfig
 from metro_megatron.errors import UserError
+from metro_megatron.plan.flops import Amount, model_flops
 from metro_megatron.train.launch import choose_device, import_megatron
 
 if TYPE_CHECKING:
@@ -123,13 +122,13 @@ def _rows(config: Config, options: Options, device: torch.device) -> list[Row]:
             slots = sum(float(part.tokens.numel()) for part in batch.micro_batches)
             squares = sum(float(part.sample_lengths.double().square().sum()) for part in batch.micro_batches)
     trainer.close()
-    whole = step_flops(config.model, config.objective.mask_probability, slots, squares)
-    full = main_flops(config.model, None, int(slots), squares)
+    amount = Amount(slots, squares)
+    whole = model_flops(replace(config, early_exit=EarlyExitConfig()), amount)
     rows = []
     for share, own in zip(options.shares, taken[1:], strict=True):
         pairs = list(zip(own, taken[0], strict=True))
         ratios = [one.seconds / other.seconds for one, other in pairs]
-        saved = full - main_flops(config.model, Exits(tuple(config.early_exit.layers), share), int(slots), squares)
+        shallow = replace(config, early_exit=replace(config.early_exit, share=share))
         low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         rows.append(
             {
@@ -138,7 +137,7 @@ def _rows(config: Config, options: Options, device: torch.device) -> list[Row]:
                 "lower_quartile": low,
                 "upper_quartile": high,
                 "processor_ratio": statistics.median(one.processor / other.processor for one, other in pairs),
-                "flops_ratio": 1 - 3 * saved / whole,
+                "flops_ratio": model_flops(shallow, amount) / whole,
                 "average_depth": own[-1].depth,
                 "seconds_per_step": statistics.median(one.seconds for one in own),
                 "rounds": len(own),

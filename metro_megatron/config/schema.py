@@ -6,7 +6,7 @@ Reading YAML and command lines is `metro_megatron.config.file`, checking what on
 show `metro_megatron.config.problems`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
@@ -254,6 +254,17 @@ class EarlyExitConfig:
     def exits_at(self, step: int, train_steps: int) -> Exits | None:
         """Of a step counted from 0; None: there are none."""
         return Exits(tuple(self.layers), Schedule.parse(self.share).at(step, train_steps)) if self.layers else None
+
+    def held(self, step: int, train_steps: int) -> "EarlyExitConfig":
+        """With the share of one step at all of them."""
+        exits = self.exits_at(step, train_steps)
+        return replace(self, share=exits.share) if exits else self
+
+    def average_exits(self, train_steps: int) -> Exits | None:
+        """Over a run, from a thousand of its steps."""
+        steps = range(0, train_steps, max(1, train_steps // 1000))
+        shares = [exits.share for step in steps if (exits := self.exits_at(step, train_steps))]
+        return Exits(tuple(self.layers), sum(shares) / len(shares)) if shares else None
 
 
 @dataclass(frozen=True)

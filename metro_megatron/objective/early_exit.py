@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
@@ -21,6 +20,7 @@ from metro_megatron.schedule import Schedule
 if TYPE_CHECKING:
     from metro_megatron.model.early_exit import ExitHead
     from metro_megatron.model.encoder import Reading
+    from metro_megatron.parallel.layout import Layout
 
 
 class ExitDetection(Term):
@@ -60,7 +60,7 @@ class ExitDetection(Term):
     def denominator(self, batch: StepBatch) -> int:
         return batch.num_tokens
 
-    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
         exit = reading.heads[self.name]
         is_replaced, is_real = view.is_replaced.t(), view.micro_batch.is_real.t()
         loss = detection_loss(exit.logits, ~is_replaced, is_real & exit.goes_on)

@@ -207,8 +207,9 @@ def test_configuration_carries_every_field_of_the_model() -> None:
         auxiliary_num_attention_heads=3, auxiliary_ffn_hidden_size=51, rtd_head="dense", lm_head="dense",
     )  # fmt: skip
     values = metro_config(odd).to_dict().values()
-    for value in vars(odd).values():
-        assert value in values
+    for name, value in vars(odd).items():
+        # How the auxiliary was trained; whoever loads a pair has it without dropout.
+        assert value in values or name == "auxiliary_dropout"
 
 
 def test_an_older_configuration_is_of_metro(export_folder: Path, tmp_path: Path) -> None:
