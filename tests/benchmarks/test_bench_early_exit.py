@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_early_exit import main
-from benchmarks.figures import step_flops
 from metro_megatron.cli.command_line import call_with_options
-from metro_megatron.config.early_exit import Exits, main_flops
 from metro_megatron.errors import UserError
 from tests.benchmarks.test_bench_train import OPTIONS
 
@@ -34,14 +32,3 @@ def test_a_trial_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for row in (nobody, half):
         assert 0 < float(row["lower_quartile"]) <= float(row["time_ratio"]) <= float(row["upper_quartile"])
     assert "wrote" in capsys.readouterr().out
-
-
-def test_the_step_s_flops_contain_those_of_main() -> None:
-    """So that a saving can be taken off: at full depth layer by layer the same formula."""
-    from metro_megatron.config.schema import ModelConfig
-
-    model, deeper = ModelConfig(), ModelConfig(num_layers=13)
-    tokens, squares = 1024, 2 * 512.0**2
-    layer = step_flops(deeper, 0.15, tokens, squares) - step_flops(model, 0.15, tokens, squares)
-    assert 3 * main_flops(model, None, tokens, squares) == pytest.approx(12 * layer, rel=1e-12)
-    assert main_flops(model, Exits((4,), 0.5), tokens, squares) < main_flops(model, None, tokens, squares)
