@@ -94,7 +94,8 @@ def test_proposals_and_gradients_are_those_of_a_head_on_the_layer() -> None:
     assert not any(f"main0.block.layers.{LAYER}." in name for name in reached)
 
 
-@pytest.mark.parametrize("mode", ["zero", pytest.param("eval", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["zero", "eval"])
 def test_layouts_agree(mode: str) -> None:
     split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     (one,) = run_ranks(train_in_layouts, 1, [config_of(mode)])[0]
