@@ -153,7 +153,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eqs. 7, 9), or another."""
+    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eq. 9), or another."""
 
     main: list[Literal["rtd", "clm", "cloze", "scl", "mlm"]] = field(default_factory=lambda: ["rtd", "clm"])
     """What main learns: replaced token detection, correction (alone: Replace MLM), one-choice cloze, sequence
@@ -235,7 +235,7 @@ class CorruptionConfig:
 
 @dataclass(frozen=True)
 class EarlyExitConfig:
-    """Tokens that leave main early: our interpretation; of its paper only the abstract is public."""
+    """Tokens that leave main early: our reading of a paper whose abstract alone is public."""
 
     layers: list[int] = field(default_factory=list)
     """Main layers (from 1), ascending, behind which tokens may leave; what stays is what the head of replaced token
