@@ -15,7 +15,7 @@ from benchmarks.figures import Work, attention_work, layer_norm_work, linear_cro
 from fused.ahead_of_time import HEAD_DIM, HEADS, HIDDEN_SIZES, ROW_TOKENS, SAMPLE_TOKENS, VOCABULARY
 from fused.attention import CompactBias, Dropout, attention, packed_samples
 from fused.layer_norm import RowDropout, layer_norm
-from fused.linear_cross_entropy import VocabularyShard, linear_cross_entropy
+from fused.linear_cross_entropy import Sampling, VocabularyShard, linear_cross_entropy
 from fused.softmax_dropout import softmax_dropout
 
 EPSILON = 1e-5
@@ -193,7 +193,7 @@ def _head_inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 def _head(t: Tensors, dropout: float) -> tuple[Tensor, ...]:
     """There is no dropout in a vocabulary head."""
     shard = VocabularyShard(0, t["weight"].size(0), NUM_SPECIALS)
-    found = linear_cross_entropy(t["rows"], t["weight"], t["bias"], t["targets"], shard, t["noise_keys"])
+    found = linear_cross_entropy(t["rows"], t["weight"], t["bias"], t["targets"], shard, Sampling(t["noise_keys"]))
     assert found.sampled is not None
     return found.loss, found.predicted, found.sampled
 

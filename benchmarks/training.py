@@ -185,7 +185,7 @@ class StepBench:
     def _measure(self, trainer: Trainer, task: StepRow) -> Row:
         from metro_megatron.train.metrics import MetricSums
 
-        plan, metrics = self.plan, MetricSums(trainer.layout)
+        plan, metrics = self.plan, MetricSums(trainer.layout, trainer.parts.all_terms)
         data = trainer.corpus.training_data(trainer.layout)
         profiled = PROFILED_STEPS if task.trace else 0
         totals, started = _Totals([]), time.perf_counter()

@@ -21,8 +21,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def auxiliary_config(config: Config, device: torch.device) -> TransformerConfig:
-    """The auxiliary encoder: never in the pipeline, never any dropout."""
-    return _transformer_config(config, _unstaged(config), config.model.auxiliary, device, dropout=(0.0, 0.0))
+    """The auxiliary encoder: never in the pipeline, with main's dropout or none."""
+    model = config.model
+    dropout = (0.0, 0.0) if model.auxiliary_dropout == "zero" else (model.hidden_dropout, model.attention_dropout)
+    return _transformer_config(config, _unstaged(config), model.auxiliary, device, dropout)
 
 
 def tied_config(config: Config, device: torch.device) -> TransformerConfig:

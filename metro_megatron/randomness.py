@@ -47,6 +47,8 @@ class Purpose(IntEnum):
     """Which documents are held out for evaluation."""
     READ = 9
     """What is read where a token is masked, if not always <mask>."""
+    CROP = 10
+    """Where the crop of a sample begins that contrastive learning compares with it."""
 
 
 @overload

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from metro_megatron.errors import UserError
 
@@ -98,6 +98,31 @@ class Schedule:
         late = [point for point in self.points if point.step(train_steps) > train_steps]
         found += [f"{name}: {point} lies beyond the run's {train_steps:,} steps; 100% is its end" for point in late]
         return found
+
+
+@dataclass(frozen=True)
+class Decay:
+    """From `start` towards `end`, steeply at first; u is the share of the run's steps that are done before a step.
+
+    exponential: end + (start - end) exp(-u / constant), which comes close to `end` without reaching it.
+    polynomial: end + (start - end) (1 - u)^constant.
+    """
+
+    start: float
+    end: float
+    shape: Literal["exponential", "polynomial"]
+    constant: float
+
+    def __str__(self) -> str:
+        remaining = {"exponential": "exp(-u / {})", "polynomial": "(1 - u)^{}"}[self.shape]
+        return f"{_digits(self.start)} -> {_digits(self.end)} as {remaining.format(_digits(self.constant))}"
+
+    def at(self, step: int, train_steps: int) -> float:
+        """Value of 0-based `step` in a run of train_steps; at train_steps and behind it, that of the run's end."""
+        share = min(step / train_steps, 1.0)
+        is_exponential = self.shape == "exponential"
+        remaining = math.exp(-share / self.constant) if is_exponential else (1 - share) ** self.constant
+        return self.end + (self.start - self.end) * remaining
 
 
 def _parse_point(text: str) -> Point | float:

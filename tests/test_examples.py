@@ -1,5 +1,6 @@
 import re
 import subprocess
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,27 @@ def test_the_paper_s_sizes(name, expected):
     assert (config.data.seq_length, train.global_batch_size, config.objective.rtd_weight) == (512, 2048, 50)
     assert (optimizer.adam_beta1, optimizer.adam_beta2, optimizer.adam_eps) == (0.9, 0.98, 1e-6)
     assert (model.hidden_dropout, model.attention_dropout, optimizer.weight_decay) == (0.1, 0.1, 0.01)
+
+
+# ELECTRA's Table 6 and its authors' configure_pretraining.py: of main and generator layers, H, heads, F; width of the
+# embeddings, samples of how many tokens, lr, steps.
+ELECTRA = {
+    "electra_small": ((12, 256, 4, 1024), (12, 64, 1, 256), 128, 128, 128, 5e-4, 1_000_000),
+    "electra_base": ((12, 768, 12, 3072), (12, 256, 4, 1024), 768, 256, 512, 2e-4, 766_000),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), ELECTRA.items(), ids=ELECTRA)
+def test_electra_s_sizes(name, expected):
+    config = load(EXAMPLES / f"{name}.yaml")
+    model, objective, optimizer, train = config.model, config.objective, config.optimizer, config.train
+    main, generator = astuple(model.main), astuple(model.auxiliary)
+    batch, length = train.global_batch_size, config.data.seq_length
+    assert (main, generator, model.table_width, batch, length, optimizer.lr, train.train_steps) == expected
+    assert (objective.main, objective.mask_probability, objective.keep_probability) == (["rtd"], 0.15, 0.15)
+    assert (optimizer.lr_warmup_steps, optimizer.weight_decay, optimizer.decay_all) == (10000, 0.01, False)
+    assert (optimizer.adam_beta1, optimizer.adam_beta2, optimizer.adam_eps) == (0.9, 0.999, 1e-6)
+    assert (optimizer.clip_grad, objective.rtd_weight, model.layer_norm_eps) == (1.0, 50, 1e-12)
 
 
 def test_each_row_of_table_2_changes_what_the_table_names():

@@ -174,7 +174,7 @@ def test_sigterm_saves_and_the_same_command_continues(
     stopped = int((broken / TRACKER).read_text())
     assert 1 <= stopped < 60
     assert run(yaml_file, corpus, broken, *options).returncode == 0
-    timed = {"tokens_per_second", "seconds_per_step", "data_share"}
+    timed = {"tokens_per_second", "tflops_per_gpu", "seconds_per_step", "data_share"}
     same = [{name: value for name, value in line.items() if name not in timed} for line in lines(straight)]
     assert [{name: value for name, value in line.items() if name not in timed} for line in lines(broken)] == same
 
@@ -204,3 +204,33 @@ def test_data_that_does_not_fit_is_refused(yaml_file: Path, corpus: Path, tmp_pa
     assert (tmp_path / "letters" / "dear.txt").read_text() == "reader"
     for result in (wrong, missing, foreign):
         assert "Traceback" not in result.stderr and result.stderr.count("error: ") == 1
+
+
+@pytest.mark.long
+def test_a_frozen_run_from_a_run_and_its_cache(corpus: Path, yaml_file: Path, tmp_path: Path) -> None:
+    """Fast-ELECTRA from the beginning: an auxiliary is trained, frozen, and its draws are cached."""
+    assert run(yaml_file, corpus, tmp_path / "pair").returncode == 0
+    cooling = ["--corruption.temperature_schedule", "exponential", "--corruption.temperature", "2"]
+    frozen = ["--corruption.source", "frozen", "--corruption.frozen_model", str(tmp_path / "pair"), *cooling]
+    cached = ["--corruption.source", "cached", "--corruption.cache", str(tmp_path / "cache"), *cooling]
+    online = run(yaml_file, corpus, tmp_path / "online", *frozen)
+    assert online.returncode == 0, online.stderr
+    words = command(yaml_file, corpus, tmp_path / "online", *frozen)[2:]
+    tool = run_program(ROOT / "tools" / "cache_corruption.py", "--output", tmp_path / "cache", *words, timeout=200)
+    assert tool.returncode == 0, tool.stderr
+    assert "7 steps of 56 samples, 16 of the evaluations" in tool.stdout
+    assert f"--corruption.source cached --corruption.cache {tmp_path / 'cache'}" in tool.stdout
+    from_cache = run(yaml_file, corpus, tmp_path / "cached", *cached)
+    assert from_cache.returncode == 0, from_cache.stderr
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("online", "cached")
+    ]
+    for one, other in zip(*lines, strict=True):
+        same = [name for name in one if name.endswith(("rtd_loss", "clm_loss", "replace_rate", "grad_norm"))]
+        assert same and [one[name] for name in same] == [other[name] for name in same]
+    other = run(yaml_file, corpus, tmp_path / "other", *cached, "--train.seed", "5")
+    assert other.returncode == 2 and "seed is 5, in the cache 1" in other.stderr
+    (tmp_path / "pair" / TRACKER).write_text("6\n")
+    resumed = run(yaml_file, corpus, tmp_path / "online", *frozen, "--train.log_interval", "1")
+    assert resumed.returncode == 2 and "the model or cache is not the one that" in resumed.stderr

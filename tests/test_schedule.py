@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metro_megatron.cli.options import Range, at_least, options_of, parse_value, read_options, with_values
 from metro_megatron.config.file import dump_config, load_config
-from metro_megatron.config.schema import Config, OptimizerConfig, TrainConfig
+from metro_megatron.config.schema import Config, CorruptionConfig, OptimizerConfig, TrainConfig
 from metro_megatron.errors import UserError
 from metro_megatron.schedule import Point, Schedule, Written
 
@@ -159,3 +159,23 @@ def test_a_term_weight_or_the_mask_rate_can_be_a_schedule(written: str) -> None:
     assert yaml.safe_load(yaml.safe_dump(objective.mask_probability)) == objective.mask_probability
     assert not schedule.problems("objective.mask_probability", 2000, Range(0, 1, has_low=False))
     assert Schedule.parse(objective.rtd_weight).at(49, 1000) == 25
+
+
+def test_a_temperature_falls_as_fast_electra_has_it() -> None:
+    exponential = CorruptionConfig(temperature_schedule="exponential", temperature=2.0).sampling_temperature
+    wanted = {0: 2.00, 50: 1.607, 100: 1.368, 200: 1.135, 300: 1.050, 500: 1.007, 1000: 1.00005}
+    assert {step: exponential.at(step, 1000) for step in wanted} == pytest.approx(wanted, abs=5e-4)
+    assert str(exponential) == "2 -> 1 as exp(-u / 0.1)"
+    polynomial = CorruptionConfig(temperature_schedule="polynomial", temperature=3.0).sampling_temperature
+    assert [polynomial.at(step, 4) for step in range(5)] == [3.0, 2.125, 1.5, 1.125, 1.0]
+    assert str(polynomial) == "3 -> 1 as (1 - u)^2"
+    linear = CorruptionConfig(temperature_schedule="linear", temperature=3.0).sampling_temperature
+    assert [linear.at(step, 4) for step in range(5)] == [3.0, 2.5, 2.0, 1.5, 1.0]
+    constant = CorruptionConfig(temperature=1.5).sampling_temperature
+    assert {constant.at(step, 4) for step in range(5)} == {1.5}
+
+
+def test_a_temperature_is_shown_where_it_falls() -> None:
+    cooling = CorruptionConfig(temperature_schedule="exponential", temperature=2.0)
+    assert "  # sampling temperature: 2 -> 1 as exp(-u / 0.1)\n" in dump_config(Config(corruption=cooling))
+    assert "sampling temperature:" not in dump_config(Config())

@@ -6,21 +6,27 @@ public functions, launches and gradients, kernels.py the kernels.
 
 from fused.linear_cross_entropy.operator import compile_cases, linear_cross_entropy, shard_loss, shard_statistics
 from fused.linear_cross_entropy.reference import (
+    NO_ID,
+    Sampling,
     Statistics,
     VocabularyShard,
     combine,
     gumbel_noise,
+    shard_logits_ref,
     shard_loss_ref,
     shard_statistics_ref,
 )
 
 __all__ = [
+    "NO_ID",
+    "Sampling",
     "Statistics",
     "VocabularyShard",
     "combine",
     "compile_cases",
     "gumbel_noise",
     "linear_cross_entropy",
+    "shard_logits_ref",
     "shard_loss",
     "shard_loss_ref",
     "shard_statistics",

@@ -62,10 +62,12 @@ def statistics_kernel(
     Out,  # [pieces, 5 or 7, M] FP32, written
     first, real, width, num_rows, num_specials,
     slack,  # SLACK of operator.py
-    BLOCK: tl.constexpr, NOISE: tl.constexpr,
+    temperature,  # of the sample; read where TEMPERED
+    BLOCK: tl.constexpr, NOISE: tl.constexpr, TEMPERED: tl.constexpr, OTHER: tl.constexpr,
 ):  # fmt: skip
     """One piece of BLOCK ids of one row: its 5 or 7 numbers (see `merge`) into Out. Grid (M, pieces).
 
+    TEMPERED: the sample is drawn from softmax(logits / temperature). OTHER: it is never the target.
     Perturbed logits are compared as exp(logit) / exp(-noise), roughly: the noise proper costs two logarithms and is
     computed for the winner alone. Where another id comes closer to it than `slack` and the rounding of the scores
     allow, or where the rough numbers underflow, it is computed for all.
@@ -95,16 +97,23 @@ def statistics_kernel(
     tl.store(out + num_rows * 3, tl.where(is_here, target, NO_ID))
     tl.store(out + num_rows * 4, (begin + index).to(tl.float32))  # exact: ids are below 2^24
     if NOISE:
-        # 3. Gumbel-max: the argmax of logit + gumbel(u) is an exact draw from softmax. First the rough race of all.
+        # 3. Gumbel-max: the argmax of logit + T gumbel(u) is an exact draw from softmax(logits / T). First the rough
+        # race of all, of what those scores are divided by T.
         first_key, second_key = tl.load(Keys + row * 2), tl.load(Keys + row * 2 + 1)
         uniform = _uniform(first_key, second_key, first + local)
         allowed = inside & (first + local >= num_specials)
+        if OTHER:
+            allowed = allowed & (local != at)
+        largest = tl.abs(top)
+        if TEMPERED:
+            exponentials = tl.exp(shifted / temperature)
+            largest = largest / temperature
         rough = tl.where(allowed, _rough(exponentials, uniform), 0.0)
         best = tl.max(rough, 0)
         # Rivals: all that could have the largest exact score, the best itself among them. A ratio of 1 - d is a
         # distance of d between scores. slack is ten times the error of _rough; FP32 scores, logit + noise, round by
         # up to 2^-24 of themselves each, 1.2e-7 for two, and 4e-7 is three times that.
-        is_rival = rough >= best * (1.0 - slack - 4e-7 * tl.abs(top))
+        is_rival = rough >= best * (1.0 - slack - 4e-7 * largest)
         # One sum says how many there are (in units of 2^16) and, where it is one, its index, which is below BLOCK and
         # so below 2^16. Less than 131,072 = 2 * 2^16: just one.
         found = tl.sum(tl.where(is_rival, tl.arange(0, BLOCK) + 65536, 0), 0)
@@ -114,10 +123,12 @@ def statistics_kernel(
         if (found < 131072) & (best > 1e-30):
             # 4a. Nearly always: two slow logarithms for one id, in a scalar branch that the program takes as a whole.
             logit = tl.load(Logits + row * width + piece * BLOCK + index).to(tl.float32)
-            score = logit + _gumbel(_uniform(first_key, second_key, begin + index))
+            noise = _gumbel(_uniform(first_key, second_key, begin + index))
+            score = logit + (noise * temperature if TEMPERED else noise)
         else:
             # 4b. Doubt: the very scores of the reference for all ids, so that even ties are decided as there.
-            scores = tl.where(allowed, logits + _gumbel(uniform), NO_ID)
+            noises = _gumbel(uniform)
+            scores = tl.where(allowed, logits + (noises * temperature if TEMPERED else noises), NO_ID)
             score, index = tl.max(scores, 0, return_indices=True)
         tl.store(out + num_rows * 5, score)  # exact in both branches: pieces and shards are compared by it
         tl.store(out + num_rows * 6, (begin + index).to(tl.float32))

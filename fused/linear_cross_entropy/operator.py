@@ -8,6 +8,7 @@ get the part of their gradient that comes from this shard, and the caller sums i
 [M, C] at a time, in the dtype of rows; the gradient computes them again.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from fused.dispatch import Launch, use_kernel
 from fused.linear_cross_entropy.kernels import gradient_kernel, statistics_kernel
 from fused.linear_cross_entropy.reference import (
     MOST_IDS,
+    Sampling,
     Statistics,
     VocabularyShard,
     combine,
@@ -45,15 +47,15 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def linear_cross_entropy(
     rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabularyShard,
-    noise_keys: Tensor | None = None,
+    sampling: Sampling | None = None,
 ) -> Statistics:  # fmt: skip
     """Statistics of softmax(rows weight^T + bias) for a vocabulary in one piece; gradients flow through the loss.
 
-    rows [M, H], weight [V, H] and bias [V] share a dtype; targets [M] int64 are ids below shard.vocab_size; noise_keys
-    [M, 2] int32 name the rows of the data, so that a sample depends on nothing else. Raises ValueError for shapes,
-    types, devices and, on the CPU, ids that do not fit.
+    rows [M, H], weight [V, H] and bias [V] share a dtype; targets [M] int64 are ids below shard.vocab_size; with
+    sampling, ids are drawn. Temperature and forbidden targets concern the draws alone. Raises ValueError for shapes,
+    types, devices and, on the CPU, ids that do not fit, and for a temperature that is not positive.
     """
-    partial = shard_statistics(rows, weight, bias, targets, shard, noise_keys)
+    partial = shard_statistics(rows, weight, bias, targets, shard, sampling)
     statistics = combine(partial[None])
     return statistics._replace(loss=shard_loss(rows, weight, bias, targets, shard, statistics))
 
@@ -61,13 +63,14 @@ def linear_cross_entropy(
 @torch.no_grad()
 def shard_statistics(
     rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabularyShard,
-    noise_keys: Tensor | None = None,
+    sampling: Sampling | None = None,
 ) -> Tensor:  # fmt: skip
     """What one shard says about the rows, [5, M] or with noise [7, M], for `combine`. Arguments as above."""
-    _check(rows, weight, bias, targets, shard, noise_keys)
+    _check(rows, weight, bias, targets, shard, sampling)
     if not use_kernel("linear_cross_entropy", rows, weight):
-        return shard_statistics_ref(rows, weight, bias, targets, shard, noise_keys)
-    return vocabulary_statistics(rows, weight, bias, targets, noise_keys, *shard)
+        return shard_statistics_ref(rows, weight, bias, targets, shard, sampling)
+    keys, *how = sampling or (None, 1.0, False)
+    return vocabulary_statistics(rows, weight, bias, targets, keys, *shard, *how)
 
 
 def shard_loss(
@@ -86,19 +89,22 @@ def shard_loss(
 
 
 def _check(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabularyShard, keys: Tensor | None
-) -> None:
+    rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabularyShard,
+    sampling: Sampling | None,
+) -> None:  # fmt: skip
     """Raise ValueError for what no kernel could notice; reads no tensor on a GPU."""
     if rows.dim() != 2 or weight.dim() != 2 or rows.size(1) != weight.size(1):
         raise ValueError(f"rows is {list(rows.shape)} and weight {list(weight.shape)}; they must be [M, H] and [V, H]")
     count, size = rows.size(0), weight.size(0)
     wanted = [("weight", weight, (size, rows.size(1)), rows.dtype), ("targets", targets, (count,), torch.int64)]
     wanted += [] if bias is None else [("bias", bias, (size,), rows.dtype)]
-    wanted += [] if keys is None else [("noise_keys", keys, (count, 2), torch.int32)]
+    wanted += [] if sampling is None else [("sampling.keys", sampling.keys, (count, 2), torch.int32)]
     for name, x, shape, dtype in wanted:
         if x.shape != shape or x.dtype != dtype or x.device != rows.device:
             raise ValueError(f"{name} is {list(x.shape)} {x.dtype} on {x.device}; it must be {list(shape)} {dtype} "
                              f"on {rows.device}")  # fmt: skip
+    if sampling is not None and not 0 < sampling.temperature < math.inf:
+        raise ValueError(f"sampling.temperature is {sampling.temperature}; it must be positive and finite")
     if rows.dtype not in DTYPES:
         raise ValueError(f"rows is {rows.dtype}; it must be one of {DTYPES}")
     first, vocab_size, num_specials = shard
@@ -134,9 +140,10 @@ def _real(ids: slice, first: int, vocab_size: int) -> int:
 
 
 def _statistics_launch(
-    logits: Tensor, targets: Tensor, keys: Tensor | None, out: Tensor, chunk: tuple[int, int], num_specials: int
+    logits: Tensor, targets: Tensor, sampling: Sampling | None, out: Tensor, chunk: tuple[int, int], num_specials: int
 ) -> Launch:
     """chunk: its first id, and how many of its ids are real."""
+    keys, temperature, is_other = sampling or (None, 1.0, False)
     arguments: dict[str, Any] = {
         "Logits": logits,
         "Targets": targets,
@@ -146,30 +153,32 @@ def _statistics_launch(
         "real": chunk[1],
     }
     arguments |= {"width": logits.size(1), "num_rows": logits.size(0), "num_specials": num_specials, "slack": SLACK}
-    arguments |= {"BLOCK": PIECE, "NOISE": keys is not None}
+    arguments |= {"temperature": temperature, "BLOCK": PIECE, "NOISE": keys is not None}
+    arguments |= {"TEMPERED": temperature != 1.0, "OTHER": is_other}
     return Launch(statistics_kernel, (logits.size(0), out.size(0)), arguments, num_warps=8)
 
 
 @torch.library.custom_op("fused::vocabulary_statistics", mutates_args=())
 def vocabulary_statistics(
     rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, noise_keys: Tensor | None, first: int,
-    vocab_size: int, num_specials: int,
+    vocab_size: int, num_specials: int, temperature: float = 1.0, is_other: bool = False,
 ) -> Tensor:  # fmt: skip
     """Launch the statistics of every chunk; see `shard_statistics`. No gradient."""
     # One operator for the whole loop over chunks: torch.compile and the autograd see a single node, and the launches
     # inside follow the products on the same stream, so that a chunk is read before the next overwrites it.
-    targets, keys = targets.contiguous(), None if noise_keys is None else noise_keys.contiguous()
-    numbers, parts = 5 if keys is None else 7, []
+    targets = targets.contiguous()
+    sampling = None if noise_keys is None else Sampling(noise_keys.contiguous(), temperature, is_other)
+    numbers, parts = 5 if sampling is None else 7, []
     for ids, logits in _chunks(rows, weight, bias):
         part = rows.new_empty(-(-logits.size(1) // PIECE), numbers, rows.size(0), dtype=torch.float32)
         chunk = (first + ids.start, _real(ids, first, vocab_size))
-        _statistics_launch(logits, targets, keys, part, chunk, num_specials).start()
+        _statistics_launch(logits, targets, sampling, part, chunk, num_specials).start()
         parts.append(part)
     return merge(torch.cat(parts))  # pieces in the order of their ids: of equal logits the smallest id wins
 
 
 @vocabulary_statistics.register_fake
-def _(rows, weight, bias, targets, noise_keys, first, vocab_size, num_specials):
+def _(rows, weight, bias, targets, noise_keys, first, vocab_size, num_specials, temperature=1.0, is_other=False):
     return rows.new_empty(5 if noise_keys is None else 7, rows.size(0), dtype=torch.float32)
 
 
@@ -255,7 +264,10 @@ def compile_cases() -> list[CompileCase]:
     per_row, numbers = meta(count, dtype=torch.float32), meta(2, 7, count, dtype=torch.float32)
     chunk = (CHUNK, CHUNK)
     launches = {
-        "statistics and sample": _statistics_launch(logits, targets, keys, numbers, chunk, 5),
+        "statistics and sample": _statistics_launch(logits, targets, Sampling(keys), numbers, chunk, 5),
+        "statistics and tempered sample of another id": _statistics_launch(
+            logits, targets, Sampling(keys, 2.0, True), numbers, chunk, 5
+        ),
         "statistics": _statistics_launch(logits, targets, None, numbers, chunk, 5),
         "gradient": _gradient_launch(logits, targets, per_row, per_row, meta(77, CHUNK, dtype=torch.float32), chunk),
     }

@@ -14,6 +14,17 @@ MOST_IDS = 2**24
 """Ids travel as float32 beside the other statistics and are exact below this."""
 
 
+class Sampling(NamedTuple):
+    """How ids are drawn, by Gumbel-max: the argmax of logit + T noise is an exact draw from softmax(logits / T)."""
+
+    keys: Tensor
+    """[M, 2] int32 that name the rows of the data, so that a sample depends on nothing else."""
+    temperature: float = 1.0
+    """T."""
+    is_other: bool = False
+    """The target is never drawn."""
+
+
 class VocabularyShard(NamedTuple):
     """Which ids the rows of a weight [V, H] are.
 
@@ -38,7 +49,7 @@ class Statistics(NamedTuple):
     predicted: Tensor
     """The id of the largest logit; of equal ones the smallest id."""
     sampled: Tensor | None
-    """An exact draw from softmax over the ids that are not special; None where no noise was asked for."""
+    """An exact draw over the ids that are not special, as `Sampling` says; None where none was asked for."""
 
 
 def merge(parts: Tensor) -> Tensor:
@@ -134,7 +145,7 @@ def _target_logits(logits: Tensor, targets: Tensor, shard: VocabularyShard, abse
 @torch.no_grad()
 def shard_statistics_ref(
     rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabularyShard,
-    noise_keys: Tensor | None = None,
+    sampling: Sampling | None = None,
 ) -> Tensor:  # fmt: skip
     """What `shard_statistics` computes: [5 or 7, M], see `merge`."""
     logits = shard_logits_ref(rows, weight, bias, shard)
@@ -146,10 +157,13 @@ def shard_statistics_ref(
     target = _target_logits(logits, targets, shard, NO_ID)
     weighted = shifted.mul_(exponentials).sum(-1)
     numbers = [top, exponentials.sum(-1), weighted, target, index + shard.first]
-    if noise_keys is not None:
-        scores = logits + gumbel_noise(noise_keys, _ids(weight, shard))
+    if sampling is not None:
+        ids = _ids(weight, shard)
+        scores = logits + gumbel_noise(sampling.keys, ids).mul_(sampling.temperature)
         scores[:, : max(shard.num_specials - shard.first, 0)] = NO_ID
         scores[:, real:] = NO_ID
+        if sampling.is_other:
+            scores.masked_fill_(ids == targets[:, None], NO_ID)
         score, index = scores.max(-1)
         numbers += [score, index + shard.first]
     return torch.stack([number.to(logits.dtype) for number in numbers])

@@ -40,6 +40,14 @@ def find_iteration(path: Path) -> Path:
     return iteration_folder(path, step)
 
 
+def find_tokenizer(iteration: Path) -> Path:
+    """The run's tokenizer folder, beside its checkpoints. Raises UserError if it is not there."""
+    folder = iteration.resolve().parent / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a checkpoint's tokenizer is expected beside it in the run folder")
+    return folder
+
+
 def read_model_tensors(iteration_folder: Path) -> dict[str, Tensor]:
     """Every tensor of the model, whole and in the format it was saved in, by its global name.
 

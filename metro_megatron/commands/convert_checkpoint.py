@@ -1,16 +1,22 @@
 """Turn a training checkpoint into a folder for transformers."""
 
+from __future__ import annotations
+
 import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.config.file import load_config
-from metro_megatron.config.schema import Config
-from metro_megatron.errors import UserError
+from metro_megatron.config.schema import Config, ModelConfig
 from metro_megatron.files import refuse_foreign
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ def main(options: Options) -> None:
     # Late, so that --help and mistakes do not wait for torch.
     from transformers.utils import logging
 
-    from metro_megatron.checkpoint.read import find_iteration, read_model_tensors
+    from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors
     from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
+    from metro_megatron.objective.terms import main_terms
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
     logging.set_verbosity_error()
@@ -41,7 +48,7 @@ def main(options: Options) -> None:
     iteration, target = find_iteration(Path(options.load)), Path(options.output)
     refuse_foreign(target, EXPORTED_FILES)
     config = load_config(iteration / "run_config.yaml")
-    tensors = read_model_tensors(iteration)
+    tensors = exported_tensors(read_model_tensors(iteration), config)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(
         f"{iteration}: {len(tensors)} tensors, {num_parameters / 1e6:.1f}M parameters; writing and comparing",
@@ -50,10 +57,11 @@ def main(options: Options) -> None:
     write_hf_folder(
         target,
         tensors,
-        config.model,
+        exported_model(config),
         find_tokenizer(iteration),
         training_facts(iteration, config),
         lambda folder: compare_with_trainer(folder, iteration, config),
+        [term.name for term in main_terms(config)],
     )
     print(
         f"made {target}, a Hugging Face folder with model card and code\n"
@@ -63,12 +71,15 @@ def main(options: Options) -> None:
     )
 
 
-def find_tokenizer(iteration: Path) -> Path:
-    """The run's tokenizer folder, beside its checkpoints. Raises UserError if it is not there."""
-    folder = iteration.resolve().parent / "tokenizer"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a checkpoint's tokenizer is expected beside it in the run folder")
-    return folder
+def exported_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Those of a run that an export keeps: a head with which main filled masks for itself serves nobody afterwards."""
+    is_kept = config.corruption.trains_auxiliary
+    return {name: tensor for name, tensor in tensors.items() if is_kept or not name.startswith("aux.")}
+
+
+def exported_model(config: Config) -> ModelConfig:
+    """The run's model; of no auxiliary layers where the run trained none."""
+    return config.model if config.corruption.trains_auxiliary else replace(config.model, auxiliary_num_layers=0)
 
 
 def training_facts(iteration: Path, config: Config) -> dict[str, object]:

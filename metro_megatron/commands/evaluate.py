@@ -1,4 +1,4 @@
-"""Evaluate an exported pair on held-out text: fill, detect, correct."""
+"""Evaluate an exported model on held-out text: a pair fills, detects, corrects."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.data.shards import open_shards
+from metro_megatron.data.token_counts import count_tokens
 from metro_megatron.errors import UserError
 from metro_megatron.text.documents import Reject, read_documents
 from metro_megatron.text.inputs import find_inputs
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from metro_megatron.hf.configuration_metro import MetroConfig
     from metro_megatron.hf.modeling_metro import MetroForPreTraining
 
 
@@ -47,17 +49,18 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Evaluate an exported pair on text it has not seen, and print a few sentences filled and corrected.
+    """Evaluate an exported model on text it has not seen, and print a few sentences filled and corrected.
 
     15% of the tokens are masked; the auxiliary model fills them by sampling; the main model says which tokens are
-    not the original ones and what stood there. Equal input and seed give equal figures.
+    not the original ones and what stood there. A model has figures of what it was pretrained for; a main model without
+    auxiliary reads random tokens, or <mask> if it is a masked language model. Equal input and seed give equal figures.
     """
     # Late, so that --help and mistakes do not wait for torch.
     import torch
     from transformers.utils import logging
 
     from metro_megatron.evaluate.intrinsic import evaluate, held_out_text
-    from metro_megatron.evaluate.sentences import LEGEND, choose_sentences, show
+    from metro_megatron.evaluate.sentences import choose_sentences, legend, show
 
     model, seed = Path(options.model), options.seed
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -65,7 +68,7 @@ def main(options: Options) -> None:
     logging.disable_progress_bar()
     files = find_inputs(options.input)
     pair = load_pair(model)
-    counts = count_tokens(options.unigram_from, model, pair.config.vocab_size)
+    counts = token_frequencies(options.unigram_from, model, pair.config.vocab_size)
     rejects: Counter[Reject] = Counter()
     documents = [document.units for document in read_documents(files, rejects)]
     text = held_out_text(documents, Tokenizer.from_folder(options.model))
@@ -75,15 +78,15 @@ def main(options: Options) -> None:
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**figures, "num_documents": len(documents)}, indent=2) + "\n", encoding="utf-8")
-    print(describe(figures, len(documents), rejects.total()))
-    print(LEGEND)
+    print(describe(pair.config, figures, len(documents), rejects.total()))
+    print(legend(pair.config))
     for shown in show(pair, model, choose_sentences(documents, options.sentences), seed):
         print(f"{shown}\n")
     print(f"made {options.output}")
 
 
 def load_pair(folder: Path) -> MetroForPreTraining:
-    """The exported pair in fp32. Raises UserError for anything but an export."""
+    """The exported model in fp32. Raises UserError for anything but an export."""
     import torch
 
     from metro_megatron.hf.modeling_metro import MetroForPreTraining
@@ -94,7 +97,7 @@ def load_pair(folder: Path) -> MetroForPreTraining:
     return MetroForPreTraining.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
 
 
-def count_tokens(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]:
+def token_frequencies(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]:
     """Frequencies [V] of a dataset's ids. Raises UserError if its tokenizer is not the model's."""
     shards = open_shards([prefix])
     sha256 = Tokenizer.from_folder(model).sha256
@@ -103,29 +106,40 @@ def count_tokens(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]
             f"{prefix} has tokenizer {shards[0].tokenizer_sha256[:12]}, {model} has {sha256[:12]}; "
             "give the shard that the model was trained on"
         )
-    return sum((np.bincount(shard.tokens, minlength=vocab_size) for shard in shards), np.zeros(vocab_size, np.int64))
+    return count_tokens(shards, vocab_size)
 
 
-def describe(figures: dict[str, float], num_documents: int, num_rejected: int) -> str:
-    """The figures beside their trivial values."""
-    from metro_megatron.evaluate.intrinsic import exported_terms
+def describe(config: MetroConfig, figures: dict[str, float], num_documents: int, num_rejected: int) -> str:
+    """The figures of an exported model beside their trivial values."""
+    from metro_megatron.evaluate.intrinsic import filling, terms_of
+    from metro_megatron.objective.cloze import CHANCE, OneChoiceCloze
     from metro_megatron.objective.vocabulary import LanguageModel
 
     lines = [
         f"{num_documents:,} documents, {figures['num_tokens']:,} tokens, {figures['num_masked']:,} masked"
-        + (f"; {num_rejected:,} records rejected" if num_rejected else ""),
-        *(
-            f"  {term.exported.upper()} loss {figures[f'{term.name}_loss']:.3f} "
-            f"(unigram {figures['unigram_loss']:.3f}), accuracy {figures[f'{term.name}_accuracy']:.3f} "
-            f"(most frequent token {figures['unigram_accuracy']:.3f})"
-            for term in exported_terms()
-            if isinstance(term, LanguageModel)
-        ),
-        f"  RTD loss {figures['rtd_loss']:.3f} (trivial {figures['rtd_trivial_loss']:.3f}), "
-        f"AUC {figures['rtd_auc']:.3f} (trivial 0.5)",
-        f"  replaced {figures['replace_rate']:.3f} of the tokens, found {figures['replace_accuracy']:.3f} of them; "
-        f"kept {figures['non_replace_accuracy']:.3f} of the originals",
+        + (f"; {num_rejected:,} records rejected" if num_rejected else "")
     ]
+    if filling(config) == "uniform":
+        lines.append("  this export has no auxiliary model: masks are filled with random tokens, easier to tell")
+    lines += [
+        f"  {term.exported.upper()} loss {figures[f'{term.name}_loss']:.3f} "
+        f"(unigram {figures['unigram_loss']:.3f}), accuracy {figures[f'{term.name}_accuracy']:.3f} "
+        f"(most frequent token {figures['unigram_accuracy']:.3f})"
+        for term in terms_of(config)
+        if isinstance(term, LanguageModel)
+    ]
+    if "cloze_loss" in figures:
+        lines.append(
+            f"  cloze loss {figures['cloze_loss']:.3f} (chance {CHANCE:.3f}), accuracy {figures['cloze_accuracy']:.3f} "
+            f"(chance {1 / (1 + OneChoiceCloze.num_distractors):.3f})"
+        )
+    if "rtd_loss" in figures:
+        lines += [
+            f"  RTD loss {figures['rtd_loss']:.3f} (trivial {figures['rtd_trivial_loss']:.3f}), "
+            f"AUC {figures['rtd_auc']:.3f} (trivial 0.5)",
+            f"  replaced {figures['replace_rate']:.3f} of the tokens, found {figures['replace_accuracy']:.3f} of them; "
+            f"kept {figures['non_replace_accuracy']:.3f} of the originals",
+        ]
     return "\n".join(lines)
 
 

@@ -77,10 +77,15 @@ def main(options: Options, others: list[str]) -> None:
 
 
 def _with_paths(config: Config) -> Config:
-    """A plan needs no data and no run folder."""
-    data, train = config.data, config.train
+    """A plan needs no data, no run folder, no frozen model and no cache."""
+    data, train, corruption = config.data, config.train, config.corruption
+    if corruption.source == "frozen":
+        corruption = replace(corruption, frozen_model=corruption.frozen_model or "MODEL")
+    if corruption.source == "cached":
+        corruption = replace(corruption, cache=corruption.cache or "CACHE")
     return replace(
         config,
+        corruption=corruption,
         data=replace(data, train=data.train or ["PREFIX"]),
         train=replace(train, output=train.output or "DIR"),
     )

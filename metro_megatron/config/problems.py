@@ -7,7 +7,8 @@ from typing import Literal
 from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
-from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
+from metro_megatron.config.schema import Config, CorruptionConfig, EncoderSizes, ModelConfig
+from metro_megatron.vocabulary import NUM_SPECIALS
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -20,6 +21,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
     found = out_of_range({option.name: option for option in options_of(Config)}, flatten(config))
     if not found:
         found += _model(config)
+        found += _objective(config)
         found += _tied_head(config)
         found += _masking(config)
         found += _sharing(config)
@@ -27,6 +29,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _rows(config)
         found += _batch(config, world_size)
         found += _schedule(config)
+        found += _corruption(config)
         found += _precision(config, device or config.train.device)
         found += _kernels(config, device or config.train.device)
     return found + list(_paths(config))
@@ -38,6 +41,41 @@ def _model(config: Config) -> Iterator[str]:
         heads, width = sizes.num_attention_heads, sizes.hidden_size
         yield from _divides(f"{prefix}num_attention_heads", heads, f"{prefix}hidden_size", width)
     yield from model.position_scheme.problems()
+
+
+def _objective(config: Config) -> Iterator[str]:
+    main, clm, source = config.objective.main, config.objective.clm, config.corruption.source
+    if not main:
+        yield "objective.main is empty; name what main learns: rtd clm is METRO's"
+    if len(set(main)) < len(main):
+        yield f"objective.main is {' '.join(main)}, which names a loss twice; give each once and weigh it by its option"
+    if "mlm" in main and len(set(main)) > 1:
+        yield (
+            f"objective.main is {' '.join(main)}, but mlm reads masked text and the others corrupted text; "
+            "use mlm alone, or clm in its place"
+        )
+    if main == ["mlm"] and source != "none":
+        yield f"corruption.source is {source}, but objective.main mlm reads masked text; set corruption.source none"
+    if source == "none" and main and "mlm" not in main:
+        yield (
+            f"corruption.source is none, but objective.main {' '.join(main)} reads corrupted text; use another source, "
+            "such as auxiliary, or objective.main mlm"
+        )
+    if "cloze" in main and source != "auxiliary":
+        yield (
+            f"corruption.source is {source}, but the candidates of objective.main cloze come from an auxiliary model; "
+            "use source auxiliary, or another objective"
+        )
+    if "cloze" in main and config.model.vocab_size < NUM_SPECIALS + 3:
+        yield (
+            f"model.vocab_size is {config.model.vocab_size}, but objective.main cloze offers three words; "
+            f"use {NUM_SPECIALS + 3} or more"
+        )
+    if clm != "simplified" and main and not {"rtd", "clm"} <= set(main):
+        yield (
+            f"objective.clm is {clm}, which weighs clm by what rtd says, but objective.main is {' '.join(main)}; "
+            "give both, or set objective.clm simplified"
+        )
 
 
 def _encoders(model: ModelConfig) -> Iterator[tuple[str, EncoderSizes]]:
@@ -81,6 +119,11 @@ def _sharing(config: Config) -> Iterator[str]:
         yield (
             f"model.shared_lm_bias needs a language modelling head on main, objective.main is {', '.join(main)}; "
             "add clm, or set model.shared_lm_bias false"
+        )
+    if model.shared_lm_bias and "cloze" in main:
+        yield (
+            f"model.shared_lm_bias is for two language models, objective.main {', '.join(main)} has cloze, whose bias "
+            "is its own; leave cloze out, or set model.shared_lm_bias false"
         )
 
 
@@ -184,6 +227,71 @@ def _schedule(config: Config) -> Iterator[str]:
             f"optimizer.initial_loss_scale is {optimizer.initial_loss_scale:g}, less than "
             f"optimizer.min_loss_scale {optimizer.min_loss_scale:g}; swap them"
         )
+
+
+def _corruption(config: Config) -> Iterator[str]:
+    corruption, source = config.corruption, config.corruption.source
+    if source == "frozen" and not corruption.frozen_model:
+        yield "corruption.source is frozen, but corruption.frozen_model is empty; name the model's folder"
+    if source == "cached" and not corruption.cache:
+        yield "corruption.source is cached, but corruption.cache is empty; name what tools/cache_corruption.py wrote"
+    drawn_by_models = ("auxiliary", "frozen", "cached", "main")
+    yield from _unread(config, "frozen_model", ("frozen", "cached"))
+    yield from _unread(config, "cache", ("cached",))
+    yield from _unread(config, "unigram_power", ("unigram",))
+    yield from _unread(config, "main_layer", ("main",))
+    yield from _unread(config, "disallow_correct", (*drawn_by_models, "uniform", "unigram"))
+    yield from _unread(config, "temperature", drawn_by_models)
+    yield from _unread(config, "temperature_schedule", drawn_by_models)
+    yield from _temperature(config)
+    if config.model.auxiliary_dropout != "zero" and source not in ("auxiliary", "main"):
+        yield (
+            f"model.auxiliary_dropout is {config.model.auxiliary_dropout}, but with corruption.source {source} no "
+            "auxiliary is trained; leave it out"
+        )
+    if corruption.main_layer > config.model.num_layers:
+        depth = config.model.num_layers
+        yield f"corruption.main_layer is {corruption.main_layer}, but main has {depth} layers; use 1 to {depth}"
+    stages = config.parallel.pipeline_model_parallel_size
+    if source == "main" and stages > 1:
+        yield (
+            f"corruption.source is main, but parallel.pipeline_model_parallel_size is {stages}: the layers that fill "
+            "the masks of all micro batches are on some stages only; use 1, or another source"
+        )
+
+
+def _temperature(config: Config) -> Iterator[str]:
+    corruption, schedule = config.corruption, config.corruption.temperature_schedule
+    first, final = corruption.temperature, corruption.final_temperature
+    for name, reader in (("temperature_tau", "exponential"), ("temperature_power", "polynomial")):
+        if _is_changed(config, name) and schedule != reader:
+            yield (
+                f"corruption.{name} is {getattr(corruption, name):g}, which corruption.temperature_schedule {schedule} "
+                f"does not read; leave it out, or set the schedule to {reader}"
+            )
+    if schedule == "constant" and _is_changed(config, "final_temperature"):
+        yield (
+            f"corruption.final_temperature is {final:g}, but corruption.temperature_schedule is constant; leave it "
+            "out, or set the schedule to exponential, linear or polynomial"
+        )
+    elif schedule != "constant" and first <= final:
+        yield (
+            f"corruption.temperature is {first:g}, must be greater than corruption.final_temperature {final:g}, "
+            f"towards which the {schedule} schedule falls; 2 is Fast-ELECTRA's"
+        )
+
+
+def _unread(config: Config, name: str, sources: tuple[str, ...]) -> Iterator[str]:
+    """An option that was changed, and that only these sources read."""
+    if _is_changed(config, name) and config.corruption.source not in sources:
+        yield (
+            f"corruption.{name} is {getattr(config.corruption, name)}, which corruption.source "
+            f"{config.corruption.source} does not read; leave it out, or set the source to {' or '.join(sources)}"
+        )
+
+
+def _is_changed(config: Config, name: str) -> bool:
+    return getattr(config.corruption, name) != getattr(CorruptionConfig(), name)
 
 
 def _precision(config: Config, device: str) -> Iterator[str]:

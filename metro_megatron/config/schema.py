@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.position import BUCKETS, PositionScheme
-from metro_megatron.schedule import Point, Schedule
+from metro_megatron.schedule import Decay, Point, Schedule
 from metro_megatron.vocabulary import padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
@@ -71,13 +71,14 @@ class ModelConfig:
     relative_bucket: Literal["coco", "t5", "none"] = "coco"
     """Bucket function: COCO-LM's or T5's; none: no relative positions."""
     untied_positions: bool = False
-    """Scores get a term of absolute positions alone, and the input none (full TUPE)."""
+    """Scores get a term of absolute positions alone, and the input none (full TUPE); each encoder has its own."""
     reset_cls: bool = True
     """[CLS] has position biases of its own, as a query and as a key (TUPE's reset, METRO's choice)."""
     norm_first: bool = False
     """Pre-LN with a last norm, instead of post-LN; the embedding has its norm in both."""
     shared_embeddings: Literal["none", "token", "token_position", "token_position_norm"] = "token"
-    """What of the embedding both encoders share; METRO's baseline shares positions, METRO tokens only."""
+    """What of the embedding both encoders share, where an auxiliary trains: METRO tokens, its baseline positions
+    too."""
     shared_lm_bias: bool = False
     """Both language modelling heads have one bias (METRO's baseline); default: one each."""
     rtd_head: Literal["linear", "dense"] = "linear"
@@ -155,7 +156,7 @@ class ObjectiveConfig:
 
     main: list[Literal["rtd", "clm", "cloze", "scl", "mlm"]] = field(default_factory=lambda: ["rtd", "clm"])
     """What main learns: replaced token detection, correction (alone: Replace MLM), one-choice cloze, sequence
-    contrast, or plain masked language modelling without corruption."""
+    contrast; or, with corruption.source none and by itself, plain masked language modelling (BERT)."""
     clm: Literal["simplified", "weighted", "mixture"] = "simplified"
     """METRO's simplified CLM, or COCO-LM's with a copy mechanism: as its authors' code weighs it, or as its formula."""
     mask_probability: Annotated[float, Range(0, 1, has_low=False)] = 0.15
@@ -169,7 +170,7 @@ class ObjectiveConfig:
     clm_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of the corrective language modelling loss."""
     cloze_weight: Annotated[float, at_least(0)] = 50.0
-    """Weight of one-choice cloze; METRO gives none, 50 is MC-BERT's."""
+    """Weight of one-choice cloze, whose candidates and weight METRO leaves open: 50 is MC-BERT's, a guess."""
     scl_weight: Annotated[float, at_least(0)] = 1.0
     """Weight of sequence contrastive learning."""
     scl_temperature: Annotated[float, above(0)] = 1.0
@@ -177,7 +178,8 @@ class ObjectiveConfig:
     scl_crop: Annotated[float, Range(0, 1, has_low=False)] = 0.9
     """Share of a sample's tokens that its crop keeps, specials included."""
     scl_negatives: Literal["micro_batch", "all_ranks"] = "micro_batch"
-    """Against which sequences: of the micro batch (COCO-LM), or of the data-parallel ranks' micro batches too."""
+    """Against which sequences: of the micro batch (COCO-LM), on which the loss then depends; or of the data-parallel
+    ranks' micro batches too, and then it depends on their number."""
 
 
 @dataclass(frozen=True)
@@ -188,18 +190,21 @@ class CorruptionConfig:
     """auxiliary: trained beside main. frozen: an existing model (Fast-ELECTRA). cached: written by
     tools/cache_corruption.py. uniform, unigram: drawn without a model. main: a head on a middle layer of main.
     none: main reads <mask>."""
-    frozen_model: str = ""
-    """Run folder, exported folder or folder of a transformers masked language model, for source frozen."""
-    cache: str = ""
+    frozen_model: Annotated[str, MAY_CHANGE] = ""
+    """Run folder, checkpoint, exported folder or folder of a transformers masked language model with the run's
+    tokenizer, for source frozen; with source cached, the model that the cache must be of."""
+    cache: Annotated[str, MAY_CHANGE] = ""
     """Folder written by tools/cache_corruption.py, for source cached."""
     unigram_power: Annotated[float, at_least(0)] = 1.0
-    """Exponent of the token frequencies, for source unigram."""
+    """Exponent of the token frequencies in the training shards, for source unigram."""
     main_layer: Annotated[int, at_least(0)] = 0
-    """Main layer (from 1) whose head proposes, for source main; 0: half of the depth."""
+    """Main layer (from 1) whose head proposes, for source main, an interpretation of the early-exit paper's study; 0:
+    half of the depth."""
     disallow_correct: bool = False
     """Never draw the token that was masked (ELECTRA's option)."""
     temperature_schedule: Literal["constant", "exponential", "linear", "polynomial"] = "constant"
-    """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA)."""
+    """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA; its
+    exponential is known, 2 and tau 0.1 are not verified). Evaluations draw at that of the run's end."""
     temperature: Annotated[float, above(0)] = 1.0
     """Sampling temperature T at the start: softmax(logits / T)."""
     final_temperature: Annotated[float, above(0)] = 1.0
@@ -208,6 +213,23 @@ class CorruptionConfig:
     """Share of the run in which the exponential's distance falls to 1/e."""
     temperature_power: Annotated[float, above(0)] = 2.0
     """Exponent of the polynomial: final + (first - final) (1 - u)^power at share u of the run."""
+
+    @property
+    def trains_auxiliary(self) -> bool:
+        """Whether an auxiliary model is part of the run and of what it exports."""
+        return self.source == "auxiliary"
+
+    @property
+    def sampling_temperature(self) -> Schedule | Decay:
+        """T over the run; exponential: T(u) = T_end + (T_0 - T_end) exp(-u / tau) (Fast-ELECTRA)."""
+        first, final = self.temperature, self.final_temperature
+        if self.temperature_schedule == "exponential":
+            return Decay(first, final, "exponential", self.temperature_tau)
+        if self.temperature_schedule == "polynomial":
+            return Decay(first, final, "polynomial", self.temperature_power)
+        if self.temperature_schedule == "linear":
+            return Schedule(first, (Point(final, 100, is_share=True),))
+        return Schedule(first)
 
 
 @dataclass(frozen=True)
@@ -381,6 +403,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
-    def schedules(self) -> dict[str, Schedule]:
+    def schedules(self) -> dict[str, Schedule | Decay]:
         """All that changes over the run, for configuration, training and picture; names are dotted like options."""
-        return {"optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)}
+        planned: dict[str, Schedule | Decay] = {
+            "optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)
+        }
+        if self.corruption.temperature_schedule != "constant":
+            planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
+        return planned

@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from fused.linear_cross_entropy import Sampling
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.objective.term import Sums, Term
 
@@ -31,6 +34,19 @@ class Proposal:
     """int64 [M] replacement ids of the M masked positions; no gradient flows through them."""
     sums: Sums
     """Of its own losses."""
+    distractors: Tensor | None = None
+    """int64 [M, C] distinct ids other than the originals, where main's losses want C of them."""
+
+
+def sampling_of(config: Config, micro_batch: MicroBatch, batch: StepBatch) -> Sampling:
+    """How a model's replacements are drawn in a step.
+
+    Evaluations, which have no gradients, draw at the temperature of the run's end, so that those of a run can be
+    compared.
+    """
+    steps = config.train.train_steps
+    temperature = config.corruption.sampling_temperature.at(batch.step if torch.is_grad_enabled() else steps, steps)
+    return Sampling(micro_batch.noise_keys, temperature, config.corruption.disallow_correct)
 
 
 class Corruptor(ABC):
@@ -55,3 +71,10 @@ class Corruptor(ABC):
         Where gradients are enabled, a corruptor that trains has also run its backward pass when this returns. Equal
         micro batches of equal steps must give equal replacements, whatever rank asks.
         """
+
+
+class MaskedText(Corruptor):
+    """No corruption: what the masked text has at the masked positions stays, and main reads it as it is."""
+
+    def propose(self, micro_batch: MicroBatch, batch: StepBatch, scale_loss: ScaleLoss) -> Proposal:
+        return Proposal(micro_batch.masked_tokens.t().reshape(-1)[micro_batch.masked_index], {})

@@ -17,6 +17,7 @@ from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.packing import pack, pack_prefix
+from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
@@ -51,6 +52,12 @@ class MicroBatch:
     """The largest of sample_lengths, known on the host."""
     dropout_seed: Tensor | None = None
     """int64 [1] of the step; None where nothing is dropped."""
+    crop_keys: Tensor | None = None
+    """int64 [n] 63 bits of hash64(seed, CROP, epoch, sample); 0 for a row without a sample."""
+    sample_places: Tensor | None = None
+    """int64 [n] global positions of the samples in the run's order; -1 for a row without a sample."""
+    replacements: Tensor | None = None
+    """int64 [M] ids to put at masked_index, where a cache holds them."""
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -67,6 +74,14 @@ class MicroBatch:
             # Columns behind the last sample are padding, of which no key is asked.
             samples = self.sample_ids[number.clamp(max=len(self.sample_ids) - 1)][None]
         return samples << 32 | self.position_ids
+
+    @property
+    def first_index(self) -> Tensor:
+        """int64 [n] index of each sample's first token, <s>, in hidden_states.flatten(0, 1), as masked_index."""
+        is_sample = self.sample_lengths > 0
+        if self.is_packed:
+            return self.cu_seqlens[:-1].long()[is_sample]  # one row: the index is the position
+        return torch.arange(len(self.tokens), device=self.tokens.device)[is_sample]  # position 0 of every row
 
     @property
     def is_masked(self) -> Tensor:
@@ -105,6 +120,8 @@ class StepBatch:
     """Masked tokens of the step over all ranks."""
     num_tokens: int
     """Tokens of the step over all ranks, <s> and </s> included, padding not."""
+    num_samples: int
+    """Samples of the step over all ranks."""
     num_squares: int
     """Sum over the step's samples of their lengths squared, which is what attention's cost grows with."""
     end: int
@@ -151,9 +168,15 @@ class MicroBatchBuilder:
     row_length: int
     """S."""
     is_packed: bool
+    cache: ReplacementReader | None = None
+    """Replacements that are known already."""
 
-    def build(self, rows: Rows, draws: Draws) -> MicroBatch:
-        """The micro batch of these rows of indices into `draws`; a sample's masks do not depend on the rows."""
+    def build(self, rows: Rows, draws: Draws, first: int = 0) -> MicroBatch:
+        """The micro batch of these rows of indices into `draws`; a sample's masks do not depend on the rows.
+
+        first: global position of the first draw.
+        """
+        places = first + np.concatenate(rows)
         own = draws[np.concatenate(rows)]
         lengths = self.index.length[own.sample]
         row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
@@ -172,6 +195,9 @@ class MicroBatchBuilder:
         without_sample = np.flatnonzero([len(row) == 0 for row in rows])
         before = np.searchsorted(row_of, without_sample)
         sample_lengths = np.insert(lengths + NUM_SAMPLE_SPECIALS, before, 0)
+        replacements = None
+        if self.cache:
+            replacements = self.cache.read(places, np.bincount(drawn, minlength=len(own)))[ascending]
         return MicroBatch(
             tokens=torch.from_numpy(tokens).view(len(rows), -1),
             masked_tokens=torch.from_numpy(masked_tokens).view(len(rows), -1),
@@ -183,6 +209,9 @@ class MicroBatchBuilder:
             sample_ids=torch.from_numpy(np.insert(own.sample, before, -1)),
             is_packed=self.is_packed,
             max_seqlen=int(sample_lengths.max()),
+            crop_keys=torch.from_numpy(np.insert(self.masking.crop_keys(own), before, 0)),
+            sample_places=torch.from_numpy(np.insert(places, before, -1)),
+            replacements=None if replacements is None else torch.from_numpy(replacements),
         )
 
     def _cells(

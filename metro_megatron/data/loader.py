@@ -16,6 +16,7 @@ from metro_megatron.data.blending import Blend, source_weights
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws, SampleOrder
+from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
 from metro_megatron.errors import UserError
 from metro_megatron.randomness import Purpose, hash64
@@ -46,6 +47,7 @@ class PretrainingData:
         dp_size: int = 1,
         micro_batch_multiple: int = 1,
         pin_memory: bool = False,
+        cache: ReplacementReader | None = None,
     ):
         data = config.data
         assert 0 <= dp_rank < dp_size and index.seq_length == data.seq_length
@@ -75,6 +77,7 @@ class PretrainingData:
             masking=self._masking,
             row_length=data.row_length,
             is_packed=data.is_packed,
+            cache=cache,
         )
         self._train = config.train
         self._dp_rank, self._dp_size, self._micro_batch_multiple = dp_rank, dp_size, micro_batch_multiple
@@ -158,7 +161,8 @@ class PretrainingData:
 
     def _read(self, step: int, draws: Draws, content: NDArray[np.int32], rows: list[Rows], end: int) -> StepBatch:
         lengths = content.astype(np.int64) + NUM_SAMPLE_SPECIALS
-        micro_batches = [self._builder.build(own, draws) for own in rows[self._dp_rank :: self._dp_size]]
+        own_rows = rows[self._dp_rank :: self._dp_size]
+        micro_batches = [self._builder.build(own, draws, end - len(draws)) for own in own_rows]
         if self._pin_memory:
             micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
         return StepBatch(
@@ -166,6 +170,7 @@ class PretrainingData:
             micro_batches=micro_batches,
             num_masked=int(self._masking.counts(draws, content).sum()),
             num_tokens=int(lengths.sum()),
+            num_samples=len(content),
             num_squares=int((lengths**2).sum()),
             end=end,
         )

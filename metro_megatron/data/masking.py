@@ -19,7 +19,7 @@ _CHUNK_SAMPLES = 64
 
 @dataclass(frozen=True)
 class Masking:
-    """The masks and noise keys of a run."""
+    """The masks, and the keys of noise and crops, of a run."""
 
     seed: int
     probability: float
@@ -72,6 +72,10 @@ class Masking:
         others = NUM_SPECIALS + (which * (self.vocab_size - NUM_SPECIALS)).astype(np.int64)
         shown = self.keep_probability + self.random_probability
         return np.where(u < self.keep_probability, tokens, np.where(u < shown, others, MASK_ID))
+
+    def crop_keys(self, draws: Draws) -> NDArray[np.int64]:
+        """Where a crop of each draw [n] begins: 63 bits of a hash."""
+        return (hash64(self.seed, Purpose.CROP, draws.epoch, draws.sample) >> np.uint64(1)).astype(np.int64)
 
     def noise_keys(self, draws: Draws, positions: NDArray[np.int64]) -> NDArray[np.int32]:
         """Keys [M, 2] of the replacement noise at one position of each draw: the two halves of a hash."""

@@ -1,6 +1,6 @@
 """What the main model reads: a micro batch with some of its tokens replaced, alone or beside a second view of it.
 
-Legend: B rows, S positions, M masked positions.
+Legend: B rows, S positions, M masked positions, n samples' tokens, C ids.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metro_megatron.data.batch import MicroBatch
+from metro_megatron.vocabulary import PAD_ID
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,13 @@ class View:
     tokens: Tensor
     """int64 [B, S] corrupted ids."""
     micro_batch: MicroBatch
+    distractors: Tensor | None = None
+    """int64 [M, C] other ids than the originals, where a loss wants some."""
 
     @property
     def is_replaced(self) -> Tensor:
         """bool [B, S] where another token stands than the original one."""
         return self.tokens != self.micro_batch.tokens
-
-    @property
-    def first_index(self) -> Tensor:
-        """int64 [n] index of each sample's first token, <s>, in hidden_states.flatten(0, 1), as masked_index."""
-        micro_batch = self.micro_batch
-        rows, length = self.tokens.shape
-        is_sample = micro_batch.sample_lengths > 0
-        if micro_batch.is_packed:
-            return micro_batch.cu_seqlens[:-1].long()[is_sample]  # one row: the index is the position
-        return torch.arange(rows, device=self.tokens.device)[is_sample]  # position 0 of every row
 
 
 def corrupt(micro_batch: MicroBatch, sampled: Tensor) -> View:
@@ -43,6 +36,41 @@ def corrupt(micro_batch: MicroBatch, sampled: Tensor) -> View:
     tokens = micro_batch.tokens.t().flatten()  # masked_index counts in [S, B] order
     tokens = tokens.index_copy(0, micro_batch.masked_index, sampled)
     return View(tokens.view(length, rows).t().contiguous(), micro_batch)
+
+
+def crop(micro_batch: MicroBatch, share: float) -> MicroBatch:
+    """Of every sample a span of int(share n) of its n original tokens that begins anywhere, and nothing masked.
+
+    <s> is put before a span that lost it (COCO-LM). Where it begins is a function of the sample's crop key alone.
+    """
+    assert micro_batch.crop_keys is not None
+    rows, length = micro_batch.tokens.shape
+    whole = micro_batch.sample_lengths.long()
+    span = torch.minimum((whole.double() * share).long().clamp(min=1), whole)
+    begin = micro_batch.crop_keys % (whole - span + 1)
+    is_cut = (begin > 0).long()
+    lengths = span + is_cut
+    column = torch.arange(length, device=whole.device).expand(rows, length)
+    sample = torch.arange(rows, device=whole.device)[:, None].expand(rows, length)
+    offset, first = column, torch.zeros_like(column)
+    if micro_batch.is_packed:
+        ends = lengths.cumsum(0)
+        sample = torch.bucketize(column, ends, right=True).clamp(max=len(ends) - 1)
+        offset = column - (ends - lengths)[sample]
+        first = (whole.cumsum(0) - whole)[sample]
+    is_real = offset < lengths[sample]
+    source = first + torch.where(offset > 0, offset + (begin - is_cut)[sample], 0)
+    tokens = micro_batch.tokens.gather(1, source.clamp(max=length - 1)).masked_fill(~is_real, PAD_ID)
+    return replace(
+        micro_batch,
+        tokens=tokens,
+        masked_tokens=tokens,
+        position_ids=offset.masked_fill(~is_real, 0),
+        is_real=is_real,
+        masked_index=micro_batch.masked_index[:0],
+        noise_keys=micro_batch.noise_keys[:0],
+        sample_lengths=lengths.int(),
+    )
 
 
 def side_by_side(first: View, second: View) -> View:
@@ -81,4 +109,4 @@ def side_by_side(first: View, second: View) -> View:
         sample_ids=torch.cat([one.sample_ids, -2 - other.sample_ids]),
         max_seqlen=max(one.max_seqlen, other.max_seqlen),
     )
-    return View(join(first.tokens, second.tokens), joined)
+    return View(join(first.tokens, second.tokens), joined, first.distractors)

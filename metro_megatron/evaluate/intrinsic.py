@@ -1,4 +1,4 @@
-"""How well an exported pair fills, detects and corrects on text it has not seen.
+"""How well an exported model does on unseen text what it was pretrained for: a pair fills, detects and corrects.
 
 Masks and replacements are functions of (seed, sample, position), so a figure does not depend on the batch size.
 Legend: n samples, S positions, T tokens without padding, M masked positions, V vocabulary.
@@ -9,27 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import Config, CorruptionConfig, ObjectiveConfig
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.samples import SampleIndex, build_sample_index
 from metro_megatron.errors import UserError
+from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.objective.cloze import OneChoiceCloze
 from metro_megatron.objective.figures import COUNTS, figures
 from metro_megatron.objective.term import Sums, Term
-from metro_megatron.objective.terms import ALL
+from metro_megatron.objective.terms import exported_terms
 from metro_megatron.randomness import Purpose, uniform
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, PAD_ID
 
 MASK_PROBABILITY = 0.15
+DISTRACTORS = OneChoiceCloze.num_distractors
 OF_ROWS = ("tokens", "non_pad_fraction")
 """Figures of training that tell of batches, not of the pair."""
 
@@ -43,7 +47,8 @@ class MaskedSamples:
     is_masked: Tensor
     """[n, S]"""
     noise: Tensor
-    """[M] float64 uniform numbers that draw the replacements, in the order of is_masked's rows."""
+    """[M, 1 + DISTRACTORS] float64 uniform numbers in the order of is_masked's rows: the first ones draw the
+    replacements, the others what one-choice cloze offers beside the originals."""
 
     @property
     def is_real(self) -> Tensor:
@@ -53,12 +58,13 @@ class MaskedSamples:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What the pair makes of a batch; logits on the CPU."""
+    """What the model makes of a batch; logits on the CPU."""
 
     noised: Tensor
-    """[n, S] ids with the auxiliary model's samples at the masked positions."""
+    """[n, S] ids that main read: at the masked positions samples, or <mask> where it is a masked language model."""
     logits: dict[str, Tensor]
-    """What each term's head says, by the term's name: [M, V] of language models, else [n, S]."""
+    """What each term's head says, by the term's name: [M, V] of language models, [M, 1 + DISTRACTORS] of one-choice
+    cloze, the original first, else [n, S]."""
 
 
 def held_out_text(documents: Iterable[Sequence[str]], tokenizer: Tokenizer) -> TokenizedDocuments:
@@ -81,27 +87,63 @@ def masked_samples(text: TokenizedDocuments, index: SampleIndex, ids: NDArray[np
         tokens[number, length + 1] = EOS_ID
     is_masked = np.zeros_like(tokens, dtype=bool)
     is_masked[row, position] = True
-    noise = uniform(seed, Purpose.SAMPLE, ids[row], position)
+    words = seed, Purpose.SAMPLE, ids[row], position
+    noise = np.stack([uniform(*words), *(uniform(*words, draw) for draw in range(1, DISTRACTORS + 1))], axis=1)
     return MaskedSamples(torch.from_numpy(tokens), torch.from_numpy(is_masked), torch.from_numpy(noise))
 
 
 @torch.no_grad()
 def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
-    """Fill with the auxiliary model, sample its softmax, let the main model judge."""
-    device = model.device
-    ids, is_masked, attention_mask = (x.to(device) for x in (batch.ids, batch.is_masked, batch.is_real))
-    auxiliary = model.encode_auxiliary(ids.masked_fill(is_masked, MASK_ID), attention_mask)
-    filler, *judges = exported_terms()
-    logits = {filler.name: filler.exported_logits(model, auxiliary, is_masked)}
-    noised = ids.masked_scatter(is_masked, sample_softmax(logits[filler.name], batch.noise.to(device)))
+    """Fill the masks as `filling` says, sampling a softmax, and let the main model judge."""
+    moved = (x.to(model.device) for x in (batch.ids, batch.is_masked, batch.is_real, batch.noise))
+    ids, is_masked, attention_mask, noise = moved
+    terms, kind = terms_of(model.config), filling(model.config)
+    noised, logits = ids.masked_fill(is_masked, MASK_ID), {}
+    if kind == "auxiliary":
+        auxiliary = model.encode_auxiliary(noised, attention_mask)
+        filler = terms.pop(0)
+        logits[filler.name] = distribution = filler.exported_logits(model, auxiliary, is_masked)
+    elif kind == "uniform":
+        distribution = torch.zeros(len(noise), model.config.vocab_size, device=model.device)
+        distribution[:, :NUM_SPECIALS] = -math.inf
+    if kind != "none":
+        noised = ids.masked_scatter(is_masked, sample_softmax(distribution, noise[:, 0]))
     hidden = model.metro(noised, attention_mask).last_hidden_state
-    logits |= {term.name: term.exported_logits(model, hidden, is_masked) for term in judges}
+    logits |= {term.name: term.exported_logits(model, hidden, is_masked) for term in terms}
+    if OneChoiceCloze.name in logits:
+        candidates = offered(distribution, ids[is_masked], noised[is_masked], noise[:, 1:])
+        logits[OneChoiceCloze.name] = logits[OneChoiceCloze.name].gather(1, candidates)
     return Guesses(noised.cpu(), {name: one.cpu() for name, one in logits.items()})
 
 
-def exported_terms() -> list[Term]:
-    """The losses whose heads an exported pair has: the auxiliary model's first."""
-    return [term(Config()) for term in ALL]
+def terms_of(config: MetroConfig) -> list[Term]:
+    """The losses whose heads an exported model has: the auxiliary model's first."""
+    corruption = CorruptionConfig(source="auxiliary" if config.num_auxiliary_layers else "none")
+    objective = ObjectiveConfig(main=list(config.objectives))  # type: ignore[arg-type]
+    return exported_terms(Config(objective=objective, corruption=corruption))
+
+
+def filling(config: MetroConfig) -> Literal["auxiliary", "none", "uniform"]:
+    """What stands at the masked positions when main reads: the auxiliary's samples; <mask>, for a masked language
+    model; or, as an export without auxiliary does not hold what it was pretrained against, any ids with equal chance.
+    """
+    if config.num_auxiliary_layers:
+        return "auxiliary"
+    return "none" if "mlm" in config.objectives else "uniform"
+
+
+def offered(logits: Tensor, originals: Tensor, sampled: Tensor, noise: Tensor) -> Tensor:
+    """[M, 1 + C] originals [M], and by noise [M, C] as many other ids, drawn without putting back.
+
+    As in training, a sample [M] that is not the original is the first of the others.
+    """
+    found = originals[:, None]
+    for number, column in enumerate(noise.unbind(1)):
+        drawn = sample_softmax(logits.scatter(1, found, -math.inf), column)
+        if number == 0:
+            drawn = torch.where(sampled == originals, drawn, sampled)
+        found = torch.cat([found, drawn[:, None]], dim=1)
+    return found
 
 
 def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
@@ -128,7 +170,7 @@ def evaluate(
     by_length = np.argsort(index.length, kind="stable")
     batches = [by_length[at : at + batch_size] for at in range(0, len(index), batch_size)]
     model.eval()
-    terms, sums, targets = exported_terms(), {name: torch.zeros(()) for name in COUNTS}, []
+    terms, sums, targets = terms_of(model.config), {name: torch.zeros(()) for name in COUNTS}, []
     for done, ids in enumerate(batches, start=1):
         batch = masked_samples(text, index, ids, seed)
         for name, value in _sums(terms, batch, guess(model, batch)).items():
@@ -138,7 +180,7 @@ def evaluate(
     found = figures(terms, sums)
     return {
         **{name: value for name, value in found.items() if name not in OF_ROWS},
-        "rtd_trivial_loss": _entropy(found["replace_rate"]),
+        **({"rtd_trivial_loss": _entropy(found["replace_rate"])} if "rtd_loss" in found else {}),
         **unigram_figures(torch.cat(targets).numpy(), token_counts),
         "num_masked": int(sums["num_masked"]),
         "num_tokens": int(sums["num_tokens"]),

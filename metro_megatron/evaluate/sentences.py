@@ -1,4 +1,4 @@
-"""A few sentences, filled by the auxiliary model and corrected by the main one, as lines to look at."""
+"""A few sentences, filled and corrected by the parts that an exported model has, as lines to look at."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ import tokenizers
 import torch
 
 from metro_megatron.data.samples import build_sample_index
-from metro_megatron.evaluate.intrinsic import exported_terms, guess, held_out_text, masked_samples
-from metro_megatron.hf.modeling_metro import MetroForPreTraining
-from metro_megatron.objective.rtd import ReplacedTokenDetection
-from metro_megatron.objective.vocabulary import LanguageModel
+from metro_megatron.evaluate.intrinsic import filling, guess, held_out_text, masked_samples, terms_of
+from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.modeling_metro import LANGUAGE_MODELS, MetroForPreTraining
 from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
-
-LEGEND = "[...] filled by the auxiliary model; {...} called replaced by the main model, with its own word instead"
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -28,15 +25,26 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 @dataclass(frozen=True)
 class Shown:
-    """One sentence in its four states."""
+    """One sentence in its states."""
 
     original: str
     masked: str
     filled: str
-    corrected: str
+    corrected: str | None
+    """None where main neither detects nor corrects."""
 
     def __str__(self) -> str:
-        return "\n".join(f"  {name:<10}{text}" for name, text in vars(self).items())
+        return "\n".join(f"  {name:<10}{text}" for name, text in vars(self).items() if text is not None)
+
+
+def legend(config: MetroConfig) -> str:
+    """What the brackets of the shown sentences mean."""
+    fillers = {"auxiliary": "by the auxiliary model", "uniform": "at random", "none": "by the main model"}
+    filled = f"[...] filled {fillers[filling(config)]}"
+    if "rtd" in config.objectives:
+        own = ", with its own word instead" if "clm" in config.objectives else ""
+        return f"{filled}; {{...}} called replaced by the main model{own}"
+    return f"{filled}; {{...}} another word by the main model" if "clm" in config.objectives else filled
 
 
 def choose_sentences(documents: Iterable[Sequence[str]], wanted: int, num_words: range = range(9, 19)) -> list[str]:
@@ -50,7 +58,8 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
     """Mask each sentence by itself as in pretraining; `folder` is the exported one, for its tokenizer."""
     tokenizer = Tokenizer.from_folder(folder)
     pieces = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    corrector = [term for term in exported_terms() if isinstance(term, LanguageModel)][-1]
+    heads = {term.name: term for term in terms_of(model.config)}
+    corrector = next((heads[name] for name in LANGUAGE_MODELS if name in heads), None)
     model.eval()
     for sentence in sentences:
         text = held_out_text([[sentence]], tokenizer)
@@ -58,19 +67,28 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
         batch = masked_samples(text, index, np.zeros(1, np.int64), seed)
         guesses = guess(model, batch)
         original, filled = batch.ids[0].tolist(), guesses.noised[0].tolist()
-        is_masked = batch.is_masked[0].tolist()
-        is_called = (guesses.logits[ReplacedTokenDetection.name][0] < 0).tolist()
-        everywhere = torch.ones_like(guesses.noised, dtype=torch.bool)
-        hidden = model.metro(guesses.noised.to(model.device)).last_hidden_state
-        own = corrector.exported_logits(model, hidden, everywhere.to(model.device)).argmax(-1).tolist()
-        corrected = [mine if called else given for given, mine, called in zip(filled, own, is_called, strict=True)]
+        is_masked, own, is_called = batch.is_masked[0].tolist(), filled, None
+        if corrector:
+            everywhere = torch.ones_like(guesses.noised, dtype=torch.bool, device=model.device)
+            hidden = model.metro(guesses.noised.to(model.device)).last_hidden_state
+            own = corrector.exported_logits(model, hidden, everywhere).argmax(-1).tolist()
+        if "rtd" in heads:
+            is_called = (guesses.logits["rtd"][0] < 0).tolist()
+        elif "clm" in heads:
+            is_called = [mine != given for mine, given in zip(own, filled, strict=True)]
+        elif "mlm" in heads:
+            filled = [mine if masked else given for given, mine, masked in zip(filled, own, is_masked, strict=True)]
         masked = [MASK_ID if hidden else one for one, hidden in zip(original, is_masked, strict=True)]
         unmarked = [False] * len(original)
+        corrected = None
+        if is_called:
+            words = [mine if called else given for given, mine, called in zip(filled, own, is_called, strict=True)]
+            corrected = _text(pieces, words, is_called, "{}")
         yield Shown(
             original=_text(pieces, original, unmarked, ""),
             masked=_text(pieces, masked, unmarked, ""),
             filled=_text(pieces, filled, is_masked, "[]"),
-            corrected=_text(pieces, corrected, is_called, "{}"),
+            corrected=corrected,
         )
 
 

@@ -1,6 +1,6 @@
 """The model card of an exported folder."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from metro_megatron.config.schema import ModelConfig
 
@@ -17,10 +17,8 @@ tags:
 TEXT = """
 # METRO-LM encoder
 
-A text encoder pretrained with METRO-LM (model-generated corruption): an auxiliary masked language model replaces
-tokens, and the main model detects the replaced ones and predicts the originals. It is meant to be fine-tuned; the
-main model has {main.num_layers} layers of width {main.hidden_size}, the auxiliary model {auxiliary.num_layers} of
-width {auxiliary.hidden_size}.
+A text encoder {origin}. It is meant to be
+fine-tuned; the main model has {main.num_layers} layers of width {main.hidden_size}{pair}.
 
 ## Use
 
@@ -39,31 +37,67 @@ logits = model(**inputs).logits
 |---|---|
 | AutoModel | main encoder |
 | AutoModelForSequenceClassification, ...TokenClassification, ...QuestionAnswering | main encoder, fresh head |
-| AutoModelForMaskedLM | main encoder, corrective head |
-| AutoModelForPreTraining | auxiliary and main encoder, all heads |
-
-The corrective head gives the original token at every place of a text in which some tokens were replaced; it has never
-seen `<mask>`. `MetroForAuxiliaryMaskedLM` in `modeling_metro.py` fills `<mask>`, and `MetroForReplacedTokenDetection`
-says how probable it is that a token is the original.
-
+{classes}
+{notes}
 Texts of at most {max_position_embeddings} tokens, `<s>` and `</s>` included; padding on the right.
 
 ## Facts
 
 | | |
 |---|---|
+| objectives of the main model | {objectives} |
 """
 
+LEARNED = {
+    "rtd": "detects the replaced ones",
+    "clm": "predicts the originals",
+    "cloze": "picks the originals among three candidates",
+    "scl": "recognizes a crop of the same text",
+}
+"""What the main model did with replaced tokens, by objective."""
+CLASSES = {
+    "clm": "| AutoModelForMaskedLM | main encoder, corrective head |",
+    "mlm": "| AutoModelForMaskedLM | main encoder, masked language modeling head |",
+}
+NOTES = {
+    "auxiliary": "`MetroForAuxiliaryMaskedLM` in `modeling_metro.py` is the auxiliary model: it fills `<mask>`.",
+    "rtd": "`MetroForReplacedTokenDetection` in `modeling_metro.py` says how probable it is that a token is the\n"
+    "original.",
+    "clm": "The corrective head gives the original token at every place of a text in which some tokens were replaced;\n"
+    "it has never seen `<mask>`.",
+    "cloze": "`cloze_logits` of `AutoModelForPreTraining` score tokens against each other; they are no probabilities\n"
+    "over the vocabulary.",
+    "mlm": "`AutoModelForMaskedLM` fills `<mask>`.",
+}
 
-def model_card(model_config: ModelConfig, facts: Mapping[str, object]) -> str:
+
+def model_card(model_config: ModelConfig, facts: Mapping[str, object], objectives: Collection[str]) -> str:
     """README.md: what it is, how to load it, and `facts` as a table."""
+    layers = model_config.auxiliary_num_layers
+    parts = [*(["auxiliary"] if layers else []), *objectives]
+    everything = "auxiliary and main encoder, all heads" if layers else "main encoder, all heads"
+    classes = [CLASSES[name] for name in parts if name in CLASSES]
     text = TEXT.format(
+        origin=_origin(objectives),
         main=model_config.main,
-        auxiliary=model_config.auxiliary,
+        pair=f", the auxiliary model {layers} of width {model_config.auxiliary.hidden_size}" if layers else "",
+        classes="\n".join([*classes, f"| AutoModelForPreTraining | {everything} |"]),
+        notes="".join(f"\n{NOTES[name]}\n" for name in parts if name in NOTES),
         max_position_embeddings=model_config.max_position_embeddings,
+        objectives=", ".join(objectives),
     )
     rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items())
     return HEADER + text + rows
+
+
+def _origin(objectives: Collection[str]) -> str:
+    if "mlm" in objectives:
+        return "pretrained as a masked language model with the code of METRO-LM"
+    learned = " and ".join(LEARNED[name] for name in objectives)
+    return (
+        "pretrained with METRO-LM (model-generated corruption): tokens are replaced, by an auxiliary masked language "
+        f"model where there is one, and the main model {learned}"
+    )
 
 
 def _cell(value: object) -> str:

@@ -17,6 +17,8 @@ class EncoderSizes(NamedTuple):
 class MetroConfig(PretrainedConfig):
     """Sizes of the pair: the main encoder, and the shallower auxiliary encoder it was pretrained with.
 
+    num_auxiliary_layers 0 means that there is no auxiliary. objectives are what main was pretrained with, "rtd", "clm",
+    "cloze", "scl" or "mlm", as the trainer names them; None means METRO's, ["rtd", "clm"].
     The auxiliary's sizes are main's where they are 0; embedding_size is the width of the token and position
     embeddings, 0 for hidden_size. rtd_head and lm_head are "linear", or "dense" with a layer and GELU before it.
     relative_bucket is "coco", "t5" or "none"; untied_positions: scores have a term of absolute positions, the input
@@ -60,6 +62,7 @@ class MetroConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         scaled_init_targets: str = "ffn",
         relative_bias_init: str = "normal",
+        objectives: list[str] | None = None,
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -85,6 +88,10 @@ class MetroConfig(PretrainedConfig):
             )
         if relative_bias_init not in ("normal", "decay"):
             raise ValueError(f"relative_bias_init is {relative_bias_init!r}; choose 'normal' or 'decay'")
+        objectives = ["rtd", "clm"] if objectives is None else objectives
+        unknown = set(objectives) - {"rtd", "clm", "cloze", "scl", "mlm"}
+        if unknown:
+            raise ValueError(f"objectives has {sorted(unknown)}; choose among 'rtd', 'clm', 'cloze', 'scl' and 'mlm'")
         for name, head in (("rtd_head", rtd_head), ("lm_head", lm_head)):
             if head not in ("linear", "dense"):
                 raise ValueError(f"{name} is {head!r}; choose 'linear' or 'dense'")
@@ -116,6 +123,7 @@ class MetroConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.scaled_init_targets = scaled_init_targets
         self.relative_bias_init = relative_bias_init
+        self.objectives = objectives
         self.mask_token_id = mask_token_id
         for prefix, sizes in (("", self.main), ("auxiliary_", self.auxiliary)):
             if sizes.hidden_size % sizes.num_attention_heads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf import configuration_metro, modeling_metro
 from metro_megatron.hf.card import model_card
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.modeling_metro import MetroForPreTraining
-from metro_megatron.hf.weights import hf_state_dict
+from metro_megatron.hf.modeling_metro import LANGUAGE_MODELS, MetroForPreTraining
+from metro_megatron.hf.weights import METRO, hf_state_dict
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, copy_tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
@@ -46,8 +46,11 @@ EXPORTED_FILES = (
 """Patterns of all that an export may hold."""
 
 
-def metro_config(model_config: ModelConfig) -> MetroConfig:
-    """The transformers configuration of a model configuration."""
+def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO) -> MetroConfig:
+    """The transformers configuration of a model configuration whose main encoder learns objectives."""
+    auto_map = dict(AUTO_MAP)
+    if not set(LANGUAGE_MODELS) & set(objectives):
+        del auto_map["AutoModelForMaskedLM"]
     return MetroConfig(
         vocab_size=model_config.vocab_size,
         hidden_size=model_config.hidden_size,
@@ -80,7 +83,8 @@ def metro_config(model_config: ModelConfig) -> MetroConfig:
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,
         mask_token_id=MASK_ID,
-        auto_map=dict(AUTO_MAP),
+        objectives=list(objectives),
+        auto_map=auto_map,
     )
 
 
@@ -91,6 +95,7 @@ def write_hf_folder(
     tokenizer_folder: Path,
     card: Mapping[str, object],
     verify: Callable[[Path], Mapping[str, object]] | None = None,
+    objectives: Collection[str] = METRO,
 ) -> None:
     """Write a folder that transformers' Auto classes load: weights, code, tokenizer, model card with facts.
 
@@ -104,17 +109,17 @@ def write_hf_folder(
         raise UserError(
             f"{tokenizer_folder} has {vocab_size} ids, the model {model_config.vocab_size}; use the run's tokenizer"
         )
-    state = hf_state_dict(tensors, model_config)
+    state = hf_state_dict(tensors, model_config, objectives)
     with whole_folder(output, EXPORTED_FILES) as folder:
         with torch.device("meta"):
-            model = MetroForPreTraining(metro_config(model_config))
+            model = MetroForPreTraining(metro_config(model_config, objectives))
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         model.save_pretrained(folder)
         finish_folder(folder)
         _write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
         facts = {**card, **(verify(folder) if verify else {})}
-        (folder / "README.md").write_text(model_card(model_config, facts), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(model_config, facts, objectives), encoding="utf-8")
 
 
 def finish_folder(folder: Path) -> None:

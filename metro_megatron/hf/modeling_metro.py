@@ -9,6 +9,7 @@ C labels.
 """
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -120,12 +121,12 @@ class MetroBiasTable(nn.Embedding):
     def decaying(self) -> Tensor:
         """A start that is not METRO's: -2^-h times the smallest distance of a bucket; 0 for <s>."""
         places = self.config.max_position_embeddings
-        reach = places - 1 - self.config.reset_cls  # distances to <s> count only where it is not reset
-        distance = torch.arange(-reach, reach + 1, device="cpu").abs()
-        smallest = torch.full((self.num_embeddings,), places)
         of_distance = distance_buckets(self.config)
-        skipped = (len(of_distance) - len(distance)) // 2
-        smallest.scatter_reduce_(0, of_distance[skipped : skipped + len(distance)], distance, "amin")
+        if self.config.reset_cls:  # between positions other than that of <s>
+            of_distance = of_distance[1:-1]
+        distance = (torch.arange(len(of_distance), device="cpu") - len(of_distance) // 2).abs()
+        smallest = torch.full((self.num_embeddings,), places)
+        smallest.scatter_reduce_(0, of_distance, distance, "amin")
         smallest[smallest == places] = 0
         return -smallest[:, None] * 2.0 ** -torch.arange(self.embedding_dim)
 
@@ -316,8 +317,9 @@ class MetroEncoder(nn.Module):
     def _bias(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """[1, N or 1, S, S], or [B, N or 1, S, S] with the lowest finite number where there is no key."""
         length = hidden.size(1)
-        bias = hidden.new_zeros(1, 1, length, length)
-        if self.config.relative_bucket != "none":
+        if self.config.relative_bucket == "none":
+            bias = hidden.new_zeros(1, 1, length, length)
+        else:
             buckets = relative_buckets(self.config, length, hidden.device)
             bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden.dtype)
         if self.config.untied_positions:
@@ -332,6 +334,7 @@ class MetroEncoder(nn.Module):
 class MetroPreTrainedModel(PreTrainedModel):
     """What all classes share. A saved file may hold the whole pair: parts that a class has no use for are skipped."""
 
+    config: MetroConfig
     config_class = MetroConfig
     base_model_prefix = "metro"
     supports_gradient_checkpointing = True
@@ -339,7 +342,7 @@ class MetroPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["MetroEmbeddings", "MetroLayer"]
     _keys_to_ignore_on_load_unexpected = [
         r"^auxiliary\.",
-        r"^(auxiliary|rtd|clm|start|end)_head\.",
+        r"^(auxiliary|rtd|clm|cloze|mlm|start|end)_head\.",
         r"^classifier\.",
     ]
 
@@ -473,6 +476,37 @@ def detection_head(config: MetroConfig) -> nn.Linear:
     return nn.Linear(config.hidden_size, 1)
 
 
+MAIN_HEADS: dict[str, Callable[[MetroConfig], nn.Module]] = {
+    "rtd": detection_head,
+    "clm": main_lm_head,
+    "cloze": main_lm_head,
+    "mlm": main_lm_head,
+}
+"""What stands behind main as `{objective}_head`, by objective. Of sequence contrast ("scl") none is kept: its head is a
+projection that serves the contrastive loss alone, and what tasks read is the state of <s>."""
+LANGUAGE_MODELS = ("clm", "mlm")
+"""Objectives that give logits of the original tokens; a run has at most one of them."""
+
+
+def require(config: MetroConfig, *objectives: str) -> str:
+    """The one of objectives that main was pretrained with. Raises ValueError if it is none of them."""
+    for objective in objectives:
+        if objective in config.objectives:
+            return objective
+    raise ValueError(
+        f"this model was pretrained with {', '.join(config.objectives)} and has no head of "
+        f"{' or '.join(objectives)}; MetroForPreTraining loads the heads that it has"
+    )
+
+
+def require_auxiliary(config: MetroConfig) -> None:
+    """Raise ValueError where there is no auxiliary model."""
+    if not config.num_auxiliary_layers:
+        raise ValueError(
+            "this model has no auxiliary encoder (num_auxiliary_layers is 0); MetroModel loads what it has"
+        )
+
+
 def token_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
     """Mean over labelled positions; logits [B, S, C], labels [B, S] with IGNORED elsewhere."""
     if labels is None:
@@ -480,13 +514,15 @@ def token_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
     return functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
 
 
-def tied_weights(shared_embeddings: str, shared_lm_bias: bool) -> dict[str, str]:
-    """Parameters of `MetroForPreTraining` that are others: decoders, and what both encoders share."""
+def tied_weights(shared_embeddings: str, shared_lm_bias: bool, heads: Collection[str]) -> dict[str, str]:
+    """Parameters that are others: decoders of the heads, and what the auxiliary, if it is among them, shares."""
     shared = SHARED_EMBEDDINGS[shared_embeddings]
+    owners = {head: "auxiliary" if head == "auxiliary" and not shared else "metro" for head in heads if head != "rtd"}
     tied = {
-        "clm_head.decoder.weight": "metro.embeddings.word_embeddings.weight",
-        "auxiliary_head.decoder.weight": f"{'metro' if shared else 'auxiliary'}.embeddings.word_embeddings.weight",
+        f"{head}_head.decoder.weight": f"{owner}.embeddings.word_embeddings.weight" for head, owner in owners.items()
     }
+    if "auxiliary" not in heads:
+        return tied
     for part in shared[1:]:
         for kind in ("weight", "bias") if part == "norm" else ("weight",):
             tied[f"auxiliary.embeddings.{part}.{kind}"] = f"metro.embeddings.{part}.{kind}"
@@ -496,25 +532,32 @@ def tied_weights(shared_embeddings: str, shared_lm_bias: bool) -> dict[str, str]
 
 
 class MetroForMaskedLM(MetroPreTrainedModel):
-    """The main encoder with its corrective language modeling head: the original token at every position.
+    """The main encoder with its language modeling head: the original token at every position.
 
-    It was pretrained on text in which plausible tokens stand where the auxiliary model guessed wrong, not on
-    <mask>: give it text to correct. `MetroForAuxiliaryMaskedLM` fills <mask>.
+    Of METRO's pair it was pretrained on text in which plausible tokens stand where the auxiliary model guessed wrong,
+    not on <mask>: give it text to correct, and `MetroForAuxiliaryMaskedLM` fills <mask>. A main encoder pretrained with
+    "mlm" fills <mask> itself. Raises ValueError if main learned neither "clm" nor "mlm".
     """
-
-    _tied_weights_keys = {"clm_head.decoder.weight": "metro.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         self.metro = MetroModel(config)
-        self.clm_head = main_lm_head(config)
+        objective = require(config, *LANGUAGE_MODELS)
+        self.head_name = f"{objective}_head"
+        self.add_module(self.head_name, MAIN_HEADS[objective](config))
+        self._tied_weights_keys = tied_weights(config.shared_embeddings, False, [objective])
         self.post_init()
 
+    @property
+    def head(self) -> MetroCLMHead:
+        """Hidden states to logits."""
+        return self.get_submodule(self.head_name)  # type: ignore[return-value]
+
     def get_output_embeddings(self) -> nn.Linear:
-        return self.clm_head.decoder
+        return self.head.decoder
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.clm_head.decoder = value
+        self.head.decoder = value
 
     @can_return_tuple
     def forward(
@@ -528,7 +571,7 @@ class MetroForMaskedLM(MetroPreTrainedModel):
     ) -> MaskedLMOutput:
         """Logits [B, S, V]; loss: mean over labels [B, S] other than -100."""
         outputs = self.metro(input_ids, attention_mask, inputs_embeds, output_hidden_states, output_attentions)
-        logits = self.clm_head(outputs.last_hidden_state)
+        logits = self.head(outputs.last_hidden_state)
         return MaskedLMOutput(
             loss=token_cross_entropy(logits, labels),
             logits=logits,
@@ -538,17 +581,17 @@ class MetroForMaskedLM(MetroPreTrainedModel):
 
 
 class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
-    """The auxiliary encoder with its masked language modeling head: fills <mask>."""
+    """The auxiliary encoder with its masked language modeling head: fills <mask>. Raises ValueError without one."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^metro\.", r"^rtd_head\.", r"^clm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^metro\.", r"^(rtd|clm|cloze)_head\."]
 
     def __init__(self, config: MetroConfig):
         super().__init__(config)
-        tied = tied_weights(config.shared_embeddings, config.shared_lm_bias)
-        self._tied_weights_keys = {name: source for name, source in tied.items() if name.startswith("auxiliary")}
+        require_auxiliary(config)
+        self._tied_weights_keys = tied_weights(config.shared_embeddings, config.shared_lm_bias, ["auxiliary"])
         # What it shares with the main model, under the names it has in the pair's file.
         shared = SHARED_EMBEDDINGS[config.shared_embeddings]
-        self.words = f"{'metro' if shared else 'auxiliary'}.embeddings.word_embeddings"
+        self.words_name = f"{'metro' if shared else 'auxiliary'}.embeddings.word_embeddings"
         if shared:
             embeddings = MetroEmbeddings(config, is_auxiliary=False)
             parts = nn.ModuleDict({part: embeddings.get_submodule(part) for part in shared})
@@ -561,10 +604,10 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.get_submodule(self.words)
+        return self.get_submodule(self.words_name)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.set_submodule(self.words, value)
+        self.set_submodule(self.words_name, value)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.auxiliary_head.decoder
@@ -594,12 +637,15 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
 
 
 class MetroForReplacedTokenDetection(MetroPreTrainedModel):
-    """The main encoder with its replaced token detection head: sigmoid(logit) is the probability of "original"."""
+    """The main encoder with its replaced token detection head: sigmoid(logit) is the probability of "original".
+
+    Raises ValueError if main did not learn "rtd".
+    """
 
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         self.metro = MetroModel(config)
-        self.rtd_head = detection_head(config)
+        self.rtd_head = MAIN_HEADS[require(config, "rtd")](config)
         self.post_init()
 
     @can_return_tuple
@@ -627,26 +673,31 @@ class MetroForReplacedTokenDetection(MetroPreTrainedModel):
 
 @dataclass
 class MetroForPreTrainingOutput(ModelOutput):
-    """mlm_logits, clm_logits [B, S, V]; rtd_logits, noised_input_ids [B, S]; main's last hidden state [B, S, H]."""
+    """mlm_logits, clm_logits, cloze_logits [B, S, V]; rtd_logits, noised_input_ids [B, S]; main's last hidden state
+    [B, S, H]. None where there is no such head; mlm_logits are the auxiliary's, or main's if it learned "mlm"."""
 
     mlm_logits: Tensor | None = None
     rtd_logits: Tensor | None = None
     clm_logits: Tensor | None = None
+    cloze_logits: Tensor | None = None
     noised_input_ids: Tensor | None = None
     last_hidden_state: Tensor | None = None
 
 
 class MetroForPreTraining(MetroPreTrainedModel):
-    """The whole pair as it is pretrained: auxiliary and main encoder, what they share, all three heads."""
+    """All that was pretrained: main, the auxiliary if there is one, what they share, the heads of the objectives."""
 
     def __init__(self, config: MetroConfig):
         super().__init__(config)
-        self._tied_weights_keys = tied_weights(config.shared_embeddings, config.shared_lm_bias)
         self.metro = MetroModel(config)
-        self.auxiliary = MetroAuxiliaryEncoder(config)
-        self.auxiliary_head = MetroMLMHead(config, is_auxiliary=True)
-        self.rtd_head = detection_head(config)
-        self.clm_head = main_lm_head(config)
+        self.heads = [objective for objective in config.objectives if objective in MAIN_HEADS]
+        everyone = [*(["auxiliary"] if config.num_auxiliary_layers else []), *self.heads]
+        self._tied_weights_keys = tied_weights(config.shared_embeddings, config.shared_lm_bias, everyone)
+        if config.num_auxiliary_layers:
+            self.auxiliary = MetroAuxiliaryEncoder(config)
+            self.auxiliary_head = MetroMLMHead(config, is_auxiliary=True)
+        for objective in self.heads:
+            self.add_module(f"{objective}_head", MAIN_HEADS[objective](config))
         self.post_init()
 
     @can_return_tuple
@@ -658,21 +709,23 @@ class MetroForPreTraining(MetroPreTrainedModel):
     ) -> MetroForPreTrainingOutput:
         """All logits for masked input_ids [B, S] (the auxiliary's input) and noised_input_ids [B, S] (main's).
 
-        Without noised_input_ids, every <mask> is replaced by a sample from the auxiliary model (torch's generator).
+        Without noised_input_ids, every <mask> is replaced by a sample from the auxiliary model (torch's generator); if
+        there is no auxiliary, main reads input_ids as they are.
         """
-        mlm_logits = self.auxiliary_head(self.encode_auxiliary(input_ids, attention_mask))
-        if noised_input_ids is None:
+        logits: dict[str, Tensor] = {}
+        if self.config.num_auxiliary_layers:
+            logits["mlm_logits"] = self.auxiliary_head(self.encode_auxiliary(input_ids, attention_mask))
+        if noised_input_ids is None and "mlm_logits" in logits:
             is_masked = input_ids == self.config.mask_token_id
-            samples = mlm_logits[is_masked].detach().float().softmax(-1).multinomial(1).squeeze(-1)
+            samples = logits["mlm_logits"][is_masked].detach().float().softmax(-1).multinomial(1).squeeze(-1)
             noised_input_ids = input_ids.masked_scatter(is_masked, samples)
+        elif noised_input_ids is None:
+            noised_input_ids = input_ids
         hidden = self.metro(noised_input_ids, attention_mask).last_hidden_state
-        return MetroForPreTrainingOutput(
-            mlm_logits=mlm_logits,
-            rtd_logits=self.rtd_head(hidden).squeeze(-1),
-            clm_logits=self.clm_head(hidden),
-            noised_input_ids=noised_input_ids,
-            last_hidden_state=hidden,
-        )
+        for objective in self.heads:
+            said = self.get_submodule(f"{objective}_head")(hidden)
+            logits[f"{objective}_logits"] = said.squeeze(-1) if objective == "rtd" else said
+        return MetroForPreTrainingOutput(**logits, noised_input_ids=noised_input_ids, last_hidden_state=hidden)
 
     def encode_auxiliary(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The auxiliary encoder's hidden states [B, S, H] of masked ids [B, S]."""

@@ -5,7 +5,7 @@ Legend: H hidden, D width of the token table, F inner width, N heads, K head dim
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,6 +20,11 @@ NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"
 """megatron-core's names; post-LN uses both behind their sublayers."""
 PARTS = ("word", "position", "norm")
 """Of an embedding."""
+METRO = ("rtd", "clm")
+DECODERS = ("clm", "cloze", "mlm")
+"""Objectives whose head is the tied decoder."""
+LEFT_BEHIND = "scl_head"
+"""A head that the trainer must have and no export gets: it serves the contrastive loss alone."""
 
 
 class Origin(NamedTuple):
@@ -29,12 +34,15 @@ class Origin(NamedTuple):
     target: str
 
 
-def hf_state_dict(tensors: Mapping[str, Tensor], model_config: ModelConfig) -> dict[str, Tensor]:
+def hf_state_dict(
+    tensors: Mapping[str, Tensor], model_config: ModelConfig, objectives: Collection[str] = METRO
+) -> dict[str, Tensor]:
     """All tensors of `MetroForPreTraining`, in fp32, from the trainer's whole tensors by global name.
 
-    Raises UserError naming every tensor that is missing, superfluous or of another shape than model_config gives.
+    objectives are those of `MetroConfig`; auxiliary_num_layers 0 means that there is no auxiliary. Raises UserError
+    naming every tensor that is missing, superfluous or of another shape than these give.
     """
-    origins = dict(_origins(model_config))
+    origins = dict(_origins(model_config, objectives))
     problems = [f"tensor {name} is missing" for name in origins if name not in tensors]
     problems += [f"tensor {name} is not part of this model" for name in tensors if name not in origins]
     result: dict[str, Tensor] = {}
@@ -48,7 +56,8 @@ def hf_state_dict(tensors: Mapping[str, Tensor], model_config: ModelConfig) -> d
         result |= _convert(tensors[name].float(), origin, model_config)
     if problems:
         raise UserError([*problems, "checkpoint and configuration do not belong together; give another checkpoint"])
-    tied = tied_weights(model_config.shared_embeddings, model_config.shared_lm_bias)
+    heads = [*(["auxiliary"] if model_config.auxiliary_num_layers else []), *(set(DECODERS) & set(objectives))]
+    tied = tied_weights(model_config.shared_embeddings, model_config.shared_lm_bias, heads)
     return result | {name: result[source] for name, source in tied.items()}
 
 
@@ -57,6 +66,8 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
 
     Its rows are q, k, v (K rows each) of head 0, then of head 1, and so on.
     """
+    if origin.target.startswith(LEFT_BEHIND):
+        return {}
     if "{part}" not in origin.target:
         is_vocabulary = origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
         return {origin.target: tensor[: model_config.vocab_size] if is_vocabulary else tensor}
@@ -66,26 +77,33 @@ def _convert(tensor: Tensor, origin: Origin, model_config: ModelConfig) -> dict[
     return {origin.target.format(part=name): part.flatten(0, 1) for name, part in zip(names, parts, strict=True)}
 
 
-def _origins(model_config: ModelConfig) -> Iterator[tuple[str, Origin]]:
+def _origins(model_config: ModelConfig, objectives: Collection[str]) -> Iterator[tuple[str, Origin]]:
     main, auxiliary, shared = model_config.main, model_config.auxiliary, model_config.shared_parts
     width, padded = model_config.table_width, model_config.padded_vocab_size
     of_main = {part: "tied" if part in ("word", *shared) else "main.embedding" for part in PARTS}
     yield from _embedding(of_main, "metro", model_config)
-    yield from _embedding({part: "aux.embedding" for part in PARTS if part not in shared}, "auxiliary", model_config)
     yield from _positions("tied.main_table", "metro.encoder", main, model_config.position_scheme)
-    yield from _positions("aux.table", "auxiliary.encoder", auxiliary, model_config.position_scheme)
-    if "decoder" in shared:
-        yield "tied.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
-    else:
-        yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
-        yield "main.clm_head.decoder.bias", Origin((padded,), "clm_head.decoder.bias")
-    yield from _dense("aux.head", "auxiliary_head", width, auxiliary.hidden_size)
-    if model_config.lm_head == "dense":
-        yield from _dense("main.clm_head", "clm_head", width, main.hidden_size)
-    yield from _linear("main.rtd_head", "rtd_head", 1, main.hidden_size)
-    if model_config.rtd_head == "dense":
-        yield from _linear("main.rtd_head.dense", "rtd_head.dense", main.hidden_size, main.hidden_size)
-    for there, here, sizes in (("main", "metro", main), ("aux", "auxiliary", auxiliary)):
+    if "rtd" in objectives:
+        yield from _linear("main.rtd_head", "rtd_head", 1, main.hidden_size)
+        if model_config.rtd_head == "dense":
+            yield from _linear("main.rtd_head.dense", "rtd_head.dense", main.hidden_size, main.hidden_size)
+    for name in (name for name in DECODERS if name in objectives):
+        owner = "tied" if "decoder" in shared else f"main.{name}_head"
+        yield f"{owner}.decoder.bias", Origin((padded,), f"{name}_head.decoder.bias")
+        if model_config.lm_head == "dense":
+            yield from _dense(f"main.{name}_head", f"{name}_head", width, main.hidden_size)
+    if "scl" in objectives:
+        yield from _dense("main.scl_head", LEFT_BEHIND, main.hidden_size, main.hidden_size)
+    encoders = [("main", "metro", main)]
+    if auxiliary.num_layers:
+        encoders.append(("aux", "auxiliary", auxiliary))
+        of_auxiliary = {part: "aux.embedding" for part in PARTS if part not in shared}
+        yield from _embedding(of_auxiliary, "auxiliary", model_config)
+        yield from _positions("aux.table", "auxiliary.encoder", auxiliary, model_config.position_scheme)
+        yield from _dense("aux.head", "auxiliary_head", width, auxiliary.hidden_size)
+        if "decoder" not in shared:
+            yield "aux.head.decoder.bias", Origin((padded,), "auxiliary_head.decoder.bias")
+    for there, here, sizes in encoders:
         if width != sizes.hidden_size:
             projection = f"{here}.embeddings.projection"
             yield from _linear(f"{there}.embedding.projection", projection, sizes.hidden_size, width)

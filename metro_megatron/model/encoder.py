@@ -6,7 +6,7 @@ Legend: S positions, B rows, H hidden, D width of the token table, M masked posi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -27,7 +27,7 @@ from metro_megatron.model.heads import TiedDecoder, decoder_bias
 from metro_megatron.model.layer import LOCAL, block_spec, linear
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
 from metro_megatron.model.position import Positions, position_table
-from metro_megatron.model.sequences import EMBEDDING_SITE, Sequences, sequences_of
+from metro_megatron.model.sequences import AUXILIARY_SEEDS, EMBEDDING_SITE, Sequences, sequences_of
 
 
 def token_table(config: TransformerConfig, model_config: ModelConfig, group: Any) -> VocabParallelEmbedding:
@@ -217,7 +217,14 @@ class AuxiliaryModel(Encoder):
 
     def forward(self, micro_batch: MicroBatch) -> Any:
         """What the head says of the masked ids."""
-        return self.head(self.encode(micro_batch.masked_tokens, micro_batch), micro_batch, self.word)
+        hidden = self.encode(micro_batch.masked_tokens, _with_auxiliary_seed(micro_batch))
+        return self.head(hidden, micro_batch, self.word)
+
+
+def _with_auxiliary_seed(micro_batch: MicroBatch) -> MicroBatch:
+    if micro_batch.dropout_seed is None:
+        return micro_batch
+    return replace(micro_batch, dropout_seed=micro_batch.dropout_seed + AUXILIARY_SEEDS)
 
 
 @dataclass(frozen=True)
@@ -302,6 +309,15 @@ class MainModel(Encoder):
 
         hidden = self.encode(view.tokens, view.micro_batch, of_layer if judge else None)
         return Reading(hidden, {name: self._ask(name, hidden, view) for name in self.seated}, self.post_process)
+
+    def read_masked(self, micro_batch: MicroBatch, num_layers: int) -> Tensor:
+        """Hidden states [S, B, H] of the masked ids behind so many layers, all of which are in this chunk."""
+        sequence_group = self.tensor_group if self.config.sequence_parallel else None
+        sequences = sequences_of(_with_auxiliary_seed(micro_batch), self.config.num_layers, sequence_group)
+        hidden = self.embedding(micro_batch.masked_tokens, micro_batch.position_ids, sequences)
+        for layer in self.block.layers[:num_layers]:
+            hidden, _ = layer(hidden, packed_seq_params=sequences)
+        return self._whole(hidden)
 
     def _seat(self, seat: HeadSeat) -> bool:
         head = seat.head(self.config)

@@ -54,6 +54,21 @@ class TokenHead(torch.nn.Linear):
         return super().forward(hidden).squeeze(-1)
 
 
+class SequenceHead(MegatronModule):
+    """LN(gelu(h W + b)) of <s>, for every sample (COCO-LM)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config=config)
+        self.dense = linear(config.hidden_size, config.hidden_size)
+        self.norm = LayerNorm(
+            without_sequence_parallel(config), hidden_size=config.hidden_size, eps=config.layernorm_epsilon
+        )
+
+    def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Tensor:
+        """[n, H], n samples of the micro batch."""
+        return self.norm(functional.gelu(self.dense(hidden.flatten(0, 1)[micro_batch.first_index])))
+
+
 class DenseTokenHead(TokenHead):
     """One logit for every position of gelu(h W + b) (ELECTRA's discriminator)."""
 

@@ -17,6 +17,9 @@ from fused.layer_norm import RowDropout
 from metro_megatron.data.batch import MicroBatch
 
 EMBEDDING_SITE = 0
+AUXILIARY_SEEDS = -(1 << 62)
+"""Added to the step's seed in the auxiliary model: main's are from 0 to 2^62 (train/step.py), so that all of these are
+negative and no mask is drawn twice."""
 
 
 class LayerSites(NamedTuple):

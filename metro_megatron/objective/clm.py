@@ -1,21 +1,33 @@
-"""Corrective language modelling, simplified: main names the original at every masked position (METRO eq. 8)."""
+"""Corrective language modelling: main names the original at every masked position (METRO eq. 8, COCO-LM).
+
+Legend: M masked positions.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from metro_megatron.objective.term import Panel
+from metro_megatron.data.views import View
+from metro_megatron.objective.term import Panel, Sums
 from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
-    from megatron.core.transformer.transformer_config import TransformerConfig
+    from metro_megatron.model.encoder import Reading
+    from metro_megatron.parallel.layout import Layout
 
 
 class CorrectiveLanguageModel(LanguageModel):
-    """-log p(original) at masked positions, whether or not the auxiliary model had put the original there."""
+    """Of the cross-entropy CE of the originals, whether or not a corruptor has put the original there.
+
+    objective.clm simplified: CE itself (METRO eq. 8). weighted: `weighted_loss`. mixture: `mixture_loss`. The latter
+    two read the logits of replaced token detection, which get no gradient from here. Evaluation of an exported model
+    reports CE in all three cases.
+    """
 
     name = "clm"
     exported = "clm"
@@ -29,10 +41,32 @@ class CorrectiveLanguageModel(LanguageModel):
     def weight(self) -> Schedule:
         return Schedule(self.config.objective.clm_weight)
 
-    def head(self, config: TransformerConfig) -> nn.Module:
-        from metro_megatron.model.heads import LM_HEADS
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
+        if self.config.objective.clm == "simplified":
+            return super().loss(reading, view, layout)
+        micro_batch = view.micro_batch
+        found = self.statistics(reading.heads[self.name], micro_batch, layout.tensor)
+        logits = reading.heads["rtd"].detach().flatten()[micro_batch.masked_index].to(found.loss.dtype)
+        if self.config.objective.clm == "weighted":
+            losses = weighted_loss(found.loss, logits)
+        else:
+            is_replaced = view.is_replaced.t().flatten()[micro_batch.masked_index]
+            losses = mixture_loss(found.loss, logits, ~is_replaced)
+        return self.summed(found._replace(loss=losses), micro_batch.masked_targets)
 
-        return LM_HEADS[self.config.model.lm_head](config, self.config.model)
 
-    def exported_head(self, model: nn.Module) -> nn.Module:
-        return model.get_submodule("clm_head")
+def weighted_loss(losses: Tensor, logits: Tensor) -> Tensor:
+    """(1 - sigmoid(r)) CE: what main takes for an original, it need not generate (COCO-LM, its author's code).
+
+    losses CE [M] and logits r [M], where sigmoid(r) is the probability of "original".
+    """
+    return torch.sigmoid(-logits) * losses
+
+
+def mixture_loss(losses: Tensor, logits: Tensor, is_copied: Tensor) -> Tensor:
+    """-log(c pc + (1 - pc) exp(-CE)): main copies its input with probability pc = sigmoid(r), or generates (COCO-LM).
+
+    c is 1 where the input, if copied, is right: is_copied [M]. losses CE [M], logits r [M].
+    """
+    generated = logsigmoid(-logits) - losses
+    return -torch.where(is_copied, torch.logaddexp(logsigmoid(logits), generated), generated)

@@ -1,4 +1,4 @@
-"""Masked language modelling of the auxiliary model (METRO eq. 4). Its figures are called aux_*."""
+"""Masked language modelling: of the auxiliary model (METRO eq. 4; figures aux_*), or of main and nothing else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from metro_megatron.objective.term import Panel, Sums
 from metro_megatron.objective.vocabulary import LanguageModel
+from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class MaskedLanguageModel(LanguageModel):
-    """-log p(original) at masked positions, of weight 1; the auxiliary model's samples are counted with it."""
+    """-log p(original) at masked positions, of weight 1; the auxiliary model's samples are counted with it.
+
+    A frozen auxiliary's has weight 0: it is a figure.
+    """
 
     name = "aux"
     exported = "mlm"
@@ -24,6 +28,10 @@ class MaskedLanguageModel(LanguageModel):
         Panel("MLM loss of the auxiliary model (nats)", {"aux_loss": "MLM"}),
         Panel("language modeling accuracy", {"aux_accuracy": "MLM"}),
     )
+
+    @property
+    def weight(self) -> Schedule:
+        return Schedule(0.0 if self.config.corruption.source == "frozen" else 1.0)
 
     def head(self, config: TransformerConfig) -> nn.Module:
         from metro_megatron.model.heads import MLMHead
@@ -40,3 +48,15 @@ class MaskedLanguageModel(LanguageModel):
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         same = (tokens == originals)[is_masked].sum()
         return {**super().exported_sums(logits, tokens, originals, is_masked), "sample_correct": same}
+
+
+class MainMaskedLanguageModel(LanguageModel):
+    """-log p(original) at masked positions of a text that no corruptor has filled: BERT and RoBERTa, without a pair."""
+
+    name = "mlm"
+    exported = "mlm"
+    sums = {"mlm_loss": 1, "mlm_correct": 1}
+    panels = (
+        Panel("MLM loss of the main model (nats)", {"mlm_loss": "MLM"}),
+        Panel("language modeling accuracy", {"mlm_accuracy": "MLM of the main model"}),
+    )

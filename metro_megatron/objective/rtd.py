@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from metro_megatron.data.batch import StepBatch
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from metro_megatron.model.encoder import Reading
+    from metro_megatron.parallel.layout import Layout
 
 AUC_BINS = 512
 AUC_RANGE = 16.0
@@ -69,7 +69,7 @@ class ReplacedTokenDetection(Term):
     def denominator(self, batch: StepBatch) -> int:
         return batch.num_tokens
 
-    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
         logits = reading.heads[self.name]  # [S, B], whole on every tensor-parallel rank
         is_replaced, is_real = view.is_replaced.t(), view.micro_batch.is_real.t()
         loss = detection_loss(logits, ~is_replaced, is_real)

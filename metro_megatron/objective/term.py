@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from metro_megatron.model.encoder import Reading
+    from metro_megatron.parallel.layout import Layout
 
 Sums = dict[str, Tensor]
 """Numbers, or histograms, that add up over micro batches, ranks and steps."""
@@ -50,7 +50,7 @@ class Term(ABC):
     name: ClassVar[str]
     """In figures, on the console, and of its head: `{name}_head`."""
     exported: ClassVar[str]
-    """Name of its head's output in the exported model: `{exported}_logits`."""
+    """Name of its head's output in the exported model, `{exported}_logits`; empty if the head is not exported."""
     sums: ClassVar[Mapping[str, int]]
     """Names and numbers of elements of the sums that `loss` returns."""
     console: ClassVar[Mapping[str, str]] = {}
@@ -63,6 +63,9 @@ class Term(ABC):
 
     With pre-LN, a head on a middle layer reads the residual stream itself, which only the last norm would norm.
     """
+
+    num_distractors: ClassVar[int] = 0
+    """How many ids other than the original it wants of the corruptor at every masked position (`View.distractors`)."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -92,17 +95,21 @@ class Term(ABC):
         """Over what the loss is a mean, counted over the whole step; at least 1."""
 
     @abstractmethod
-    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
-        """The sum over a micro batch, with its graph, and this term's sums. group: the tensor-parallel ranks."""
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
+        """The sum over a micro batch, with its graph, and this term's sums.
+
+        layout.tensor are the ranks that share the vocabulary; those of layout.data, if they call a collective, are at
+        their micro batch of the same number.
+        """
 
     @abstractmethod
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Means and rates of this term's sums and of objective.figures.counts: `{name}_loss` and others."""
 
-    @abstractmethod
     def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
-        """What an exported pair's head says of the hidden states [B, S, H] of its encoder, where this loss looks."""
+        """What an exported model's head says of the hidden states [B, S, H] of its encoder, where this loss looks."""
+        raise NotImplementedError(f"{self.name} has no head in the exported model")
 
-    @abstractmethod
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         """The sums of `loss` from such logits; tokens [B, S] are corrupted, originals have PAD_ID behind their end."""
+        raise NotImplementedError(f"{self.name} has no head in the exported model")

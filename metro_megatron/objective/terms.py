@@ -1,17 +1,38 @@
-"""Which losses there are, and which of them a run has: the one place where they are listed."""
+"""Which losses there are, and which of them a run or an exported model has: the one place where they are listed."""
 
 from __future__ import annotations
 
 from metro_megatron.config.schema import Config
 from metro_megatron.objective.clm import CorrectiveLanguageModel
-from metro_megatron.objective.mlm import MaskedLanguageModel
+from metro_megatron.objective.cloze import OneChoiceCloze
+from metro_megatron.objective.mlm import MainMaskedLanguageModel, MaskedLanguageModel
 from metro_megatron.objective.rtd import ReplacedTokenDetection
+from metro_megatron.objective.scl import SequenceContrast
 from metro_megatron.objective.term import Term
 
-ALL: tuple[type[Term], ...] = (MaskedLanguageModel, ReplacedTokenDetection, CorrectiveLanguageModel)
-"""In the order of the console."""
+MAIN: dict[str, type[Term]] = {
+    "rtd": ReplacedTokenDetection,
+    "clm": CorrectiveLanguageModel,
+    "cloze": OneChoiceCloze,
+    "scl": SequenceContrast,
+    "mlm": MainMaskedLanguageModel,
+}
+"""The main model's, by their names in objective.main, in the order of the console and of their sum."""
+ALL: tuple[type[Term], ...] = (MaskedLanguageModel, *MAIN.values())
+"""All that a picture may have to show."""
 
 
 def main_terms(config: Config) -> list[Term]:
-    """The losses of the main model (METRO eq. 9)."""
-    return [ReplacedTokenDetection(config), CorrectiveLanguageModel(config)]
+    """The losses of the main model (METRO eq. 9), in one order whatever the option's."""
+    return [term(config) for name, term in MAIN.items() if name in config.objective.main]
+
+
+def num_distractors(config: Config) -> int:
+    """How many distractors a corruptor has to draw at every masked position."""
+    return max(term.num_distractors for term in main_terms(config))
+
+
+def exported_terms(config: Config) -> list[Term]:
+    """The losses whose heads an exported model has; the auxiliary's is the first, where there is an auxiliary."""
+    auxiliary = [MaskedLanguageModel(config)] if config.corruption.trains_auxiliary else []
+    return [*auxiliary, *(term for term in main_terms(config) if term.exported)]

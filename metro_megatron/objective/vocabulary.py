@@ -5,66 +5,93 @@ Legend: M masked positions, V vocabulary (rows of this rank where it is split), 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from fused.linear_cross_entropy import Statistics, VocabularyShard, combine, shard_loss, shard_statistics
+from fused.linear_cross_entropy import (
+    NO_ID,
+    Sampling,
+    Statistics,
+    VocabularyShard,
+    combine,
+    gumbel_noise,
+    shard_logits_ref,
+    shard_loss,
+    shard_statistics,
+)
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Sums, Term
 from metro_megatron.vocabulary import NUM_SPECIALS
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
     from metro_megatron.model.encoder import Reading
     from metro_megatron.model.heads import Decoding
+    from metro_megatron.parallel.layout import Layout
+
+
+ROWS = 256
+"""Rows whose logits `wrong_samples` holds at a time: 131 MB of 128,000 in FP32."""
 
 
 def vocabulary_statistics(
-    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, noise_keys: Tensor | None = None
+    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling | None = None
 ) -> Statistics:
-    """Losses [M] with their graph, most probable ids, and with noise_keys [M, 2] samples; the same on every rank.
+    """Losses [M] with their graph, most probable ids, and with sampling samples; the same on every rank.
 
     Ranks exchange 5 or 7 numbers a row. targets [M] are global ids.
     """
     shard = VocabularyShard(group.rank() * decoding.weight.size(0), vocab_size, NUM_SPECIALS)
-    partial = shard_statistics(*decoding, targets, shard, noise_keys)
+    partial = shard_statistics(*decoding, targets, shard, sampling)
     gathered = partial.new_empty(group.size() * partial.size(0), partial.size(1))
     dist.all_gather_into_tensor(gathered, partial, group=group)
     statistics = combine(gathered.view(group.size(), *partial.shape))
     return statistics._replace(loss=shard_loss(*decoding, targets, shard, statistics))
 
 
-class LanguageModel(Term):
-    """Cross-entropy of the original ids at the masked positions: figures `{name}_loss` and `{name}_accuracy`."""
+@torch.no_grad()
+def wrong_samples(
+    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling, count: int
+) -> Tensor:
+    """int64 [M, count] ids other than the targets [M], drawn without putting back; the same on every rank.
+
+    They are the largest logits perturbed by Gumbel noise (Kool et al. 2019). The noise is that of `Statistics.sampled`:
+    a sample that is no target is the first of them. Logits of ROWS rows exist at a time.
+    """
+    shard = VocabularyShard(group.rank() * decoding.weight.size(0), vocab_size, NUM_SPECIALS)
+    ids = torch.arange(shard.first, shard.first + decoding.weight.size(0), device=targets.device)
+    is_word = (ids >= NUM_SPECIALS) & (ids < vocab_size)
+    best = [torch.empty(2, 0, count, dtype=torch.float64, device=targets.device)]
+    for rows, own, keys in zip(*(x.split(ROWS) for x in (decoding.rows, targets, sampling.keys)), strict=True):
+        noise = sampling.temperature * gumbel_noise(keys, ids.int())
+        scores = shard_logits_ref(rows, decoding.weight, decoding.bias, shard) + noise
+        top, index = scores.masked_fill(~is_word | (ids == own[:, None]), NO_ID).topk(count)
+        best.append(torch.stack([top.double(), ids[index].double()]))
+    partial = torch.cat(best, dim=1)
+    gathered = partial.new_empty(group.size() * 2, *partial.shape[1:])
+    dist.all_gather_into_tensor(gathered, partial, group=group)
+    scores, found = gathered.view(group.size(), *partial.shape).permute(1, 2, 0, 3).flatten(2)
+    return found.gather(1, scores.topk(count).indices).long()
+
+
+class MaskedPositions(Term):
+    """A mean over the masked positions, where a tied decoder scores ids: figures `{name}_loss`, `{name}_accuracy`."""
+
+    def head(self, config: TransformerConfig) -> nn.Module:
+        from metro_megatron.model.heads import LM_HEADS
+
+        return LM_HEADS[self.config.model.lm_head](config, self.config.model)
 
     def denominator(self, batch: StepBatch) -> int:
         return max(batch.num_masked, 1)
-
-    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
-        micro_batch = view.micro_batch
-        found = self.statistics(reading.heads[self.name], micro_batch, group)
-        return self.summed(found, micro_batch.masked_targets)
-
-    def statistics(
-        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, noise_keys: Tensor | None = None
-    ) -> Statistics:
-        """See `vocabulary_statistics`."""
-        vocab_size = self.config.model.vocab_size
-        return vocabulary_statistics(decoding, micro_batch.masked_targets, vocab_size, group, noise_keys)
-
-    def summed(self, found: Statistics, targets: Tensor) -> tuple[Tensor, Sums]:
-        """The loss's sum with its graph, and the sums of this term."""
-        loss = found.loss.sum()
-        return loss, {
-            f"{self.name}_loss": loss.detach(),
-            f"{self.name}_correct": (found.predicted == targets).sum(),
-        }
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         masked = max(float(sums["num_masked"]), 1.0)
@@ -73,13 +100,46 @@ class LanguageModel(Term):
             f"{self.name}_accuracy": float(sums[f"{self.name}_correct"]) / masked,
         }
 
-    @abstractmethod
     def exported_head(self, model: nn.Module) -> nn.Module:
         """The exported model's head: hidden states to logits."""
+        return model.get_submodule(f"{self.name}_head")
 
     def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
         """[M, V] in the order of is_masked's rows; all positions of a large vocabulary would not fit."""
         return self.exported_head(model)(hidden[is_masked]).float()
+
+
+class LanguageModel(MaskedPositions):
+    """Cross-entropy of the original ids over the whole vocabulary."""
+
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
+        micro_batch = view.micro_batch
+        found = self.statistics(reading.heads[self.name], micro_batch, layout.tensor)
+        return self.summed(found, micro_batch.masked_targets)
+
+    def statistics(
+        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling | None = None
+    ) -> Statistics:
+        """See `vocabulary_statistics`."""
+        vocab_size = self.config.model.vocab_size
+        return vocabulary_statistics(decoding, micro_batch.masked_targets, vocab_size, group, sampling)
+
+    def distractors(
+        self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling, count: int
+    ) -> Tensor | None:
+        """[M, count], see `wrong_samples`; None for none."""
+        if not count:
+            return None
+        vocab_size = self.config.model.vocab_size
+        return wrong_samples(decoding, micro_batch.masked_targets, vocab_size, group, sampling, count)
+
+    def summed(self, found: Statistics, targets: Tensor) -> tuple[Tensor, Sums]:
+        """The loss's sum with its graph, and the sums of this term."""
+        loss = found.loss.sum()
+        return loss, {
+            f"{self.name}_loss": loss.detach(),
+            f"{self.name}_correct": (found.predicted == targets).sum(),
+        }
 
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         targets = originals[is_masked]

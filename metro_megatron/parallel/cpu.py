@@ -15,6 +15,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like", "ones_like")
 
@@ -111,6 +112,8 @@ def install() -> None:
     tensor: Any = torch.Tensor
     tensor.cuda = lambda self, *args, **kwargs: self
     tensor.type = _type_name(tensor.type)
+    # `with torch.device(...)` knows factories by their functions: it remembers torch's own, before ours stand there.
+    _device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     # On the CPU there is one generator, so that the tracker's warning about it says nothing.

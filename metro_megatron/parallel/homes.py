@@ -84,6 +84,15 @@ class Homes:
                 stack.enter_context(ddp.no_sync())
             yield
 
+    @contextmanager
+    def corrupting(self) -> Iterator[None]:
+        """`quiet`, and no communication of stage's gradients: main's layers may learn in phase 1, too."""
+        with ExitStack() as stack:
+            stack.enter_context(self.quiet())
+            for ddp in self.stage:
+                stack.enter_context(ddp.no_sync())
+            yield
+
     def end_corruption_phase(self) -> None:
         """Gradients of what only phase 1 uses are complete; stage's parameters are needed now."""
         if self.overlap:

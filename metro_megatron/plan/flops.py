@@ -97,7 +97,7 @@ def narayanan_flops(config: Config, tokens: float) -> float:
     """
     length, model_config = config.data.seq_length, config.model
     total = 0.0
-    for sizes, passes in ((model_config.main, 3), (model_config.auxiliary, auxiliary_passes(config))):
+    for sizes, passes in ((model_config.main, 3), (proposer(config), proposer_passes(config))):
         layers, hidden = sizes.num_layers, sizes.hidden_size
         shares = 1 + length / (6 * hidden) + model_config.padded_vocab_size / (16 * layers * hidden)
         recomputed = passes + (passes >= 3)
@@ -105,26 +105,30 @@ def narayanan_flops(config: Config, tokens: float) -> float:
     return total
 
 
-def auxiliary_passes(config: Config) -> int:
-    """3 where it is trained, 4 where samples come from a pass of their own, 1 where it is frozen, 0 without one."""
-    if config.corruption.source == "auxiliary":
+def proposer(config: Config) -> EncoderSizes:
+    """The encoder that fills masks: the auxiliary, or main up to the layer whose head proposes."""
+    main = config.model.main
+    if config.corruption.source == "main":
+        return replace(main, num_layers=config.corruption.main_layer or max(1, main.num_layers // 2))
+    return config.model.auxiliary
+
+
+def proposer_passes(config: Config) -> int:
+    """3 where it learns, 4 where samples come from a pass of their own, 1 where it is frozen, 0 without one."""
+    if config.corruption.source in ("auxiliary", "main"):
         return 4 if config.model.auxiliary_dropout == "eval" else 3
     return 1 if config.corruption.source == "frozen" else 0
 
 
 def _corruption_works(config: Config) -> Iterator[Work]:
-    model_config, masked, passes = config.model, config.objective.mask_probability, auxiliary_passes(config)
+    source, passes, sizes = config.corruption.source, proposer_passes(config), proposer(config)
     if passes:
-        repeats = _layer_repeats(config) if passes > 1 else 0
-        sizes = model_config.auxiliary
-        yield _encoder_work("auxiliary layers", "corruption", sizes, model_config, passes, repeats)
-        yield from _language_works("auxiliary", "corruption", sizes, model_config, masked, passes)
-    if config.corruption.source == "main":
-        # Main reads the masked text up to the layer that proposes, and learns from its head as it goes.
-        layer = config.corruption.main_layer or model_config.num_layers // 2
-        sizes = replace(model_config.main, num_layers=layer)
-        yield _encoder_work("proposing layers", "corruption", sizes, model_config, 3, _layer_repeats(config))
-        yield from _language_works("proposing", "corruption", sizes, model_config, masked, 3)
+        name = "proposing" if source == "main" else "auxiliary"
+        # Main's layers are not recomputed when they propose.
+        repeats = _layer_repeats(config) if source == "auxiliary" else 0
+        yield _encoder_work(f"{name} layers", "corruption", sizes, config.model, passes, repeats)
+        masked = config.objective.mask_probability
+        yield from _language_works(name, "corruption", sizes, config.model, masked, passes)
 
 
 def _main_works(config: Config) -> Iterator[Work]:

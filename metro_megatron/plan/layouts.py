@@ -21,12 +21,12 @@ from itertools import product
 
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
-from metro_megatron.plan.flops import Amount, auxiliary_passes, done_flops, model_flops
+from metro_megatron.plan.flops import Amount, done_flops, model_flops, proposer, proposer_passes
 from metro_megatron.plan.gpus import NODE, Gpu
 from metro_megatron.plan.memory import (
     BYTES,
     Memory,
-    fullest_stages,
+    end_stages,
     home_parameters,
     micro_batches,
     parameter_bytes,
@@ -178,17 +178,17 @@ def _corruption_seconds(config: Config, amount: Amount, rate: float) -> float:
     """Of one micro batch. A frozen auxiliary is not shared out: every tensor-parallel rank runs all of it."""
     if config.corruption.source == "frozen":
         rate /= config.parallel.tensor_model_parallel_size
-    least = config.model.auxiliary_num_layers * LAUNCH_S if auxiliary_passes(config) else 0.0
+    least = proposer(config).num_layers * LAUNCH_S if proposer_passes(config) else 0.0
     return max(done_flops(config, amount, "corruption") / rate, least)
 
 
 def _tensor_seconds(config: Config, cluster: Cluster, count: int, own: int) -> float:
-    parallel, main, auxiliary = config.parallel, config.model.main, config.model.auxiliary
+    parallel, main, auxiliary = config.parallel, config.model.main, proposer(config)
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     # An all-reduce, of which there are four without sequence parallelism, is two transfers.
     transfers = (10 if parallel.sequence_parallel else 8) + (4 if parallel.recompute == "full" else 0)
     rows = count * main.num_layers / pp * main.hidden_size
-    if auxiliary_passes(config) >= 3:
+    if proposer_passes(config) >= 3:
         rows += own * auxiliary.num_layers * auxiliary.hidden_size
     sent = transfers * rows * config.data.micro_batch_slots * BYTES[config.train.precision] * (tp - 1) / tp
     return sent / cluster.bandwidth(tp)
@@ -215,7 +215,7 @@ def _data_seconds(config: Config, cluster: Cluster, phase_1: float, phase_2: flo
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     dp = cluster.gpus // (tp * pp)
     weight, gradient, _ = parameter_bytes(config)
-    homes = [home_parameters(config, stage) for stage in fullest_stages(config)]
+    homes = [home_parameters(config, stage) for stage in end_stages(config)]
     shared, stage = homes[0][0], max(own for _, own in homes)
     auxiliary = trained_in(config, "auxiliary")
     across_shared = (dp * pp - 1) / (dp * pp) / cluster.bandwidth(cluster.gpus)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from fused.linear_cross_entropy.operator import CHUNK
 from metro_megatron.config.schema import Config, EncoderSizes
-from metro_megatron.plan.flops import auxiliary_passes
+from metro_megatron.plan.flops import proposer, proposer_passes
 from metro_megatron.plan.parameters import SHARED, Home, is_projected, parts, trained
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -61,12 +61,20 @@ def zero_memory(parameters: float, stage: int, gpus: int) -> Memory:
 
 def state_bytes(config: Config) -> float:
     """Weights, gradients and optimizer state on one device: 18 bytes a parameter in bf16."""
-    one = dict.fromkeys(
-        ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"), 1
-    )
-    alone = replace(config, parallel=replace(config.parallel, **one))  # type: ignore[arg-type]
-    weights, gradients, state = parameter_bytes(alone)
+    weights, gradients, state = parameter_bytes(config)
     return trained(config) * (weights + gradients + state) + _frozen(config) * weights
+
+
+def alone(config: Config) -> Config:
+    """The same run on one process."""
+    parallel = replace(
+        config.parallel,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        virtual_pipeline_model_parallel_size=1,
+        sequence_parallel=False,
+    )
+    return replace(config, parallel=parallel)
 
 
 def parameter_bytes(config: Config) -> tuple[int, int, int]:
@@ -81,14 +89,13 @@ def parameter_bytes(config: Config) -> tuple[int, int, int]:
 
 def run_memory(config: Config, world_size: int, fill: float = 1.0) -> Memory:
     """Of the rank that needs most: the two homes of parallel/homes.py, and the larger of the step's two phases."""
-    stages = fullest_stages(config)
+    stages = end_stages(config)
     return max((rank_memory(config, world_size, stage, fill) for stage in stages), key=lambda one: one.total)
 
 
-def fullest_stages(config: Config) -> set[int]:
-    """Those that have more than layers; the others have less of everything than the first."""
-    middle = {_middle_stage(config)} if config.corruption.source == "main" else set()
-    return {0, config.parallel.pipeline_model_parallel_size - 1} | middle
+def end_stages(config: Config) -> set[int]:
+    """The first and the last; those between have less of everything than the first."""
+    return {0, config.parallel.pipeline_model_parallel_size - 1}
 
 
 def rank_memory(config: Config, world_size: int, stage: int, fill: float = 1.0) -> Memory:
@@ -116,7 +123,7 @@ def rank_memory(config: Config, world_size: int, stage: int, fill: float = 1.0) 
 def home_parameters(config: Config, stage: int) -> tuple[float, float]:
     """Parameters on a rank of a pipeline stage: (shared home, stage home)."""
     tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    found = {"layers": 1 / pp, "first": stage == 0, "last": stage == pp - 1, "middle": stage == _middle_stage(config)}
+    found = {"layers": 1 / pp, "first": stage == 0, "last": stage == pp - 1}
     return trained_in(config, *SHARED), sum(part.on_rank(tp) * found.get(part.home, 0) for part in parts(config))
 
 
@@ -126,14 +133,6 @@ def trained_in(config: Config, *homes: Home) -> float:
     return sum(part.on_rank(tp) for part in parts(config) if part.home in homes)
 
 
-def _middle_stage(config: Config) -> int:
-    """The stage that holds the layer which proposes replacements."""
-    model_config, parallel = config.model, config.parallel
-    chunks = parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size
-    layer = config.corruption.main_layer or model_config.num_layers // 2
-    return (layer - 1) // max(1, model_config.num_layers // chunks) % parallel.pipeline_model_parallel_size
-
-
 def _frozen(config: Config) -> int:
     """Weights of a frozen auxiliary, whole on every rank."""
     return sum(part.total for part in parts(config) if part.home == "frozen")
@@ -141,13 +140,14 @@ def _frozen(config: Config) -> int:
 
 def _corruption_phase(config: Config) -> tuple[float, float]:
     """(activations, heads) while the auxiliary runs: one micro batch at a time."""
-    passes = auxiliary_passes(config)
+    passes, sizes = proposer_passes(config), proposer(config)
     if passes == 0:
         return 0.0, 0.0
-    sizes = config.model.auxiliary
     if passes == 1:
         # Forward only: a layer's temporaries, and the chunk of logits.
         return _temporaries(config, sizes), _logits(config)
+    if config.corruption.source == "main":  # not recomputed
+        config = replace(config, parallel=replace(config.parallel, recompute="none"))
     return encoder_bytes(config, sizes, sizes.num_layers) + _temporaries(config, sizes), _head(
         config, sizes, is_dense=True
     )

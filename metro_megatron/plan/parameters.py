@@ -11,9 +11,9 @@ from typing import Literal
 
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
 
-Home = Literal["tied", "auxiliary", "first", "layers", "middle", "last", "frozen"]
-"""tied, auxiliary: the shared home, whole on every pipeline rank. The stage home: first, middle and last are on one
-stage (middle: that of the layer which proposes replacements), layers on all. frozen: in no home, trained by nothing."""
+Home = Literal["tied", "auxiliary", "first", "layers", "last", "frozen"]
+"""tied, auxiliary: the shared home, whole on every pipeline rank. first, layers, last: the stage home, on the first
+stage, on all, on the last one. frozen: in no home, trained by nothing."""
 SHARED: tuple[Home, ...] = ("tied", "auxiliary")
 
 
@@ -77,11 +77,11 @@ def _all_parts(config: Config) -> Iterator[Part]:
         yield from _auxiliary_parts("auxiliary", model_config, shared)
     elif source == "frozen":
         yield from _auxiliary_parts("frozen", model_config, ())
+    elif source == "main":
+        yield Part("proposing head", "auxiliary", *_language_head(main, model_config, ()), is_head=True)
     yield Part("main embedding", "first", whole=_embedding(main, model_config, shared))
     yield Part("main layers", "layers", *_layers(main))
     yield Part("main last norm", "last", whole=2 * main.hidden_size if model_config.norm_first else 0)
-    if source == "main":
-        yield Part("proposing head", "middle", *_language_head(main, model_config, shared), is_head=True)
     for name in config.objective.main:
         yield Part(f"{name} head", "last", *_head(name, model_config, shared), is_head=True)
 

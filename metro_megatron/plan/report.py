@@ -9,8 +9,8 @@ from typing import Any
 from metro_megatron.config.schema import Config
 from metro_megatron.plan.flops import done_flops, model_flops, narayanan_flops, works
 from metro_megatron.plan.layouts import Cluster, Estimate, reason, step_amount
-from metro_megatron.plan.memory import Memory, run_memory, zero_memory
-from metro_megatron.plan.parameters import auxiliary, main_encoder, parts, trained
+from metro_megatron.plan.memory import Memory, alone, run_memory, zero_memory
+from metro_megatron.plan.parameters import Home, auxiliary, main_encoder, parts, trained
 
 Plan = dict[str, Any]
 PAPER = {
@@ -93,22 +93,14 @@ def _layout(one: Estimate, best: Estimate) -> Plan:
 def _compared(config: Config, cluster: Cluster) -> Plan:
     """Shares of FLOPs and memory that the run saves of the same one with a trained auxiliary."""
     other = replace(config, corruption=replace(config.corruption, source="auxiliary"))
-    amount, alone = step_amount(config, cluster.fill), replace(config.parallel, **ALONE)  # type: ignore[arg-type]
-    one, two = (run_memory(replace(each, parallel=alone), 1) for each in (config, other))
+    amount = step_amount(config, cluster.fill)
+    one, two = (run_memory(alone(each), 1) for each in (config, other))
     return {
         "flops_saved": 1 - model_flops(config, amount) / model_flops(other, amount),
         "states_saved": 1 - one.states / two.states,
         "memory_saved": 1 - one.total / two.total,
         "paper": PAPER[config.corruption.source],
     }
-
-
-ALONE = {
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": 1,
-    "sequence_parallel": False,
-}
 
 
 def chosen(found: Sequence[Estimate], runners_up: int = 4) -> list[Estimate]:
@@ -136,7 +128,7 @@ def text(made: Plan, config: Config, cluster: Cluster, gpu_name: str) -> str:
 
 def _sections(made: Plan, config: Config, cluster: Cluster, gpu_name: str) -> Iterator[list[str]]:
     counts, flops, memory = made["parameters"], made["flops"], made["memory"]
-    rows = [[one["name"], one["home"], f"{one['parameters']:,}"] for one in counts["components"]]
+    rows = [[one["name"], _HOMES[one["home"]], f"{one['parameters']:,}"] for one in counts["components"]]
     sums = {"main encoder, for fine-tuning": "main_encoder", "auxiliary alone": "auxiliary", "all trained": "trained"}
     rows += [[label, "", f"{counts[name]:,}"] for label, name in sums.items()]
     yield table(["parameters", "home", "count"], rows)
@@ -199,6 +191,14 @@ def _layout_lines(made: Plan, cluster: Cluster, gpu_name: str) -> Iterator[str]:
     yield from table([*columns, "because"], rows)
 
 
+_HOMES: dict[Home, str] = {
+    "tied": "shared",
+    "auxiliary": "shared",
+    "first": "first stage",
+    "layers": "every stage",
+    "last": "last stage",
+    "frozen": "none",
+}
 _SIZES = ("tensor_model", "pipeline_model", "virtual_pipeline_model")
 
 

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import TrainedAuxiliary
-from metro_megatron.corruption.corruptor import Corruptor
+from metro_megatron.corruption.cached import Cached
+from metro_megatron.corruption.corruptor import Corruptor, MaskedText
+from metro_megatron.corruption.main import MainLayers
+from metro_megatron.corruption.uniform import Uniform
+from metro_megatron.corruption.unigram import Unigram
 from metro_megatron.model.encoder import TIED, MainModel, Pair, TiedParameters
 from metro_megatron.model.init import initialize
 from metro_megatron.objective.term import Term
 from metro_megatron.objective.terms import main_terms
 from metro_megatron.parallel.layout import Layout
+from metro_megatron.train.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,20 @@ class Parts:
         return [*self.corruptor.terms, *self.terms]
 
     @classmethod
-    def build(cls, config: Config, layout: Layout) -> Parts:
-        """As the configuration says, on the layout's device and in the run's precision."""
+    def build(cls, config: Config, layout: Layout, corpus: Corpus | None = None) -> Parts:
+        """As the configuration says, on the layout's device and in the run's precision.
+
+        corpus: what the run trains on; None where the parts only take weights, which no corruptor is asked for.
+        """
         staged = mcore.main_config(config, layout.device)
         tied = TiedParameters(mcore.tied_config(config, layout.device), config.model, layout.shared_groups)
-        corruptor, terms = build_corruptor(config, layout, tied), main_terms(config)
+        terms = main_terms(config)
         chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.for_main()
         main = [
             MainModel(staged, config.model, lent, layout.stage_groups, terms, vp_stage)
             for vp_stage in ([None] if chunks == 1 else range(chunks))
         ]
+        corruptor = build_corruptor(config, layout, tied, main[0], corpus)
         pair = Pair({TIED: tied, **corruptor.trained}, main)
         for prefix, module in pair.modules():
             initialize(module, prefix, config.model, config.train.seed, layout.tensor)
@@ -47,6 +56,26 @@ class Parts:
         return cls(pair, corruptor, terms)
 
 
-def build_corruptor(config: Config, layout: Layout, tied: TiedParameters) -> Corruptor:
-    """The corruptor of a run; tied is what it may borrow. Which ones there are stands here."""
+def build_corruptor(
+    config: Config, layout: Layout, tied: TiedParameters, main: MainModel, corpus: Corpus | None
+) -> Corruptor:
+    """The corruptor of a run; tied and main's first chunk are what it may borrow. Which ones there are stands here."""
+    source = config.corruption.source
+    if source == "none":
+        return MaskedText()
+    if source == "uniform" or (source != "auxiliary" and corpus is None):
+        return Uniform(config)
+    if source == "unigram":
+        assert corpus
+        return Unigram(config, corpus.token_counts(), layout.device)
+    if source == "main":
+        return MainLayers(config, layout, tied, main)
+    if source == "cached":
+        return Cached()
+    if source == "frozen":
+        # Late: other runs do without transformers.
+        from metro_megatron.corruption.frozen import Frozen
+        from metro_megatron.train.frozen_model import FrozenFolder
+
+        return Frozen(config, layout, FrozenFolder(config.corruption.frozen_model).load())
     return TrainedAuxiliary(config, layout, tied)

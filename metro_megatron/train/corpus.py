@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metro_megatron.config.schema import Config
+from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.blending import source_weights
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import read_manifest
-from metro_megatron.data.samples import SampleIndex, sample_indices
+from metro_megatron.data.replacements import CacheFolder, CachePlan
+from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices
 from metro_megatron.data.shards import Shard, open_shards
+from metro_megatron.data.token_counts import cached_token_counts
 from metro_megatron.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +34,10 @@ class Corpus:
     train_index: SampleIndex
     validation_shards: list[Shard]
     validation_index: SampleIndex | None
+    cache: CacheFolder | None = None
+    """Replacements, where the run reads them."""
+    filled_by: str = ""
+    """Hash of the frozen model, or of the cache's plan, that fills the masks; a resumed run must find the same."""
 
     @classmethod
     def open(cls, config: Config) -> Corpus:
@@ -51,6 +60,11 @@ class Corpus:
         source_weights(data.weights, np.diff(train_index.source_bounds).tolist())
         return cls(config, train, train_index, validation or train, validation_index)
 
+    def token_counts(self) -> NDArray[np.int64]:
+        """How often each id is in the training shards [V]. Raises UserError as cached_token_counts."""
+        folder = cache_folder(self.config.data.index_cache, self.config.data.train)
+        return cached_token_counts(self.train_shards, self.config.model.vocab_size, folder)
+
     @property
     def has_validation(self) -> bool:
         return self.validation_index is not None
@@ -63,6 +77,34 @@ class Corpus:
     def fingerprint(self) -> list[str]:
         """Hashes of the training shards' contents, in order."""
         return [shard.sha256 for shard in self.train_shards]
+
+    @property
+    def evaluated_samples(self) -> int:
+        """Held-out samples that every evaluation reads; 0 where the run has none."""
+        train = self.config.train
+        if self.validation_index is None or not train.eval_interval:
+            return 0
+        return min(train.eval_samples, len(self.validation_index))
+
+    def cache_plan(self, frozen_model: str) -> CachePlan:
+        """What cached replacements of this run depend on; frozen_model: the model's hash, empty if not known."""
+        fraction = self.config.data.validation_fraction
+        held_out = [str(fraction)] if fraction else [shard.sha256 for shard in self.validation_shards]
+        tokenizer, samples = self.train_shards[0].tokenizer_sha256, self.evaluated_samples
+        return CachePlan.of(
+            self.config, tokenizer, self.fingerprint, held_out if samples else [], samples, frozen_model
+        )
+
+    def with_cache(self, path: Path, frozen_model: str) -> Corpus:
+        """The same with the replacements of a cache. Raises UserError naming all that makes it another run's."""
+        cache = CacheFolder(path)
+        cache.reader("train")  # refuses an unfinished one
+        plan = cache.plan()
+        found = ["it has no plan"] if plan is None else self.cache_plan(frozen_model).differences(plan)
+        if found or plan is None:
+            remedy = "give the cache of this run, or write one with tools/cache_corruption.py"
+            raise UserError([*(f"corruption.cache {path}: {one}" for one in found), f"{path}: {remedy}"])
+        return replace(self, cache=cache, filled_by=plan.sha256)
 
     @property
     def description(self) -> str:
@@ -89,6 +131,12 @@ class Corpus:
         assert self.validation_index is not None
         return self._data(self.validation_index, self.validation_shards, layout, "validation")
 
+    def evaluation_batches(self, layout: Layout) -> Iterator[StepBatch]:
+        """This rank's batches of one evaluation, the same at every call."""
+        train, data = self.config.train, self.validation_data(layout)
+        batch_size = train.global_batch_size or max(1, train.global_batch_tokens // self.config.data.seq_length)
+        return data.evaluation_batches(min(train.eval_samples, data.num_samples), batch_size)
+
     def _data(
         self, index: SampleIndex, shards: list[Shard], layout: Layout, split: Literal["train", "validation"]
     ) -> PretrainingData:
@@ -101,4 +149,5 @@ class Corpus:
             dp_size=layout.data.size(),
             micro_batch_multiple=self.config.parallel.micro_batch_multiple,
             pin_memory=layout.device.type == "cuda",
+            cache=self.cache.reader(split) if self.cache else None,
         )

@@ -103,7 +103,10 @@ def draw(runs: Sequence[Run], output: Path) -> None:
 def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run]) -> None:
     color = 0
     for run in runs:
+        logged = {name for line in run.training for name in line}
         for name, label in panel.curves.items():
+            if name not in logged:
+                continue
             label = label if len(runs) == 1 else f"{run.name}: {label}"
             style: dict[str, Any] = {"color": f"C{color}"}
             steps, values = _points(run.training, name)

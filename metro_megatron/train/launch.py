@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -62,7 +63,19 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
 
     from metro_megatron.train.corpus import Corpus
 
-    return config, Corpus.open(config), device
+    return config, _with_replacements(Corpus.open(config)), device
+
+
+def _with_replacements(corpus: Corpus) -> Corpus:
+    """The corpus of a run whose frozen model or cache is known to fit it."""
+    corruption = corpus.config.corruption
+    if not corruption.frozen_model:
+        return corpus.with_cache(Path(corruption.cache), "") if corruption.source == "cached" else corpus
+    from metro_megatron.train.frozen_model import FrozenFolder, refuse_other_model
+
+    if corruption.source == "cached":
+        return corpus.with_cache(Path(corruption.cache), FrozenFolder(corruption.frozen_model).sha256)
+    return replace(corpus, filled_by=refuse_other_model(corpus.config, corpus.tokenizer_folder).sha256)
 
 
 def _train(config: Config, corpus: Corpus, device: Device) -> None:

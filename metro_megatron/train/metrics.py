@@ -7,20 +7,17 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 
-from metro_megatron.config.schema import Config
 from metro_megatron.objective.figures import COUNTS, figures
 from metro_megatron.objective.term import Sums, Term
-from metro_megatron.objective.terms import ALL
 from metro_megatron.parallel.layout import Layout
 
 
 class MetricSums:
-    """The sums of this rank over some steps, in one vector, so that one all-reduce is enough."""
+    """The sums of the terms on this rank over some steps, in one vector, so that one all-reduce is enough."""
 
-    def __init__(self, layout: Layout, terms: Sequence[Term] | None = None):
-        """terms: whose sums are kept; None: METRO's."""
+    def __init__(self, layout: Layout, terms: Sequence[Term]):
         self.layout = layout
-        self.terms = [term(Config()) for term in ALL] if terms is None else list(terms)
+        self.terms = list(terms)
         self.slices: dict[str, slice] = {}
         start = 0
         for sums in (COUNTS, *(term.sums for term in self.terms)):

@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from metro_megatron.config.schema import Config
+from metro_megatron.corruption.corruptor import Proposal
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View, corrupt, side_by_side
 from metro_megatron.model.encoder import Reading
@@ -57,11 +58,11 @@ class Step:
         ]
         # Gathers of updated parameters start here; those of the shared home are awaited, it computes first.
         self.homes.begin_step()
-        with self.homes.quiet():
-            sampled = self._corruption_phase(micro_batches, batch, metrics)
+        with self.homes.corrupting():
+            proposals = self._corruption_phase(micro_batches, batch, metrics)
         # From here on phase 1's gradients travel while main computes.
         self.homes.end_corruption_phase()
-        views = self._exchange(micro_batches, sampled)
+        views = self._exchange(micro_batches, proposals)
         with self.homes.quiet():  # the tied parameters collect gradients in both phases
             self._main_phase(views, batch, metrics)
         self.homes.end_main_phase()
@@ -83,19 +84,27 @@ class Step:
         for _, module in self.parts.pair.modules():
             module.train(is_training)
 
-    def _corruption_phase(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums) -> list[Tensor]:
-        """Samples [M] of this pipeline rank's share of the micro batches."""
-        sampled = []
+    def _corruption_phase(
+        self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums
+    ) -> list[Proposal]:
+        """What is proposed for this pipeline rank's share of the micro batches."""
+        proposals = []
         for j in share(len(micro_batches), self.layout.pipeline):
             proposal = self.parts.corruptor.propose(micro_batches[j], batch, self.optimizer.scale_loss)
             metrics.add([proposal.sums])
-            sampled.append(proposal.sampled)
-        return sampled
+            proposals.append(proposal)
+        return proposals
 
-    def _exchange(self, micro_batches: list[MicroBatch], sampled: list[Tensor]) -> list[View]:
+    def _exchange(self, micro_batches: list[MicroBatch], proposals: list[Proposal]) -> list[View]:
         masked = [micro_batch.masked_index.numel() for micro_batch in micro_batches]
-        everyone = exchange(sampled, masked, self.layout.pipeline)
-        return [corrupt(*one) for one in zip(micro_batches, everyone, strict=True)]
+        sampled = exchange([proposal.sampled for proposal in proposals], masked, self.layout.pipeline)
+        views = [corrupt(*one) for one in zip(micro_batches, sampled, strict=True)]
+        count = max(term.num_distractors for term in self.parts.terms)
+        if count:
+            own = [proposal.distractors.flatten() for proposal in proposals if proposal.distractors is not None]
+            everyone = exchange(own, [count * number for number in masked], self.layout.pipeline)
+            views = [replace(view, distractors=ids.view(-1, count)) for view, ids in zip(views, everyone, strict=True)]
+        return views
 
     def _main_phase(self, views: list[View], batch: StepBatch, metrics: MetricSums) -> None:
         """The pipeline schedule over all micro batches of this data-parallel rank."""
@@ -142,6 +151,6 @@ class Step:
         """The named terms' share of the whole loss (METRO eq. 9) in this micro batch; their sums go into `sums`."""
         found = {}
         for name in names:
-            found[name], own = self.terms[name].loss(reading, view, self.layout.tensor)
+            found[name], own = self.terms[name].loss(reading, view, self.layout)
             sums |= own
         return weighted(self.terms.values(), found, batch.step, batch)

@@ -42,7 +42,7 @@ class Trainer:
         self.run = Path(config.train.output)
         self.corpus = corpus
         self.layout = Layout.create(config.parallel, device)
-        self.parts = Parts.build(config, self.layout)
+        self.parts = Parts.build(config, self.layout, corpus)
         self.pair = self.parts.pair
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
@@ -68,6 +68,11 @@ class Trainer:
             raise UserError(
                 f"the shards of data.train are not those that {self.run} was trained on "
                 "(their hashes differ): give the same shards, or choose another train.output"
+            )
+        if progress.get("filled_by", "") != self.corpus.filled_by:
+            raise UserError(
+                f"corruption.{self.config.corruption.source}: the model or cache is not the one that {self.run} was "
+                "trained with (their hashes differ); give the same, or choose another train.output"
             )
         self.done = step
         self.seen_samples = progress["consumed_samples"]
@@ -111,11 +116,7 @@ class Trainer:
         """Figures over the held-out samples, with masks and noise of their own. A collective call."""
         self.homes.fetch_parameters()
         metrics = MetricSums(self.layout, self.parts.all_terms)
-        data = self.corpus.validation_data(self.layout)
-        num_samples = min(self.config.train.eval_samples, data.num_samples)
-        train, seq_length = self.config.train, self.config.data.seq_length
-        batch_size = train.global_batch_size or max(1, train.global_batch_tokens // seq_length)
-        for batch in data.evaluation_batches(num_samples, batch_size):
+        for batch in self.corpus.evaluation_batches(self.layout):
             self.step.evaluate(batch, metrics)
         return metrics.reduce()
 
@@ -128,6 +129,7 @@ class Trainer:
             "seen_tokens": self.seen_tokens,
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,
+            **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
         }
         folder = self.checkpoints.save(self.done, progress)
         if report:
@@ -202,7 +204,7 @@ class Trainer:
         )
 
     def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
-        """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and of what its device could do at most."""
+        """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
         tflops = model_flops(self.config, done) / seconds / self.layout.world.size() / 1e12
         is_cuda = self.layout.device.type == "cuda"
         name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""

@@ -44,7 +44,8 @@ def trainer_outputs(
             module.eval()
         micro_batch = _every_position(masked_tokens, lengths)
         reading = parts.pair.main[0](View(noised_tokens, micro_batch))
-        said = {term.exported: reading.heads[term.name] for term in parts.terms if term.name in reading.heads}
+        terms = [term for term in parts.terms if term.exported and term.name in reading.heads]
+        said = {term.exported: reading.heads[term.name] for term in terms}
         for term in parts.corruptor.terms:
             said[term.exported] = parts.corruptor.trained[term.name](micro_batch)
         outputs = {name: _rows(one, masked_tokens, config.model.vocab_size) for name, one in said.items()}

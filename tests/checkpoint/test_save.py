@@ -105,16 +105,21 @@ def equal_tensors(first: Path, second: Path) -> tuple[list[str], list[str]]:
 
 
 def test_checkpoint_loads_under_another_layout(tmp_path: Path) -> None:
-    """(tp, pp, dp) = (2, 2, 1) to (1, 1, 2): weights, masters and moments are equal; so are two more steps."""
+    """(tp, pp, dp) = (2, 2, 1) to (1, 1, 2): weights, masters and moments are equal; so are two more steps.
+
+    Of a model that has what METRO has not: TUPE's term, last norms, a bias that both homes' heads share.
+    """
+    model = {"untied_positions": True, "norm_first": True, "shared_lm_bias": True}
     run, copy = tmp_path / "run", tmp_path / "copy"
     run.mkdir()
     copy.mkdir()
-    straight = run_ranks(straight_run, 4, config_for(run, tp=2, pp=2))[0]
-    resumed = run_ranks(resumed_run, 2, config_for(run), copy)[0]
+    straight = run_ranks(straight_run, 4, config_for(run, tp=2, pp=2, **model))[0]
+    resumed = run_ranks(resumed_run, 2, config_for(run, **model), copy)[0]
     names, different = run_ranks(equal_tensors, 1, *(one / f"iter_{HALF:07d}" for one in (run, copy)))[0]
     assert different == []
     kinds = {name.split(".")[2] if name.startswith("optimizer.state") else "model" for name in names}
     assert {"model", "exp_avg", "exp_avg_sq", "param"} <= kinds
+    assert {"tied.decoder.bias", "tied.main_table.untied.query.weight", "main.block.final_layernorm.bias"} <= set(names)
     for key in ("aux_loss", "rtd_loss", "clm_loss"):
         expected = [figures[key] for figures in straight.figures[HALF:]]
         np.testing.assert_allclose([figures[key] for figures in resumed.figures], expected, rtol=1e-6)

@@ -18,6 +18,7 @@ def configured(**changes: Any) -> Config:
 
 
 TP, PP = "parallel__tensor_model_parallel_size", "parallel__pipeline_model_parallel_size"
+COOLING = {"corruption__temperature_schedule": "exponential", "corruption__temperature": 2.0}
 VPP = "parallel__virtual_pipeline_model_parallel_size"
 
 
@@ -40,8 +41,20 @@ VPP = "parallel__virtual_pipeline_model_parallel_size"
         (2, {TP: 2, "model__auxiliary_hidden_size": 256, "model__auxiliary_num_attention_heads": 4}),
         (1, {"objective__keep_probability": 0.1, "objective__random_probability": 0.9}),
         (1, {"model__relative_bucket": "t5", "model__relative_attention_max_distance": 17}),
+        (1, {"model__untied_positions": True, "model__relative_bucket": "none", "model__reset_cls": False}),
+        (1, {"model__relative_bucket": "none", "model__relative_attention_num_buckets": 33}),
+        (1, {"model__shared_embeddings": "token_position_norm", "model__shared_lm_bias": True}),
+        (1, {"model__shared_embeddings": "token_position", "corruption__source": "uniform"}),
         (1, {"data__validation_fraction": 0.5}),
         (1, {"data__validation": ["y"]}),
+        (1, {"objective__main": ["scl", "rtd"], "objective__scl_negatives": "all_ranks"}),
+        (1, {"objective__main": ["mlm"], "corruption__source": "none", "objective__mask_probability": 0.4}),
+        (1, {"objective__main": ["clm", "rtd"], "objective__clm": "mixture"}),
+        (1, {"corruption__source": "uniform", "corruption__disallow_correct": True}),
+        (1, {"corruption__source": "unigram", "corruption__unigram_power": 0.5}),
+        (1, {"corruption__temperature": 1.5, "model__auxiliary_dropout": "eval"}),
+        (1, {"corruption__source": "frozen", "corruption__frozen_model": "x", **COOLING}),
+        (1, {"corruption__source": "cached", "corruption__cache": "x", "corruption__frozen_model": "y", **COOLING}),
     ],
 )
 def test_sound_configurations_have_no_problems(world_size, changes):
@@ -51,6 +64,13 @@ def test_sound_configurations_have_no_problems(world_size, changes):
 @pytest.mark.parametrize(
     ("world_size", "changes", "expected"),
     [
+        (1, {"objective__main": []}, ["objective.main is empty; name what main learns"]),
+        (1, {"objective__main": ["rtd", "rtd"]}, ["main is rtd rtd, which names a loss twice"]),
+        (1, {"objective__main": ["mlm"]}, ["source is auxiliary, but objective.main mlm reads masked text"]),
+        (1, {"objective__clm": "mixture", "objective__main": ["clm"]}, ["clm is mixture, which weighs clm"]),
+        (1, {"objective__main": ["rtd"], "corruption__source": "none"}, ["source is none, but objective.main rtd"]),
+        (1, {"objective__main": ["cloze"], "corruption__source": "uniform"}, ["uniform, but the candidates of"]),
+        (1, {"objective__main": ["cloze"], "model__vocab_size": 7}, ["vocab_size is 7", "three words; use 8 or more"]),
         (1, {"model__num_attention_heads": 7}, ["num_attention_heads is 7, must divide model.hidden_size 768: 1, 2"]),
         (
             1,
@@ -109,11 +129,63 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (4, {"train__global_batch_size": 3}, ["global_batch_size is 3, less than one sample for each of 4"]),
         (1, {"model__relative_attention_num_buckets": 33}, ["num_buckets is 33, must be even; use 34"]),
         (1, {"model__relative_attention_max_distance": 17}, ["max_distance is 17, must be greater than 17"]),
+        (
+            1,
+            {"model__relative_bucket": "none", "model__relative_bias_init": "decay"},
+            ["relative_bias_init is decay, but model.relative_bucket none leaves no biases to start; use normal"],
+        ),
+        (
+            1,
+            {"model__untied_positions": True, "model__shared_embeddings": "token_position"},
+            ["shared_embeddings is token_position, but with model.untied_positions the", "use token or none"],
+        ),
+        (
+            1,
+            {"model__shared_lm_bias": True, "objective__main": ["rtd", "scl"]},
+            ["shared_lm_bias needs a language modelling head on main, objective.main is rtd, scl; add clm, or set"],
+        ),
+        (
+            1,
+            {"model__shared_lm_bias": True, "objective__main": ["rtd", "clm", "cloze"]},
+            ["is for two language models, objective.main rtd, clm, cloze has cloze, whose bias is its own; leave"],
+        ),
+        (
+            1,
+            {"model__shared_lm_bias": True, "corruption__source": "uniform"},
+            ["shared_lm_bias needs an auxiliary model that trains, corruption.source is uniform; set"],
+        ),
         (1, {"train__train_steps": 9999}, ["lr_warmup_steps is 10000, more than train.train_steps 9999"]),
         (1, {"optimizer__min_loss_scale": 2.0**17}, ["initial_loss_scale is 65536, less than"]),
         (1, {"train__precision": "fp16", "train__device": "cpu"}, ["fp16, which needs a GPU; on the cpu use"]),
         (1, {"data__train": []}, ["data.train is empty", "--data.train PREFIX"]),
         (1, {"train__output": ""}, ["train.output is empty", "--train.output DIR"]),
+        (1, {"corruption__source": "frozen"}, ["source is frozen, but corruption.frozen_model is empty; name"]),
+        (1, {"corruption__source": "cached"}, ["source is cached, but corruption.cache is empty; name"]),
+        (1, {"corruption__frozen_model": "x"}, ["frozen_model is x, which corruption.source auxiliary does not read"]),
+        (1, {"corruption__cache": "x"}, ["cache is x, which corruption.source auxiliary", "set the source to cached"]),
+        (1, {"corruption__unigram_power": 2.0}, ["unigram_power is 2.0, which", "set the source to unigram"]),
+        (1, {"corruption__main_layer": 3}, ["main_layer is 3, which corruption.source auxiliary", "to main"]),
+        (
+            1,
+            {"corruption__source": "uniform", "corruption__temperature": 2.0},
+            ["temperature is 2.0, which corruption.source uniform does not read; leave it out"],
+        ),
+        (1, {"corruption__source": "none", "corruption__disallow_correct": True}, ["disallow_correct is True, which"]),
+        (1, {"corruption__temperature_tau": 0.2}, ["temperature_tau is 0.2, which", "constant does not read"]),
+        (1, {**COOLING, "corruption__temperature_power": 3.0}, ["temperature_power is 3, which", "to polynomial"]),
+        (1, {"corruption__final_temperature": 0.5}, ["final_temperature is 0.5, but", "schedule is constant"]),
+        (
+            1,
+            {**COOLING, "corruption__final_temperature": 2.5},
+            ["temperature is 2, must be greater than corruption.final_temperature 2.5", "exponential schedule falls"],
+        ),
+        (
+            1,
+            {"model__auxiliary_dropout": "train", "corruption__source": "uniform"},
+            ["auxiliary_dropout is train, but with corruption.source uniform no auxiliary is trained"],
+        ),
+        (1, {"corruption__source": "main", "corruption__main_layer": 13}, ["main_layer is 13, but main has 12 layers"]),
+        (2, {"corruption__source": "main", PP: 2}, ["source is main, but parallel.pipeline_model_parallel_size is 2"]),
         (1, {"data__validation": ["y"], "data__validation_fraction": 0.1}, ["validation_fraction is 0.1; use one"]),
         (1, {"model__hidden_size": 0}, ["model.hidden_size is 0, must be at least 1"]),
         (1, {TP: 0}, ["tensor_model_parallel_size is 0, must be at least 1"]),
@@ -160,6 +232,9 @@ def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, mes
 
 def test_everything_wrong_is_said_together():
     config = configured(
+        corruption__source="frozen",
+        corruption__unigram_power=2.0,
+        model__auxiliary_dropout="train",
         model__num_attention_heads=7,
         data__train=[],
         train__output="",
@@ -169,10 +244,18 @@ def test_everything_wrong_is_said_together():
         train__precision="fp16",
         train__device="cpu",
     )
-    assert len(problems(config, 1)) == 7
+    assert len(problems(config, 1)) == 10
 
 
 def test_every_number_has_a_range():
     for option in options_of(Config):
         assert (option.range is not None) == (option.annotation in (int, float)), option.name
         assert option.range is None or option.default in option.range, option.name
+
+
+def test_contradictory_objectives_are_all_named():
+    changes = {"objective__main": ["mlm", "rtd", "mlm"], "objective__clm": "weighted", "corruption__source": "none"}
+    twice, alone, copies = problems(configured(**changes), 1)
+    assert "main is mlm rtd mlm, which names a loss twice" in twice
+    assert "mlm reads masked text and the others corrupted text; use mlm alone" in alone
+    assert "clm is weighted, which weighs clm by what rtd says" in copies

@@ -74,6 +74,7 @@ def test_every_layout_holds_the_same_samples_masks_and_noise(shards):
         expected = contents([alone])
         assert sum(expected.values()) == 32
         assert alone.num_tokens == sum(len(tokens) * n for (_, tokens, _, _), n in expected.items())
+        assert alone.num_squares == sum(len(tokens) ** 2 * n for (_, tokens, _, _), n in expected.items())
         masked = sum(sum(id == 4 for id in masked) * n for (_, _, masked, _), n in expected.items())
         assert alone.num_masked == masked > 0
         for dp_size in (1, 2, 4):

@@ -1,10 +1,13 @@
 """Views of a micro batch by hand: samples put in, and two of them beside each other."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 
 from metro_megatron.data.batch import MicroBatch
-from metro_megatron.data.views import View, corrupt, side_by_side
+from metro_megatron.data.views import View, corrupt, crop, side_by_side
 
 PACKED = MicroBatch(
     tokens=torch.tensor([[0, 10, 11, 2, 0, 12, 2, 1]]),
@@ -37,7 +40,7 @@ def test_samples_stand_at_the_masks_and_nowhere_else(micro_batch: MicroBatch) ->
     view = corrupt(micro_batch, torch.tensor([10, 99]))
     assert torch.equal(view.tokens, micro_batch.tokens.where(micro_batch.tokens != 12, 99))
     assert view.is_replaced.sum() == 1, "a sample that is the original id is an original"
-    assert view.tokens.t().flatten()[view.first_index].tolist() == [0, 0]
+    assert view.tokens.t().flatten()[view.micro_batch.first_index].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("micro_batch", [PACKED, PADDED], ids=["packed", "padded"])
@@ -51,7 +54,7 @@ def test_a_second_view_follows_the_first_and_counts_for_no_other_loss(micro_batc
     assert flat[joined.masked_index].tolist() == [90, 91] and originals[joined.masked_index].tolist() == [10, 12]
     assert joined.is_real.sum() == micro_batch.is_real.sum() == 7
     assert both.is_replaced.sum() == 2 and not (both.is_replaced & ~joined.is_real).any()
-    assert flat[both.first_index].tolist() == [0] * 4 and len(both.first_index) == 4
+    assert flat[both.micro_batch.first_index].tolist() == [0] * 4 and len(both.micro_batch.first_index) == 4
     if micro_batch.is_packed:
         assert both.tokens.tolist() == [[0, 90, 11, 2, 0, 91, 2, 0, 10, 11, 2, 0, 12, 2, 1, 1]]
         assert joined.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 0, 0]]
@@ -73,4 +76,29 @@ def test_rows_without_a_sample_have_no_first_token() -> None:
     )
     view = corrupt(empty, torch.empty(0, dtype=torch.int64))
     both = side_by_side(view, view)
-    assert len(view.first_index) == len(both.first_index) == 0 and both.tokens.tolist() == [[1] * 8]
+    assert len(view.micro_batch.first_index) == len(both.micro_batch.first_index) == 0 and both.tokens.tolist() == [
+        [1] * 8
+    ]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0, 0.01])
+@pytest.mark.parametrize("micro_batch", [PACKED, PADDED], ids=["packed", "padded"])
+def test_a_crop_is_a_span_of_the_original_with_its_first_token(micro_batch: MicroBatch, share: float) -> None:
+    """Against slices of lists, for every beginning that the keys can give."""
+    samples = [[0, 10, 11, 2], [0, 12, 2]]
+    for keys in itertools.product(range(5), repeat=2):
+        cropped = crop(replace(micro_batch, crop_keys=torch.tensor(keys)), share)
+        wanted = []
+        for ids, key in zip(samples, keys, strict=True):
+            size = max(1, int(share * len(ids)))
+            begin = key % (len(ids) - size + 1)
+            wanted.append([0] * (begin > 0) + ids[begin : begin + size])
+        rows = [sum(wanted, [])] if micro_batch.is_packed else wanted
+        width = micro_batch.tokens.size(1)
+        assert cropped.tokens.tolist() == [row + [1] * (width - len(row)) for row in rows]
+        assert cropped.is_real.tolist() == [[True] * len(row) + [False] * (width - len(row)) for row in rows]
+        assert cropped.sample_lengths.tolist() == list(map(len, wanted))
+        places = [list(range(len(ids))) for ids in wanted]
+        places = [sum(places, [])] if micro_batch.is_packed else places
+        assert cropped.position_ids.tolist() == [row + [0] * (width - len(row)) for row in places]
+        assert not len(cropped.masked_index) and torch.equal(cropped.masked_tokens, cropped.tokens)

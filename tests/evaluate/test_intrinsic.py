@@ -13,14 +13,15 @@ from metro_megatron.data.samples import build_sample_index
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.intrinsic import (
     evaluate,
-    exported_terms,
     guess,
     held_out_text,
     masked_samples,
     sample_softmax,
+    terms_of,
     unigram_figures,
 )
 from metro_megatron.evaluate.sentences import choose_sentences, show
+from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS, PAD_ID
@@ -43,7 +44,7 @@ def text(export_folder) -> TokenizedDocuments:
 
 def test_detection_figures_by_hand_and_by_sklearn():
     """One sample of <s>, a word, a word, </s> and padding: what training counts, evaluation counts."""
-    term = next(term for term in exported_terms() if term.name == "rtd")
+    term = next(term for term in terms_of(MetroConfig()) if term.name == "rtd")
     originals = torch.tensor([[0, 7, 8, 9, 2, PAD_ID]])
     tokens = torch.tensor([[0, 7, 5, 6, 2, PAD_ID]])
     logits = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.0, -99.0]])
@@ -57,7 +58,7 @@ def test_detection_figures_by_hand_and_by_sklearn():
 
 
 def test_auc_is_sklearn_s():
-    term = next(term for term in exported_terms() if term.name == "rtd")
+    term = next(term for term in terms_of(MetroConfig()) if term.name == "rtd")
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 5000, generator=generator) * 3
     originals = torch.full((1, 5000), 7)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fused.dispatch import jit, reference_only, tl
 from fused.linear_cross_entropy import (
+    Sampling,
     VocabularyShard,
     combine,
     gumbel_noise,
@@ -47,20 +48,21 @@ def make(count, hidden, size, vocab_size, dtype=torch.float32, seed=0):
     return [part.to(dtype) for part in parts], targets, keys
 
 
-def run(parts, targets, shard, keys):
-    """Statistics of one shard, and the gradients of a weighted sum of losses."""
+def run(parts, targets, shard, keys, **how):
+    """Statistics of one shard, and the gradients of a weighted sum of losses; how: of `Sampling`."""
+    sampling = None if keys is None else Sampling(keys, **how)
     parts = [part.detach().clone().requires_grad_() for part in parts]
     bias = parts[2] if len(parts) == 3 else None
-    statistics = linear_cross_entropy(parts[0], parts[1], bias, targets, shard, keys)
+    statistics = linear_cross_entropy(parts[0], parts[1], bias, targets, shard, sampling)
     weights = torch.linspace(-1, 1, targets.numel(), dtype=torch.float64)
     return statistics, torch.autograd.grad((statistics.loss.double() * weights).sum(), parts)
 
 
-def agree(parts, targets, shard, keys, tolerance):
+def agree(parts, targets, shard, keys, tolerance, **how):
     """Kernels against the reference in float64; ids by how far their score is from the best one."""
-    got, gradients = run(parts, targets, shard, keys)
+    got, gradients = run(parts, targets, shard, keys, **how)
     exact = [part.double() for part in parts]
-    wanted, wanted_gradients = run(exact, targets, shard, keys)
+    wanted, wanted_gradients = run(exact, targets, shard, keys, **how)
     for one, other in zip([*got[:3], *gradients], [*wanted[:3], *wanted_gradients], strict=True):
         torch.testing.assert_close(one.double(), other.double(), atol=tolerance, rtol=tolerance)
     logits = shard_logits_ref(exact[0], exact[1], exact[2] if len(exact) == 3 else None, shard)
@@ -69,8 +71,11 @@ def agree(parts, targets, shard, keys, tolerance):
         assert got.sampled is None
         return
     ids = torch.arange(shard.first, shard.first + logits.size(1)).int()
-    scores = logits + gumbel_noise(keys, ids)
+    scores = logits + how.get("temperature", 1.0) * gumbel_noise(keys, ids)
     scores[:, : shard.num_specials] = -1e30
+    if how.get("is_other"):
+        scores.scatter_(1, targets[:, None], -1e30)
+        assert not bool((got.sampled == targets).any())
     assert near_best(scores, got.sampled, 4 * tolerance)
 
 
@@ -84,6 +89,14 @@ def test_values_and_gradients_equal_the_reference(dtype, with_bias, with_noise):
     parts, targets, keys = make(13, 40, 120, 110, dtype)
     parts = parts if with_bias else parts[:2]
     agree(parts, targets, VocabularyShard(0, 110, SPECIALS), keys if with_noise else None, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", [{"temperature": 1.368}, {"is_other": True}, {"temperature": 0.5, "is_other": True}])
+def test_tempered_samples_and_samples_of_other_ids_equal_the_reference(dtype, how):
+    parts, targets, keys = make(13, 40, 120, 110, dtype, seed=2)
+    targets = functional.linear(*parts)[:, :110].argmax(1)  # what would be drawn most often
+    agree(parts, targets, VocabularyShard(0, 110, SPECIALS), keys, TOLERANCE[dtype], **how)
 
 
 @pytest.mark.long
@@ -156,7 +169,7 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
     """A slack above 1 makes every piece compute all of its noise in full."""
     monkeypatch.setattr(head, "SLACK", slack)
     parts, targets, keys = make(60, 32, 120, 110, dtype, seed=3)
-    statistics = linear_cross_entropy(*parts, targets, VocabularyShard(0, 110, SPECIALS), keys)
+    statistics = linear_cross_entropy(*parts, targets, VocabularyShard(0, 110, SPECIALS), Sampling(keys))
     logits = functional.linear(*parts).float()[:, :110]
     scores = logits + gumbel_noise(keys, torch.arange(110, dtype=torch.int32))
     scores[:, :SPECIALS] = -torch.inf
@@ -171,7 +184,7 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
 )
 def test_shards_and_chunks_change_nothing(monkeypatch, shards, chunk, piece, reference):
     parts, targets, keys = make(11, 24, 120, 99, seed=5)  # the last of six shards is padding alone
-    whole, gradients = run(parts, targets, VocabularyShard(0, 99, SPECIALS), keys)
+    whole, gradients = run(parts, targets, VocabularyShard(0, 99, SPECIALS), keys, temperature=1.4, is_other=True)
     set_tiles(monkeypatch, chunk, piece, (16, 2))
     size = 120 // shards
     leaves = [part.requires_grad_() for part in parts]
@@ -180,7 +193,7 @@ def test_shards_and_chunks_change_nothing(monkeypatch, shards, chunk, piece, ref
          VocabularyShard(begin, 99, SPECIALS)) for begin in range(0, 120, size)
     ]  # fmt: skip
     with reference_only() if reference else torch.enable_grad():
-        joined = combine(torch.stack([shard_statistics(*one, keys) for one in pieces]))
+        joined = combine(torch.stack([shard_statistics(*one, Sampling(keys, 1.4, True)) for one in pieces]))
         # Every rank adds its part of the gradient to the same loss.
         loss = sum(shard_loss(*one, joined) for one in pieces)
     assert torch.equal(joined.sampled, whole.sampled) and torch.equal(joined.predicted, whole.predicted)
@@ -194,11 +207,30 @@ def test_frequencies_are_softmax_without_specials():
     _, targets, keys = make(20000, 1, 8, 8)
     rows, weight = torch.zeros(20000, 1), torch.zeros(8, 1)
     with reference_only():  # the kernels' samples equal it, in the test above
-        statistics = linear_cross_entropy(rows, weight, wanted.log(), targets, VocabularyShard(0, 8, 3), keys)
+        statistics = linear_cross_entropy(rows, weight, wanted.log(), targets, VocabularyShard(0, 8, 3), Sampling(keys))
     counts = statistics.sampled.bincount(minlength=8)
     assert counts[:3].sum() == 0
     expected = 20000 * wanted[3:] / 20
     assert ((counts[3:] - expected) ** 2 / expected).sum() < 18.5  # chi-squared, 4 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_a_million_draws_are_softmax_at_their_temperature(is_other):
+    count, temperature = 10**6, 1.368
+    logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 2
+    shard, (_, _, keys) = VocabularyShard(0, 24, 3), make(count, 1, 24, 24, seed=4)
+    targets = torch.full((count,), int(logits.argmax()))
+    with reference_only():
+        sampling = Sampling(keys, temperature, is_other)
+        partial = shard_statistics(torch.zeros(count, 1), torch.zeros(24, 1), logits, targets, shard, sampling)
+    counts = combine(partial[None]).sampled.bincount(minlength=24)
+    wanted = (logits.double() / temperature).exp()
+    wanted[:3] = 0
+    if is_other:
+        wanted[targets[0]] = 0
+    expected = count * wanted / wanted.sum()
+    assert counts[expected == 0].sum() == 0
+    assert stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 0.001
 
 
 def test_extreme_logits():
@@ -245,7 +277,7 @@ def test_operators_obey_torch():
     lse, loss = torch.full((3,), 9.0), torch.ones(3)
     torch.library.opcheck(head.vocabulary_loss, (*leaves, targets, lse, loss, 0, 50))
     fixed = [part.detach() for part in parts]
-    torch.library.opcheck(head.vocabulary_statistics, (*fixed, targets, keys, 0, 50, SPECIALS))
+    torch.library.opcheck(head.vocabulary_statistics, (*fixed, targets, keys, 0, 50, SPECIALS, 2.0, True))
     torch.library.opcheck(head.vocabulary_gradients, (loss, *fixed, targets, lse, 0, 50))
 
 
@@ -257,9 +289,9 @@ def test_compiled_graph_has_one_node_for_each_step():
         graphs.append([str(node.target) for node in graph.graph.nodes if "vocabulary" in str(node.target)])
         return graph
 
-    compiled = torch.compile(linear_cross_entropy, backend=backend, fullgraph=True)
+    compiled, sampling = torch.compile(linear_cross_entropy, backend=backend, fullgraph=True), Sampling(keys)
     torch.testing.assert_close(
-        compiled(*parts, targets, shard, keys), linear_cross_entropy(*parts, targets, shard, keys)
+        compiled(*parts, targets, shard, sampling), linear_cross_entropy(*parts, targets, shard, sampling)
     )
     assert len(graphs) == 1 and len(graphs[0]) == 2
 
@@ -273,8 +305,9 @@ def test_compiled_graph_has_one_node_for_each_step():
         ({"targets": torch.zeros(3, dtype=torch.int32)}, "targets is .*torch.int32"),
         ({"targets": torch.tensor([0, 50, 1])}, r"ids 0\.\.50; they must be in 0\.\.49"),
         ({"targets": torch.tensor([0, -1, 1])}, r"ids -1\.\.1"),
-        ({"noise_keys": torch.zeros(3, 2)}, "noise_keys is .*torch.float32"),
-        ({"noise_keys": torch.zeros(3, 2, dtype=torch.int32, device="meta")}, "noise_keys is .*on meta"),
+        ({"sampling": Sampling(torch.zeros(3, 2))}, "sampling.keys is .*torch.float32"),
+        ({"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32, device="meta"))}, "sampling.keys is .*on meta"),
+        ({"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32), 0.0)}, "sampling.temperature is 0.0"),
         ({"shard": VocabularyShard(-1, 50)}, "shard.first is -1"),
         ({"shard": VocabularyShard(0, 50, 50)}, "shard.num_specials 50"),
         ({"shard": VocabularyShard(0, 2**24 + 1)}, "shard.vocab_size is 16777217"),
@@ -282,13 +315,13 @@ def test_compiled_graph_has_one_node_for_each_step():
 )
 def test_bad_input_is_named(change, message):
     (rows, weight, bias), targets, keys = make(3, 8, 60, 50)
-    given = {"rows": rows, "weight": weight, "bias": bias, "targets": targets, "noise_keys": keys}
+    given = {"rows": rows, "weight": weight, "bias": bias, "targets": targets, "sampling": Sampling(keys)}
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**(given | {"shard": VocabularyShard(0, 50)} | change))
 
 
 def test_statistics_of_other_rows_are_refused():
     parts, targets, keys = make(3, 8, 60, 50)
-    statistics = linear_cross_entropy(*parts, targets, VocabularyShard(0, 50), keys)
+    statistics = linear_cross_entropy(*parts, targets, VocabularyShard(0, 50), Sampling(keys))
     with pytest.raises(ValueError, match=r"statistics.lse is \[2\]"):
         shard_loss(*parts, targets, VocabularyShard(0, 50), statistics._replace(lse=statistics.lse[:2]))

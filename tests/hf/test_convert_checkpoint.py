@@ -1,5 +1,6 @@
 """tools/convert_checkpoint.py on the folder of a real, if short, run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,30 +8,69 @@ from pathlib import Path
 import pytest
 
 from metro_megatron.checkpoint.save import Checkpoints
+from metro_megatron.commands.convert_checkpoint import Options, main
 from metro_megatron.config.schema import Config
 from tests.distributed import run_ranks
-from tests.hf.pair import write_tokenizer
+from tests.hf.pair import VARIANTS, write_tokenizer
 from tests.parity.small_run import run_steps, small_config, start
 
 ROOT = Path(__file__).parents[2]
 
 
-def train_two_steps(config: Config) -> None:
-    trainer = start(config)
-    try:
-        run_steps(trainer, 0, 2)
-        trainer.homes.fetch_parameters()
-        Checkpoints(config, trainer.layout, trainer.pair, trainer.optimizer).save(2, {"consumed_samples": 48})
-    finally:
-        trainer.close()
+TRAINED = ("METRO", "METRO's baseline", "nothing shared, TUPE without relative positions or reset, pre-LN")
+
+
+def train_two_steps(configs: list[Config]) -> None:
+    for config in configs:
+        trainer = start(config)
+        try:
+            run_steps(trainer, 0, 2)
+            trainer.homes.fetch_parameters()
+            Checkpoints(config, trainer.layout, trainer.pair, trainer.optimizer).save(2, {"consumed_samples": 48})
+        finally:
+            trainer.close()
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    run_ranks(train_two_steps, 1, small_config(train={"output": str(run)}))
-    write_tokenizer(run / "tokenizer")
-    return run
+def run_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By variant, from two tensor-parallel ranks."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {name: root / str(number) for number, name in enumerate(TRAINED)}
+    parallel = {"tensor_model_parallel_size": 2}
+    for folder in folders.values():
+        write_tokenizer(folder / "tokenizer")
+    configs = [
+        small_config(train={"output": str(folder)}, model=VARIANTS[name], parallel=parallel)
+        for name, folder in folders.items()
+    ]
+    run_ranks(train_two_steps, 2, configs)
+    return folders
+
+
+@pytest.fixture
+def run_folder(run_folders: dict[str, Path]) -> Path:
+    return run_folders["METRO"]
+
+
+def convert_all(runs: list[Path]) -> None:
+    """On a lone rank, which the comparison needs anyway."""
+    for run in runs:
+        main(Options(load=str(run), output=str(run / "hf")))
+
+
+@pytest.fixture(scope="module")
+def variant_folders(run_folders: dict[str, Path]) -> dict[str, Path]:
+    """Exports; what differs from the trainer would have been refused."""
+    variants = {name: folder for name, folder in run_folders.items() if name != "METRO"}
+    run_ranks(convert_all, 1, list(variants.values()))
+    return {name: folder / "hf" for name, folder in variants.items()}
+
+
+def test_variants_become_folders_equal_to_the_trainer(variant_folders: dict[str, Path]) -> None:
+    for name, folder in variant_folders.items():
+        assert "largest difference to the trainer's outputs" in (folder / "README.md").read_text()
+        settings = json.loads((folder / "config.json").read_text())
+        assert VARIANTS[name].items() <= settings.items()
 
 
 def convert(load: Path, output: Path) -> subprocess.CompletedProcess[str]:

@@ -315,3 +315,7 @@ def test_mistakes_are_said() -> None:
         MetroForMaskedLM(MetroConfig(embedding_size=128))
     with pytest.raises(ValueError, match="'bert'"):
         MetroConfig(relative_bucket="bert")
+    with pytest.raises(ValueError, match="'norm'"):
+        MetroConfig(shared_embeddings="norm")
+    with pytest.raises(ValueError, match="'token_position', but with untied_positions"):
+        MetroConfig(shared_embeddings="token_position", untied_positions=True)

@@ -21,8 +21,17 @@ OWN = {
     "position": "embedding.position.weight",
     "norm": "embedding.norm.weight",
     "table": "table.weight",
+    "decoder": "head.decoder.bias",
 }
-SHARED = {"word": "word.weight", "position": "position.weight", "norm": "norm.weight", "table": "main_table.weight"}
+SHARED = {
+    "word": "word.weight",
+    "position": "position.weight",
+    "norm": "norm.weight",
+    "table": "main_table.weight",
+    "decoder": "decoder.bias",
+}
+CONFIG = small_config(model={"shared_embeddings": "token_position_norm", "shared_lm_bias": True})
+"""A tied module that has all there is to lend."""
 Gradients = dict[str, Tensor]
 
 
@@ -32,7 +41,7 @@ class Pair(nn.Module):
     def __init__(self, config: Config, layout: Layout, parts: tuple[str, ...]):
         super().__init__()
         transformer, groups = mcore.auxiliary_config(config, layout.device), layout.shared_groups
-        self.tied = TiedParameters(transformer, config.model, groups, shared_parts=("position", "norm"))
+        self.tied = TiedParameters(transformer, config.model, groups)
         borrowed = self.tied.lend(*parts)  # type: ignore[arg-type]
         for name in ("first", "second"):
             head = MaskedLanguageModel(config).head(transformer)
@@ -61,9 +70,9 @@ def gradients(config: Config, parts: tuple[str, ...]) -> tuple[Gradients, list[G
     return result
 
 
-@pytest.mark.parametrize("parts", [("word",), ("word", "table"), ("word", "position", "norm", "table"), ()])
+@pytest.mark.parametrize("parts", [("word",), ("word", "table", "decoder"), tuple(OWN), ()])
 def test_what_is_lent_gathers_the_gradients_of_both_and_the_rest_is_each_one_s_own(parts: tuple[str, ...]) -> None:
-    (found,) = run_ranks(gradients, 1, small_config(), parts)
+    (found,) = run_ranks(gradients, 1, CONFIG, parts)
     both, (first, second), own = found
     for part in OWN:
         assert (OWN[part] in own) != (part in parts), part
@@ -93,5 +102,40 @@ def outputs(config: Config) -> tuple[Tensor, Tensor]:
 
 
 def test_owned_or_borrowed_the_mathematics_is_the_same() -> None:
-    ((owned, borrowed),) = run_ranks(outputs, 1, small_config())
+    ((owned, borrowed),) = run_ranks(outputs, 1, CONFIG)
     assert torch.equal(owned, borrowed) and owned.abs().sum() > 0
+
+
+LEVELS: dict[str, tuple[set[str], set[str]]] = {
+    "none": ({"word", "table"}, set()),
+    "token": ({"word", "table"}, {"word"}),
+    "token_position": ({"word", "position", "table"}, {"word", "position"}),
+    "token_position_norm": ({"word", "position", "norm", "table"}, {"word", "position", "norm"}),
+}
+"""What main and the auxiliary model borrow."""
+
+
+def borrowed_parts(configs: list[Config]) -> list[tuple[set[str], set[str], set[str]]]:
+    """What main and the auxiliary borrow, and what the tied module owns."""
+    layout, found = Layout.create(ParallelConfig(), torch.device("cpu")), []
+    for config in configs:
+        transformer = mcore.auxiliary_config(config, layout.device)
+        tied = TiedParameters(transformer, config.model, layout.shared_groups)
+        lent = (
+            {part for part, module in vars(one).items() if module is not None}
+            for one in (tied.for_main(), tied.for_auxiliary())
+        )
+        found.append((*lent, {name for name, _ in tied.named_parameters()}))
+    layout.destroy()
+    return found
+
+
+def test_levels_of_sharing() -> None:
+    """Nothing is tied that main does not read; a shared bias comes on top of every level."""
+    cases = [(level, bias) for level in LEVELS for bias in (False, True)]
+    configs = [small_config(model={"shared_embeddings": level, "shared_lm_bias": bias}) for level, bias in cases]
+    (found,) = run_ranks(borrowed_parts, 1, configs)
+    for (level, bias), (main, auxiliary, owned) in zip(cases, found, strict=True):
+        decoder = {"decoder"} if bias else set()
+        assert (main, auxiliary) == tuple(parts | decoder for parts in LEVELS[level])
+        assert owned - {"norm.bias"} == {SHARED[part] for part in main}

@@ -92,11 +92,31 @@ def test_a_kind_that_nobody_described_is_named() -> None:
         start_of(torch.nn.MultiheadAttention(4, 2), "in_proj_weight")
 
 
+def test_values_of_other_models() -> None:
+    """TUPE's table and projections are as all weights, last norms as all norms, and eq. 10 scales none of them."""
+    changes = {"untied_positions": True, "norm_first": True, "shared_lm_bias": True, "shared_embeddings": "none"}
+    ((weights, divisors),) = run_ranks(first_values, 1, changes)[0]
+    assert "main.embedding.position.weight" not in weights, "nothing reads it"
+    for name in ("tied.main_table.untied.position", "tied.main_table.untied.key", "aux.table.untied.query"):
+        assert weights[f"{name}.weight"].std() == pytest.approx(0.02, rel=0.1), name
+        assert not weights.get(f"{name}.bias", torch.zeros(1)).any(), name
+    for norm in ("tied.main_table.untied.norm", "main.block.final_layernorm", "aux.block.final_layernorm"):
+        assert (weights[f"{norm}.weight"] == 1).all() and (weights[f"{norm}.bias"] == 0).all(), norm
+    assert weights["tied.decoder.bias"].shape == (384,) and not weights["tied.decoder.bias"].any()
+    word = weights["aux.embedding.word.weight"]
+    assert word[PAD_ID].abs().max() == 0 and word[300:].abs().max() == 0
+    assert word[5:300].std() == pytest.approx(0.02, rel=0.02)
+    assert set(divisors) == {f"main.block.layers.{i}.{SLOTS[slot]}" for i in range(4) for slot in TARGETS["ffn"]}
+
+
+@pytest.mark.parametrize("reset_cls", [True, False])
 @pytest.mark.parametrize("bucket", ["coco", "t5"])
-def test_decaying_biases(bucket: str) -> None:
+def test_decaying_biases(bucket: str, reset_cls: bool) -> None:
     model_config = ModelConfig(
         relative_bucket=bucket,  # type: ignore[arg-type]
         relative_bias_init="decay",
+        reset_cls=reset_cls,
+        hidden_size=16,
         num_attention_heads=4,
         relative_attention_num_buckets=32,
         relative_attention_max_distance=128,
@@ -110,7 +130,7 @@ def test_decaying_biases(bucket: str) -> None:
     for encoder in (pair.metro, pair.auxiliary):
         assert torch.equal(encoder.encoder.relative_attention_bias.weight, table)
     biases = table[relative_buckets(metro_config(model_config), 128, torch.device("cpu"))]
-    assert biases[:, 0].abs().max() == 0 and biases[0].abs().max() == 0
+    assert bool(biases[:, 0].abs().max() == 0 and biases[0].abs().max() == 0) == reset_cls
     for distance, start_of_bucket in ((0, 0), (1, 1), (7, 7), (100, 86 if bucket == "coco" else 91)):
         for query, key in ((1, 1 + distance), (1 + distance, 1)):
             assert biases[query, key].tolist() == [-start_of_bucket / 2**head for head in range(4)]

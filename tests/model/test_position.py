@@ -7,6 +7,7 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from metro_megatron import mcore
 from metro_megatron.config.position import CocoBuckets, PositionScheme, T5Buckets
@@ -40,6 +41,14 @@ def starts(kind: str, count: int, max_distance: int) -> list[int]:
 @pytest.mark.parametrize("setting", STARTS)
 def test_bucket_starts(setting: tuple[str, int, int]) -> None:
     assert starts(*setting) == STARTS[setting]
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (64, 128), (128, 256), (512, 512)])
+def test_t5_buckets_are_those_of_transformers(buckets: int, max_distance: int) -> None:
+    """Of an encoder's bidirectional attention, for every distance that 512 positions have."""
+    relative = torch.arange(-511, 512)
+    wanted = T5Attention._relative_position_bucket(relative, True, buckets, max_distance).tolist()
+    assert [T5Buckets(buckets, max_distance).row(distance, 512) for distance in relative.tolist()] == wanted
 
 
 @pytest.mark.parametrize("setting", LAST_STARTS)
@@ -88,11 +97,13 @@ def test_shorter_samples_read_the_corner_of_the_full_table() -> None:
 @pytest.mark.parametrize("kind", ["coco", "t5"])
 def test_without_a_reset_cls_is_a_token_like_others(kind: str) -> None:
     reset = ModelConfig(relative_bucket=kind).position_scheme  # type: ignore[arg-type]
-    plain = replace(reset, resets_cls=False)
+    plain = ModelConfig(relative_bucket=kind, reset_cls=False).position_scheme  # type: ignore[arg-type]
     assert (reset.num_rows, plain.num_rows) == (65, 64) and plain.cls_rows() == []
     table = whole_table(plain)
     assert torch.equal(table[1:, 1:], whole_table(reset)[1:, 1:])
     assert torch.equal(table[0, :-1], table[1, 1:]) and torch.equal(table[:-1, 0], table[1:, 1])
+    config = metro_config(ModelConfig(relative_bucket=kind, reset_cls=False))  # type: ignore[arg-type]
+    assert torch.equal(table, relative_buckets(config, 512, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,7 @@ def test_without_a_reset_cls_is_a_token_like_others(kind: str) -> None:
         (PositionScheme(512, T5Buckets(64, 16)), ["max_distance is 16, must be greater than 16"]),
         (PositionScheme(512, T5Buckets(64, 17)), []),
         (PositionScheme(512, None), []),
+        (PositionScheme(512, None, starts_decaying=True), ["init is decay, but model.relative_bucket none leaves no"]),
     ],
 )
 def test_problems_are_named(scheme: PositionScheme, named: list[str]) -> None:

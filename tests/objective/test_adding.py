@@ -24,16 +24,16 @@ from tests.parity.small_run import small_config, start
 PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
 
 
-def replace_mlm() -> type[Term]:
+def focal_correction() -> type[Term]:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, str(PAGE), "exec"), names)
-    return names["ReplaceMLM"]
+    return names["FocalCorrection"]
 
 
 def two_steps(config: Config) -> tuple[list[dict[str, float]], float, set[str]]:
     """Figures of two steps, the first one's loss in plain torch, and the names of main's heads."""
-    with patch.object(build, "main_terms", lambda config: [replace_mlm()(config)]):
+    with patch.object(build, "main_terms", lambda config: [focal_correction()(config)]):
         trainer = start(config)
     trainer.homes.fetch_parameters()
     metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
@@ -42,9 +42,11 @@ def two_steps(config: Config) -> tuple[list[dict[str, float]], float, set[str]]:
     if trainer.layout.world.size() == 1:
         for tokens, micro_batch in zip(trainer.step.evaluate(batch, metrics), batch.micro_batches, strict=True):
             with torch.no_grad():
-                logits = trainer.pair.main[0](View(tokens, micro_batch)).heads["replace"].logits()
-            real = logits[:, : config.model.vocab_size]
-            expected += functional.cross_entropy(real, micro_batch.masked_targets, reduction="sum").item()
+                logits = trainer.pair.main[0](View(tokens, micro_batch)).heads["focal"].logits()
+            losses = functional.cross_entropy(
+                logits[:, : config.model.vocab_size], micro_batch.masked_targets, reduction="none"
+            )
+            expected += float(((1 - (-losses).exp()) * losses).sum())
         metrics.reduce()
     figures = []
     for step in range(2):
@@ -59,15 +61,15 @@ def two_steps(config: Config) -> tuple[list[dict[str, float]], float, set[str]]:
 def test_the_page_s_loss_trains_in_every_layout() -> None:
     (one,) = run_ranks(two_steps, 1, small_config())
     figures, expected, heads = one
-    assert heads == {"replace_head"}, "without detection there is no head for it"
-    assert figures[0]["replace_loss"] == pytest.approx(expected, rel=1e-5)
-    assert {"replace_accuracy", "aux_loss"} <= figures[0].keys() and "rtd_loss" not in figures[0]
+    assert heads == {"focal_head"}, "without detection there is no head for it"
+    assert figures[0]["focal_loss"] == pytest.approx(expected, rel=1e-5)
+    assert {"focal_accuracy", "aux_loss"} <= figures[0].keys() and "rtd_loss" not in figures[0]
     staged = run_ranks(two_steps, 2, small_config(parallel={"pipeline_model_parallel_size": 2}))
     for other, _, _ in staged:
         for found, wanted in zip(other, figures, strict=True):
-            assert found["replace_loss"] == pytest.approx(wanted["replace_loss"], rel=1e-6)
+            assert found["focal_loss"] == pytest.approx(wanted["focal_loss"], rel=1e-6)
 
 
 def test_the_picture_shows_it() -> None:
-    shown = {name for panel in panels([MaskedLanguageModel, replace_mlm()]) for name in panel.curves}
-    assert "replace_loss" in shown and "rtd_loss" not in shown
+    shown = {name for panel in panels([MaskedLanguageModel, focal_correction()]) for name in panel.curves}
+    assert "focal_loss" in shown and "rtd_loss" not in shown

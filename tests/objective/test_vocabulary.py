@@ -5,10 +5,10 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from fused.linear_cross_entropy import gumbel_noise
+from fused.linear_cross_entropy import Sampling, gumbel_noise
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.model.heads import Decoding
-from metro_megatron.objective.vocabulary import vocabulary_statistics
+from metro_megatron.objective.vocabulary import vocabulary_statistics, wrong_samples
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.vocabulary import NUM_SPECIALS
 from tests.distributed import run_ranks
@@ -24,20 +24,22 @@ def whole_head() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
 
 
 def head_on_rank() -> list[torch.Tensor]:
-    """Loss, predicted and sampled ids, and the gradients of rows, weight and bias over all ranks."""
+    """Loss, predicted, sampled and two wrong ids, and the gradients of rows, weight and bias over all ranks."""
     layout = Layout.create(ParallelConfig(tensor_model_parallel_size=dist.get_world_size()), torch.device("cpu"))
     group = layout.tensor
     (rows, weight, bias), targets, keys = whole_head()
     own = [rows, weight.chunk(group.size())[group.rank()], bias.chunk(group.size())[group.rank()]]
     own = [part.clone().requires_grad_() for part in own]
-    found = vocabulary_statistics(Decoding(*own), targets, VOCAB_SIZE, group, keys)
+    found = vocabulary_statistics(Decoding(*own), targets, VOCAB_SIZE, group, Sampling(keys))
     gradients = list(torch.autograd.grad(found.loss.sum(), own))
     dist.all_reduce(gradients[0], group=group)  # the head's copy_to_tensor_model_parallel_region does it
     whole = [[torch.empty_like(one) for _ in range(group.size())] for one in gradients[1:]]
     for pieces, one in zip(whole, gradients[1:], strict=True):
         dist.all_gather(pieces, one, group=group)
     assert found.sampled is not None
-    return [found.loss.detach(), found.predicted, found.sampled, gradients[0], *(torch.cat(one) for one in whole)]
+    wrong = wrong_samples(Decoding(*own), targets, VOCAB_SIZE, group, Sampling(keys), 2)
+    ids = [found.predicted, found.sampled, wrong]
+    return [found.loss.detach(), *ids, gradients[0], *(torch.cat(one) for one in whole)]
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -50,19 +52,25 @@ def test_split_head_equals_torch_and_ignores_padded_ids(world_size: int) -> None
     exact = torch.autograd.grad(losses.sum(), leaves)
     scores = logits + gumbel_noise(keys, torch.arange(VOCAB_SIZE, dtype=torch.int32))
     scores[:, :NUM_SPECIALS] = -torch.inf
-    for loss, predicted, sampled, *gradients in run_ranks(head_on_rank, world_size):
+    first = scores.argmax(1)
+    scores[torch.arange(ROWS), targets] = -torch.inf
+    for loss, predicted, sampled, wrong, *gradients in run_ranks(head_on_rank, world_size):
         torch.testing.assert_close(loss.double(), losses.detach(), rtol=1e-5, atol=1e-5)
         assert torch.equal(predicted, logits.argmax(1))
-        assert torch.equal(sampled, scores.argmax(1))
+        assert torch.equal(sampled, first)
+        assert torch.equal(wrong, scores.argsort(1, descending=True)[:, :2])
+        assert torch.equal(wrong[first != targets, 0], first[first != targets])
         for gradient, wanted in zip(gradients, exact, strict=True):
             torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def no_rows_on_rank() -> tuple[float, float]:
     layout = Layout.create(ParallelConfig(), torch.device("cpu"))
-    (rows, weight, bias), targets, _ = whole_head()
+    (rows, weight, bias), targets, keys = whole_head()
     weight.requires_grad_()
-    found = vocabulary_statistics(Decoding(rows[:0], weight, bias), targets[:0], VOCAB_SIZE, layout.tensor)
+    nothing = Decoding(rows[:0], weight, bias), targets[:0], VOCAB_SIZE, layout.tensor
+    assert wrong_samples(*nothing, Sampling(keys[:0]), 2).shape == (0, 2)
+    found = vocabulary_statistics(*nothing)
     found.loss.sum().backward()
     assert weight.grad is not None
     return found.loss.sum().item(), weight.grad.abs().max().item()

@@ -44,6 +44,7 @@ class MemoryShard:
     first_document: int = 0
     tokenizer_path: str = ""
     sha256: str = "memory"
+    tokenizer_sha256: str = "memory"
     manifest: dict[str, Any] = field(default_factory=lambda: {"vocab_size": VOCAB_SIZE})
 
 
@@ -137,7 +138,9 @@ def use_small_buckets() -> None:
 def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[Figures], list[Norms]]:
     """Train steps first to last; figures of each and its gradient norms (both homes, shared, stage)."""
     data = trainer.corpus.training_data(trainer.layout)
-    metrics, figures, norms = MetricSums(trainer.layout), [], []
+    metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
+    figures: list[Figures] = []
+    norms: list[Norms] = []
     for step in range(first, last):
         batch = data.step_batch(step, trainer.seen_samples)
         update = trainer.step.train(batch, metrics)
@@ -186,7 +189,7 @@ def corrupted_samples(config: Config) -> dict[int, list[int]]:
     """On every rank: the corrupted ids of this data-parallel rank's samples in the first step, by sample id."""
     trainer = start(config)
     batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
-    corrupted = trainer.step.evaluate(batch, MetricSums(trainer.layout))
+    corrupted = trainer.step.evaluate(batch, MetricSums(trainer.layout, trainer.parts.all_terms))
     trainer.close()
     pairs = zip(corrupted, batch.micro_batches, strict=True)
     return dict(sample for tokens, micro_batch in pairs for sample in samples_of(tokens, micro_batch))

@@ -38,7 +38,7 @@ def one_step(config: Config) -> OneStep:
     batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
     (micro_batch,) = batch.micro_batches
     weights = whole_weights(trainer)
-    metrics = MetricSums(trainer.layout)
+    metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
     (corrupted,) = trainer.step.evaluate(batch, metrics)
     figures = metrics.reduce()
     trainer.optimizer.step = lambda step: None  # type: ignore[method-assign,assignment]
@@ -98,7 +98,7 @@ def test_every_gradient_equals_autograd(steps: dict[str, tuple[Config, OneStep]]
     assert step.figures["clm_loss"] == pytest.approx(clm.item(), rel=1e-5)
     ours = hf_state_dict(step.gradients, config.model)  # linear: it maps gradients as it maps weights
     theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
-    tied = tied_weights(config.model.shared_embeddings, config.model.shared_lm_bias)
+    tied = tied_weights(config.model.shared_embeddings, config.model.shared_lm_bias, ("auxiliary", "rtd", "clm"))
     assert {tied.get(name, name) for name in theirs} == set(ours) - set(tied)
     for name, expected in theirs.items():
         assert expected is not None, name

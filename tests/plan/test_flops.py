@@ -19,6 +19,8 @@ from tests.plan.builds import BUILDS, Changes
 
 LENGTH = 64
 RECOMPUTED: dict[str, Changes] = {"recomputed": {"parallel": {"recompute": "full"}}}
+ALIKE = ("another width", "t5 buckets", "no reset", "no buckets", "nothing shared", "shared positions", "shared norm")
+"""Builds in which other numbers are stored, or a few, and hardly others multiplied."""
 BASE_PLUS = ["--train.train_steps", "1950000"]
 
 
@@ -87,7 +89,9 @@ def test_passes_of_an_auxiliary() -> None:
     assert (1 - frozen / trained, 1 - cached / trained) == pytest.approx((0.20, 0.30), abs=0.003)
 
 
-@pytest.mark.parametrize("name", [*BUILDS, *RECOMPUTED])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in (*BUILDS, *RECOMPUTED)]
+)
 def test_flops_of_a_step(name: str) -> None:
     """All that torch multiplies in a step. Samples are of one length: the reference computes scores of padding, too."""
     config = small_config(**{**BUILDS, **RECOMPUTED}[name])

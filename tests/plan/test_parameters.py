@@ -51,4 +51,4 @@ def test_parameters_of_a_build(name: str) -> None:
         planned[{"tied": "tied.", "auxiliary": "aux."}.get(part.home, "main.")] += part.total
     assert planned == built
     assert sum(built.values()) == trained(config)
-    assert {part.home for part in parts(config)} <= {*SHARED, "first", "layers", "middle", "last"}
+    assert {part.home for part in parts(config)} <= {*SHARED, "first", "layers", "last"}

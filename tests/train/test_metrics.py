@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from metro_megatron.config.schema import Config, ParallelConfig
 from metro_megatron.objective.figures import COUNTS
-from metro_megatron.objective.terms import ALL
+from metro_megatron.objective.terms import exported_terms
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.train.metrics import MetricSums
 from tests.distributed import run_ranks
@@ -14,8 +14,9 @@ from tests.distributed import run_ranks
 def reduced_on_rank() -> tuple[dict[str, float], dict[str, float]]:
     """Four ranks, two of them tensor-parallel: each adds its data-parallel rank + 1 to every sum, twice."""
     layout = Layout.create(ParallelConfig(tensor_model_parallel_size=2), torch.device("cpu"))
-    metrics = MetricSums(layout, [term(Config()) for term in ALL])
-    sizes = {name: size for sums in (COUNTS, *(term.sums for term in ALL)) for name, size in sums.items()}
+    terms = exported_terms(Config())
+    metrics = MetricSums(layout, terms)
+    sizes = {name: size for sums in (COUNTS, *(term.sums for term in terms)) for name, size in sums.items()}
     own = {name: torch.full((size,), layout.data.rank() + 1.0) for name, size in sizes.items()}
     metrics.add([own, own])
     assert dist.get_world_size() == 4

@@ -56,7 +56,8 @@ def test_gradients_in_the_runs_own_format() -> None:
 def overflowing_steps(config: Config) -> tuple[list[Update], bool]:
     """On every rank: updates from a loss scale that is far too large, and whether skipped steps left weights alone."""
     trainer = start(config)
-    data, metrics, updates = trainer.corpus.training_data(trainer.layout), MetricSums(trainer.layout), []
+    data, updates = trainer.corpus.training_data(trainer.layout), []
+    metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
     weight = trainer.pair.shared["tied"].word.weight
     before = weight.detach().clone()
     for step in range(STEPS):

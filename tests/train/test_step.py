@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
@@ -20,6 +19,7 @@ from metro_megatron.model.init import global_parameters
 from metro_megatron.objective.clm import CorrectiveLanguageModel
 from metro_megatron.objective.rtd import ReplacedTokenDetection
 from metro_megatron.objective.term import Sums, Term
+from metro_megatron.parallel.layout import Layout
 from metro_megatron.schedule import Schedule
 from metro_megatron.train import build
 from metro_megatron.train.metrics import MetricSums
@@ -36,8 +36,8 @@ class EarlyDetection(ReplacedTokenDetection):
     sums = {f"early_{name}": size for name, size in ReplacedTokenDetection.sums.items()}
     layer = 2
 
-    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
-        loss, sums = super().loss(reading, view, group)
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
+        loss, sums = super().loss(reading, view, layout)
         return loss, {f"early_{name}": value for name, value in sums.items()}
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -78,19 +78,13 @@ class Agreement(Term):
     def denominator(self, batch: StepBatch) -> int:
         return batch.num_tokens
 
-    def loss(self, reading: Reading, view: View, group: ProcessGroup) -> tuple[Tensor, Sums]:
-        first, second = reading.hidden.flatten(0, 1)[view.first_index].chunk(2)
+    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
+        first, second = reading.hidden.flatten(0, 1)[view.micro_batch.first_index].chunk(2)
         loss = (first - second).square().sum()
         return loss, {"agreement_loss": loss.detach()}
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {"agreement_loss": float(sums["agreement_loss"]) / max(float(sums["num_tokens"]), 1.0)}
-
-    def exported_logits(self, model: nn.Module, hidden: Tensor, is_masked: Tensor) -> Tensor:
-        raise AssertionError("it has no head")
-
-    def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
-        raise AssertionError("it has no head")
 
 
 class Unweighted(Agreement):
@@ -143,7 +137,7 @@ def agreement_by_hand(trainer: Any, batch: StepBatch) -> float:
     total, model = 0.0, trainer.pair.main[0]
     for tokens, micro_batch in zip(corrupted, batch.micro_batches, strict=True):
         views = (View(tokens, micro_batch), View(micro_batch.tokens, micro_batch))
-        noised, clean = (model(view).hidden.flatten(0, 1)[view.first_index] for view in views)
+        noised, clean = (model(view).hidden.flatten(0, 1)[view.micro_batch.first_index] for view in views)
         total += float((noised - clean).square().sum())
     return total / batch.num_tokens
 

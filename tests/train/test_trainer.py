@@ -15,6 +15,7 @@ import pytest
 from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.plan.flops import Amount, model_flops
 from metro_megatron.train import trainer as module
 from metro_megatron.train.trainer import MAX_SKIPPED
 from tests.distributed import run_ranks
@@ -56,7 +57,14 @@ def test_lines_come_when_they_are_due_and_the_loss_is_the_weighted_sum(tmp_path:
     for line in lines:
         weighted = line["aux_loss"] + 50 * line["rtd_loss"] + line["clm_loss"]
         assert line["loss"] == pytest.approx(weighted, rel=1e-12)
+    before = 0
+    for line in lines:
+        tokens, steps = line["consumed_tokens"] - before, line["step"] % 2 or 2
+        least, most = (model_flops(config, Amount(tokens, squares)) for squares in (tokens, 48 * tokens))
+        assert least < line["tflops_per_gpu"] * line["seconds_per_step"] * steps * 1e12 < most and "mfu" not in line
+        before = line["consumed_tokens"]
     shown = next(one for one in said if one.startswith("step 2/5"))
+    assert f"{lines[0]['tflops_per_gpu']:.3g} TFLOP/s/GPU (data" in shown
     assert f"aux {lines[0]['aux_loss']:.4f} rtd {lines[0]['rtd_loss']:.4f} clm" in shown
     assert f"replaced {lines[0]['replace_rate']:.3f} found {lines[0]['replace_accuracy']:.3f} | grad norm" in shown
     assert tracked_step(tmp_path) == 5 and said[-1].startswith("saved")

@@ -1,0 +1,185 @@
+"""The frozen model of a run, from a folder of any kind, checked before anything of the run is built.
+
+A folder is a run's (or one of its checkpoints), one that tools/convert_checkpoint.py wrote, or that of any masked
+language model of transformers; nothing is fetched and no code of the folder is run. In all three it becomes a model of
+transformers: of a pair, the auxiliary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from metro_megatron.checkpoint.files import INTEGRITY, METADATA, TRACKER
+from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors
+from metro_megatron.config.file import load_config
+from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
+from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.export import metro_config
+from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
+from metro_megatron.hf.weights import hf_state_dict
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+class FrozenFolder:
+    """A folder with a masked language model. Raises UserError for any other."""
+
+    def __init__(self, path: str):
+        folder = Path(path)
+        self.is_run = any((folder / name).is_file() for name in (TRACKER, METADATA))
+        if not self.is_run and not (folder / "config.json").is_file():
+            raise UserError(
+                f"corruption.frozen_model {path}: neither a run folder or checkpoint nor a folder with a config.json; "
+                "give train.output of a run, a folder that tools/convert_checkpoint.py wrote, or that of a masked "
+                "language model of transformers"
+            )
+        self.path = find_iteration(folder) if self.is_run else folder
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it holds a pair of ours."""
+        return self.is_run or self._content().get("model_type") == MetroConfig.model_type
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of its tokenizer."""
+        return find_tokenizer(self.path) if self.is_run else self.path
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights and its configuration."""
+        if self.is_run:
+            return hashlib.sha256((self.path / INTEGRITY).read_bytes()).hexdigest()
+        found = hashlib.sha256()
+        for path in sorted(path for pattern in ("config.json", *_WEIGHTS) for path in self.path.glob(pattern)):
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        return found.hexdigest()
+
+    def problems(self, config: Config, tokenizer: Path) -> list[str]:
+        """Why it cannot fill the masks of a run, whose tokenizer is that of the other folder."""
+        shape = self._unfilled()
+        positions, length = _most_positions(shape), config.data.seq_length
+        found = []
+        if positions is not None and positions < length:
+            found.append(
+                f"corruption.frozen_model {self.path} has {positions} positions, data.seq_length is {length}; lower "
+                "the second, which needs no new shards, or give another model"
+            )
+        rows = shape.config.vocab_size
+        if rows < config.model.vocab_size:
+            found.append(
+                f"corruption.frozen_model {self.path} has {rows} ids, the run {config.model.vocab_size}; give a model "
+                "that was trained with the run's tokenizer"
+            )
+        return [*found, *_other_ids(self.tokenizer, tokenizer, config.model.vocab_size, self.path)]
+
+    def load(self) -> PreTrainedModel:
+        """The model in fp32 on the CPU. Raises UserError if its logits are not those of a linear output layer."""
+        logging.disable_progress_bar()
+        if self.is_run:
+            model = self._unfilled()
+            state = hf_state_dict(read_model_tensors(self.path), load_config(self.path / "run_config.yaml").model)
+            own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
+            model.load_state_dict(own, strict=True, assign=True)
+            model.tie_weights()
+        else:
+            kind: Any = MetroForAuxiliaryMaskedLM if self.is_ours else AutoModelForMaskedLM
+            model = kind.from_pretrained(self.path, dtype=torch.float32, local_files_only=True)
+        _refuse_other_heads(model.eval(), self.path)
+        return model
+
+    def _unfilled(self) -> PreTrainedModel:
+        """The model without weights."""
+        with torch.device("meta"):
+            if self.is_ours:
+                return MetroForAuxiliaryMaskedLM(self._config())  # type: ignore[arg-type]
+            return AutoModelForMaskedLM.from_config(self._config())
+
+    def _config(self) -> PretrainedConfig:
+        if self.is_run:
+            return metro_config(load_config(self.path / "run_config.yaml").model)
+        if self.is_ours:
+            return MetroConfig.from_pretrained(self.path, local_files_only=True)
+        try:
+            return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{self.path}: transformers cannot read its configuration ({error})") from error
+
+    def _content(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / "config.json").read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path / 'config.json'}: damaged ({error}); give another folder") from error
+
+
+def refuse_other_model(config: Config, tokenizer: Path) -> FrozenFolder:
+    """The folder of corruption.frozen_model, which fits a run with the tokenizer of the other folder.
+
+    Raises UserError naming all that keeps it from filling the run's masks.
+    """
+    folder = FrozenFolder(config.corruption.frozen_model)
+    found = folder.problems(config, tokenizer)
+    if found:
+        raise UserError(found)
+    return folder
+
+
+def _most_positions(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest row; None where positions are only relative.
+
+    A table whose rows begin behind that of padding (RoBERTa's) holds as many fewer.
+    """
+    tables = [one for name, one in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+    sizes = [
+        one.num_embeddings - (0 if one.padding_idx is None else one.padding_idx + 1)
+        for one in tables
+        if isinstance(one, nn.Embedding)
+    ]
+    return min(sizes, default=None)
+
+
+def _other_ids(theirs: Path, ours: Path, vocab_size: int, model: Path) -> list[str]:
+    """The first id that is another token in the model's tokenizer."""
+    try:
+        tokenizers = [AutoTokenizer.from_pretrained(one, local_files_only=True) for one in (theirs, ours)]
+    except (ValueError, OSError, KeyError) as error:
+        return [f"corruption.frozen_model {model}: its tokenizer cannot be read ({error}); put it beside the model"]
+    their_tokens, our_tokens = (one.convert_ids_to_tokens(list(range(vocab_size))) for one in tokenizers)
+    for number, (their, our) in enumerate(zip(their_tokens, our_tokens, strict=True)):
+        if their != our:
+            return [
+                f"corruption.frozen_model {model} has another tokenizer: id {number} is {their!r} there and {our!r} in "
+                "the run's; give a model that was trained with the run's tokenizer, or preprocess with the model's"
+            ]
+    return []
+
+
+@torch.no_grad()
+def _refuse_other_heads(model: PreTrainedModel, path: Path) -> None:
+    """Raise UserError unless logits are rows weight^T + bias of the output layer."""
+    layer, seen = model.get_output_embeddings(), []
+    if isinstance(layer, nn.Linear):
+        handle = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        ids = torch.arange(1, 5)[None]
+        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        handle.remove()
+        if seen and torch.equal(functional.linear(seen[0], layer.weight, layer.bias), logits):
+            return
+    raise UserError(
+        f"{path}: the logits of {type(model).__name__} are not those of a linear output layer, from which replacements "
+        "are drawn; give a model of another class"
+    )
