@@ -43,8 +43,8 @@ def stability(paper: dict[str, Any]) -> Section:
         needs = f"{NOT_RUN} at XL: {hours}, the corpora of Table 12"
         rows.append(Row(legend, "a curve", f"`{file}` over `xl`", needs))
     note = (
-        "Below the arms at XL what the paper's text says of them, in a miniature: one seed, "
-        f"{MINIATURE.relative_to(ROOT)}, in the order of the arms. See docs/results.md."
+        "Below the arms at XL what the paper's text says of them, in a miniature with one seed, in the order of the "
+        "arms; docs/results.md shows its curves."
     )
     return Section("Figure 3: stability of XL", [*rows, *_miniature()], "make figure3", note)
 
