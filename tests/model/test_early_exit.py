@@ -100,7 +100,8 @@ def counted() -> tuple[list[float], list[float]]:
             return reading.heads[name].logits.sum()
 
         with FlopCounterMode(display=False) as counter:
-            main(View(micro_batch.tokens, micro_batch, exits=exits), judge if exits else None).heads["rtd"].sum().backward()
+            view = View(micro_batch.tokens, micro_batch, exits=exits)
+            main(view, judge if exits else None).heads["rtd"].sum().backward()
         counts.append(float(counter.get_total_flops()))
     layout.destroy()
     scheme, rows = config.model.position_scheme, micro_batch.tokens.numel()
