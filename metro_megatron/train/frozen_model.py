@@ -2,7 +2,7 @@
 
 A folder is a run's (or one of its checkpoints), one that tools/convert_checkpoint.py wrote, or that of any masked
 language model of transformers; nothing is fetched and no code of the folder is run. In all three it becomes a model of
-transformers: of a pair, the auxiliary.
+transformers: of a pair the auxiliary, of a run of plain masked language modelling main.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import metro_config
-from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
+from metro_megatron.hf.export import exported_model, exported_tensors, metro_config
+from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForMaskedLM
 from metro_megatron.hf.weights import hf_state_dict
 
 if TYPE_CHECKING:
@@ -91,27 +91,44 @@ class FrozenFolder:
         """The model in fp32 on the CPU. Raises UserError if its logits are not those of a linear output layer."""
         logging.disable_progress_bar()
         if self.is_run:
-            model = self._unfilled()
-            state = hf_state_dict(read_model_tensors(self.path), load_config(self.path / "run_config.yaml").model)
+            model, run = self._unfilled(), self._run()
+            tensors = exported_tensors(read_model_tensors(self.path), run)
+            state = hf_state_dict(tensors, exported_model(run), run.objective.main)
             own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
             model.load_state_dict(own, strict=True, assign=True)
             model.tie_weights()
         else:
-            kind: Any = MetroForAuxiliaryMaskedLM if self.is_ours else AutoModelForMaskedLM
-            model = kind.from_pretrained(self.path, dtype=torch.float32, local_files_only=True)
+            model = self._kind().from_pretrained(self.path, dtype=torch.float32, local_files_only=True)
         _refuse_other_heads(model.eval(), self.path)
         return model
 
     def _unfilled(self) -> PreTrainedModel:
         """The model without weights."""
         with torch.device("meta"):
-            if self.is_ours:
-                return MetroForAuxiliaryMaskedLM(self._config())  # type: ignore[arg-type]
-            return AutoModelForMaskedLM.from_config(self._config())
+            kind, config = self._kind(), self._config()
+            return kind(config) if self.is_ours else kind.from_config(config)
+
+    def _kind(self) -> Any:
+        """The class of what fills masks here: a pair's auxiliary, or main where it was pretrained to."""
+        if not self.is_ours:
+            return AutoModelForMaskedLM
+        config = self._config()
+        if config.num_auxiliary_layers:
+            return MetroForAuxiliaryMaskedLM
+        if "mlm" in config.objectives:
+            return MetroForMaskedLM
+        raise UserError(
+            f"corruption.frozen_model {self.path}: no auxiliary model is there, and main was pretrained with "
+            f"{' '.join(config.objectives)}, which does not fill masks; give a pair, or a run of objective.main mlm"
+        )
+
+    def _run(self) -> Config:
+        return load_config(self.path / "run_config.yaml")
 
     def _config(self) -> PretrainedConfig:
         if self.is_run:
-            return metro_config(load_config(self.path / "run_config.yaml").model)
+            run = self._run()
+            return metro_config(exported_model(run), run.objective.main)
         if self.is_ours:
             return MetroConfig.from_pretrained(self.path, local_files_only=True)
         try:
