@@ -19,7 +19,7 @@ MAIN: dict[str, type[Term]] = {
     "mlm": MainMaskedLanguageModel,
 }
 """The main model's, by their names in objective.main, in the order of the console and of their sum."""
-ALL: tuple[type[Term], ...] = (MaskedLanguageModel, *MAIN.values())
+ALL: tuple[type[Term], ...] = (MaskedLanguageModel, *MAIN.values(), ExitDetection)
 """All that a picture may have to show."""
 
 

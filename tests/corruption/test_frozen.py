@@ -31,8 +31,8 @@ from metro_megatron.corruption.corruptor import Proposal
 from metro_megatron.corruption.frozen import Frozen
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.errors import UserError
-from metro_megatron.hf.export import write_hf_folder
-from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
+from metro_megatron.hf.export import exported_model, metro_config, write_hf_folder
+from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForMaskedLM
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.frozen_model import FrozenFolder, refuse_other_model
@@ -126,22 +126,29 @@ def train_and_save(config: Config) -> None:
     trainer.close()
 
 
-def test_a_run_folder_and_its_export_draw_alike(tmp_path: Path) -> None:
+PLAIN: dict[str, Any] = {"objective": {"main": ["mlm"]}, "corruption": {"source": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [(MetroForAuxiliaryMaskedLM, {}), (MetroForMaskedLM, PLAIN)], ids=["pair", "plain MLM"]
+)
+def test_a_run_folder_and_its_export_draw_alike(kind: Any, other: dict[str, Any], tmp_path: Path) -> None:
     from metro_megatron.checkpoint.read import read_model_tensors
 
     run, export = tmp_path / "run", tmp_path / "export"
     run.mkdir()
-    config = small_config(train={"output": str(run)})
+    config = small_config(train={"output": str(run)}, **other)
     run_ranks(train_and_save, 1, config)
     tokenizer = write_tokenizer(run / "tokenizer")
-    write_hf_folder(export, read_model_tensors(iteration_folder(run, 1)), config.model, tokenizer, {})
+    tensors, main = read_model_tensors(iteration_folder(run, 1)), config.objective.main
+    write_hf_folder(export, tensors, exported_model(config), tokenizer, {}, objectives=main)
     frozen = small_config(corruption={"source": "frozen"})
     folders = (run, iteration_folder(run, 1), export)
     drawn = run_ranks(proposals, 1, [(frozen, str(folder)) for folder in folders])[0]
     for of_run, of_iteration, of_export in zip(*drawn, strict=True):
         assert torch.equal(of_run[0].sampled, of_export[0].sampled)
         assert torch.equal(of_run[0].sampled, of_iteration[0].sampled)
-    model = MetroForAuxiliaryMaskedLM.from_pretrained(export).eval()
+    model = kind.from_pretrained(export).eval()
     proposal, micro_batch = drawn[0][0]
     loss = functional.cross_entropy(brute_force(model, micro_batch), micro_batch.masked_targets, reduction="sum")
     torch.testing.assert_close(proposal.sums["aux_loss"], loss, rtol=1e-5, atol=1e-4)
@@ -217,6 +224,12 @@ def test_positions_are_counted_behind_those_of_padding(tmp_path: Path) -> None:
         copy_tokenizer(tokenizer, folder)
         found = FrozenFolder(str(folder)).problems(small_config(data={"seq_length": 49}), tokenizer)
         assert (message in found[0]) if message else found == []
+
+
+def test_a_main_model_that_fills_no_masks_is_refused(tmp_path: Path) -> None:
+    metro_config(replace(small_config().model, auxiliary_num_layers=0), ["rtd"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no auxiliary model is there, and main was pretrained with rtd, which"):
+        FrozenFolder(str(tmp_path)).load()
 
 
 def test_a_folder_of_nothing_and_a_head_of_another_kind_are_refused(tmp_path: Path) -> None:
