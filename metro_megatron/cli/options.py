@@ -41,7 +41,7 @@ class Range:
     has_low: bool = True
     has_high: bool = False
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
         is_above = value >= self.low if self.has_low else value > self.low
         return is_above and (value <= self.high if self.has_high else value < self.high)
 

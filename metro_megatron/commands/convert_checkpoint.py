@@ -40,7 +40,6 @@ def main(options: Options) -> None:
 
     from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors
     from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
-    from metro_megatron.objective.terms import main_terms
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
     logging.set_verbosity_error()
@@ -61,7 +60,7 @@ def main(options: Options) -> None:
         find_tokenizer(iteration),
         training_facts(iteration, config),
         lambda folder: compare_with_trainer(folder, iteration, config),
-        [term.name for term in main_terms(config)],
+        config.objective.main,
     )
     print(
         f"made {target}, a Hugging Face folder with model card and code\n"

@@ -57,14 +57,14 @@ def main(options: Options, others: list[str]) -> None:
     all_layouts = layouts(config, cluster)
     if not all_layouts:
         raise UserError(wrong)
-    best = chosen(all_layouts, options.runners_up)
+    own = None if wrong else estimate(config, cluster)
+    best = chosen(all_layouts, own, options.runners_up)
     if not best:
         least = min(all_layouts, key=lambda one: one.memory.total)
         raise UserError(
             f"no layout fits {options.gpus} x {options.gpu}: the least is {least.memory.total / 1e9:,.1f} GB of "
             f"{cluster.memory_limit / 1e9:,.1f}, with {_written(least.options)}; give more --gpus or another --gpu"
         )
-    own = None if wrong else estimate(config, cluster)
     made = plan(config, cluster, own, best)
     if options.json:
         print(json.dumps(made, indent=2))
@@ -106,7 +106,7 @@ def _command(gpus: int, others: list[str], changes: Mapping[str, object]) -> str
 
 
 def _written(layout: Mapping[str, object]) -> str:
-    return " ".join(f"--{name} {str(value).lower()}" for name, value in layout.items())
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in layout.items())
 
 
 run = partial(run_tool, main)

@@ -6,8 +6,10 @@ from typing import Literal
 
 from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
-from metro_megatron.cli.options import flatten, options_of, out_of_range
+from metro_megatron.cli.options import Range, flatten, options_of, out_of_range
 from metro_megatron.config.schema import Config, CorruptionConfig, EncoderSizes, ModelConfig
+from metro_megatron.errors import UserError
+from metro_megatron.schedule import Schedule
 from metro_megatron.vocabulary import NUM_SPECIALS
 
 
@@ -25,6 +27,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _tied_head(config)
         found += _masking(config)
         found += _sharing(config)
+        found += _early_exit(config)
         found += _layout(config, world_size)
         found += _rows(config)
         found += _batch(config, world_size)
@@ -124,6 +127,43 @@ def _sharing(config: Config) -> Iterator[str]:
         yield (
             f"model.shared_lm_bias is for two language models, objective.main {', '.join(main)} has cloze, whose bias "
             "is its own; leave cloze out, or set model.shared_lm_bias false"
+        )
+
+
+def _early_exit(config: Config) -> Iterator[str]:
+    layers, depth, parallel = config.early_exit.layers, config.model.num_layers, config.parallel
+    if not layers:
+        return
+    for layer in layers:
+        if not 0 < layer < depth:
+            yield (
+                f"early_exit.layers has {layer}, must be at least 1 and less than model.num_layers {depth}, behind "
+                "which all tokens end; leave it out"
+            )
+    if sorted(set(layers)) != layers:
+        ascending = " ".join(map(str, sorted(set(layers))))
+        yield f"early_exit.layers is {' '.join(map(str, layers))}, must ascend, each once: {ascending}"
+    if "rtd" not in config.objective.main:
+        yield (
+            f"early_exit.layers is given and objective.main is {' '.join(config.objective.main)}; exits ask "
+            "the head of replaced token detection: add rtd, or leave early_exit.layers empty"
+        )
+    try:
+        schedule = Schedule.parse(config.early_exit.share)
+    except UserError as error:
+        yield f"early_exit.share: {error}"
+    else:
+        yield from schedule.problems("early_exit.share", config.train.train_steps, Range(0, 1))
+    if parallel.pipeline_model_parallel_size > 1:
+        yield (
+            f"parallel.pipeline_model_parallel_size is {parallel.pipeline_model_parallel_size}, with early_exit.layers "
+            "it must be 1: which tokens have left is not sent from stage to stage; use "
+            "parallel.tensor_model_parallel_size, or leave early_exit.layers empty"
+        )
+    if parallel.sequence_parallel:
+        yield (
+            "parallel.sequence_parallel is true, with early_exit.layers it must be false: the tokens that stay are "
+            "gathered from all positions, and no rank has them all; set it false, or leave early_exit.layers empty"
         )
 
 

@@ -6,12 +6,13 @@ Reading YAML and command lines is `metro_megatron.config.file`, checking what on
 show `metro_megatron.config.problems`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
+from metro_megatron.config.early_exit import Exits
 from metro_megatron.config.position import BUCKETS, PositionScheme
-from metro_megatron.schedule import Decay, Point, Schedule
+from metro_megatron.schedule import Decay, Point, Schedule, Written
 from metro_megatron.vocabulary import padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
@@ -152,7 +153,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eqs. 7, 9), or another of the papers' losses."""
+    """L = MLM(auxiliary) + rtd_weight * RTD + clm_weight * CLM (METRO eq. 9), or another."""
 
     main: list[Literal["rtd", "clm", "cloze", "scl", "mlm"]] = field(default_factory=lambda: ["rtd", "clm"])
     """What main learns: replaced token detection, correction (alone: Replace MLM), one-choice cloze, sequence
@@ -230,6 +231,40 @@ class CorruptionConfig:
         if self.temperature_schedule == "linear":
             return Schedule(first, (Point(final, 100, is_share=True),))
         return Schedule(first)
+
+
+@dataclass(frozen=True)
+class EarlyExitConfig:
+    """Tokens that leave main early: our reading of a paper whose abstract alone is public."""
+
+    layers: list[int] = field(default_factory=list)
+    """Main layers (from 1), ascending, behind which tokens may leave; what stays is what the head of replaced token
+    detection is least sure of there. Keys and values of tokens that left are still projected in every layer, their
+    queries, output projections and MLPs are not. None: every token is read to the top. Evaluation, export and
+    fine-tuning always do so."""
+    share: Written = "0 -> 0 at 10% -> 0.5 at 30%"
+    """Share of a sample's tokens that have left behind the last of these layers, each of which takes as many: a
+    schedule. As long as it is 0, no token leaves, masked or not, and the exits' heads learn alone. A guess."""
+    rule: Literal["confidence", "random"] = "confidence"
+    """Who leaves: the tokens of most confidence, or as a control as many at random."""
+    weight: Annotated[float, at_least(0)] = 1.0
+    """Weight of each exit's detection loss, which is over the tokens that go on, times objective.rtd_weight; those that
+    leave are scored where the others are, at the top. 1 is a guess: all exits alike."""
+
+    def exits_at(self, step: int, train_steps: int) -> Exits | None:
+        """Of a step counted from 0; None: there are none."""
+        return Exits(tuple(self.layers), Schedule.parse(self.share).at(step, train_steps)) if self.layers else None
+
+    def held(self, step: int, train_steps: int) -> "EarlyExitConfig":
+        """With the share of one step at all of them."""
+        exits = self.exits_at(step, train_steps)
+        return replace(self, share=exits.share) if exits else self
+
+    def average_exits(self, train_steps: int) -> Exits | None:
+        """Over a run, from a thousand of its steps."""
+        steps = range(0, train_steps, max(1, train_steps // 1000))
+        shares = [exits.share for step in steps if (exits := self.exits_at(step, train_steps))]
+        return Exits(tuple(self.layers), sum(shares) / len(shares)) if shares else None
 
 
 @dataclass(frozen=True)
@@ -396,6 +431,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = field(default_factory=ParallelConfig)
@@ -410,4 +446,6 @@ class Config:
         }
         if self.corruption.temperature_schedule != "constant":
             planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
+        if self.early_exit.layers:
+            planned["early_exit.share"] = Schedule.parse(self.early_exit.share)
         return planned

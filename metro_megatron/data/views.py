@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from metro_megatron.config.early_exit import Exits
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.vocabulary import PAD_ID
 
@@ -23,6 +24,8 @@ class View:
     micro_batch: MicroBatch
     distractors: Tensor | None = None
     """int64 [M, C] other ids than the originals, where a loss wants some."""
+    exits: Exits | None = None
+    """Where tokens leave main; None: nowhere, as in evaluation."""
 
     @property
     def is_replaced(self) -> Tensor:
@@ -109,4 +112,4 @@ def side_by_side(first: View, second: View) -> View:
         sample_ids=torch.cat([one.sample_ids, -2 - other.sample_ids]),
         max_seqlen=max(one.max_seqlen, other.max_seqlen),
     )
-    return View(join(first.tokens, second.tokens), joined, first.distractors)
+    return replace(first, tokens=join(first.tokens, second.tokens), micro_batch=joined)

@@ -23,6 +23,7 @@ from torch import Tensor
 from metro_megatron.config.schema import ModelConfig, SharedPart
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
+from metro_megatron.model.early_exit import ExitHead
 from metro_megatron.model.heads import TiedDecoder, decoder_bias
 from metro_megatron.model.layer import LOCAL, block_spec, linear
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
@@ -242,8 +243,8 @@ class Reading:
 Judge = Callable[[str, Reading], Tensor]
 """Makes of the named head's reading on a middle layer the loss that rides on its hidden states."""
 
-LayerJudge = Callable[[str, Tensor], Tensor]
-"""The same as a layer calls it, which knows nothing but its hidden states [S, B, H]."""
+LayerJudge = Callable[[str, Tensor, Sequences], Tensor]
+"""The same as a layer calls it, which knows its hidden states [S, B, H] and where samples lie."""
 
 
 class _Ride(torch.autograd.Function):
@@ -303,8 +304,13 @@ class MainModel(Encoder):
     def forward(self, view: View, judge: Judge | None = None) -> Reading:
         """Read a view. Without judge, heads on middle layers are not asked."""
 
-        def of_layer(name: str, hidden: Tensor) -> Tensor:
+        def of_layer(name: str, hidden: Tensor, sequences: Sequences) -> Tensor:
             assert judge is not None
+            head = getattr(self, f"{name}_head", None)
+            if isinstance(head, ExitHead):
+                norm = self.block.final_layernorm  # pre-LN: the head behind the last layer reads normed states
+                logits = self._ask(head.of, hidden if norm is None else norm(hidden), view)
+                return judge(name, Reading(hidden, {name: head(logits, sequences, view.exits)}, is_last=False))
             return judge(name, Reading(hidden, {name: self._ask(name, hidden, view)}, is_last=False))
 
         hidden = self.encode(view.tokens, view.micro_batch, of_layer if judge else None)
@@ -332,8 +338,10 @@ class MainModel(Encoder):
     def _ask_layer(self, name: str, layer: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """A forward hook: what it returns stands for the layer's output. Recomputation passes here, too."""
         hidden, context = output
-        of_layer = kwargs["packed_seq_params"].judge
-        return output if of_layer is None else (_Ride.apply(hidden, of_layer(name, self._whole(hidden))), context)
+        sequences = kwargs["packed_seq_params"]
+        if sequences.judge is None:
+            return output
+        return _Ride.apply(hidden, sequences.judge(name, self._whole(hidden), sequences)), context
 
 
 TIED = "tied"

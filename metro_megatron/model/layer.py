@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from fused.layer_norm import RowDropout
+from metro_megatron.model import early_exit
 from metro_megatron.model.attention import CoreAttention
 from metro_megatron.model.norm import LayerNorm, add_dropped
 from metro_megatron.model.position import Positions
@@ -52,21 +53,33 @@ class _Layer(TransformerLayer):
     ) -> tuple[Tensor, None]:
         """hidden_states [S, B, H] to [S, B, H]; the None is megatron-core's context."""
         assert packed_seq_params is not None
-        return self.transform(hidden_states, packed_seq_params, sites_of_layer(self.layer_number)), None
+        rows = packed_seq_params.rows_of_layer(self.layer_number)
+        updated = self.transform(hidden_states, packed_seq_params, sites_of_layer(self.layer_number))
+        return updated if rows is None else rows.put_back(hidden_states, updated), None
 
     @abstractmethod
     def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
-        """[S, B, H] to [S, B, H]."""
+        """[S, B, H] to the new states of the rows that this layer updates: [S, B, H] if no token has left."""
 
     def attend(self, hidden: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
         """Self-attention and the bias of its last linear layer, which is added where dropout is."""
+        rows = sequences.rows_of_layer(self.layer_number)
+        if rows is not None:
+            return early_exit.attend(self.self_attention, hidden, sequences, rows)
         return self.self_attention(hidden, attention_mask=None, packed_seq_params=sequences)
+
+    def residual(self, hidden: Tensor, sequences: Sequences) -> Tensor:
+        """Of hidden [S, B, H], what attention's output is added to."""
+        rows = sequences.rows_of_layer(self.layer_number)
+        return hidden if rows is None else rows.gather(hidden)
 
     def dropout(self, sequences: Sequences, site: int) -> RowDropout | None:
         """That of the hidden states of one site; None where nothing is dropped."""
-        if not self.training or sequences.dropout is None:
+        rows = sequences.rows_of_layer(self.layer_number)
+        keys = sequences.dropout if rows is None else rows.dropout
+        if not self.training or keys is None:
             return None
-        return sequences.dropout.of_rows(self.hidden_dropout, site)
+        return keys.of_rows(self.hidden_dropout, site)
 
 
 class PostNormLayer(_Layer):
@@ -78,6 +91,7 @@ class PostNormLayer(_Layer):
 
     def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
         attended, bias = self.attend(hidden, sequences)
+        hidden = self.residual(hidden, sequences)
         hidden = self.input_layernorm(attended, hidden, bias, self.dropout(sequences, sites.after_attention))
         fed_forward, bias = self.mlp(hidden)
         return self.pre_mlp_layernorm(fed_forward, hidden, bias, self.dropout(sequences, sites.after_mlp))
@@ -88,6 +102,7 @@ class PreNormLayer(_Layer):
 
     def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
         attended, bias = self.attend(self.input_layernorm(hidden), sequences)
+        hidden = self.residual(hidden, sequences)
         hidden = add_dropped(attended, hidden, bias, self.dropout(sequences, sites.after_attention))
         fed_forward, bias = self.mlp(self.pre_mlp_layernorm(hidden))
         return add_dropped(fed_forward, hidden, bias, self.dropout(sequences, sites.after_mlp))

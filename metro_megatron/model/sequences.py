@@ -3,9 +3,11 @@
 Legend: S positions, B rows, n samples, R = S B rows of hidden states, or this rank's part of them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -15,6 +17,9 @@ from torch.distributed import ProcessGroup
 from fused.attention import Dropout, Samples, packed_samples, padded_samples
 from fused.layer_norm import RowDropout
 from metro_megatron.data.batch import MicroBatch
+
+if TYPE_CHECKING:
+    from metro_megatron.model.early_exit import ActiveRows
 
 EMBEDDING_SITE = 0
 AUXILIARY_SEEDS = -(1 << 62)
@@ -66,8 +71,14 @@ class Sequences(PackedSeqParams):
     samples: Samples | None = None
     dropout: DropoutKeys | None = None
     """None where nothing is dropped."""
-    judge: Callable[[str, Tensor], Tensor] | None = None
-    """What a head on a middle layer asks for its loss: name and hidden states [S, B, H]."""
+    judge: Callable[[str, Tensor, Sequences], Tensor] | None = None
+    """What a head on a middle layer asks for its loss: name, hidden states [S, B, H], and this."""
+    active: dict[int, ActiveRows] = field(default_factory=dict)
+    """Which rows are updated behind each main layer where tokens left, from the lowest up."""
+
+    def rows_of_layer(self, layer_number: int) -> ActiveRows | None:
+        """Those that layer 1, 2, ... updates; None: all."""
+        return next((rows for layer, rows in reversed(self.active.items()) if layer < layer_number), None)
 
 
 def sequences_of(micro_batch: MicroBatch, num_layers: int, sequence_group: ProcessGroup | None) -> Sequences:

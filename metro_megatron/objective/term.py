@@ -47,18 +47,18 @@ class Panel:
 class Term(ABC):
     """One loss of a run. Its figure `{name}_loss` is what it adds to the whole loss, before its weight."""
 
-    name: ClassVar[str]
+    name: str
     """In figures, on the console, and of its head: `{name}_head`."""
     exported: ClassVar[str]
     """Name of its head's output in the exported model, `{exported}_logits`; empty if the head is not exported."""
-    sums: ClassVar[Mapping[str, int]]
+    sums: Mapping[str, int]
     """Names and numbers of elements of the sums that `loss` returns."""
     console: ClassVar[Mapping[str, str]] = {}
     """What the console says beside the loss: label, and name of the figure."""
     validation_console: ClassVar[Mapping[str, str]] = {}
     """What it says after an evaluation only."""
     panels: ClassVar[tuple[Panel, ...]]
-    layer: ClassVar[int | None] = None
+    layer: int | None = None
     """Number (1-based) of the main layer that the head sits behind; None: the last one, behind the encoder.
 
     With pre-LN, a head on a middle layer reads the residual stream itself, which only the last norm would norm.

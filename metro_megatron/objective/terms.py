@@ -5,6 +5,7 @@ from __future__ import annotations
 from metro_megatron.config.schema import Config
 from metro_megatron.objective.clm import CorrectiveLanguageModel
 from metro_megatron.objective.cloze import OneChoiceCloze
+from metro_megatron.objective.early_exit import ExitDetection
 from metro_megatron.objective.mlm import MainMaskedLanguageModel, MaskedLanguageModel
 from metro_megatron.objective.rtd import ReplacedTokenDetection
 from metro_megatron.objective.scl import SequenceContrast
@@ -23,8 +24,9 @@ ALL: tuple[type[Term], ...] = (MaskedLanguageModel, *MAIN.values())
 
 
 def main_terms(config: Config) -> list[Term]:
-    """The losses of the main model (METRO eq. 9), in one order whatever the option's."""
-    return [term(config) for name, term in MAIN.items() if name in config.objective.main]
+    """The losses of the main model (METRO eq. 9), in one order whatever the option's; then those of its exits."""
+    exits = [ExitDetection(config, layer) for layer in config.early_exit.layers]
+    return [*(term(config) for name, term in MAIN.items() if name in config.objective.main), *exits]
 
 
 def num_distractors(config: Config) -> int:

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from metro_megatron.config.early_exit import LEVELS
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
+from metro_megatron.plan.early_exit import main_flops
 from metro_megatron.plan.parameters import is_projected
 
 Where = Literal["corruption", "layers", "heads"]
@@ -73,7 +75,7 @@ class Work:
 
 
 def works(config: Config) -> list[Work]:
-    """All components in the order of a step."""
+    """All components in the order of a step; where tokens leave early, of the run on average."""
     return [*_corruption_works(config), *_main_works(config)]
 
 
@@ -135,6 +137,10 @@ def _main_works(config: Config) -> Iterator[Work]:
     model_config, objective, sizes = config.model, config.objective, config.model.main
     crop = objective.scl_crop if "scl" in objective.main else 0.0
     layers = _encoder_work("main layers", "layers", sizes, model_config, 3, _layer_repeats(config))
+    if exits := config.early_exit.average_exits(config.train.train_steps):
+        # Of LEVELS rows all shares are whole numbers.
+        full, shallow = (main_flops(model_config, one, LEVELS, 0.0) for one in (None, exits))
+        layers = replace(layers, token=layers.token - (full - shallow) / LEVELS)
     yield layers
     if crop:
         # The cropped view is read beside the first: crop of its tokens, crop^2 of its scores.

@@ -55,7 +55,7 @@ class Cluster:
     gpu: Gpu
     gpus: int
     efficiency: float
-    """Of gpu.tflops, that compute reaches."""
+    """Share of gpu.peak that compute reaches."""
     network: float
     """Bytes a second that each GPU gets from collectives across nodes: nccl-tests' bus bandwidth."""
     fill: float = 1.0
@@ -115,7 +115,7 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs of real tokens, of what the GPUs could do."""
-        rate = self.cluster.gpus * self.cluster.gpu.tflops * 1e12
+        rate = self.cluster.gpus * self.cluster.gpu.peak(self.config.train.precision) * 1e12
         return model_flops(self.config, self.real) / self.seconds.total / rate
 
     @property
@@ -156,7 +156,7 @@ def estimate(config: Config, cluster: Cluster) -> Estimate:
     length, share = data.seq_length * cluster.fill, 1.0 if data.is_packed else cluster.fill
     slots = data.micro_batch_slots
     amount = Amount(slots, slots * share * length, slots * share / length, 1)
-    rate = cluster.gpu.tflops * 1e12 * cluster.efficiency * tp
+    rate = cluster.gpu.peak(config.train.precision) * 1e12 * cluster.efficiency * tp
     layers = max(done_flops(config, amount, "layers") / rate, config.model.num_layers * LAUNCH_S)
     heads = done_flops(config, amount, "heads") / rate
     main, slowest = count * (layers + heads) / pp, layers / pp + heads

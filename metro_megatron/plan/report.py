@@ -35,7 +35,7 @@ def plan(config: Config, cluster: Cluster, own: Estimate | None, found: Sequence
             "configured": _configured_memory(own) if own else {},
         },
         "layouts": [_layout(one, found[0]) for one in found],
-        "configured": _layout(own, found[0]) if own and found else None,
+        "configured": _layout(own, found[0]) if own else None,
     }
     if config.corruption.source in PAPER:
         made["trained_auxiliary"] = _compared(config, cluster)
@@ -103,22 +103,29 @@ def _compared(config: Config, cluster: Cluster) -> Plan:
     }
 
 
-def chosen(found: Sequence[Estimate], runners_up: int = 4) -> list[Estimate]:
+def chosen(found: Sequence[Estimate], own: Estimate | None = None, runners_up: int = 4) -> list[Estimate]:
     """The best layout that fits, then the best of other sizes, and what would be faster but for its memory.
 
-    Of equal tensor and pipeline sizes, one stands for all. Empty where nothing fits.
+    own, the configured one, is the best where none is faster by a thousandth. Of equal tensor and pipeline sizes, one
+    stands for all. Empty where nothing fits.
     """
     best = next((one for one in found if one.fits), None)
     if best is None:
         return []
+    if own is not None and own.fits and own.seconds.total <= 1.001 * best.seconds.total:
+        best = own
     firsts: dict[tuple[int, int, bool], Estimate] = {}
     for one in found:
-        parallel = one.config.parallel
-        sizes = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         if one.fits or one.seconds.total < 0.99 * best.seconds.total:
-            firsts.setdefault((*sizes, one.fits), one)
-    others = [one for one in firsts.values() if one is not best]
+            firsts.setdefault(_sizes(one), one)
+    same = _sizes(best)
+    others = [one for sizes, one in firsts.items() if sizes != same]
     return [best, *others[:runners_up]]
+
+
+def _sizes(one: Estimate) -> tuple[int, int, bool]:
+    parallel = one.config.parallel
+    return parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, one.fits
 
 
 def text(made: Plan, config: Config, cluster: Cluster, gpu_name: str) -> str:
@@ -160,17 +167,19 @@ def _sections(made: Plan, config: Config, cluster: Cluster, gpu_name: str) -> It
         ]
         yield table(["saved of a trained auxiliary's", "here", "Fast-ELECTRA"], rows)
 
-    yield list(_layout_lines(made, cluster, gpu_name))
+    yield list(_layout_lines(made, config, cluster, gpu_name))
 
 
-def _layout_lines(made: Plan, cluster: Cluster, gpu_name: str) -> Iterator[str]:
+def _layout_lines(made: Plan, config: Config, cluster: Cluster, gpu_name: str) -> Iterator[str]:
+    peak = cluster.gpu.peak(config.train.precision)
     yield (
-        f"{cluster.gpus:,} x {gpu_name}, compute at {cluster.efficiency:.0%} of {cluster.gpu.tflops:,g} TFLOP/s, "
+        f"{cluster.gpus:,} x {gpu_name}, compute at {cluster.efficiency:.0%} of {peak:,g} TFLOP/s, "
         f"{cluster.network / 1e9:,.0f} GB/s between nodes, samples {cluster.fill:.0%} full: assumed, not measured"
     )
-    listed = [("best", made["layouts"][0])] if made["layouts"] else []
-    listed += [("", one) for one in made["layouts"][1:]]
-    listed += [("as configured", made["configured"])] if made["configured"] else []
+    best, own = made["layouts"][0], made["configured"]
+    is_own = own is not None and own["options"] == best["options"]
+    listed = [("best, as configured" if is_own else "best", best), *(("", one) for one in made["layouts"][1:])]
+    listed += [("as configured", own)] if own and not is_own else []
     columns = ["", "tp", "pp", "vpp", "dp", "micro batch", "recompute", "step ms", "tokens/s", "MFU", "days", "GB"]
     rows = [
         [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.objective.early_exit import ExitDetection
 from metro_megatron.objective.figures import panels
 from metro_megatron.objective.term import Panel
 from metro_megatron.objective.terms import ALL
@@ -79,7 +80,7 @@ def draw(runs: Sequence[Run], output: Path) -> None:
     from matplotlib.figure import Figure
 
     logged = {name for run in runs for line in run.training for name in line}
-    shown = [panel for panel in panels(ALL) if logged & panel.curves.keys()]
+    shown = [panel for panel in panels((*ALL, ExitDetection)) if logged & panel.curves.keys()]
     planned = [run for run in runs if run.config]
     count = len(shown) + bool(planned)
     rows = -(-count // COLUMNS)

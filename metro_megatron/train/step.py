@@ -62,7 +62,8 @@ class Step:
             proposals = self._corruption_phase(micro_batches, batch, metrics)
         # From here on phase 1's gradients travel while main computes.
         self.homes.end_corruption_phase()
-        views = self._exchange(micro_batches, proposals)
+        exits = self.config.early_exit.exits_at(batch.step, self.config.train.train_steps)
+        views = [replace(view, exits=exits) for view in self._exchange(micro_batches, proposals)]
         with self.homes.quiet():  # the tied parameters collect gradients in both phases
             self._main_phase(views, batch, metrics)
         self.homes.end_main_phase()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -205,7 +206,9 @@ class Trainer:
 
     def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
         """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
-        tflops = model_flops(self.config, done) / seconds / self.layout.world.size() / 1e12
+        train_steps = self.config.train.train_steps
+        config = replace(self.config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
+        tflops = model_flops(config, done) / seconds / self.layout.world.size() / 1e12
         is_cuda = self.layout.device.type == "cuda"
         name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""
         peak = peak_tflops(name, self.config.train.precision)

@@ -55,6 +55,8 @@ VPP = "parallel__virtual_pipeline_model_parallel_size"
         (1, {"corruption__temperature": 1.5, "model__auxiliary_dropout": "eval"}),
         (1, {"corruption__source": "frozen", "corruption__frozen_model": "x", **COOLING}),
         (1, {"corruption__source": "cached", "corruption__cache": "x", "corruption__frozen_model": "y", **COOLING}),
+        (2, {TP: 2, "early_exit__layers": [4, 8], "parallel__recompute": "full"}),
+        (2, {PP: 2, "early_exit__share": "nonsense"}),  # read by nobody without early_exit.layers
     ],
 )
 def test_sound_configurations_have_no_problems(world_size, changes):
@@ -170,7 +172,11 @@ def test_sound_configurations_have_no_problems(world_size, changes):
             {"corruption__source": "uniform", "corruption__temperature": 2.0},
             ["temperature is 2.0, which corruption.source uniform does not read; leave it out"],
         ),
-        (1, {"corruption__source": "none", "corruption__disallow_correct": True}, ["disallow_correct is True, which"]),
+        (
+            1,
+            {"objective__main": ["mlm"], "corruption__source": "none", "corruption__disallow_correct": True},
+            ["disallow_correct is True, which"],
+        ),
         (1, {"corruption__temperature_tau": 0.2}, ["temperature_tau is 0.2, which", "constant does not read"]),
         (1, {**COOLING, "corruption__temperature_power": 3.0}, ["temperature_power is 3, which", "to polynomial"]),
         (1, {"corruption__final_temperature": 0.5}, ["final_temperature is 0.5, but", "schedule is constant"]),
@@ -196,6 +202,18 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (1, {"optimizer__lr": float("inf")}, ["optimizer.lr is inf, must be greater than 0"]),
         (1, {"train__seed": -1}, ["train.seed is -1, must be at least 0"]),
         (1, {"train__log_interval": 0}, ["train.log_interval is 0, must be at least 1"]),
+        (1, {"early_exit__layers": [4, 12]}, ["early_exit.layers has 12, must be at least 1", "num_layers 12, behind"]),
+        (1, {"early_exit__layers": [8, 4, 8]}, ["early_exit.layers is 8 4 8, must ascend, each once: 4 8"]),
+        (1, {"early_exit__layers": [4], "objective__main": ["clm"]}, ["objective.main is clm", "add rtd, or leave"]),
+        (1, {"early_exit__layers": [4], "early_exit__share": 1.0}, ["share is 1, must be at least 0 and less than 1"]),
+        (1, {"early_exit__layers": [4], "early_exit__share": "0 0.5"}, ["early_exit.share: '0 0.5' is not a point"]),
+        (1, {"early_exit__layers": [4], "early_exit__weight": -1.0}, ["early_exit.weight is -1.0, must be at least 0"]),
+        (2, {"early_exit__layers": [4], PP: 2}, ["pipeline_model_parallel_size is 2, with early_exit.layers", "stage"]),
+        (
+            2,
+            {"early_exit__layers": [4], TP: 2, "parallel__sequence_parallel": True},
+            ["sequence_parallel is true, with early_exit.layers it must be false", "set it false, or leave"],
+        ),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named_with_value_limit_and_remedy(world_size, changes, expected):
@@ -245,6 +263,14 @@ def test_everything_wrong_is_said_together():
         train__device="cpu",
     )
     assert len(problems(config, 1)) == 10
+    exits = configured(
+        early_exit__layers=[0, 12, 9],
+        early_exit__share="0.2 -> 1.5 at 10%",
+        objective__main=["clm"],
+        parallel__pipeline_model_parallel_size=2,
+        parallel__sequence_parallel=True,
+    )
+    assert len([problem for problem in problems(exits, 2) if "early_exit" in problem]) == 7
 
 
 def test_every_number_has_a_range():

@@ -93,20 +93,23 @@ def merged(ranks: list[list[Samples]], number: int) -> Samples:
 def test_a_cache_is_the_online_run_token_by_token_in_every_layout(tmp_path: Path) -> None:
     save("bert", tmp_path / "bert")
     online, cached = config_of(tmp_path), config_of(tmp_path, "cached")
-    tokens = {"train": {"global_batch_size": 0, "global_batch_tokens": 512}}
-    by_tokens, cached_by_tokens = (
-        config_of(tmp_path, source, corruption={"cache": str(tmp_path / "by_tokens")}, **tokens)
-        for source in ("frozen", "cached")
-    )
     written = run_ranks(write, 1, online, tmp_path / "cache")[0]
     assert (written.steps, written.samples, written.validation_samples) == (STEPS, STEPS * 24, 20)
-    run_ranks(write, 2, by_tokens, tmp_path / "by_tokens")
-    one = run_ranks(corrupted, 1, [online, cached, by_tokens, cached_by_tokens])
+    one = run_ranks(corrupted, 1, [online, cached])
     assert len(merged(one, 0)) == STEPS * 24 + 20
-    assert merged(one, 1) == merged(one, 0) and merged(one, 3) == merged(one, 2)
     split = [replace(config, parallel=replace(config.parallel, **SPLIT)) for config in (online, cached)]
     four = run_ranks(corrupted, 4, split)
-    assert merged(four, 0) == merged(four, 1) == merged(one, 0)
+    assert merged(one, 0) == merged(one, 1) == merged(four, 0) == merged(four, 1)
+
+
+@pytest.mark.long
+def test_two_processes_write_the_cache_of_batches_in_tokens(tmp_path: Path) -> None:
+    save("bert", tmp_path / "bert")
+    tokens = {"train": {"global_batch_size": 0, "global_batch_tokens": 512}}
+    configs = [config_of(tmp_path, source, **tokens) for source in ("frozen", "cached")]
+    run_ranks(write, 2, configs[0], tmp_path / "cache")
+    one = run_ranks(corrupted, 1, configs)
+    assert merged(one, 0) == merged(one, 1)
 
 
 def names(folder: Path) -> dict[str, bytes]:
@@ -144,7 +147,7 @@ def interrupted(config: Config, path: Path, after: int) -> str:
 
 def interrupt_everywhere(config: Config, folder: Path) -> list[dict[str, bytes]]:
     found = []
-    for after in (0, 1, 2, 4, 8):
+    for after in (1, 2, 5):
         path = folder / f"interrupted{after}"
         assert interrupted(config, path, after).startswith("False")
         found.append(names(path))

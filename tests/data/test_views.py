@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metro_megatron.config.early_exit import Exits
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View, corrupt, crop, side_by_side
 
@@ -45,9 +46,10 @@ def test_samples_stand_at_the_masks_and_nowhere_else(micro_batch: MicroBatch) ->
 
 @pytest.mark.parametrize("micro_batch", [PACKED, PADDED], ids=["packed", "padded"])
 def test_a_second_view_follows_the_first_and_counts_for_no_other_loss(micro_batch: MicroBatch) -> None:
-    first = corrupt(micro_batch, torch.tensor([90, 91]))
+    first = replace(corrupt(micro_batch, torch.tensor([90, 91])), exits=Exits((1,), 0.5))
     both = side_by_side(first, View(micro_batch.tokens, micro_batch))
     joined = both.micro_batch
+    assert both.exits == first.exits, "its samples leave main as the first one's do"
     assert both.tokens.numel() == 2 * micro_batch.tokens.numel()
     assert joined.sample_lengths.tolist() == [4, 3, 4, 3] and joined.sample_ids.tolist() == [7, 8, -9, -10]
     flat, originals = both.tokens.t().flatten(), joined.tokens.t().flatten()

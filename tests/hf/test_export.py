@@ -100,7 +100,7 @@ def test_a_projected_embedding_loads_in_every_class(tmp_path: Path, remote_code:
         model.eval()(ids)
         if name != "AutoModelForPreTraining":
             model(inputs_embeds=words)
-    assert "of width 24, the auxiliary model 2 of\nwidth 18." in (folder / "README.md").read_text()
+    assert "of width 24, the auxiliary model 2 of width 18." in (folder / "README.md").read_text()
 
 
 def test_a_wrong_weight_is_refused_and_leaves_nothing(export_folder: Path, tmp_path: Path) -> None:
@@ -207,8 +207,9 @@ def test_configuration_carries_every_field_of_the_model() -> None:
         auxiliary_num_attention_heads=3, auxiliary_ffn_hidden_size=51, rtd_head="dense", lm_head="dense",
     )  # fmt: skip
     values = metro_config(odd).to_dict().values()
-    for value in vars(odd).values():
-        assert value in values
+    for name, value in vars(odd).items():
+        # How the auxiliary was trained; whoever loads a pair has it without dropout.
+        assert value in values or name == "auxiliary_dropout"
 
 
 def test_an_older_configuration_is_of_metro(export_folder: Path, tmp_path: Path) -> None:

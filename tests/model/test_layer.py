@@ -114,10 +114,10 @@ def show(run: Callable[[Tensor], Tensor], parameters: Named, times: int = 1) -> 
     return found  # type: ignore[return-value]
 
 
-def of_block(block: TransformerBlock, positions: Positions, with_dropout: bool = False, times: int = 1) -> Named:
+def of_block(block: TransformerBlock, positions: Positions, given: Sequences | None = None, times: int = 1) -> Named:
     parameters = dict(block.named_parameters()) | {f"positions.{name}": x for name, x in positions.named_parameters()}
     assert not any("positions" in name for name, _ in block.named_parameters()), "borrowed, not owned"
-    given = sequences(with_dropout)
+    given = given or sequences()
 
     def run(hidden: Tensor) -> Tensor:
         return block(hidden_states=hidden, attention_mask=None, packed_seq_params=given)
@@ -170,7 +170,7 @@ def against_recomputed(layout: Layout, norms_first: bool) -> tuple[Named, Named]
     """With dropout, a table, and TUPE's term; gradients of two passes."""
     scheme = replace(RELATIVE, is_untied=True)
     plain, recomputed = (
-        of_block(*build(layout, LOCAL, scheme, norms_first, recompute), with_dropout=True, times=2)
+        of_block(*build(layout, LOCAL, scheme, norms_first, recompute), sequences(with_dropout=True), times=2)
         for recompute in (False, True)
     )
     return recomputed, plain

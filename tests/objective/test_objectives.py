@@ -28,7 +28,12 @@ from tests.parity.small_run import Figures, run_steps, small_config, start, whol
 from tests.parity.test_gradients import OneStep, one_step
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "masked language modelling": {"main": ["mlm"], "mask_probability": 0.4},
+    "masked language modelling": {
+        "main": ["mlm"],
+        "mask_probability": 0.4,
+        "keep_probability": 0.1,
+        "random_probability": 0.1,
+    },
     "detection alone": {"main": ["rtd"]},
     "replace MLM": {"main": ["clm"], "clm_weight": 2.0},
     "weighted": {"main": ["clm", "rtd"], "clm": "weighted", "rtd_weight": 0.0},
@@ -99,7 +104,7 @@ def formulas(
 ) -> dict[str, Tensor | None]:
     """Means as METRO's equations and COCO-LM's text have them, one sample a row."""
     batch, objective = step.batch, config.objective
-    is_masked = batch.masked_tokens != batch.tokens
+    is_masked = batch.is_masked
     targets = batch.tokens[is_masked]
     output = model(batch.masked_tokens, batch.is_real, noised_input_ids=step.corrupted)
     if objective.main == ["mlm"]:

@@ -29,11 +29,6 @@ BUILDS: dict[str, Changes] = {
         }
     },
     "dense heads": {"model": {"rtd_head": "dense", "lm_head": "dense"}},
-}
-"""What can be built."""
-
-# Each of these joins BUILDS as soon as a run can be built so; the numbers are counted already.
-COMING: dict[str, Changes] = {
     "ELECTRA": {
         "model": {
             "embedding_size": 32,

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from metro_megatron.config.early_exit import Exits
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.samples import build_sample_index
+from metro_megatron.plan.early_exit import main_flops
 from metro_megatron.plan.flops import Amount, done_flops, model_flops, narayanan_flops, works
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
@@ -111,7 +113,11 @@ def test_flops_of_a_step(name: str) -> None:
     planned = done_flops(drawn, amount)
     if config.model.auxiliary_dropout == "eval":
         # Where there is no backward pass, the reference computes logits a second time, and the kernel does not.
-        planned += sum(one.forward(amount) for one in works(drawn) if one.name == "auxiliary head, decoder")
+        planned += sum(
+            one.forward(amount)
+            for one in works(drawn)
+            if one.where == "corruption" and one.name.endswith("head, decoder")
+        )
     assert planned == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
@@ -121,3 +127,18 @@ def _corpus(config: Config) -> Corpus:
     tokens = 5 + np.arange(lengths.sum()) * 7 % (VOCAB_SIZE - 5)
     shard = MemoryShard(tokens.astype(np.uint16), lengths, np.arange(len(lengths) + 1))
     return Corpus(config, [shard], build_sample_index([shard], config.data.seq_length), [], None)
+
+
+def test_tokens_that_leave_early_are_counted() -> None:
+    """A constant share as it is, a schedule by its mean over the run; the exits' heads come on top."""
+    amount = Amount.of_samples(2.0**16, 512)
+    half, rising, full = (
+        parse_config(["--config", "base", "--early_exit.layers", "4", "8", "--early_exit.share", share])
+        for share in ("0.5", "0 -> 1 at 100%", "0")
+    )
+    rows, squares = int(amount.tokens), amount.squares
+    saved = main_flops(half.model, None, rows, squares) - main_flops(half.model, Exits((4, 8), 0.5), rows, squares)
+    whole = model_flops(parse_config(["--config", "base"]), amount)
+    assert whole - model_flops(half, amount) == pytest.approx(3 * saved, rel=1e-9)
+    assert model_flops(rising, amount) == pytest.approx(model_flops(half, amount), rel=1e-3)
+    assert model_flops(full, amount) - whole == pytest.approx(3 * 2 * amount.tokens * 2 * 768, rel=1e-9)

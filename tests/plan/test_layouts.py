@@ -126,4 +126,4 @@ def test_padding_costs_time_and_no_model_flops() -> None:
 
 def test_peak_of_a_device() -> None:
     assert peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989
-    assert peak_tflops("NVIDIA H100 PCIe", "bf16") is None and peak_tflops("NVIDIA H200", "fp32") is None
+    assert peak_tflops("NVIDIA H200", "fp32") == 67 and peak_tflops("NVIDIA H100 PCIe", "bf16") is None

@@ -1,13 +1,10 @@
 """Parameters are the integers of METRO's sizes, and those of what is built."""
 
 import pytest
-import torch
 
 from metro_megatron.config.file import parse_config
-from metro_megatron.parallel.layout import Layout
 from metro_megatron.plan.parameters import SHARED, auxiliary, main_encoder, parts, trained
-from metro_megatron.train.build import Parts
-from tests.parity.small_run import small_config
+from tests.parity.small_run import small_config, start
 from tests.plan.builds import BUILDS
 
 
@@ -38,14 +35,11 @@ def test_vocabulary_rows_are_padded() -> None:
 def test_parameters_of_a_build(name: str) -> None:
     """Every module has as many as its home's components."""
     config = small_config(**BUILDS[name])
-    layout = Layout.create(config.parallel, torch.device("cpu"))
-    try:
-        built = {
-            prefix: sum(parameter.numel() for parameter in module.parameters())
-            for prefix, module in Parts.build(config, layout).pair.modules()
-        }
-    finally:
-        layout.destroy()
+    trainer = start(config)
+    built = {
+        prefix: sum(parameter.numel() for parameter in module.parameters()) for prefix, module in trainer.pair.modules()
+    }
+    trainer.close()
     planned = dict.fromkeys(built, 0)
     for part in parts(config):
         planned[{"tied": "tied.", "auxiliary": "aux."}.get(part.home, "main.")] += part.total

@@ -81,3 +81,16 @@ def test_mistakes_are_reported_together(tmp_path):
     run = str(write_run(tmp_path / "one", 3))
     with pytest.raises(UserError, match=r"\.png"):
         tool.main(tool.Options([run], str(tmp_path / "x.doc")))
+
+
+def test_a_run_shows_the_curves_that_it_has(tmp_path):
+    """Panels that two kinds of runs share have no empty curves, and panels of neither are not there."""
+    for name, figures in (("plain", ("mlm_loss", "mlm_accuracy")), ("pair", ("aux_accuracy", "clm_accuracy"))):
+        (tmp_path / name).mkdir()
+        lines = ({"step": i, **dict.fromkeys(figures, 1 / i)} for i in (1, 2, 3))
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    picture = tmp_path / "curves.svg"
+    tool.main(tool.Options([str(tmp_path / name) for name in ("plain", "pair")], str(picture)))
+    shown = picture.read_text()
+    assert "<!-- plain: MLM of the main model -->" in shown and "<!-- pair: CLM -->" in shown
+    assert "<!-- plain: CLM -->" not in shown and "<!-- replaced token detection -->" not in shown

@@ -47,7 +47,9 @@ def ablations(paper: dict[str, Any]) -> Section:
     last = load(*BASELINE, "ablations/combo_5_constrained_sharing.yaml")
     same = EQUAL if last == load("base") else DIFFERS
     rows.append(Row("The last row is METRO-LM base", "section 3.2.3", "all options of `base`", same))
-    command = "torchrun ... pretrain_metro.py --config base examples/ablations/baseline.yaml FILE"
+    command = (
+        "torchrun ... pretrain_metro.py --config base examples/ablations/baseline.yaml examples/ablations/clm.yaml"
+    )
     note = (
         "MNLI-m/mm, averages of the large and of all GLUE tasks, SQuAD 2.0 EM/F1. Every row is a configuration without "
         f"problems that the trainer takes; all need Wikipedia and BookCorpus beside the hours, {FINETUNING}."
