@@ -25,6 +25,7 @@ def test_purposes_never_change():
         "VALIDATION": 7,
         "SPLIT": 8,
         "READ": 9,
+        "CROP": 10,
     }
 
 
