@@ -6,12 +6,11 @@ any, a small model that the CPU trains in a minute.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +18,7 @@ import torch
 
 from benchmarks.provenance import provenance
 from benchmarks.results import Results, Row, table
+from benchmarks.rounds import RATIOS, Taken, compared, timed
 from benchmarks.training import Plan, prepare_data
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
@@ -30,7 +30,6 @@ from metro_megatron.plan.flops import Amount, model_flops
 from metro_megatron.train.launch import choose_device, import_megatron
 
 if TYPE_CHECKING:
-    from metro_megatron.data.batch import StepBatch
     from metro_megatron.train.step import Step
     from metro_megatron.train.trainer import Trainer
 
@@ -49,7 +48,7 @@ SMALL = Config(
     train=TrainConfig(global_batch_tokens=1024, precision="fp32"),
 )
 COLUMNS = (
-    *("share", "time_ratio", "lower_quartile", "upper_quartile", "processor_ratio", "flops_ratio", "average_depth"),
+    *("share", *RATIOS, "flops_ratio", "average_depth"),
     *("seconds_per_step", "rounds", "layers", "hidden_size", "num_layers", "seq_length", "precision"),
 )
 
@@ -64,17 +63,6 @@ class Options:
     """Steps of every kind, one of each in turn."""
     output: str = ""
     """Results without ending, such as docs/benchmarks/early_exit; none are written by default."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """By one step."""
-
-    seconds: float
-    processor: float
-    """Processor seconds of this process, all threads."""
-    depth: float
-    """Main layers that updated a token, on average."""
 
 
 def main(options: Options, others: list[str]) -> None:
@@ -106,17 +94,21 @@ def main(options: Options, others: list[str]) -> None:
 def _rows(config: Config, options: Options, device: torch.device) -> list[Row]:
     import_megatron()
     from metro_megatron.train.corpus import Corpus
+    from metro_megatron.train.metrics import MetricSums
     from metro_megatron.train.trainer import Trainer
 
     trainer = Trainer(config, Corpus.open(config), device)
     steps = [_step(trainer, None), *(_step(trainer, share) for share in options.shares)]
     taken: list[list[Taken]] = [[] for _ in steps]
+    depths = [0.0] * len(steps)
     slots = squares = 0.0
     data = trainer.corpus.training_data(trainer.layout)
     with closing(data.prefetch(0, 1 + options.rounds, 0)) as batches:
         for number, batch in enumerate(batches):
             for kind, step in enumerate(steps):
-                one = _timed(trainer, step, batch)
+                metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
+                one = timed(partial(step.train, batch, metrics), device)
+                depths[kind] = metrics.reduce()["average_depth"]
                 if number:  # the first round warms up
                     taken[kind].append(one)
             slots = sum(float(part.tokens.numel()) for part in batch.micro_batches)
@@ -125,22 +117,14 @@ def _rows(config: Config, options: Options, device: torch.device) -> list[Row]:
     amount = Amount(slots, squares)
     whole = model_flops(replace(config, early_exit=EarlyExitConfig()), amount)
     rows = []
-    for share, own in zip(options.shares, taken[1:], strict=True):
-        pairs = list(zip(own, taken[0], strict=True))
-        ratios = [one.seconds / other.seconds for one, other in pairs]
+    for share, own, depth in zip(options.shares, taken[1:], depths[1:], strict=True):
         shallow = replace(config, early_exit=replace(config.early_exit, share=share))
-        low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         rows.append(
             {
                 "share": share,
-                "time_ratio": median,
-                "lower_quartile": low,
-                "upper_quartile": high,
-                "processor_ratio": statistics.median(one.processor / other.processor for one, other in pairs),
+                **compared(own, taken[0]),
                 "flops_ratio": model_flops(shallow, amount) / whole,
-                "average_depth": own[-1].depth,
-                "seconds_per_step": statistics.median(one.seconds for one in own),
-                "rounds": len(own),
+                "average_depth": depth,
                 "layers": " ".join(map(str, config.early_exit.layers)),
                 "hidden_size": config.model.hidden_size,
                 "num_layers": config.model.num_layers,
@@ -163,23 +147,6 @@ def _step(trainer: Trainer, share: float | None) -> Step:
     else:
         config = replace(config, early_exit=replace(config.early_exit, share=share))
     return Step(config, trainer.layout, parts, trainer.homes, trainer.optimizer)
-
-
-def _timed(trainer: Trainer, step: Step, batch: StepBatch) -> Taken:
-    from metro_megatron.train.metrics import MetricSums
-
-    metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
-    _synchronize(trainer.layout.device)
-    begin, processor = time.perf_counter(), time.process_time()
-    step.train(batch, metrics)
-    _synchronize(trainer.layout.device)
-    seconds, processor = time.perf_counter() - begin, time.process_time() - processor
-    return Taken(seconds, processor, metrics.reduce()["average_depth"])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.loading import synthetic_documents
+from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.manifest import DatasetPaths, Statistics
 from metro_megatron.data.records import to_json
 from metro_megatron.data.shards import token_dtype
@@ -20,9 +21,17 @@ from metro_megatron.vocabulary import NUM_SPECIALS
 _MEAN_TOKENS = 500
 
 
-def write_synthetic_dataset(prefix: Path, num_tokens: int, vocab_size: int) -> None:
-    """Documents of lognormal length with about num_tokens uniform ids in all, and their manifest."""
-    made = synthetic_documents(max(100, num_tokens // _MEAN_TOKENS))
+def write_synthetic_dataset(prefix: Path, num_tokens: int, vocab_size: int, document_tokens: int = 0) -> None:
+    """Documents with about num_tokens uniform ids in all, and their manifest.
+
+    Their length is lognormal, or document_tokens each.
+    """
+    if document_tokens:
+        count = max(1, num_tokens // document_tokens)
+        lengths = np.full(count, document_tokens, np.int32)
+        made = TokenizedDocuments(np.empty(0, np.int32), lengths, np.arange(count + 1))
+    else:
+        made = synthetic_documents(max(100, num_tokens // _MEAN_TOKENS))
     lengths, documents = made.unit_lengths, np.diff(made.document_index)
     dtype, generator = token_dtype(vocab_size), np.random.default_rng(1)
     total = int(lengths.sum(dtype=np.int64))
