@@ -14,7 +14,7 @@ STAMP := .venv/installed
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
 	@echo "make learn   the same path, sized for 10 minutes of one GPU or a night on a CPU"
-	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (20 minutes on 2 cores)"
+	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (at most 20 minutes on 2 cores)"
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
 	@echo "make bench   measure operators and whole steps on one GPU (9 minutes); see docs/benchmarks.md"
 	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
