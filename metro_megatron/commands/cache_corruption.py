@@ -35,8 +35,11 @@ def main(options: Options, run: list[str]) -> None:
     from metro_megatron.config.schema import ParallelConfig
     from metro_megatron.train.launch import choose_device, import_megatron, is_first_process
 
-    config = replace(parse_config(run), parallel=ParallelConfig())
-    found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), choose_device(config))
+    given = parse_config(run)
+    # Every process has the whole model.
+    config = replace(given, parallel=ParallelConfig(timeout_minutes=given.parallel.timeout_minutes))
+    device = choose_device(config)
+    found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
     if config.corruption.source != "frozen":
         found.append(f"corruption.source is {config.corruption.source}; only what a frozen model draws is cached")
     if found:
@@ -52,7 +55,7 @@ def main(options: Options, run: list[str]) -> None:
     refuse_other_model(config, corpus.tokenizer_folder)
     path = Path(options.output) if options.output else Path(config.data.train[0]).parent / "corruption_cache"
     progress = CountLines(f"{{:,}} of {config.train.train_steps:,} steps drawn")
-    written = write_cache(corpus, torch.device(choose_device(config)), path, options.steps_per_part, progress.show)
+    written = write_cache(corpus, torch.device(device), path, options.steps_per_part, progress.show)
     if not is_first_process():
         return
     samples = f"{written.samples:,} samples" + (

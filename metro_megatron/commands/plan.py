@@ -13,6 +13,7 @@ from metro_megatron.cli.options import Range, at_least, flatten
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.plan.gpus import GPUS, NODE
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,6 @@ def main(options: Options, others: list[str]) -> None:
     config = _with_paths(parse_config(others))
     # Late: the configuration's checks load torch.
     from metro_megatron.config.problems import problems
-    from metro_megatron.plan.gpus import GPUS, NODE
     from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster, estimate, layouts
     from metro_megatron.plan.report import chosen, plan, text
 
@@ -98,7 +98,7 @@ def _changes(config: Config, layout: Mapping[str, object]) -> dict[str, object]:
 
 
 def _command(gpus: int, others: list[str], changes: Mapping[str, object]) -> str:
-    nodes = -(-gpus // 8)
+    nodes = -(-gpus // NODE)
     processes = f"{f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc-per-node {gpus // nodes}"
     script = pretraining_command().partition(" --config")[0].replace("--nproc-per-node 1", processes)
     words = " ".join(filter(None, [script, shlex.join(others), _written(changes), "..."]))

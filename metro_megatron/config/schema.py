@@ -332,7 +332,7 @@ class OptimizerConfig:
     adam_eps: Annotated[float, above(0)] = 1e-6
     """Adam's epsilon."""
     clip_grad: Annotated[float, at_least(0)] = 2.0
-    """Largest global gradient norm, over both models; 0 switches clipping off."""
+    """Largest global gradient norm, over all that is trained; 0 switches clipping off."""
     initial_loss_scale: Annotated[float, above(0)] = 65536.0
     """fp16: first loss scale."""
     min_loss_scale: Annotated[float, above(0)] = 1.0
@@ -437,6 +437,11 @@ class Config:
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = field(default_factory=ParallelConfig)
     checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def proposing_layers(self) -> int:
+        """Main layers that the masked text goes through where corruption.source is main."""
+        return self.corruption.main_layer or max(1, self.model.num_layers // 2)
 
     @property
     def schedules(self) -> dict[str, Schedule | Decay]:

@@ -38,15 +38,19 @@ class Proposal:
     """int64 [M, C] distinct ids other than the originals, where main's losses want C of them."""
 
 
+def sampling_at(config: Config, micro_batch: MicroBatch, step: int) -> Sampling:
+    """How a model's replacements are drawn in a step, counted from 0; train.train_steps stands for the run's end."""
+    temperature = config.corruption.sampling_temperature.at(step, config.train.train_steps)
+    return Sampling(micro_batch.noise_keys, temperature, config.corruption.disallow_correct)
+
+
 def sampling_of(config: Config, micro_batch: MicroBatch, batch: StepBatch) -> Sampling:
-    """How a model's replacements are drawn in a step.
+    """The same for a batch.
 
     Evaluations, which have no gradients, draw at the temperature of the run's end, so that those of a run can be
     compared.
     """
-    steps = config.train.train_steps
-    temperature = config.corruption.sampling_temperature.at(batch.step if torch.is_grad_enabled() else steps, steps)
-    return Sampling(micro_batch.noise_keys, temperature, config.corruption.disallow_correct)
+    return sampling_at(config, micro_batch, batch.step if torch.is_grad_enabled() else config.train.train_steps)
 
 
 class Corruptor(ABC):

@@ -111,7 +111,7 @@ class Frozen(Corruptor):
         if self.group.size() > 1:
             dist.broadcast(found.sampled, group=self.group, group_src=0)
         _, sums = self.term.summed(found, targets)
-        return Proposal(found.sampled, {**sums, "sample_correct": (found.sampled == targets).sum()})
+        return Proposal(found.sampled, sums)
 
     def _rows(self, micro_batch: MicroBatch) -> Tensor:
         """[M, H] before the output layer."""

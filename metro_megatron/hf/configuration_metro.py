@@ -15,7 +15,7 @@ class EncoderSizes(NamedTuple):
 
 
 class MetroConfig(PretrainedConfig):
-    """Sizes of the pair: the main encoder, and the shallower auxiliary encoder it was pretrained with.
+    """Sizes of the pair: the main encoder, and the auxiliary encoder, shallower in METRO, it was pretrained with.
 
     num_auxiliary_layers 0 means that there is no auxiliary. objectives are what main was pretrained with, "rtd", "clm",
     "cloze", "scl" or "mlm", as the trainer names them; None means METRO's, ["rtd", "clm"].

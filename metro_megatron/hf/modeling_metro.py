@@ -367,7 +367,7 @@ class MetroPreTrainedModel(PreTrainedModel):
 
 
 class MetroAuxiliaryEncoder(nn.Module):
-    """The auxiliary model's encoder: shallower, without dropout; `tied_weights` says what of it is the main model's."""
+    """The auxiliary model's encoder, without dropout; `tied_weights` says what of it is the main model's."""
 
     def __init__(self, config: MetroConfig):
         super().__init__()

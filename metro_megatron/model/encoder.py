@@ -187,12 +187,15 @@ class Encoder(MegatronModule):
 
         tokens [B, S] are the masked or the corrupted ids of micro_batch; judge is for heads on middle layers.
         """
-        sequence_group = self.tensor_group if self.config.sequence_parallel else None
-        sequences = sequences_of(micro_batch, self.config.num_layers, sequence_group)
+        sequences = self._sequences(micro_batch)
         sequences.judge = judge
         hidden = self.embedding(tokens, micro_batch.position_ids, sequences) if self.pre_process else None
         hidden = self.block(hidden_states=hidden, attention_mask=None, packed_seq_params=sequences)
         return self._whole(hidden) if self.post_process else hidden
+
+    def _sequences(self, micro_batch: MicroBatch) -> Sequences:
+        sequence_group = self.tensor_group if self.config.sequence_parallel else None
+        return sequences_of(micro_batch, self.config.num_layers, sequence_group)
 
     def _whole(self, hidden: Tensor) -> Tensor:
         """All positions [S, B, H], for heads."""
@@ -203,7 +206,7 @@ class Encoder(MegatronModule):
 
 
 class AuxiliaryModel(Encoder):
-    """The shallow masked language model that proposes replacements: an encoder and one head."""
+    """The masked language model that proposes replacements, shallower in METRO: an encoder and one head."""
 
     def __init__(
         self,
@@ -278,7 +281,7 @@ class HeadSeat(Protocol):
 
 
 class MainModel(Encoder):
-    """One chunk of the deep model that reads corrupted text, with the heads whose layers it holds."""
+    """One chunk of the model that reads corrupted text, with the heads whose layers it holds."""
 
     def __init__(
         self,
@@ -318,8 +321,7 @@ class MainModel(Encoder):
 
     def read_masked(self, micro_batch: MicroBatch, num_layers: int) -> Tensor:
         """Hidden states [S, B, H] of the masked ids behind so many layers, all of which are in this chunk."""
-        sequence_group = self.tensor_group if self.config.sequence_parallel else None
-        sequences = sequences_of(_with_auxiliary_seed(micro_batch), self.config.num_layers, sequence_group)
+        sequences = self._sequences(_with_auxiliary_seed(micro_batch))
         hidden = self.embedding(micro_batch.masked_tokens, micro_batch.position_ids, sequences)
         for layer in self.block.layers[:num_layers]:
             hidden, _ = layer(hidden, packed_seq_params=sequences)

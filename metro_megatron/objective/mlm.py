@@ -1,4 +1,4 @@
-"""Masked language modelling: of the auxiliary model (METRO eq. 4; figures aux_*), or of main and nothing else."""
+"""Masked language modelling: of what fills masks (METRO eq. 4; figures aux_*), or of main and nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from fused.linear_cross_entropy import Statistics
 from metro_megatron.objective.term import Panel, Sums
 from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.schedule import Schedule
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class MaskedLanguageModel(LanguageModel):
-    """-log p(original) at masked positions, of weight 1; the auxiliary model's samples are counted with it.
+    """-log p(original) at masked positions, of weight 1 where it is learned; the samples are counted with it.
 
-    A frozen auxiliary's has weight 0: it is a figure.
+    A frozen model's has weight 0: it is a figure.
     """
 
     name = "aux"
@@ -37,6 +38,11 @@ class MaskedLanguageModel(LanguageModel):
         from metro_megatron.model.heads import MLMHead
 
         return MLMHead(config, self.config.model)
+
+    def summed(self, found: Statistics, targets: Tensor) -> tuple[Tensor, Sums]:
+        assert found.sampled is not None, "its sums count what was drawn"
+        loss, sums = super().summed(found, targets)
+        return loss, {**sums, "sample_correct": (found.sampled == targets).sum()}
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         sampled = float(sums["sample_correct"]) / max(float(sums["num_masked"]), 1.0)

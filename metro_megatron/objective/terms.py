@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from metro_megatron.config.schema import Config
 from metro_megatron.objective.clm import CorrectiveLanguageModel
 from metro_megatron.objective.cloze import OneChoiceCloze
@@ -29,9 +31,9 @@ def main_terms(config: Config) -> list[Term]:
     return [*(term(config) for name, term in MAIN.items() if name in config.objective.main), *exits]
 
 
-def num_distractors(config: Config) -> int:
-    """How many distractors a corruptor has to draw at every masked position."""
-    return max(term.num_distractors for term in main_terms(config))
+def num_distractors(terms: Iterable[Term]) -> int:
+    """How many distractors a corruptor has to draw at every masked position for losses of main."""
+    return max(term.num_distractors for term in terms)
 
 
 def exported_terms(config: Config) -> list[Term]:

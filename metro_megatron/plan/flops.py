@@ -7,7 +7,8 @@ that out: MFU and "total teraFLOPs" at a factor of 3 are made of them.
 Nothing is halved for a causal mask, heads work on masked tokens only, and padding costs nothing: tokens are real ones.
 Elementwise operations, norms and softmax are left out, as is usual.
 
-Legend: H hidden, F feed-forward, D width of the token table, V vocabulary rows (padded), L length of a sample.
+Legend: H hidden, F feed-forward, D width of the token table, V vocabulary rows (padded), L length of a sample, R rows
+of hidden states.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from metro_megatron.config.early_exit import LEVELS
+from metro_megatron.config.early_exit import LEVELS, Exits
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
-from metro_megatron.plan.early_exit import main_flops
 from metro_megatron.plan.parameters import is_projected
 
 Where = Literal["corruption", "layers", "heads"]
@@ -107,11 +107,32 @@ def narayanan_flops(config: Config, tokens: float) -> float:
     return total
 
 
+def layer_flops(hidden: int, inner: int, rows: float, updated: float, squares: float) -> float:
+    """Forward FLOPs of a layer that updates some of its R rows.
+
+    A row that is updated takes 8 H^2 + 4 H F; one that has left early 4 H^2, its keys and values; attention, scores and
+    their mix, 4 H times squares, the sum of L^2 over the samples, whoever has left.
+    """
+    return updated * (8 * hidden**2 + 4 * hidden * inner) + (rows - updated) * 4 * hidden**2 + 4 * hidden * squares
+
+
+def main_flops(model_config: ModelConfig, exits: Exits | None, rows: int, squares: float) -> float:
+    """Forward FLOPs of all main layers and of detection at the exits; no exits: full depth."""
+    hidden, inner, layers = (
+        model_config.hidden_size,
+        model_config.ffn_hidden_size,
+        range(1, model_config.num_layers + 1),
+    )
+    if exits is None:
+        return len(layers) * layer_flops(hidden, inner, rows, rows, squares)
+    heads = len(exits.layers) * rows * _detection_flops(model_config)
+    return heads + sum(layer_flops(hidden, inner, rows, exits.updated(rows, layer), squares) for layer in layers)
+
+
 def proposer(config: Config) -> EncoderSizes:
     """The encoder that fills masks: the auxiliary, or main up to the layer whose head proposes."""
-    main = config.model.main
     if config.corruption.source == "main":
-        return replace(main, num_layers=config.corruption.main_layer or max(1, main.num_layers // 2))
+        return replace(config.model.main, num_layers=config.proposing_layers)
     return config.model.auxiliary
 
 
@@ -148,8 +169,7 @@ def _main_works(config: Config) -> Iterator[Work]:
         yield Work("main layers, cropped view", "layers", token, square, again=layers.again)
     for name in objective.main:
         if name == "rtd":
-            dense = 2 * sizes.hidden_size**2 if model_config.rtd_head == "dense" else 0
-            yield Work("rtd head", "heads", (dense + 2 * sizes.hidden_size) * (1 + crop))
+            yield Work("rtd head", "heads", _detection_flops(model_config) * (1 + crop))
         elif name == "scl":
             yield Work("scl head", "heads", sample=2 * 2 * sizes.hidden_size**2)
         elif name == "cloze":
@@ -166,12 +186,24 @@ def _layer_repeats(config: Config) -> int:
 def _encoder_work(
     name: str, where: Where, sizes: EncoderSizes, model_config: ModelConfig, passes: int, repeats: int
 ) -> Work:
-    """8 H^2 + 4 H F a layer and token, 4 L H for scores and their mix; 2 D H where the embedding is projected."""
-    hidden = sizes.hidden_size
-    token = sizes.num_layers * (8 * hidden**2 + 4 * hidden * sizes.ffn_hidden_size)
+    """All layers, and 2 D H a token where the embedding is projected."""
+    hidden, inner, layers = sizes.hidden_size, sizes.ffn_hidden_size, sizes.num_layers
     projection = 2 * model_config.table_width * hidden if is_projected(sizes, model_config) else 0
-    micro_batch = sizes.num_layers * _position_flops(sizes, model_config)
-    return Work(name, where, token + projection, sizes.num_layers * 4 * hidden, 0.0, micro_batch, passes, repeats)
+    return Work(
+        name,
+        where,
+        token=layers * layer_flops(hidden, inner, rows=1, updated=1, squares=0) + projection,
+        square=layers * layer_flops(hidden, inner, rows=0, updated=0, squares=1),
+        micro_batch=layers * _position_flops(sizes, model_config),
+        passes=passes,
+        again=repeats,
+    )
+
+
+def _detection_flops(model_config: ModelConfig) -> float:
+    """2 H a token, and 2 H^2 for the dense layer."""
+    hidden = model_config.hidden_size
+    return 2 * hidden + (2 * hidden**2 if model_config.rtd_head == "dense" else 0)
 
 
 def _position_flops(sizes: EncoderSizes, model_config: ModelConfig) -> float:

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fused.linear_cross_entropy import Sampling
 from metro_megatron.config.schema import ParallelConfig
+from metro_megatron.corruption.corruptor import sampling_at
 from metro_megatron.corruption.frozen import Frozen, PaddedSamples
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.replacements import CONTENT, LOCK, PLAN, CacheContent, CacheFolder, CachePlan, Split
@@ -142,11 +142,8 @@ class _Writer:
     def _drawn(self, micro_batch: MicroBatch, batch: StepBatch, split: Split) -> Drawn:
         """By the frozen model, as the run would draw."""
         micro_batch = micro_batch.to(self.layout.device)
-        corruption, steps = self.corpus.config.corruption, self.corpus.config.train.train_steps
-        step = batch.step if split == "train" else steps
-        temperature = corruption.sampling_temperature.at(step, steps)
-        sampling = Sampling(micro_batch.noise_keys, temperature, corruption.disallow_correct)
-        sampled = self.corruptor.fill(micro_batch, sampling).sampled
+        step = batch.step if split == "train" else self.corpus.config.train.train_steps
+        sampled = self.corruptor.fill(micro_batch, sampling_at(self.corpus.config, micro_batch, step)).sampled
         sample, position = PaddedSamples.of(micro_batch).masked
         assert micro_batch.sample_places is not None
         places = micro_batch.sample_places[micro_batch.sample_places >= 0]

@@ -22,6 +22,7 @@ from metro_megatron.data.views import View, corrupt, side_by_side
 from metro_megatron.model.encoder import Reading
 from metro_megatron.objective.figures import counts, weighted
 from metro_megatron.objective.term import Sums
+from metro_megatron.objective.terms import num_distractors
 from metro_megatron.parallel.exchange import exchange, share
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
@@ -100,7 +101,7 @@ class Step:
         masked = [micro_batch.masked_index.numel() for micro_batch in micro_batches]
         sampled = exchange([proposal.sampled for proposal in proposals], masked, self.layout.pipeline)
         views = [corrupt(*one) for one in zip(micro_batches, sampled, strict=True)]
-        count = max(term.num_distractors for term in self.parts.terms)
+        count = num_distractors(self.parts.terms)
         if count:
             own = [proposal.distractors.flatten() for proposal in proposals if proposal.distractors is not None]
             everyone = exchange(own, [count * number for number in masked], self.layout.pipeline)

@@ -16,7 +16,7 @@ from metro_megatron.model.encoder import Reading
 from metro_megatron.model.layer import LOCAL
 from metro_megatron.model.sequences import Sequences
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.plan.early_exit import layer_flops, main_flops
+from metro_megatron.plan.flops import layer_flops, main_flops
 from metro_megatron.train.build import Parts
 from tests.distributed import run_ranks
 from tests.model.test_layer import CONFIG, LENGTHS, LONGEST, RELATIVE, Named, build, of_block, sequences

@@ -11,8 +11,7 @@ from metro_megatron.config.early_exit import Exits
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.samples import build_sample_index
-from metro_megatron.plan.early_exit import main_flops
-from metro_megatron.plan.flops import Amount, done_flops, model_flops, narayanan_flops, works
+from metro_megatron.plan.flops import Amount, done_flops, main_flops, model_flops, narayanan_flops, works
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
