@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.config.file import load_config
-from metro_megatron.config.schema import Config, ModelConfig
+from metro_megatron.config.schema import Config
 from metro_megatron.files import refuse_foreign
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ def main(options: Options) -> None:
     from transformers.utils import logging
 
     from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors
-    from metro_megatron.hf.export import EXPORTED_FILES, write_hf_folder
+    from metro_megatron.hf.export import EXPORTED_FILES, exported_model, exported_tensors, write_hf_folder
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
     logging.set_verbosity_error()
@@ -68,17 +63,6 @@ def main(options: Options) -> None:
         "--train_file TRAIN.csv --validation_file VALIDATION.csv --output DIR\n"
         f'or:   transformers.AutoModel.from_pretrained("{target}", trust_remote_code=True)'
     )
-
-
-def exported_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Those of a run that an export keeps: a head with which main filled masks for itself serves nobody afterwards."""
-    is_kept = config.corruption.trains_auxiliary
-    return {name: tensor for name, tensor in tensors.items() if is_kept or not name.startswith("aux.")}
-
-
-def exported_model(config: Config) -> ModelConfig:
-    """The run's model; of no auxiliary layers where the run trained none."""
-    return config.model if config.corruption.trains_auxiliary else replace(config.model, auxiliary_num_layers=0)
 
 
 def training_facts(iteration: Path, config: Config) -> dict[str, object]:

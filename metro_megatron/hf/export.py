@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metro_megatron.config.schema import ModelConfig
+from metro_megatron.config.schema import Config, ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf import configuration_metro, modeling_metro
@@ -86,6 +87,17 @@ def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO)
         objectives=list(objectives),
         auto_map=auto_map,
     )
+
+
+def exported_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Those of a run that an export keeps: a head with which main filled masks for itself serves nobody afterwards."""
+    is_kept = config.corruption.trains_auxiliary
+    return {name: tensor for name, tensor in tensors.items() if is_kept or not name.startswith("aux.")}
+
+
+def exported_model(config: Config) -> ModelConfig:
+    """The run's model; of no auxiliary layers where the run trained none."""
+    return config.model if config.corruption.trains_auxiliary else replace(config.model, auxiliary_num_layers=0)
 
 
 def write_hf_folder(

@@ -2,7 +2,7 @@
 
 A folder is a run's (or one of its checkpoints), one that tools/convert_checkpoint.py wrote, or that of any masked
 language model of transformers; nothing is fetched and no code of the folder is run. In all three it becomes a model of
-transformers: of a pair, the auxiliary.
+transformers: of a pair, the auxiliary, and main where it learned plain masked language modelling.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
@@ -24,8 +25,8 @@ from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import metro_config
-from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
+from metro_megatron.hf.export import exported_model, exported_tensors, metro_config
+from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForMaskedLM
 from metro_megatron.hf.weights import hf_state_dict
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ class FrozenFolder:
         return found.hexdigest()
 
     def problems(self, config: Config, tokenizer: Path) -> list[str]:
-        """Why it cannot fill the masks of a run, whose tokenizer is that of the other folder."""
+        """Why it cannot fill the masks of a run, whose tokenizer is that of the other folder.
+
+        Raises UserError if it is no masked language model at all.
+        """
         shape = self._unfilled()
         positions, length = _most_positions(shape), config.data.seq_length
         found = []
@@ -88,36 +92,81 @@ class FrozenFolder:
         return [*found, *_other_ids(self.tokenizer, tokenizer, config.model.vocab_size, self.path)]
 
     def load(self) -> PreTrainedModel:
-        """The model in fp32 on the CPU. Raises UserError if its logits are not those of a linear output layer."""
+        """The model in fp32 on the CPU.
+
+        Raises UserError if its weights are not whole, or its logits are not those of a linear output layer.
+        """
         logging.disable_progress_bar()
-        if self.is_run:
-            model = self._unfilled()
-            state = hf_state_dict(read_model_tensors(self.path), load_config(self.path / "run_config.yaml").model)
-            own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
-            model.load_state_dict(own, strict=True, assign=True)
-            model.tie_weights()
-        else:
-            kind: Any = MetroForAuxiliaryMaskedLM if self.is_ours else AutoModelForMaskedLM
-            model = kind.from_pretrained(self.path, dtype=torch.float32, local_files_only=True)
+        model = self._of_run() if self.is_run else self._of_folder()
         _refuse_other_heads(model.eval(), self.path)
         return model
 
+    def _of_run(self) -> PreTrainedModel:
+        config, model = load_config(self.path / "run_config.yaml"), self._unfilled()
+        tensors = exported_tensors(read_model_tensors(self.path), config)
+        state = hf_state_dict(tensors, exported_model(config), config.objective.main)
+        own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
+        model.load_state_dict(own, strict=True, assign=True)
+        model.tie_weights()
+        return model
+
+    def _of_folder(self) -> PreTrainedModel:
+        """transformers would start what is missing at random, and say so at the side."""
+        kind: Any = type(self._unfilled())
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            model, report = kind.from_pretrained(
+                self.path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"corruption.frozen_model {self.path}: its weights cannot be read ({_in_short(error)}); give another "
+                "copy of the model"
+            ) from error
+        finally:
+            logging.set_verbosity(verbosity)
+        if report["missing_keys"]:
+            raise UserError(
+                f"corruption.frozen_model {self.path}: no masked language model, {min(report['missing_keys'])} is "
+                "missing; give the folder of a model with the head that it was pretrained with"
+            )
+        return model
+
     def _unfilled(self) -> PreTrainedModel:
-        """The model without weights."""
-        with torch.device("meta"):
-            if self.is_ours:
-                return MetroForAuxiliaryMaskedLM(self._config())  # type: ignore[arg-type]
-            return AutoModelForMaskedLM.from_config(self._config())
+        """The model without weights. Raises UserError where it fills no masks."""
+        config = self._config()
+        problem = "it reads from left to right"
+        if not (getattr(config, "is_decoder", False) or config.is_encoder_decoder):
+            try:
+                with torch.device("meta"):
+                    if not isinstance(config, MetroConfig):
+                        return AutoModelForMaskedLM.from_config(config)
+                    if config.num_auxiliary_layers:
+                        return MetroForAuxiliaryMaskedLM(config)
+                    if "mlm" in config.objectives:
+                        return MetroForMaskedLM(config)
+                problem = f"it has no auxiliary, and main learned {' '.join(config.objectives)}"
+            except ValueError as error:
+                problem = _in_short(error)
+        raise UserError(
+            f"corruption.frozen_model {self.path}: no masked language model ({problem}); give one, such as a run with "
+            "corruption.source auxiliary or objective.main mlm"
+        )
 
     def _config(self) -> PretrainedConfig:
         if self.is_run:
-            return metro_config(load_config(self.path / "run_config.yaml").model)
-        if self.is_ours:
-            return MetroConfig.from_pretrained(self.path, local_files_only=True)
+            config = load_config(self.path / "run_config.yaml")
+            return metro_config(exported_model(config), config.objective.main)
+        kind: Any = MetroConfig if self.is_ours else AutoConfig
         try:
-            return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{self.path}: transformers cannot read its configuration ({error})") from error
+            found: PretrainedConfig = kind.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            return found
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise UserError(
+                f"corruption.frozen_model {self.path}: transformers cannot read its configuration "
+                f"({_in_short(error)}); give another folder"
+            ) from error
 
     def _content(self) -> dict[str, Any]:
         try:
@@ -136,6 +185,11 @@ def refuse_other_model(config: Config, tokenizer: Path) -> FrozenFolder:
     if found:
         raise UserError(found)
     return folder
+
+
+def _in_short(error: Exception) -> str:
+    """The first sentence of transformers' messages, which go on for pages."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")
 
 
 def _most_positions(model: PreTrainedModel) -> int | None:
