@@ -59,5 +59,6 @@ def unigram_weights(counts: NDArray[np.int64], power: float) -> NDArray[np.int64
     """Whole numbers [V] in proportion to counts^power, 0 for specials and for words that do not occur."""
     counts = counts.copy()
     counts[:NUM_SPECIALS] = 0
-    powers = np.where(counts > 0, np.maximum(counts, 1) ** power, 0.0)
+    shares = np.maximum(counts, 1) / max(counts.max(), 1)  # of which any power is finite
+    powers = np.where(counts > 0, shares**power, 0.0)
     return np.rint(powers * (_TOTAL / max(powers.sum(), 1.0) * (1 - 2.0**-20))).astype(np.int64)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -149,6 +150,29 @@ class CacheFolder:
         path = self.files(split, part)[1]
         return len(np.load(path, mmap_mode="r")) if path.exists() else None
 
+    def part(
+        self, split: Split, part: int, bounds: Sequence[int]
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint16]]:
+        """Ids and counts, both of them still on the disk.
+
+        bounds: where the parts begin, and the last one ends. Raises UserError for a file that is missing or not whole.
+        """
+        paths, found = self.files(split, part), []
+        for path in paths:
+            try:
+                found.append(np.load(path, mmap_mode="r"))
+            except (OSError, ValueError, EOFError) as error:
+                raise UserError(
+                    f"{path}: damaged or missing ({error}); remove {self.path} and write it again"
+                ) from error
+        ids, counts = found
+        if len(counts) != bounds[part + 1] - bounds[part]:
+            raise UserError(
+                f"{paths[1]}: has {len(counts):,} samples, {CONTENT} says {bounds[part + 1] - bounds[part]:,}; remove "
+                f"{self.path} and write it again"
+            )
+        return ids, counts
+
     def write_part(
         self, split: Split, part: int, ids: NDArray[np.int64], counts: NDArray[np.int64], vocab_size: int
     ) -> None:
@@ -159,14 +183,17 @@ class CacheFolder:
         sync_folder(self.path)
 
     def reader(self, split: Split) -> ReplacementReader:
-        """Of a finished cache. Raises UserError if it is not."""
+        """Of a finished cache. Raises UserError if it is not, or lacks a file."""
         content = self.content()
         if content is None:
             raise UserError(
                 f"{self.path}: no finished cache of replacements (no {CONTENT}); write it with "
                 "tools/cache_corruption.py, which continues an unfinished one"
             )
-        return ReplacementReader(self, split, getattr(content, split))
+        bounds = getattr(content, split)
+        for part in range(len(bounds) - 1):
+            self.part(split, part, bounds)
+        return ReplacementReader(self, split, bounds)
 
     def _read(self, name: str, kind: type[_Record]) -> _Record | None:
         path = self.path / name
@@ -205,8 +232,8 @@ class ReplacementReader:
             raise UserError(f"{self._folder.path}: ends at sample {self.num_samples:,}, sample {place:,} is needed")
         part = int(np.searchsorted(self._bounds, place, side="right")) - 1
         if part != self._part:
-            ids, counts = self._folder.files(self._split, part)
-            self._ids, self._ends = np.load(ids, mmap_mode="r"), np.cumsum(np.load(counts), dtype=np.int64)
+            self._ids, counts = self._folder.part(self._split, part, self._bounds.tolist())
+            self._ends = np.cumsum(counts, dtype=np.int64)
             self._part = part
         number = place - int(self._bounds[part])
         begin, end = int(self._ends[number - 1]) if number else 0, int(self._ends[number])

@@ -237,14 +237,13 @@ def _optimizer_seconds(config: Config, cluster: Cluster) -> float:
 def layouts(config: Config, cluster: Cluster) -> list[Estimate]:
     """Every layout that the configuration's checks admit, the fastest first; those that do not fit are among them.
 
-    Tried are tensor parallelism inside a node (with sequence parallelism), pipelines with 1, 2 and 4 chunks a stage,
-    micro batches of SLOTS, with and without recomputation.
+    Tried are the configured one, tensor parallelism inside a node (with sequence parallelism, unless tokens leave
+    early), pipelines with 1, 2 and 4 chunks a stage, micro batches of SLOTS, with and without recomputation.
     """
-    found = [
-        estimate(candidate, cluster)
-        for candidate in _candidates(config, cluster.gpus)
-        if not problems(candidate, cluster.gpus, "cuda")
-    ]
+    candidates = list(_candidates(config, cluster.gpus))
+    if config not in candidates:
+        candidates.append(config)
+    found = [estimate(one, cluster) for one in candidates if not problems(one, cluster.gpus, "cuda")]
     return sorted(found, key=lambda one: one.seconds.total)
 
 
@@ -260,7 +259,7 @@ def _candidates(config: Config, gpus: int) -> Iterator[Config]:
             tensor_model_parallel_size=tp,
             pipeline_model_parallel_size=pp,
             virtual_pipeline_model_parallel_size=vpp,
-            sequence_parallel=tp > 1,
+            sequence_parallel=tp > 1 and not config.early_exit.layers,
             recompute=recompute,  # type: ignore[arg-type]
         )
         data = replace(config.data, micro_batch_tokens=rows * config.data.seq_length, micro_batch_size=rows)

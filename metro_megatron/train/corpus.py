@@ -98,7 +98,8 @@ class Corpus:
     def with_cache(self, path: Path, frozen_model: str) -> Corpus:
         """The same with the replacements of a cache. Raises UserError naming all that makes it another run's."""
         cache = CacheFolder(path)
-        cache.reader("train")  # refuses an unfinished one
+        for split in ("train", "validation"):  # refuses an unfinished one
+            cache.reader(split)
         plan = cache.plan()
         found = ["it has no plan"] if plan is None else self.cache_plan(frozen_model).differences(plan)
         if found or plan is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
@@ -70,7 +71,10 @@ class FrozenFolder:
         return found.hexdigest()
 
     def problems(self, config: Config, tokenizer: Path) -> list[str]:
-        """Why it cannot fill the masks of a run, whose tokenizer is that of the other folder."""
+        """Why it cannot fill the masks of a run, whose tokenizer is that of the other folder.
+
+        Raises UserError if it is no masked language model at all.
+        """
         shape = self._unfilled()
         positions, length = _most_positions(shape), config.data.seq_length
         found = []
@@ -88,53 +92,81 @@ class FrozenFolder:
         return [*found, *_other_ids(self.tokenizer, tokenizer, config.model.vocab_size, self.path)]
 
     def load(self) -> PreTrainedModel:
-        """The model in fp32 on the CPU. Raises UserError if its logits are not those of a linear output layer."""
+        """The model in fp32 on the CPU.
+
+        Raises UserError if its weights are not whole, or its logits are not those of a linear output layer.
+        """
         logging.disable_progress_bar()
-        if self.is_run:
-            model, run = self._unfilled(), self._run()
-            tensors = exported_tensors(read_model_tensors(self.path), run)
-            state = hf_state_dict(tensors, exported_model(run), run.objective.main)
-            own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
-            model.load_state_dict(own, strict=True, assign=True)
-            model.tie_weights()
-        else:
-            model = self._kind().from_pretrained(self.path, dtype=torch.float32, local_files_only=True)
+        model = self._of_run() if self.is_run else self._of_folder()
         _refuse_other_heads(model.eval(), self.path)
         return model
 
+    def _of_run(self) -> PreTrainedModel:
+        config, model = load_config(self.path / "run_config.yaml"), self._unfilled()
+        tensors = exported_tensors(read_model_tensors(self.path), config)
+        state = hf_state_dict(tensors, exported_model(config), config.objective.main)
+        own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
+        model.load_state_dict(own, strict=True, assign=True)
+        model.tie_weights()
+        return model
+
+    def _of_folder(self) -> PreTrainedModel:
+        """transformers would start what is missing at random, and say so at the side."""
+        kind: Any = type(self._unfilled())
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            model, report = kind.from_pretrained(
+                self.path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"corruption.frozen_model {self.path}: its weights cannot be read ({_in_short(error)}); give another "
+                "copy of the model"
+            ) from error
+        finally:
+            logging.set_verbosity(verbosity)
+        if report["missing_keys"]:
+            raise UserError(
+                f"corruption.frozen_model {self.path}: no masked language model, {min(report['missing_keys'])} is "
+                "missing; give the folder of a model with the head that it was pretrained with"
+            )
+        return model
+
     def _unfilled(self) -> PreTrainedModel:
-        """The model without weights."""
-        with torch.device("meta"):
-            kind, config = self._kind(), self._config()
-            return kind(config) if self.is_ours else kind.from_config(config)
-
-    def _kind(self) -> Any:
-        """The class of what fills masks here: a pair's auxiliary, or main where it was pretrained to."""
-        if not self.is_ours:
-            return AutoModelForMaskedLM
+        """The model without weights. Raises UserError where it fills no masks."""
         config = self._config()
-        if config.num_auxiliary_layers:
-            return MetroForAuxiliaryMaskedLM
-        if "mlm" in config.objectives:
-            return MetroForMaskedLM
+        problem = "it reads from left to right"
+        if not (getattr(config, "is_decoder", False) or config.is_encoder_decoder):
+            try:
+                with torch.device("meta"):
+                    if not isinstance(config, MetroConfig):
+                        return AutoModelForMaskedLM.from_config(config)
+                    if config.num_auxiliary_layers:
+                        return MetroForAuxiliaryMaskedLM(config)
+                    if "mlm" in config.objectives:
+                        return MetroForMaskedLM(config)
+                problem = f"it has no auxiliary, and main learned {' '.join(config.objectives)}"
+            except ValueError as error:
+                problem = _in_short(error)
         raise UserError(
-            f"corruption.frozen_model {self.path}: no auxiliary model is there, and main was pretrained with "
-            f"{' '.join(config.objectives)}, which does not fill masks; give a pair, or a run of objective.main mlm"
+            f"corruption.frozen_model {self.path}: no masked language model ({problem}); give one, such as a run with "
+            "corruption.source auxiliary or objective.main mlm"
         )
-
-    def _run(self) -> Config:
-        return load_config(self.path / "run_config.yaml")
 
     def _config(self) -> PretrainedConfig:
         if self.is_run:
-            run = self._run()
-            return metro_config(exported_model(run), run.objective.main)
-        if self.is_ours:
-            return MetroConfig.from_pretrained(self.path, local_files_only=True)
+            config = load_config(self.path / "run_config.yaml")
+            return metro_config(exported_model(config), config.objective.main)
+        kind: Any = MetroConfig if self.is_ours else AutoConfig
         try:
-            return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{self.path}: transformers cannot read its configuration ({error})") from error
+            found: PretrainedConfig = kind.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            return found
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise UserError(
+                f"corruption.frozen_model {self.path}: transformers cannot read its configuration "
+                f"({_in_short(error)}); give another folder"
+            ) from error
 
     def _content(self) -> dict[str, Any]:
         try:
@@ -153,6 +185,11 @@ def refuse_other_model(config: Config, tokenizer: Path) -> FrozenFolder:
     if found:
         raise UserError(found)
     return folder
+
+
+def _in_short(error: Exception) -> str:
+    """The first sentence of transformers' messages, which go on for pages."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")
 
 
 def _most_positions(model: PreTrainedModel) -> int | None:

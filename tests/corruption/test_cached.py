@@ -224,4 +224,15 @@ def test_a_reader_refuses_what_the_cache_does_not_hold(tmp_path: Path) -> None:
         reader.read(np.array([2]), np.array([1]))
     with pytest.raises(UserError, match="ends at sample 4, sample 4 is needed"):
         reader.read(np.array([4]), np.array([1]))
+    ids, counts = folder.files("train", 1)
+    folder.write(CONTENT, {"train": [0, 3, 5], "validation": [0]})
+    with pytest.raises(UserError, match=f"{counts.name}: has 1 samples, cache.json says 2"):
+        folder.reader("train")
+    for content in (ids.read_bytes()[:-1], b""):
+        ids.write_bytes(content)
+        with pytest.raises(UserError, match=f"{ids.name}: damaged or missing .*write it again"):
+            folder.reader("train")
+    ids.unlink()
+    with pytest.raises(UserError, match=f"{ids.name}: damaged or missing .*write it again"):
+        folder.reader("train")
     shutil.rmtree(tmp_path)

@@ -16,9 +16,12 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertModel,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -228,7 +231,7 @@ def test_positions_are_counted_behind_those_of_padding(tmp_path: Path) -> None:
 
 def test_a_main_model_that_fills_no_masks_is_refused(tmp_path: Path) -> None:
     metro_config(replace(small_config().model, auxiliary_num_layers=0), ["rtd"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no auxiliary model is there, and main was pretrained with rtd, which"):
+    with pytest.raises(UserError, match="it has no auxiliary, and main learned rtd"):
         FrozenFolder(str(tmp_path)).load()
 
 
@@ -241,3 +244,29 @@ def test_a_folder_of_nothing_and_a_head_of_another_kind_are_refused(tmp_path: Pa
             BertForMaskedLM, "get_output_embeddings", lambda self: self.bert.encoder.layer[0].output.dense
         ):
             FrozenFolder(str(folder)).load()
+
+
+def test_what_is_no_whole_masked_language_model_is_refused(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    small = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    models: dict[str, PreTrainedModel] = {
+        "encoder": BertModel(CONFIGS["bert"]),
+        "left to right": BertForMaskedLM(BertConfig(**SIZES, is_decoder=True)),
+        "gpt2": GPT2LMHeadModel(GPT2Config(**small)),
+        "damaged": BertForMaskedLM(CONFIGS["bert"]),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    alone = {name: tensor for name, tensor in trainer_tensors().items() if not name.startswith("aux.")}
+    write_hf_folder(tmp_path / "alone", alone, replace(MODEL, auxiliary_num_layers=0), tokenizer, {})
+    for name, message in {
+        "encoder": "no masked language model, cls.predictions.* is missing",
+        "left to right": "no masked language model \\(it reads from left to right\\)",
+        "gpt2": "no masked language model \\(Unrecognized configuration class",
+        "damaged": "its weights cannot be read .*give another copy",
+        "alone": "it has no auxiliary, and main learned rtd clm",
+    }.items():
+        with pytest.raises(UserError, match=f"corruption.frozen_model {tmp_path / name}: {message}"):
+            FrozenFolder(str(tmp_path / name)).load()
