@@ -28,8 +28,8 @@ def write_synthetic_dataset(prefix: Path, num_tokens: int, vocab_size: int, docu
     """
     if document_tokens:
         count = max(1, num_tokens // document_tokens)
-        lengths = np.full(count, document_tokens, np.int32)
-        made = TokenizedDocuments(np.empty(0, np.int32), lengths, np.arange(count + 1))
+        each = np.full(count, document_tokens, np.int32)
+        made = TokenizedDocuments(np.empty(0, np.int32), each, np.arange(count + 1))
     else:
         made = synthetic_documents(max(100, num_tokens // _MEAN_TOKENS))
     lengths, documents = made.unit_lengths, np.diff(made.document_index)
