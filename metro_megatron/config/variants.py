@@ -111,6 +111,11 @@ def _corruption(config: Config) -> Iterator[str]:
     yield from _unread(config, "unigram_power", ("unigram",))
     yield from _unread(config, "main_layer", ("main",))
     yield from _unread(config, "disallow_correct", (*drawn_by_models, "uniform", "unigram"))
+    if corruption.disallow_correct and config.model.vocab_size < NUM_SPECIALS + 2:
+        yield (
+            f"corruption.disallow_correct is true, but model.vocab_size {config.model.vocab_size} has no second word; "
+            f"use a vocabulary of {NUM_SPECIALS + 2} or more"
+        )
     yield from _unread(config, "temperature", drawn_by_models)
     yield from _unread(config, "temperature_schedule", drawn_by_models)
     yield from _temperature(config)

@@ -148,7 +148,7 @@ class CacheFolder:
     def samples_of_part(self, split: Split, part: int) -> int | None:
         """None for a part that is not written."""
         path = self.files(split, part)[1]
-        return len(np.load(path, mmap_mode="r")) if path.exists() else None
+        return len(self._load(path)) if path.exists() else None
 
     def part(
         self, split: Split, part: int, bounds: Sequence[int]
@@ -157,15 +157,8 @@ class CacheFolder:
 
         bounds: where the parts begin, and the last one ends. Raises UserError for a file that is missing or not whole.
         """
-        paths, found = self.files(split, part), []
-        for path in paths:
-            try:
-                found.append(np.load(path, mmap_mode="r"))
-            except (OSError, ValueError, EOFError) as error:
-                raise UserError(
-                    f"{path}: damaged or missing ({error}); remove {self.path} and write it again"
-                ) from error
-        ids, counts = found
+        paths = self.files(split, part)
+        ids, counts = map(self._load, paths)
         if len(counts) != bounds[part + 1] - bounds[part]:
             raise UserError(
                 f"{paths[1]}: has {len(counts):,} samples, {CONTENT} says {bounds[part + 1] - bounds[part]:,}; remove "
@@ -194,6 +187,13 @@ class CacheFolder:
         for part in range(len(bounds) - 1):
             self.part(split, part, bounds)
         return ReplacementReader(self, split, bounds)
+
+    def _load(self, path: Path) -> NDArray[Any]:
+        try:
+            loaded: NDArray[Any] = np.load(path, mmap_mode="r")
+            return loaded
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: damaged or missing ({error}); remove {self.path} and write it again") from error
 
     def _read(self, name: str, kind: type[_Record]) -> _Record | None:
         path = self.path / name

@@ -177,6 +177,11 @@ def test_sound_configurations_have_no_problems(world_size, changes):
             {"objective__main": ["mlm"], "corruption__source": "none", "corruption__disallow_correct": True},
             ["disallow_correct is True, which"],
         ),
+        (
+            1,
+            {"corruption__disallow_correct": True, "model__vocab_size": 6},
+            ["model.vocab_size 6 has no second word", "of 7 or more"],
+        ),
         (1, {"corruption__temperature_tau": 0.2}, ["temperature_tau is 0.2, which", "constant does not read"]),
         (1, {**COOLING, "corruption__temperature_power": 3.0}, ["temperature_power is 3, which", "to polynomial"]),
         (1, {"corruption__final_temperature": 0.5}, ["final_temperature is 0.5, but", "schedule is constant"]),
