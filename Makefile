@@ -15,7 +15,7 @@ help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
 	@echo "make learn   the same path, sized for 10 minutes of one GPU or a night on a CPU"
 	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (20 minutes on 2 cores)"
-	@echo "make campaign  pretrain METRO, ELECTRA and masked language models at equal FLOPs, run by run; goes on where it was"
+	@echo "make campaign  pretrain METRO, ELECTRA and MLM at equal FLOPs, run by run (3 hours on 2 cores); resumes"
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
 	@echo "make bench   measure operators and whole steps on one GPU (9 minutes); see docs/benchmarks.md"
 	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
