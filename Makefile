@@ -9,12 +9,13 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 ledger bench clean
+.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
 	@echo "make learn   the same path, sized for 10 minutes of one GPU or a night on a CPU"
-	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (at most 20 minutes on 2 cores)"
+	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (5 to 20 minutes on 2 cores)"
+	@echo "make campaign  pretrain METRO, ELECTRA and MLM at equal FLOPs, run by run (3 hours on 2 cores); resumes"
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
 	@echo "make bench   measure operators and whole steps on one GPU (9 minutes); see docs/benchmarks.md"
 	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
@@ -49,6 +50,9 @@ demo learn: $(STAMP)
 
 figure3: $(STAMP)
 	$(MAKE) -j2 --no-print-directory -f tools/figure3/figure3.mk BIN=$(BIN)
+
+campaign: $(STAMP)
+	$(MAKE) --no-print-directory -f tools/campaign/campaign.mk BIN=$(BIN)
 
 ledger: $(STAMP)
 	$(BIN)/python -m tools.ledger.ledger

@@ -64,6 +64,14 @@ FIGURE_3 = {
     "lr_1e-4_clip_1_scaled_init": (1e-4, 1.0, "ffn"),
 }
 
+# What an arm of the campaign changes of METRO's, which changes none of the defaults.
+CAMPAIGN: dict[str, dict[str, Any]] = {
+    "metro": {},
+    "electra": {"model.reset_cls": False, "model.shared_embeddings": "token_position", "objective.main": ["rtd"]},
+    "mlm_15": {"model.lm_head": "dense", "objective.main": ["mlm"], "corruption.source": "none"},
+}
+CAMPAIGN["mlm_30"] = {**CAMPAIGN["mlm_15"], "objective.mask_probability": 0.3}
+
 
 def load(*paths: Path) -> Config:
     return parse_config(["--config", *map(str, paths), "--data.train", "shard", "--train.output", "run"])
@@ -155,6 +163,17 @@ def test_the_arms_of_figure_3():
         assert problems(load(miniature, path), processes(miniature)) == []
         assert tuple(flatten(config)[name] for name in names) == expected
         assert changes(config, load(xl)).keys() <= set(names)
+
+
+def test_the_arms_of_the_campaign():
+    common = EXAMPLES / "campaign" / "common.yaml"
+    assert sorted(path.stem for path in common.parent.iterdir()) == sorted(["common", *CAMPAIGN])
+    for name, expected in CAMPAIGN.items():
+        config = load(common, common.with_stem(name))
+        assert problems(config, processes(common)) == []
+        assert changes(config, load(common)) == expected
+    sizes = [load(path).model.main for path in (common, EXAMPLES / "demo.yaml")]
+    assert sizes[0] == sizes[1]
 
 
 def test_presets_are_found_by_name_from_any_folder(tmp_path, monkeypatch):

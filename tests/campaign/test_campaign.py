@@ -1,0 +1,119 @@
+"""The campaign's runs are equal in FLOPs and random numbers; each is done once, and its row written once."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metro_megatron.cli.command_line import call_with_options
+from metro_megatron.cli.options import flatten
+from metro_megatron.config.file import parse_config
+from metro_megatron.config.problems import problems
+from metro_megatron.errors import UserError
+from metro_megatron.plan.flops import Amount, model_flops
+from tests.demo.test_stages import silent
+from tools.campaign.arms import ARMS, Text, planned_runs
+from tools.campaign.campaign import Options, campaign
+from tools.campaign.rows import COLUMNS, append_row, read_rows
+
+BUDGET = 1e12
+TEXT = Text("reviews", "held_out", np.array([64, 64, 64, 23]), "0" * 64)
+
+
+def test_runs_have_equal_flops_and_differ_in_the_arm_alone():
+    runs = planned_runs(TEXT, BUDGET, 2, [1e-3])
+    assert [(run.arm, run.config.train.seed) for run in runs] == [(arm, seed) for seed in (1, 2) for arm in ARMS]
+    for run in runs:
+        samples = run.config.train.train_steps * run.config.train.global_batch_size
+        amount = Amount(samples * 215 / 4, samples * (3 * 64**2 + 23**2) / 4, samples)
+        assert run.flops == pytest.approx(model_flops(run.config, amount))
+        assert run.flops == pytest.approx(BUDGET, rel=0.02)
+    for run in runs[1:4]:
+        ours, metro = flatten(run.config), flatten(runs[0].config)
+        changed = {name for name in ours if ours[name] != metro[name]}
+        assert {name for name in changed if name.startswith(("data.", "optimizer.", "train.", "checkpoint."))} <= {
+            "train.train_steps",
+            "optimizer.lr_warmup_steps",
+        }
+        assert run.config.model.main == runs[0].config.model.main
+
+
+def test_another_run_has_another_name_and_layout_makes_none():
+    run, *others = planned_runs(TEXT, BUDGET, 1, [1e-3])
+    others += planned_runs(TEXT, 2 * BUDGET, 1, [1e-3])[:1] + planned_runs(TEXT, BUDGET, 1, [2e-3])[:1]
+    others.append(replace(run, text=replace(TEXT, sha256="1" * 64)))
+    assert len({run.name, *(other.name for other in others)}) == 1 + len(others)
+    moved = replace(run, options=(*run.options, "--data.micro_batch_tokens", "1024", "--train.output", "elsewhere"))
+    assert moved.name == run.name
+
+
+class Stages:
+    """Stands for the commands: checks that their tools accept them, and leaves what the campaign reads."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fails = ""
+
+    def __call__(self, command: Sequence[str]) -> None:
+        script = next(word for word in command if word.endswith(".py"))
+        words = list(command[command.index(script) + 1 :])
+        name = Path(script).stem
+        self.calls.append(name)
+        if name == "pretrain_metro":
+            config = parse_config(words)
+            assert problems(config, int(command[command.index("--nproc-per-node") + 1])) == []
+            run, steps = Path(config.train.output), config.train.train_steps
+            if self.fails == name:  # saved at SIGTERM
+                steps = 7
+            (run / f"iter_{steps:07d}").mkdir(parents=True)
+            (run / "latest_checkpointed_iteration.txt").write_text(str(steps))
+            line = {"step": steps, "consumed_tokens": 100 * steps, "tokens_per_second": 50.0}
+            (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+            return
+        call_with_options(silent(importlib.import_module(f"metro_megatron.commands.{name}").main), words)
+        if self.fails == name:
+            raise UserError(f"{name} fails")
+        if name == "evaluate":
+            output = Path(words[words.index("--output") + 1])
+            output.write_text(json.dumps({"mlm_loss": 5.0, "unigram_loss": 6.7, "num_tokens": 9}))
+
+
+DONE = ["pretrain_metro", "convert_checkpoint", "evaluate"]
+
+
+def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys):
+    options = Options(BUDGET, root=str(tmp_path), results=str(tmp_path / "results" / "campaign.csv"), seeds=1)
+    runs, stages, results = planned_runs(TEXT, BUDGET, 1, [1e-3]), Stages(), Path(options.results)
+    for stage, calls in zip(DONE, (DONE[:1], DONE[:2], DONE[1:]), strict=True):
+        stages.calls, stages.fails = [], stage
+        with pytest.raises(UserError):
+            campaign(options, runs, stages)
+        assert stages.calls == calls and read_rows(results) == []
+    stages.calls, stages.fails = [], ""
+    campaign(options, runs, stages)
+    assert stages.calls == [*DONE[1:], *DONE * (len(ARMS) - 1)]
+    assert f"[2/{len(ARMS)}] electra-1-" in capsys.readouterr().out
+    rows, before = read_rows(results), results.read_bytes()
+    assert [(row["run"], row["arm"], row["mlm_loss"], row["rtd_auc"]) for row in rows] == [
+        (run.name, run.arm, "5.0", "") for run in runs
+    ]
+    assert [(int(row["tokens"]), float(row["seconds"])) for row in rows] == [
+        (100 * run.config.train.train_steps, 2.0 * run.config.train.train_steps) for run in runs
+    ]
+    stages.calls = []
+    campaign(options, runs, stages)
+    assert stages.calls == [] and results.read_bytes() == before
+    with pytest.raises(UserError, match="has a row of"):
+        append_row(results, rows[0])
+    assert results.read_bytes() == before
+
+
+def test_the_committed_table_has_the_columns_and_no_run_twice():
+    path = Path(__file__).parents[2] / "docs" / "results" / "campaign.csv"
+    assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
+    names = [row["run"] for row in read_rows(path)]
+    assert len(names) == len(set(names))

@@ -1,0 +1,198 @@
+"""Pretrain, export, evaluate and note one run after the other, as long as there are runs without a row."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.options import above, at_least
+from metro_megatron.config.file import load_config
+from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, build_sample_index
+from metro_megatron.data.shards import open_shards
+from metro_megatron.errors import UserError
+from metro_megatron.files import locked
+from metro_megatron.train.curves import Run
+from tools.campaign.arms import CONFIGS, PlannedRun, Text, planned_runs
+from tools.campaign.rows import FIGURES, append_row, read_rows
+
+FLOPS_PER_SECOND = 4.1e10
+"""Of make demo's pretraining on two quiet cores: a guess where no row of this device is there."""
+SECONDS_BESIDE = 60.0
+"""Of a run, beside its steps: starting, saving, exporting, evaluating."""
+VERSIONS = ("torch", "megatron-core", "transformers")
+
+Call = Callable[[Sequence[str]], None]
+"""Runs a command and returns when it has ended well."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much, and where."""
+
+    budget: Annotated[float, above(0)]
+    """Model FLOPs of each run, by metro_megatron/plan/flops.py."""
+    root: str = "runs/campaign"
+    """Folder with text/ and shards/; runs are written there."""
+    results: str = "docs/results/campaign.csv"
+    """Table that gets a row for each finished run."""
+    seeds: Annotated[int, at_least(1)] = 5
+    """Each arm is pretrained with seeds 1 to this one."""
+    rates: list[float] = field(default_factory=lambda: [1e-3])
+    """Peak learning rates, the same for each arm."""
+    processes: Annotated[int, at_least(1)] = 2
+    """Data-parallel processes; no figure depends on them beyond rounding."""
+
+
+def main(options: Options) -> None:
+    """Pretrain every arm with every seed at equal FLOPs; runs that have a row are skipped, an interrupted one goes on.
+
+    All arms of a seed come before the next seed. A finished run is exported, evaluated on held-out reviews, and
+    appended to the table; the exports stay for other judges.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
+            signal.signal(number, signal.default_int_handler)
+    root = Path(options.root)
+    try:
+        with locked(root / "lock", wait=False):
+            campaign(options, planned_runs(read_text(root), options.budget, options.seeds, options.rates), call)
+    except BlockingIOError as error:
+        raise UserError(f"{root}: another process runs this campaign; wait for it or end it") from error
+
+
+def read_text(root: Path) -> Text:
+    """The training samples that the campaign's common configuration makes of the shards. Raises UserError."""
+    train = f"{root}/shards/reviews"
+    shards = open_shards([train])
+    seq_length = load_config(CONFIGS / "common.yaml").data.seq_length
+    lengths = build_sample_index(shards, seq_length).length.astype(int) + NUM_SAMPLE_SPECIALS
+    contents = "".join(shard.sha256 + shard.index_sha256 for shard in shards)
+    return Text(train, f"{root}/shards/held_out", lengths, hashlib.sha256(contents.encode()).hexdigest())
+
+
+def campaign(options: Options, runs: Sequence[PlannedRun], call: Call) -> None:
+    """Do what has no row yet, in order, and say before each run how much is left."""
+    results = Path(options.results)
+    for number, run in enumerate(runs, start=1):
+        rows = read_rows(results)
+        finished = {row["run"] for row in rows}
+        left = [one for one in runs if one.name not in finished]
+        if run in left:
+            time_left = duration(left, rows, device(options.processes))
+            print(f"\n[{number}/{len(runs)}] {describe(run)} | {len(left)} runs left, {time_left}", flush=True)
+            do(run, options, call)
+            append_row(results, row_of(run, options))
+    print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
+
+
+def do(run: PlannedRun, options: Options, call: Call) -> None:
+    """Pretrain, export and evaluate. Raises UserError where a command fails or training was interrupted."""
+    root, folder = Path(options.root), Path(options.root) / run.name
+    training, steps = folder / "pretraining", run.config.train.train_steps
+    python = sys.executable
+    if tracked_step(training) != steps:
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes))
+        # Its processes save at SIGTERM.
+        patience = ("--shutdown-timeout", "100", "--signals-to-handle", "SIGTERM")
+        call([python, *torchrun, *patience, "pretrain_metro.py", *run.options, "--train.output", str(training)])
+        if tracked_step(training) != steps:
+            raise UserError(f"{training}: interrupted; run the same command again to continue")
+    call([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
+    evaluation = ("--input", str(root / "text" / "held_out.jsonl"), "--unigram_from", run.text.train)
+    output = ("--output", str(folder / "evaluation.json"), "--sentences", "1")
+    call([python, "tools/evaluate.py", "--model", str(folder / "model"), *evaluation, *output, "--device", "cpu"])
+
+
+def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
+    """The row of a run that is done."""
+    folder, config = Path(options.root) / run.name, run.config
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    curves = Run.read(folder / "pretraining")
+    tokens = int(curves.training[-1]["consumed_tokens"])
+    return {
+        "run": run.name,
+        "arm": run.arm,
+        "seed": config.train.seed,
+        "lr": config.optimizer.lr,
+        "steps": config.train.train_steps,
+        "tokens": tokens,
+        "flops": f"{run.flops:.4e}",
+        **{name: round(evaluation[name], 6) for name in FIGURES if name in evaluation},
+        "seconds": round(tokens / curves.tokens_per_second(), 1),
+        "device": device(options.processes),
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in VERSIONS)]
+        ),
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def describe(run: PlannedRun) -> str:
+    config = run.config
+    tokens = config.train.train_steps * config.train.global_batch_size * run.text.sample.tokens
+    return (
+        f"{run.name}: lr {config.optimizer.lr:g}, {config.train.train_steps:,} steps, {tokens / 1e6:.2f}M tokens, "
+        f"{run.flops:.3e} FLOPs"
+    )
+
+
+def duration(runs: Sequence[PlannedRun], rows: Sequence[dict[str, str]], device: str) -> str:
+    """How long they take at the pace of the rows that have this device, else at that of make demo."""
+    paces = [float(row["flops"]) / float(row["seconds"]) for row in rows if row["device"] == device]
+    pace = median(paces) if paces else FLOPS_PER_SECOND
+    hours = sum(run.flops / pace + SECONDS_BESIDE for run in runs) / 3600
+    return f"about {hours:.1f} hours"
+
+
+def device(processes: int) -> str:
+    """The processor's name, how many cores this process may use, and how many processes train."""
+    found = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    name = found[1].strip() if found else platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {processes} processes"
+
+
+def commit() -> str:
+    """Of the checkout, with "-dirty" where tracked files other than results differ from it."""
+    head = _output("git", "rev-parse", "--short=12", "HEAD")
+    is_dirty = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results")
+    return f"{head}-dirty" if is_dirty else head
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def call(command: Sequence[str]) -> None:
+    """Run a command to its end; when this process is told to end, that one is too, once, and is waited for.
+
+    Raises UserError where it fails.
+    """
+    # A session of its own: Ctrl-C would reach it twice.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise UserError(f"exit code {code} of: {shlex.join(command)}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
