@@ -266,7 +266,7 @@ def test_what_is_no_whole_masked_language_model_is_refused(tmp_path: Path) -> No
         "left to right": "no masked language model \\(it reads from left to right\\)",
         "gpt2": "no masked language model \\(Unrecognized configuration class",
         "damaged": "its weights cannot be read .*give another copy",
-        "alone": "it has no auxiliary, and main learned rtd clm",
+        "alone": "no masked language model \\(it has no auxiliary, and main learned rtd clm",
     }.items():
         with pytest.raises(UserError, match=f"corruption.frozen_model {tmp_path / name}: {message}"):
             FrozenFolder(str(tmp_path / name)).load()
