@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metro_megatron.config.schema import Config, ObjectiveConfig, TrainConfig
+from metro_megatron.config.schema import Config, EarlyExitConfig, ObjectiveConfig, TrainConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.early_exit import ExitDetection
