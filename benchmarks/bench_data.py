@@ -5,34 +5,45 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
+
+import numpy as np
+import torch
 
 from benchmarks.baselines import ENCODERS
 from benchmarks.debian_text import fetch_packages, write_corpus
 from benchmarks.processes import ROOT, Measured, python, run_measured
+from benchmarks.provenance import provenance
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
+from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 OURS = "ours"
+MEGATRON = "Megatron-LM"
 _CHUNKS_PER_PROCESS = 8
-COLUMNS = ("program", "processes", "text_mb", "wall_s", "mb_per_s", "cpu_s", "max_rss_mb", "tokens", "ratio", "scaling")
+COLUMNS = (
+    *("program", "unit", "processes", "text_mb", "ids", "wall_s", "mb_per_s", "ids_per_s", "ratio", "scaling"),
+    *("cpu_s", "mb_per_cpu_s", "ids_per_cpu_s", "cpu_ratio", "max_rss_mb"),
+)
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What every program reads."""
 
-    large: Path
-    small: Path
-    """The beginning of `large`, for the slow programs."""
+    text: Path
+    megabytes: float
+    """Of text."""
     tiny: Path
     """One document, which shows how long starting takes."""
     tokenizer: Path
@@ -46,15 +57,13 @@ class Options:
     output: str
     """Path of the results without ending: .json and .csv are written."""
     text: str = ""
-    """Folder of text files; Debian's documentation packages are downloaded where none is given."""
+    """JSON Lines, or a folder of text files; Debian's documentation packages are downloaded where none is given."""
     tokenizer: str = ""
     """Tokenizer folder; one of 128,000 ids is trained on the text where none is given."""
     megatron: str = ""
     """A checkout of Megatron-LM, whose tools/preprocess_data.py is measured too."""
     max_bytes: Annotated[int, at_least(1)] = 120_000_000
-    """Text that ours encodes, in bytes."""
-    small_bytes: Annotated[int, at_least(1)] = 120_000_000
-    """Text that the slower programs encode, in bytes; less is another mix of texts, so compare with care."""
+    """Text that all programs encode, in bytes."""
     processes: list[int] = field(default_factory=list)
     """Numbers of processes for ours; by default 1, 2, 4, ... up to the machine's cores."""
     repeats: Annotated[int, at_least(1)] = 3
@@ -69,8 +78,9 @@ def main(options: Options) -> None:
     """Measure preprocessing end to end, building the sample index, and loading batches.
 
     Preprocessing is measured from the start of the program to its end, less the time for a document per process.
-    Every program runs in every round; a row is its round of median time. Each ratio is ours on one process to another
-    program on one process, in this run. Run it on a quiet machine.
+    Every program runs in every round; a row is its round of median processor time. Each ratio is that of ids per second
+    of ours, for whole documents on one process, to another program's on one process, in this run; the others encode
+    whole documents too, and Megatron-LM's ids must be ours, document by document. Run it on a quiet machine.
     """
     megatron, output = options.megatron, options.output
     counts = options.processes or _powers(os.cpu_count() or 1)
@@ -80,17 +90,21 @@ def main(options: Options) -> None:
         raise UserError(f"--megatron {megatron}: no checkout of Megatron-LM, as it lacks tools/preprocess_data.py")
     folder = Path(options.work or tempfile.mkdtemp(prefix="bench_data_")).absolute()
     try:
-        inputs = _prepare(folder, options.text, options.tokenizer, (options.max_bytes, options.small_bytes))
-        programs = [partial(_ours, inputs, count) for count in counts]
+        inputs = _prepare(folder, options.text, options.tokenizer, options.max_bytes)
+        programs = [partial(_ours, inputs, "document", count) for count in counts]
+        programs += [partial(_ours, inputs, "line", 1)]
         programs += [partial(_baseline, inputs, name) for name in ENCODERS]
         programs += [partial(_megatron, inputs, Path(megatron).absolute())] if megatron else []
         rows = _medians(programs, options.repeats)
-        _compare(rows)
+        if megatron:
+            check_ids(_prefix(inputs, "document", counts[0]), _megatron_prefix(inputs))
+        compare(rows)
         rates = _rates(inputs, options.index_samples)
     finally:
         if not options.work:
             shutil.rmtree(folder, ignore_errors=True)
-    _write(Path(output), {"machine": _machine(), "preprocessing": rows, **rates})
+    run = provenance(torch.device("cpu"), sys.argv)
+    _write(Path(output), {"run": run, "machine": _machine(), "preprocessing": rows, **rates})
     print(_table(rows))
     index, loader = rates["index"], rates["loader"]
     print(
@@ -102,50 +116,70 @@ def main(options: Options) -> None:
 
 
 def _medians(programs: Sequence[Callable[[], dict[str, Any]]], rounds: int) -> list[dict[str, Any]]:
-    """The round of (lower) median wall time of every program, with the times of all."""
+    """The round of (lower) median processor time of every program, with the times of all."""
     tries = [[program() for program in programs] for _ in range(rounds)]
     rows = []
     for of_program in zip(*tries, strict=True):
-        ordered = sorted(of_program, key=lambda row: row["wall_s"])
-        rows.append(ordered[(rounds - 1) // 2] | {"all_wall_s": [row["wall_s"] for row in of_program]})
+        median = sorted(of_program, key=lambda row: row["cpu_s"])[(rounds - 1) // 2]
+        rows.append(median | {f"all_{name}": [row[name] for row in of_program] for name in ("wall_s", "cpu_s")})
     return rows
 
 
-def _prepare(folder: Path, text: str, tokenizer: str, sizes: tuple[int, int]) -> Inputs:
+def _prepare(folder: Path, text: str, tokenizer: str, max_bytes: int) -> Inputs:
     folder.mkdir(parents=True, exist_ok=True)
     source = Path(text) if text else folder / "debian"
     if not text and not source.exists():
         fetch_packages(source)
-    names = [folder / f"{name}.jsonl" for name in ("large", "small", "tiny")]
-    if write_corpus(source, names[0], sizes[0]) == 0:
-        raise UserError(f"--text {source}: no text files below it (.txt, .html, .rst, .pod, .md, .dict; .gz)")
-    write_corpus(source, names[1], min(sizes))
-    with names[0].open("rb") as file:
-        names[2].write_bytes(file.readline())
+    corpus, tiny = folder / "text.jsonl", folder / "tiny.jsonl"
+    size = _copy_lines(source, corpus, max_bytes) if source.is_file() else write_corpus(source, corpus, max_bytes)
+    if size == 0:
+        raise UserError(
+            f"--text {source}: neither JSON Lines nor a folder of text files (.txt, .html, .rst, .pod, .md, .dict; .gz)"
+        )
+    with corpus.open("rb") as file:
+        tiny.write_bytes(file.readline())
     if not tokenizer:
         tokenizer = str(folder / "tokenizer")
         options = ("--output", tokenizer, "--sample_bytes", "100000000", "--overwrite")
-        run_measured(python(ROOT / "tools" / "train_tokenizer.py", "--input", names[0], *options))
-    return Inputs(names[0], names[1], names[2], Path(tokenizer).absolute(), folder)
+        run_measured(python(ROOT / "tools" / "train_tokenizer.py", "--input", corpus, *options))
+    return Inputs(corpus, size / 1e6, tiny, Path(tokenizer).absolute(), folder)
 
 
-def _ours(inputs: Inputs, processes: int) -> dict[str, Any]:
-    prefix = inputs.work / f"ours-{processes}"
+def _copy_lines(source: Path, target: Path, max_bytes: int) -> int:
+    """Copy the first lines of a file of JSON Lines with up to `max_bytes` of text; returns the bytes of text."""
+    size = 0
+    with source.open("rb") as read, target.open("wb") as written:
+        for line in read:
+            text_bytes = len(json.loads(line)["text"].encode())
+            if size + text_bytes > max_bytes:
+                break
+            size += text_bytes
+            written.write(line)
+    return size
+
+
+def _prefix(inputs: Inputs, unit: str, processes: int) -> Path:
+    return inputs.work / f"{OURS}-{unit}-{processes}"
+
+
+def _ours(inputs: Inputs, unit: str, processes: int) -> dict[str, Any]:
+    prefix = _prefix(inputs, unit, processes)
 
     def run(source: Path, chunks: int) -> Measured:
         chunk_bytes = -(-source.stat().st_size // chunks)
         return run_measured(
             python(
                 *(ROOT / "tools" / "preprocess_data.py", "--input", source, "--tokenizer", inputs.tokenizer),
-                *("--output_prefix", prefix, "--workers", str(processes), "--overwrite"),
+                *("--output_prefix", prefix, "--workers", str(processes), "--overwrite", "--unit", unit),
                 *("--chunk_bytes", str(chunk_bytes)),
             )
         )
 
     start = inputs.work / f"start-{processes}.jsonl"
     start.write_bytes(inputs.tiny.read_bytes() * processes)
-    row = _row(OURS, processes, inputs.large, run(start, processes), run(inputs.large, _CHUNKS_PER_PROCESS * processes))
-    return row | {"tokens": json.loads(Path(f"{prefix}.manifest.json").read_text())["tokens"]}
+    started, whole = run(start, processes), run(inputs.text, _CHUNKS_PER_PROCESS * processes)
+    ids = json.loads(Path(f"{prefix}.manifest.json").read_text())["tokens"]
+    return {"program": OURS, "unit": unit, "processes": processes, **_figures(inputs, ids, started, whole)}
 
 
 def _baseline(inputs: Inputs, name: str) -> dict[str, Any]:
@@ -154,8 +188,13 @@ def _baseline(inputs: Inputs, name: str) -> dict[str, Any]:
         environment = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
         return run_measured(python(*words, "--output", inputs.work / f"{name}.bin"), environment=environment)
 
-    measured = run(inputs.small)
-    return _row(name, 1, inputs.small, run(inputs.tiny), measured) | {"tokens": json.loads(measured.output)["tokens"]}
+    started, whole = run(inputs.tiny), run(inputs.text)
+    ids = json.loads(whole.output)["tokens"]
+    return {"program": name, "unit": "document", "processes": 1, **_figures(inputs, ids, started, whole)}
+
+
+def _megatron_prefix(inputs: Inputs) -> Path:
+    return inputs.work / "megatron_text_document"
 
 
 def _megatron(inputs: Inputs, checkout: Path) -> dict[str, Any]:
@@ -163,38 +202,64 @@ def _megatron(inputs: Inputs, checkout: Path) -> dict[str, Any]:
         command = python(
             *(checkout / "tools" / "preprocess_data.py", "--input", source, "--output-prefix"),
             *(inputs.work / "megatron", "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model"),
-            *(inputs.tokenizer / "tokenizer.model", "--append-eod", "--workers", "1"),
+            *(inputs.tokenizer / "tokenizer.model", "--workers", "1"),
         )
-        return run_measured(command, checkout, {"PYTHONPATH": str(checkout)})
+        path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return run_measured(command, checkout, {"PYTHONPATH": path})
 
-    return _row("Megatron-LM", 1, inputs.small, run(inputs.tiny), run(inputs.small))
+    started, whole = run(inputs.tiny), run(inputs.text)
+    ids = int(_indexed(_megatron_prefix(inputs)).sequence_lengths.sum(dtype=np.int64))
+    return {"program": MEGATRON, "unit": "document", "processes": 1, **_figures(inputs, ids, started, whole)}
 
 
-def _row(program: str, processes: int, source: Path, start: Measured, whole: Measured) -> dict[str, Any]:
-    """A line of results; the time for a document per process is taken off."""
-    with source.open("rb") as file:
-        megabytes = sum(len(json.loads(line)["text"].encode()) for line in file) / 1e6
-    wall = whole.wall_s - start.wall_s
+def _figures(inputs: Inputs, ids: int, started: Measured, whole: Measured) -> dict[str, Any]:
+    """Rates of a program; the time for a document per process is taken off."""
+    wall, cpu = whole.wall_s - started.wall_s, whole.cpu_s - started.cpu_s
     return {
-        "program": program,
-        "processes": processes,
-        "text_mb": round(megabytes, 3),
+        "text_mb": round(inputs.megabytes, 3),
+        "ids": ids,
         "wall_s": round(wall, 3),
-        "start_s": round(start.wall_s, 3),
-        "mb_per_s": round(megabytes / max(wall, 1e-9), 3),
-        "cpu_s": round(whole.cpu_s - start.cpu_s, 3),
+        "start_s": round(started.wall_s, 3),
+        "mb_per_s": round(inputs.megabytes / wall, 3),
+        "ids_per_s": round(ids / wall),
+        "cpu_s": round(cpu, 3),
+        "start_cpu_s": round(started.cpu_s, 3),
+        "mb_per_cpu_s": round(inputs.megabytes / cpu, 3),
+        "ids_per_cpu_s": round(ids / cpu),
         "max_rss_mb": round(whole.max_rss_mb, 1),
     }
 
 
-def _compare(rows: list[dict[str, Any]]) -> None:
-    """Add `ratio`, ours of one process to the row, and `scaling`, a row of ours to as many times one process."""
-    single = [row for row in rows if row["program"] == OURS and row["processes"] == 1]
-    for row in rows if single else ():
-        if row["program"] == OURS:
-            row["scaling"] = round(row["mb_per_s"] / single[0]["mb_per_s"] / row["processes"], 3)
-        else:
-            row["ratio"] = round(single[0]["mb_per_s"] / row["mb_per_s"], 2)
+def check_ids(ours: Path, theirs: Path) -> None:
+    """Raise UserError unless a dataset of whole documents has the ids of an IndexedDataset, document by document."""
+    mine = [_indexed(shard.prefix) for shard in open_shards([str(ours)])]
+    other = _indexed(theirs)
+    if sum(map(len, mine)) != len(other):
+        raise UserError(f"{ours} has {sum(map(len, mine)):,} documents, {theirs} {len(other):,}")
+    for number, (these, those) in enumerate(zip(chain.from_iterable(mine), other, strict=True)):
+        if not np.array_equal(these, those):
+            raise UserError(f"document {number:,} has ids {these[:10]}... in {ours}, {those[:10]}... in {theirs}")
+
+
+def _indexed(prefix: str | Path) -> Any:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    return IndexedDataset(str(prefix))
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Add how many times the ids per second of a row ours makes on one process, by the clock and by processor time.
+
+    Rows of ours have `scaling` instead: their rate to as many times that of one process.
+    """
+    single = {row["unit"]: row for row in rows if row["program"] == OURS and row["processes"] == 1}
+    for row in rows:
+        base = single.get(row["unit"])
+        if base and row["program"] == OURS:
+            row["scaling"] = round(row["ids_per_s"] / base["ids_per_s"] / row["processes"], 3)
+        elif base:
+            row["ratio"] = round(base["ids_per_s"] / row["ids_per_s"], 2)
+            row["cpu_ratio"] = round(base["ids_per_cpu_s"] / row["ids_per_cpu_s"], 2)
 
 
 def _rates(inputs: Inputs, index_samples: int) -> dict[str, Any]:
@@ -203,7 +268,7 @@ def _rates(inputs: Inputs, index_samples: int) -> dict[str, Any]:
     words = ("-m", "benchmarks.loading", "--samples", str(index_samples), "--folder", inputs.work / "index")
     built = run_measured(python(*words))
     index = json.loads(built.output) | {"max_rss_mb": round(built.max_rss_mb, 1)}
-    prefix = next(inputs.work.glob("ours-*.manifest.json")).name.removesuffix(".manifest.json")
+    prefix = next(inputs.work.glob(f"{OURS}-line-*.manifest.json")).name.removesuffix(".manifest.json")
     vocab_size = Tokenizer.from_folder(inputs.tokenizer).vocab_size
     return {"index": index, "loader": loader_rate(str(inputs.work / prefix), vocab_size)}
 

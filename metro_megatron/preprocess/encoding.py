@@ -22,7 +22,7 @@ from metro_megatron.tokenizer.engines import Engine
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 5
-_BATCH_CHARACTERS = 1 << 20
+_BATCH_CHARACTERS = 1 << 23
 """Encoded at once: engines and n-grams are fast on a megabyte, and a worker's memory stays small."""
 
 

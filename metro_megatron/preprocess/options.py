@@ -19,8 +19,8 @@ class PlanOptions:
 
     text_key: list[str] = field(default_factory=lambda: ["text"])
     """Keys of the text in JSON objects; several are joined."""
-    unit: Literal["line", "sentence"] = "line"
-    """What samples are made of whole: lines or sentences."""
+    unit: Literal["line", "sentence", "document"] = "line"
+    """What samples are made of whole: lines or sentences without white space around them, or documents as they are."""
     max_document_bytes: Annotated[int, at_least(1)] = MAX_DOCUMENT_BYTES
     """Longest record in bytes; longer ones are rejected."""
     min_tokens: Annotated[int, at_least(1)] = 1

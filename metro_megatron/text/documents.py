@@ -148,7 +148,7 @@ def read_documents(
 
 
 def parse_record(record: Record, options: ReadOptions) -> list[str] | Reject:
-    """The document of a record: its units, without surrounding white space. Never raises."""
+    """The document of a record: its units. Never raises."""
     text = record.raw
     if isinstance(text, bytes):
         text = _from_json(text, options.text_keys) if record.is_json else _decoded(text)
@@ -312,4 +312,9 @@ def _cut(line: str) -> Iterator[str]:
     yield line[begin:]
 
 
-UNITS: dict[str, Callable[[str], list[str]]] = {"line": lines_of, "sentence": sentences_of}
+def document_of(text: str) -> list[str]:
+    """The text as it is, with all its white space, as one unit; none if it is nothing but white space."""
+    return [text] if text and not text.isspace() else []
+
+
+UNITS: dict[str, Callable[[str], list[str]]] = {"line": lines_of, "sentence": sentences_of, "document": document_of}

@@ -7,6 +7,7 @@ compared with SentencePiece on hostile text whenever it is created.
 
 import importlib.util
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ _PROBES = (
     *("\ufffd\ufffe\ue000\U0010ffff", "e\u0301\u0130\ufb01", "\u6f22\u5b57 \u0627\u0644", "\U0001f468\u200d\U0001f469"),
     *("The quick brown fox's 1,000.50 http://x.y/?a=b", "x" * 3000, "-" * 3001, " " * 300, "ab " * 1000),
 )
+
+
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 
 
 class _Encoder(Protocol):
@@ -97,10 +101,8 @@ class _Gigatoken:
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         texts = list(texts)
-        whole = "\n".join(texts)
-        if any(token in whole for token in SPECIAL_TOKENS):
-            slow = [i for i, text in enumerate(texts) if any(token in text for token in SPECIAL_TOKENS)]
-            return self._encode_mixed(texts, slow)
+        if _SPECIAL.search("\n".join(texts)):
+            return self._encode_mixed(texts, [i for i, text in enumerate(texts) if _SPECIAL.search(text)])
         return self._encode_all(texts)
 
     def _encode_all(self, texts: list[str]) -> Encoded:

@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 import zstandard
 
 from metro_megatron.data.manifest import DatasetPaths
 from metro_megatron.data.records import to_json
+from metro_megatron.data.samples import build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.merging import merge
@@ -122,6 +124,44 @@ def test_evaluation_texts_are_left_out(tmp_path: Path, reviews: list[list[str]],
     shares = [{**plan, "shard_index": index, "num_shards": 12} for index in range(12)]
     parts = [run(files[:1], tokenizer_folder, tmp_path / "p" / "s", share, **options).prefix for share in shares]
     assert merge(parts, str(tmp_path / "m" / "s"), SMALL["shard_bytes"]) == manifest
+
+
+WHOLE = [
+    *(" two  spaces ", "\n\nlines\r\n\r\nand\n", "a\rb\tc\x0b\x0cd", "no\u00a0break\u2028line\u2029\u3000\ufeff\u200b"),
+    *(
+        "    def f():\n\treturn 1\n\n\n",
+        "<s> is <mask> text\n</s>\n",
+        "\n.\n",
+        "e\u0301 \u6f22\u5b57\n\U0001f469\u200d\U0001f469",
+    ),
+    *("long " * 4000 + "\n", "x" * 30_000, "same text", "same text ", "same text\n", "same text"),
+]
+
+
+@pytest.mark.parametrize("engine", ["gigatoken", "sentencepiece"])
+def test_whole_documents_keep_their_white_space(tmp_path: Path, tokenizer_folder: Path, engine: str) -> None:
+    """Ids are those of SentencePiece for the text as it is, decode to it, and fill samples; in one run and in merged
+    ones. Copies that differ in white space are no copies."""
+    records = [json.dumps({"text": text}).encode() + b"\n" for text in [*WHOLE, "", " \n\t"]]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(records))
+    plan = {"unit": "document", "drop_duplicates": True, "chunk_bytes": 1000}
+    options: dict[str, Any] = {"engine": engine, "max_reject_fraction": 0.2}
+    manifest = run([str(tmp_path / "a.jsonl")], tokenizer_folder, tmp_path / "o" / "s", plan, **options).manifest
+    assert (manifest.rejects, manifest.dropped) == ({"empty": 2}, {"duplicate": 1})
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_folder / "tokenizer.model"))
+    (shard,) = open_shards([str(tmp_path / "o" / "s")])
+    ids = [document.tolist() for document in np.split(shard.tokens, np.cumsum(shard.unit_lengths)[:-1])]
+    assert ids == [tokenizer.encode(text) for text in WHOLE[:-1]]
+    assert [tokenizer.decode(document) for document in ids] == WHOLE[:-1]
+    assert np.array_equal(shard.document_index, np.arange(len(WHOLE)))
+    lengths = build_sample_index([shard], 128).length
+    full = [[126] * (len(document) // 126) + [len(document) % 126] for document in ids]
+    assert lengths.tolist() == [length for document in full for length in document if length]
+    shares = [{**plan, "shard_index": index, "num_shards": 3} for index in range(3)]
+    options["max_reject_fraction"] = 1.0
+    parts = [run([str(tmp_path / "a.jsonl")], tokenizer_folder, tmp_path / "p" / "s", one, **options) for one in shares]
+    merge([part.prefix for part in parts], str(tmp_path / "m" / "s"), SMALL["shard_bytes"])
+    assert content(tmp_path / "m" / "s") == content(tmp_path / "o" / "s")
 
 
 @pytest.mark.parametrize("plan", [{}, {"drop_duplicates": True}])

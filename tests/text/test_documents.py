@@ -154,6 +154,22 @@ def test_several_keys_and_sentences(tmp_path: Path) -> None:
     assert parse_record(Record(0, b'{"text": "a", "title": 1}', True), options) == Reject.NOT_A_STRING
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(st.sampled_from(" \t\n\r\f\v\x85\u00a0\u2028\u2029\u3000\ufeffab.\U0001f642")), is_json=st.booleans()
+)
+def test_whole_documents_keep_every_character(text: str, is_json: bool) -> None:
+    options = ReadOptions(text_keys=("text",), unit="document")
+    raw = json.dumps({"text": text}).encode() if is_json else text.encode()
+    assert parse_record(Record(0, raw, is_json), options) == ([text] if text.strip() else Reject.EMPTY)
+    assert parse_record(Record(0, b"a\0", False), options) == Reject.NUL
+
+
+def test_whole_documents_of_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "f.txt").write_bytes(b"\n \n  one \r\n\ttwo\rthree \n \t\n\xe2\x80\xa8\n\nlast\n")
+    assert read(tmp_path / "f.txt", unit="document") == ([["  one \n\ttwo\rthree "], ["last"]], {"empty": 1})
+
+
 def test_parquet_by_row_groups(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
