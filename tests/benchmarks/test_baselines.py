@@ -4,17 +4,20 @@ import gzip
 import importlib.resources
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from benchmarks.baselines import ENCODERS, encode_file
-from benchmarks.bench_data import Options, main
+from benchmarks.bench_data import Options, check_ids, compare, main
 from benchmarks.debian_text import write_corpus
 from benchmarks.loading import build_index, synthetic_documents
 from benchmarks.processes import python, run_measured
 from metro_megatron.errors import UserError
+from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, preprocess
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.tokenizer.training import train_tokenizer
 
@@ -74,6 +77,43 @@ def test_synthetic_documents_are_whole() -> None:
     assert 400_000 < shard.unit_lengths.sum() < 900_000
 
 
+def test_ratios_are_of_ids_of_whole_documents() -> None:
+    def row(program: str, unit: str, processes: int, rate: float) -> dict[str, Any]:
+        rates = {"ids_per_s": rate, "ids_per_cpu_s": rate / processes / 2}
+        return {"program": program, "unit": unit, "processes": processes, **rates}
+
+    rows = [row("ours", "document", 1, 60.0), row("ours", "document", 2, 90.0), row("ours", "line", 1, 50.0)]
+    rows.append(row("Megatron-LM", "document", 1, 5.0))
+    compare(rows)
+    assert [one.get("scaling") for one in rows] == [1.0, 0.75, 1.0, None]
+    assert [(one.get("ratio"), one.get("cpu_ratio")) for one in rows] == [(None, None)] * 3 + [(12.0, 12.0)]
+
+
+def test_ids_are_compared_document_by_document(texts: list[str], tokenizer_folder: Path, tmp_path: Path) -> None:
+    texts = [text for text in texts if text.strip()][:40]
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    (tmp_path / "a.jsonl").write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts))
+    plan = PlanOptions(unit="document", shard_bytes=2000)
+    preprocess(PreprocessOptions([str(tmp_path / "a.jsonl")], str(tokenizer_folder), str(tmp_path / "o"), plan))
+
+    def theirs(name: str, documents: list[list[int]]) -> Path:
+        builder = IndexedDatasetBuilder(str(tmp_path / f"{name}.bin"), dtype=np.uint16)
+        for ids in documents:
+            builder.add_document(np.array(ids), [len(ids)])
+        builder.finalize(str(tmp_path / f"{name}.idx"))
+        return tmp_path / name
+
+    documents = tokenizer.encode_batch(texts)
+    check_ids(tmp_path / "o", theirs("same", documents))
+    with pytest.raises(UserError, match="40 documents, .*few 39"):
+        check_ids(tmp_path / "o", theirs("few", documents[:-1]))
+    with pytest.raises(UserError, match="ids of document 7 differ"):
+        check_ids(tmp_path / "o", theirs("long", [*documents[:7], [*documents[7], 5], *documents[8:]]))
+    documents[30][0] += 1
+    with pytest.raises(UserError, match="ids of document 30 differ"):
+        check_ids(tmp_path / "o", theirs("other", documents))
+
+
 @pytest.mark.long
 def test_the_benchmark_runs(
     texts: list[str], tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -87,18 +127,16 @@ def test_the_benchmark_runs(
         tokenizer=str(tokenizer_folder),
         processes=[1],
         repeats=1,
-        small_bytes=200_000,
+        max_bytes=200_000,
         index_samples=100,
         work=str(tmp_path / "work"),
     )
     main(options)
     result = json.loads(output.with_name("data.json").read_text())
-    rows = {row["program"]: row for row in result["preprocessing"]}
-    assert list(rows) == ["ours", "sentencepiece", "tokenizers"]
-    assert rows["sentencepiece"]["tokens"] == rows["tokenizers"]["tokens"] > 0
-    assert rows["tokenizers"]["ratio"] == pytest.approx(
-        rows["ours"]["mb_per_s"] / rows["tokenizers"]["mb_per_s"], rel=0.02, abs=0.02
-    )
+    rows = result["preprocessing"]
+    assert [row["program"] for row in rows] == ["ours", "ours", "sentencepiece", "tokenizers"]
+    whole, lines, *others = [row["ids"] for row in rows]
+    assert others == [whole, whole] and 0 < lines < whole
     assert result["loader"]["tokens_per_s"] > 0 < result["index"]["samples"]
     assert output.with_name("data.csv").read_text().startswith("program,processes,")
     assert "M tokens/s" in capsys.readouterr().out
