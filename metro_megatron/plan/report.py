@@ -19,6 +19,16 @@ PAPER = {
 }
 """What Fast-ELECTRA (arXiv 2310.07347) is said to save at base size, by its public reviews."""
 
+_HOMES: dict[Home, str] = {
+    "tied": "shared",
+    "auxiliary": "shared",
+    "first": "first stage",
+    "layers": "every stage",
+    "last": "last stage",
+    "frozen": "none",
+}
+_SIZES = ("tensor_model", "pipeline_model", "virtual_pipeline_model")
+
 
 def plan(config: Config, cluster: Cluster, own: Estimate | None, found: Sequence[Estimate]) -> Plan:
     """Everything that is known before a model is built. own: as configured; found: layouts, the best one first."""
@@ -198,17 +208,6 @@ def _layout_lines(made: Plan, config: Config, cluster: Cluster, gpu_name: str) -
         for label, one in listed
     ]
     yield from table([*columns, "because"], rows)
-
-
-_HOMES: dict[Home, str] = {
-    "tied": "shared",
-    "auxiliary": "shared",
-    "first": "first stage",
-    "layers": "every stage",
-    "last": "last stage",
-    "frozen": "none",
-}
-_SIZES = ("tensor_model", "pipeline_model", "virtual_pipeline_model")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -136,7 +136,7 @@ class Corpus:
         """This rank's batches of one evaluation, the same at every call."""
         train, data = self.config.train, self.validation_data(layout)
         batch_size = train.global_batch_size or max(1, train.global_batch_tokens // self.config.data.seq_length)
-        return data.evaluation_batches(min(train.eval_samples, data.num_samples), batch_size)
+        return data.evaluation_batches(self.evaluated_samples, batch_size)
 
     def _data(
         self, index: SampleIndex, shards: list[Shard], layout: Layout, split: Literal["train", "validation"]
