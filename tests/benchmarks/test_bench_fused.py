@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from benchmarks import fused_rows, operators
 from benchmarks.bench_fused import main
@@ -86,7 +87,7 @@ def run(name: str, case: operators.Case, needs_grad: bool = True) -> tuple[torch
         leaf.requires_grad_(needs_grad)
     value = prepared.function()[0]
     flat = value
-    if case.operator == "attention" and name != "ours" or case.operator == "softmax_dropout":
+    if case.operator == "attention" and not name.startswith("ours") or case.operator == "softmax_dropout":
         flat = value.transpose(1, 2)[inputs["is_key"]]
     arriving = torch.randn(flat.shape, generator=torch.Generator().manual_seed(3))
     return flat.detach(), list(
@@ -105,6 +106,7 @@ def run(name: str, case: operators.Case, needs_grad: bool = True) -> tuple[torch
         ("attention", "sdpa", False),
         ("attention", "flex", True),
         ("attention", "flex_table", True),
+        ("attention", "ours_no_dropout", False),
         ("linear_cross_entropy", "eager", True),
     ],
 )
@@ -122,6 +124,14 @@ def test_contestants_compute_what_ours_does(operator: str, name: str, is_uniform
         packed = [x.transpose(1, 2).flatten(0, 1) for x in gradients[:3]]
         for one, other in zip(packed, wanted_gradients, strict=False):
             assert (one.double() - other.double()).norm() / other.double().norm() < 0.02
+
+
+@pytest.mark.skipif(not hasattr(functional, "linear_cross_entropy"), reason="torch has it since 2.13")
+def test_torchs_head_is_the_sum_of_the_losses() -> None:
+    case = trial("linear_cross_entropy")
+    inputs = MEASURED[case.operator].inputs(case, CPU)
+    one, all_of_them = (CONTESTANTS[case.operator][name](case, inputs, 0.0) for name in ("torch", "eager"))
+    torch.testing.assert_close(one.function()[0], all_of_them.function()[0].sum().to(torch.bfloat16), rtol=0.02, atol=0)
 
 
 def test_device_time_is_taken_between_events_behind_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None:
