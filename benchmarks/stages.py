@@ -117,12 +117,13 @@ def _end(process: subprocess.Popen) -> None:
     with suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children(recursive=True)
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE_S)
         for one in (*children, process):
             with suppress(psutil.NoSuchProcess):
                 one.kill()
+        psutil.wait_procs(children, PATIENCE_S)  # the next stage wants their memory
     process.wait()
 
 
