@@ -42,8 +42,11 @@ def read_predictions(device: str, path: Path = PREDICTIONS) -> list[Prediction]:
     """Those for a GPU by the driver's name; none where it is not known."""
     kind = next((kind for kind, gpu in GPUS.items() if device in gpu.devices), "")
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.pop("device") == kind]
-    return [Prediction(**{**row, "low": float(row["low"]), "high": float(row["high"])}) for row in rows]
+        rows = [row for row in csv.DictReader(file) if row["device"] == kind]
+    names = ("operator", "preset", "contestant", "figure")
+    return [
+        Prediction(*(row[name] for name in names), float(row["low"]), float(row["high"]), row["basis"]) for row in rows
+    ]
 
 
 def beside_predictions(rows: Iterable[Row], predictions: Iterable[Prediction]) -> list[Row]:

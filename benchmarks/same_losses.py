@@ -31,7 +31,7 @@ from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.errors import UserError
 from metro_megatron.files import replace_text
 from metro_megatron.randomness import hash64
-from metro_megatron.train.launch import import_megatron
+from metro_megatron.train.launch import Device, import_megatron
 from metro_megatron.vocabulary import NUM_SPECIALS
 
 Precision = Literal["fp32", "bf16"]
@@ -52,7 +52,7 @@ On the CPU, in FP32: two threads in place of one are off by 1e-7 and 2e-8, atten
 class Options:
     """Where, how long, in which precisions."""
 
-    device: Literal["cuda", "cpu"] = "cuda"
+    device: Device = "cuda"
     """What trains."""
     precisions: list[Precision] = field(default_factory=lambda: ["fp32", "bf16"])
     """Each trains a run of its own; all are compared with the CPU's in FP32."""
@@ -86,15 +86,14 @@ def main(options: Options) -> int:
     verdicts = []
     for precision in options.precisions:
         got = train(precision, options.device, options.steps)
-        for step, losses in enumerate(got, 1):
-            results.rows.append({"precision": precision, "step": step, **losses})
+        results.rows += [{"precision": precision, "step": step, **one} for step, one in enumerate(got, 1)]
         verdicts += compare(precision, got, wanted)
         results.note(verdicts=verdicts)
     print(*(one["text"] for one in verdicts), sep="\n")
     return int(not all(one["is_equal"] for one in verdicts))
 
 
-def train(precision: Precision, device: str, steps: int) -> list[Losses]:
+def train(precision: Precision, device: Device, steps: int) -> list[Losses]:
     """The losses of each step, on documents in a folder that is dropped."""
     import_megatron()
     from metro_megatron.train.corpus import Corpus
@@ -116,7 +115,7 @@ def train(precision: Precision, device: str, steps: int) -> list[Losses]:
     return losses
 
 
-def losses_config(folder: Path, precision: Precision, device: str) -> Config:
+def losses_config(folder: Path, precision: Precision, device: Device) -> Config:
     """The demo's model, on one process, with dropout and a rate that soon rises."""
     config = load_config(ROOT / "examples" / "demo.yaml")
     data = replace(config.data, train=[str(folder / "text")], validation=[], micro_batch_tokens=1024)

@@ -68,9 +68,9 @@ def judge(rows: Sequence[Row]) -> list[Verdict]:
             found.append(_least(name, 1.0, ours, _ratio(good, rival, f"{phase}_ms")))
     head = _ours(good, "linear_cross_entropy")
     for preset, least in LEAST_HEAD_PERCENT.items():
-        own = [row for row in head if row["preset"] == preset]
+        of_preset = [row for row in head if row["preset"] == preset]
         name = f"linear_cross_entropy of {preset}, % of matrix rate"
-        found.append(_least(name, least, own, _number("both_percent"), HEAD_LIMIT))
+        found.append(_least(name, least, of_preset, _number("both_percent"), HEAD_LIMIT))
     found.append(_least("linear_cross_entropy, speed to eager", 1.0, head, _ratio(good, "eager", "both_ms")))
     name = "linear_cross_entropy, memory of eager"
     found.append(_least(name, LEAST_HEAD_MEMORY, head, _ratio(good, "eager", "peak_mb")))

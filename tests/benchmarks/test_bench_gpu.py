@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import bench_fused, bench_train, same_losses
+from benchmarks import bench_fused, bench_train, memory_check, same_losses
 from benchmarks.bench_gpu import Options, chosen, gpu_stages, main
 from benchmarks.operators import cases
 from benchmarks.predictions import STEP, Prediction, beside_predictions, read_predictions
@@ -153,6 +153,11 @@ def test_losses_of_the_first_steps_are_the_reference() -> None:
     assert not all(one["is_equal"] for one in same_losses.compare("fp32", late, wanted))
     lost = [{**one, "clm_loss": float("nan")} for one in wanted]
     assert not all(one["is_equal"] for one in same_losses.compare("bf16", lost, wanted))
+
+
+def test_the_memory_check_runs_both_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_with_options(memory_check.main, ["--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "attention on cpu: right\nlinear_cross_entropy on cpu: right\n"
 
 
 @pytest.mark.long
