@@ -43,9 +43,17 @@ def read_predictions(device: str, path: Path = PREDICTIONS) -> list[Prediction]:
     kind = next((kind for kind, gpu in GPUS.items() if device in gpu.devices), "")
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["device"] == kind]
-    names = ("operator", "preset", "contestant", "figure")
     return [
-        Prediction(*(row[name] for name in names), float(row["low"]), float(row["high"]), row["basis"]) for row in rows
+        Prediction(
+            operator=row["operator"],
+            preset=row["preset"],
+            contestant=row["contestant"],
+            figure=row["figure"],
+            low=float(row["low"]),
+            high=float(row["high"]),
+            basis=row["basis"],
+        )
+        for row in rows
     ]
 
 
