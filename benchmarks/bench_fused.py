@@ -45,6 +45,8 @@ class Options:
     """Operators that are measured."""
     against: list[str] = field(default_factory=lambda: list(RIVALS))
     """What they are compared with; --against=[] for nothing."""
+    presets: list[str] = field(default_factory=list)
+    """Sizes that are measured: base, large, xl, xxl; by default all, and other heads and lengths."""
     budget_s: float = 480.0
     """Seconds for everything; what is left is not run."""
     commit: str = ""
@@ -62,7 +64,7 @@ def main(options: Options) -> int:
             "--device cpu"
         )
     try:
-        todo = tasks(options.operators, options.against, options.device == "cpu")
+        todo = tasks(options.operators, options.against, options.device == "cpu", options.presets)
     except ValueError as error:
         raise UserError(f"--{error}") from error
     device, started = torch.device(options.device), time.monotonic()
@@ -89,7 +91,7 @@ def main(options: Options) -> int:
     verdicts = [verdict.row() for verdict in judge(results.rows)]
     results.note(targets=verdicts, seconds=round(time.monotonic() - started, 1))
     print("\n" + table(results.rows, SHOWN))
-    print("\nTargets, for one H200; worst of all sizes measured:\n" + table(verdicts, tuple(verdicts[0])))
+    print("\nTargets, for one H100 or H200; worst of all sizes measured:\n" + table(verdicts, tuple(verdicts[0])))
     if device.type == "cpu":
         print("\nA trial on the CPU at tiny sizes: its times mean nothing.")
     if output:

@@ -14,6 +14,8 @@ from torch.nn import functional
 from benchmarks.operators import EPSILON, MEASURED, Case, Tensors
 from fused.attention import CompactBias
 
+NO_DROPOUT = "ours_no_dropout"
+
 
 class Unavailable(Exception):
     """A contestant that cannot take part here; the text says why."""
@@ -34,6 +36,11 @@ def ours(case: Case, t: Tensors, dropout: float) -> Prepared:
     leaves = {name: t[name].detach().requires_grad_() for name in operator.leaves}
     inputs = {**t, **leaves}
     return Prepared(lambda: operator.call(inputs, dropout), list(leaves.values()))
+
+
+def _ours_without_dropout(case: Case, t: Tensors, dropout: float) -> Prepared:
+    """What those without dropout are compared with."""
+    return ours(case, t, 0.0)._replace(note="without dropout")
 
 
 def _leaves(*tensors: Tensor) -> list[Tensor]:
@@ -168,6 +175,22 @@ def _flex_with(case: Case, t: Tensors, tables: Sequence[Tensor], score: Callable
     return Prepared(lambda: (attend(q, k, v, score_mod=change),), leaves, "without dropout, which it does not have")
 
 
+def _fa3(case: Case, t: Tensors, dropout: float) -> Prepared:
+    """FlashAttention 3 on the packed rows."""
+    try:
+        from flash_attn_interface import flash_attn_varlen_func
+    except ImportError as error:
+        raise Unavailable(f"FlashAttention 3 is not installed ({error})") from error
+    q, k, v = leaves = _leaves(t["q"], t["k"], t["v"])
+    bounds, longest = t["cu_seqlens"], t["is_key"].size(1)
+
+    def run() -> tuple[Tensor]:
+        out = flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest)
+        return (out[0] if isinstance(out, tuple) else out,)
+
+    return Prepared(run, leaves, "without bias and dropout, which it does not have")
+
+
 def _eager_head(case: Case, t: Tensors, dropout: float) -> Prepared:
     rows, weight, bias = leaves = _leaves(t["rows"], t["weight"], t["bias"])
 
@@ -185,6 +208,20 @@ def _liger_head(case: Case, t: Tensors, dropout: float) -> Prepared:
     rows, weight, bias = leaves = _leaves(t["rows"], t["weight"], t["bias"])
     note = "without a sample; backward is in forward"
     return Prepared(lambda: (head(rows, weight, t["targets"], bias),), leaves, note)
+
+
+def _torch_head(case: Case, t: Tensors, dropout: float) -> Prepared:
+    """torch's own operator in chunks of rows, since torch 2.13."""
+    head = getattr(functional, "linear_cross_entropy", None)
+    if head is None:
+        raise Unavailable(f"torch {torch.__version__} has no linear_cross_entropy")
+    options = torch.nn.LinearCrossEntropyOptions()
+    rows, weight, bias = leaves = _leaves(t["rows"], t["weight"], t["bias"])
+
+    def run() -> tuple[Tensor]:
+        return (head(rows, weight, t["targets"], linear_bias=bias, reduction="sum", options=options),)
+
+    return Prepared(run, leaves, "without a sample; backward is in forward")
 
 
 Prepare = Callable[[Case, Tensors, float], Prepared]
@@ -208,8 +245,10 @@ CONTESTANTS: dict[str, dict[str, Prepare]] = {
     "softmax_dropout": {"ours": ours, "eager": _eager_softmax, "compile": _compiled(_eager_softmax)},
     "attention": {
         "ours": ours,
+        NO_DROPOUT: _ours_without_dropout,
         "eager": _eager_attention,
         "sdpa": _sdpa,
+        "fa3": _fa3,
         "flex": _flex,
         "flex_table": _flex_table,
         "compile": _compiled(_eager_attention),
@@ -217,6 +256,7 @@ CONTESTANTS: dict[str, dict[str, Prepare]] = {
     "linear_cross_entropy": {
         "ours": ours,
         "eager": _eager_head,
+        "torch": _torch_head,
         "liger": _liger_head,
         "compile": _compiled(_eager_head),
     },

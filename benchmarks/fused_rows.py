@@ -50,27 +50,31 @@ class OperatorRow:
         }
 
 
-def tasks(operators: Sequence[str], against: Sequence[str], is_trial: bool) -> list[OperatorRow]:
+def tasks(
+    operators: Sequence[str], against: Sequence[str], is_trial: bool, presets: Sequence[str] = ()
+) -> list[OperatorRow]:
     """Ours at all sizes, then what starts quickly, then what compiles first: what matters most comes first.
 
-    Raises ValueError for names that do not exist.
+    presets: only the sizes of these; none for all. Raises ValueError for names that do not exist.
     """
+    sizes = cases(is_trial)
     known = {name for contestants in CONTESTANTS.values() for name in contestants}
     for name, given, possible in (
         ("operators", operators, set(OPERATOR_NAMES)),
         ("against", against, known - {"ours"}),
+        ("presets", presets, {case.preset for case in sizes}),
     ):
         if unknown := set(given) - possible:
             raise ValueError(f"{name}: {', '.join(sorted(unknown))}; it can be {', '.join(sorted(possible))}")
     found = [
         OperatorRow(case, contestant)
-        for case in cases(is_trial)
-        if case.operator in operators
+        for case in sizes
+        if case.operator in operators and (not presets or case.preset in presets)
         for contestant in CONTESTANTS[case.operator]
         if contestant == "ours" or contestant in against
         if contestant != "flex_table" or case.preset in ("base", "trial")
     ]
-    return sorted(found, key=lambda task: (task.contestant != "ours", task.contestant in COMPILED))
+    return sorted(found, key=lambda task: (not task.contestant.startswith("ours"), task.contestant in COMPILED))
 
 
 class OperatorBench:

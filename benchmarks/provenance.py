@@ -39,9 +39,12 @@ def _triton_version() -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout, with "-dirty" where tracked files differ from it; empty without git."""
+    """The commit of the checkout, with "-dirty" where tracked files differ from it; empty without git.
+
+    docs/ is not asked, where results are written to.
+    """
     head = _output("git", "rev-parse", "--short=12", "HEAD")
-    is_dirty = head and _output("git", "status", "--porcelain", "--untracked-files=no")
+    is_dirty = head and _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":!docs")
     return f"{head}-dirty" if is_dirty else head
 
 

@@ -55,13 +55,14 @@ def _scalars(run: Mapping[str, Any]) -> Row:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as aligned text; numbers with three digits."""
-    lines = [list(columns), *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+    """Rows as aligned text."""
+    lines = [list(columns), *([shown(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{x:<{w}}" for x, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _cell(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A cell of a table: numbers with three digits."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value)

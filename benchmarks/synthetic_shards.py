@@ -3,6 +3,7 @@
 D documents, U units.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,17 @@ def write_synthetic_dataset(prefix: Path, num_tokens: int, vocab_size: int, docu
         made = TokenizedDocuments(np.empty(0, np.int32), each, np.arange(count + 1))
     else:
         made = synthetic_documents(max(100, num_tokens // _MEAN_TOKENS))
-    lengths, documents = made.unit_lengths, np.diff(made.document_index)
-    dtype, generator = token_dtype(vocab_size), np.random.default_rng(1)
-    total = int(lengths.sum(dtype=np.int64))
+    total = int(made.unit_lengths.sum(dtype=np.int64))
+    tokens = np.random.default_rng(1).integers(NUM_SPECIALS, vocab_size, total, dtype=token_dtype(vocab_size))
+    write_dataset(prefix, replace(made, tokens=tokens), vocab_size)
+
+
+def write_dataset(prefix: Path, made: TokenizedDocuments, vocab_size: int) -> None:
+    """One shard of these documents, and its manifest."""
+    lengths, dtype = made.unit_lengths, token_dtype(vocab_size)
     paths = DatasetPaths(str(prefix))
     with shard_writer(paths.shard(0).prefix, dtype) as writer:
-        writer.append([generator.integers(NUM_SPECIALS, vocab_size, total, dtype=dtype)], lengths, documents)
+        writer.append([made.tokens.astype(dtype, copy=False)], lengths, np.diff(made.document_index))
         shard = writer.finish()
     plan = Plan("", "synthetic", PlanOptions().planned(), ())
     token_starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[made.document_index]

@@ -22,7 +22,7 @@ from benchmarks.step_profile import profile_steps
 from benchmarks.synthetic_shards import write_synthetic_dataset
 from fused.dispatch import OPERATOR_NAMES, reference_only
 from metro_megatron.config.schema import Config
-from metro_megatron.plan.flops import Amount, model_flops
+from metro_megatron.plan.flops import Amount, achieved_tflops, model_flops
 from metro_megatron.plan.memory import state_bytes
 from metro_megatron.train.launch import import_megatron
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from metro_megatron.train.trainer import Trainer
 
 RowFormat = Literal["packed", "padded"]
-FUSED, REFERENCES = "all", "none"
-CHOICES = (REFERENCES, *OPERATOR_NAMES, FUSED)
-"""Which operators run fused, in the order of the paper's Table 5: none, one alone, all."""
+FUSED, TORCH = "all", "torch"
+CHOICES = (TORCH, *OPERATOR_NAMES, FUSED)
+"""Which operators are ours, in the order of the paper's Table 5: none but torch's own, one alone, all."""
 PROFILED_STEPS = 2
 MOST_SYNTHETIC_TOKENS = 20_000_000
 TIME_UP = "not run: the time was up (--budget_s)"
@@ -150,7 +150,7 @@ class StepBench:
             trainer = self._get_trainer(task.layout)
             if trainer.layout.any_rank(task.seconds <= 0):
                 return row | {"status": TIME_UP}
-            with _operators(task.fused):
+            with self._operators(task.fused):
                 row |= self._measure(trainer, task)
         except Exception as error:  # rows of other operators and layouts may still run
             if self.plan.processes > 1:  # the others wait for this rank
@@ -171,6 +171,14 @@ class StepBench:
         """The last call, where several processes have joined."""
         self.close()
         dist.destroy_process_group()
+
+    def _operators(self, fused: str) -> AbstractContextManager[None]:
+        """All ours, as kernels or as the run's references; or torch's own, but for one."""
+        if fused == FUSED:
+            return reference_only() if self.config.train.fused == "reference" else nullcontext()
+        from benchmarks.torch_operators import fused_alone
+
+        return fused_alone("" if fused == TORCH else fused)
 
     def _get_trainer(self, layout: RowFormat) -> Trainer:
         from metro_megatron.train.corpus import Corpus
@@ -224,9 +232,8 @@ class StepBench:
     def _figures(self, trainer: Trainer, totals: _Totals) -> Row:
         config, steps = trainer.config, len(totals.seconds)
         seconds = statistics.median(totals.seconds)
-        flops = model_flops(config, totals.done) / steps
         processes = trainer.layout.world.size()
-        tflops = flops / seconds / processes / 1e12
+        tflops = achieved_tflops(config, totals.done, steps * seconds, processes)
         is_cuda = self.device.type == "cuda"
         return {
             "processes": processes,
@@ -235,7 +242,7 @@ class StepBench:
             "slot_tokens_per_s": totals.places / steps / seconds,
             "tokens_per_s": totals.done.tokens / steps / seconds,
             "pad_percent": 100 * (1 - totals.done.tokens / totals.places),
-            "gflop_per_token": flops / (totals.done.tokens / steps) / 1e9,
+            "gflop_per_token": model_flops(config, totals.done) / totals.done.tokens / 1e9,
             "tflops": tflops,
             "mfu_percent": 100 * tflops / self.ceilings.matrix_tflops,
             "peak_gb": torch.cuda.max_memory_allocated(self.device) / 1e9 if is_cuda else "",
@@ -263,24 +270,11 @@ def layout_config(config: Config, layout: RowFormat) -> Config:
     return replace(config, data=replace(config.data, row_format=layout))
 
 
-def references(fused: str) -> tuple[str, ...]:
-    """The operators that take their references where `fused`, one of CHOICES, does not."""
-    if fused == FUSED:
-        return ()
-    return tuple(name for name in OPERATOR_NAMES if name != fused)
-
-
-def _operators(fused: str) -> AbstractContextManager[None]:
-    names = references(fused)
-    return reference_only(*names) if names else nullcontext()
-
-
 def add_gains(row: Row, rows: list[Row]) -> None:
-    """Speed and memory compared with the row of the same layout where all operators are references."""
+    """Speed and memory compared with the row of the same layout where all operators are torch's own."""
     for base in rows:
-        if (base["layout"], base["fused"], base["status"]) == (row["layout"], REFERENCES, "ok") and row[
-            "status"
-        ] == "ok":
+        is_base = (base["layout"], base["fused"], base["status"]) == (row["layout"], TORCH, "ok")
+        if is_base and row["status"] == "ok":
             row["speed_gain_percent"] = 100 * (base["seconds_per_step"] / row["seconds_per_step"] - 1)
             if base["peak_gb"] and row["peak_gb"]:
                 row["memory_gain_percent"] = 100 * (1 - row["peak_gb"] / base["peak_gb"])

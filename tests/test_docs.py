@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FOLDERS = ("metro_megatron", "fused", "tools", "benchmarks", "tests", "docs", "examples")
-WRITTEN_BY_BENCHMARKS = re.compile(r"docs/benchmarks/(data|early_exit|fast_electra|fused|train)(\.csv|\.json)?")
+WRITTEN_BY_BENCHMARKS = re.compile(
+    r"docs/benchmarks/((data|early_exit|fast_electra|fused|train)(\.csv|\.json)?|gpu(/summary\.md)?)"
+)
 """Named as outputs: without an ending, or before anything was measured."""
 
 FILES = {

@@ -84,6 +84,11 @@ def model_flops(config: Config, amount: Amount) -> float:
     return sum(work.passes * work.forward(amount) for work in works(config))
 
 
+def achieved_tflops(config: Config, amount: Amount, seconds: float, processes: int) -> float:
+    """Model TFLOP/s of each of the processes that took so many seconds for the amount; MFU is its share of a peak."""
+    return model_flops(config, amount) / seconds / processes / 1e12
+
+
 def done_flops(config: Config, amount: Amount, *where: Where) -> float:
     """What is really multiplied under this configuration, everywhere or where it is said."""
     return sum(

@@ -22,7 +22,7 @@ from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer, Update
-from metro_megatron.plan.flops import Amount, model_flops
+from metro_megatron.plan.flops import Amount, achieved_tflops
 from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts
@@ -208,7 +208,7 @@ class Trainer:
         """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
         train_steps = self.config.train.train_steps
         config = replace(self.config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
-        tflops = model_flops(config, done) / seconds / self.layout.world.size() / 1e12
+        tflops = achieved_tflops(config, done, seconds, self.layout.world.size())
         is_cuda = self.layout.device.type == "cuda"
         name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""
         peak = peak_tflops(name, self.config.train.precision)

@@ -1,0 +1,14 @@
+#!/bin/sh
+# bench_gpu on a machine without a package index, whose python3 has torch, Triton, numpy and pytest:
+#   make wheels                                             where there is an index
+#   sh benchmarks/bare.sh --output FOLDER --commit COMMIT   there, with wheels/ copied along
+# Options are bench_gpu's.
+set -eu
+cd "$(dirname "$0")/.."
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+# Not installed: what the machine has itself stays as it is.
+for wheel in wheels/*.whl; do
+    python3 -m zipfile -e "$wheel" "$site"
+done
+PYTHONPATH=$PWD:$site python3 -m benchmarks.bench_gpu "$@"
