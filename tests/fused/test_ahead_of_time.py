@@ -30,6 +30,7 @@ def test_code_that_is_as_expected():
     [
         ({"registers": 65}, "65 registers, at most 64"),
         ({"stack": 8}, "8 bytes of stack"),
+        ({"shared": 300_000}, "300,000 bytes of shared memory, the GPU lets a program have 232,448"),
         ({"spills": 2}, "2 loads and stores of spilled"),
         ({"wide_loads": 0}, "no 128-bit load among 3"),
         ({"matrix": 0}, "no matrix instruction"),
@@ -80,7 +81,8 @@ def test_shapes_are_those_of_the_presets():
     assert {hidden // heads for hidden, heads in shapes} == {ahead_of_time.HEAD_DIM}
 
 
-def test_the_interpreter_compiles_nothing():
+def test_the_interpreter_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(ahead_of_time, "INTERPRETED", True)
     assert "TRITON_INTERPRET is set" in obstacle()
 
 

@@ -21,6 +21,7 @@ from fused.linear_cross_entropy import (
 from fused.linear_cross_entropy import operator as head
 from fused.linear_cross_entropy.kernels import _gumbel, _uniform
 from fused.linear_cross_entropy.reference import shard_logits_ref
+from tests.fused.draws import Draws
 
 # Logits are rounded to the dtype of rows, as torch's own linear layer rounds them; they reach about 8 here.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -41,10 +42,10 @@ def set_tiles(monkeypatch, chunk, piece, gradient_tile):
 
 def make(count, hidden, size, vocab_size, dtype=torch.float32, seed=0):
     """[rows, weight, bias], targets and noise keys; values that the dtype holds."""
-    torch.manual_seed(seed)
-    parts = [torch.randn(count, hidden), torch.randn(size, hidden) * 2 / hidden**0.5, torch.randn(size)]
-    targets = torch.randint(vocab_size, (count,))
-    keys = torch.randint(-(2**31), 2**31, (count, 2)).int()
+    draws = Draws(seed)
+    parts = [draws.normal(count, hidden), draws.normal(size, hidden) * 2 / hidden**0.5, draws.normal(size)]
+    targets = draws.integers(0, vocab_size, count)
+    keys = draws.integers(-(2**31), 2**31, count, 2).int()
     return [part.to(dtype) for part in parts], targets, keys
 
 
@@ -141,8 +142,8 @@ def test_noise_of_kernel_and_reference_is_one(keys):
 
 
 def test_noise_is_standard_gumbel_with_its_upper_tail():
-    keys = torch.randint(-(2**31), 2**31, (400, 2), generator=torch.Generator().manual_seed(0)).int()
-    noise = gumbel_noise(keys, torch.arange(5000, dtype=torch.int32)).numpy()
+    keys = Draws(0).integers(-(2**31), 2**31, 400, 2).int()
+    noise = gumbel_noise(keys, torch.arange(5000, dtype=torch.int32)).cpu().numpy()
     assert np.isfinite(noise).all()
     assert stats.kstest(noise[:, ::50].ravel(), "gumbel_r").pvalue > 1e-3
     maxima = noise.max(axis=1) - np.log(5000)  # the maximum of n is Gumbel shifted by log n
@@ -170,7 +171,9 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
     monkeypatch.setattr(head, "SLACK", slack)
     parts, targets, keys = make(60, 32, 120, 110, dtype, seed=3)
     statistics = linear_cross_entropy(*parts, targets, VocabularyShard(0, 110, SPECIALS), Sampling(keys))
-    logits = functional.linear(*parts).float()[:, :110]
+    # Chunk by chunk, since a GPU may round a wider product otherwise.
+    chunks = [logits.to(torch.float32, copy=True) for _, logits in head._chunks(*parts)]
+    logits = torch.cat(chunks, 1)[:, :110]
     scores = logits + gumbel_noise(keys, torch.arange(110, dtype=torch.int32))
     scores[:, :SPECIALS] = -torch.inf
     assert torch.equal(statistics.sampled, scores.argmax(1))
@@ -217,7 +220,7 @@ def test_frequencies_are_softmax_without_specials():
 @pytest.mark.parametrize("is_other", [False, True])
 def test_a_million_draws_are_softmax_at_their_temperature(is_other):
     count, temperature = 10**6, 1.368
-    logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 2
+    logits = Draws(3).normal(24) * 2
     shard, (_, _, keys) = VocabularyShard(0, 24, 3), make(count, 1, 24, 24, seed=4)
     targets = torch.full((count,), int(logits.argmax()))
     with reference_only():
@@ -230,7 +233,7 @@ def test_a_million_draws_are_softmax_at_their_temperature(is_other):
         wanted[targets[0]] = 0
     expected = count * wanted / wanted.sum()
     assert counts[expected == 0].sum() == 0
-    assert stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 0.001
+    assert stats.chisquare(counts[expected > 0].cpu(), expected[expected > 0].cpu()).pvalue > 0.001
 
 
 def test_extreme_logits():
@@ -299,25 +302,34 @@ def test_compiled_graph_has_one_node_for_each_step():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"rows": torch.zeros(3, 7)}, r"rows is \[3, 7\] and weight \[60, 8\]"),
-        ({"weight": torch.zeros(60, 8).half()}, "weight is .*torch.float16"),
-        ({"bias": torch.zeros(59)}, r"bias is \[59\].*must be \[60\]"),
-        ({"targets": torch.zeros(3, dtype=torch.int32)}, "targets is .*torch.int32"),
-        ({"targets": torch.tensor([0, 50, 1])}, r"ids 0\.\.50; they must be in 0\.\.49"),
-        ({"targets": torch.tensor([0, -1, 1])}, r"ids -1\.\.1"),
-        ({"sampling": Sampling(torch.zeros(3, 2))}, "sampling.keys is .*torch.float32"),
-        ({"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32, device="meta"))}, "sampling.keys is .*on meta"),
-        ({"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32), 0.0)}, "sampling.temperature is 0.0"),
-        ({"shard": VocabularyShard(-1, 50)}, "shard.first is -1"),
-        ({"shard": VocabularyShard(0, 50, 50)}, "shard.num_specials 50"),
-        ({"shard": VocabularyShard(0, 2**24 + 1)}, "shard.vocab_size is 16777217"),
+        (lambda: {"rows": torch.zeros(3, 7)}, r"rows is \[3, 7\] and weight \[60, 8\]"),
+        (lambda: {"weight": torch.zeros(60, 8).half()}, "weight is .*torch.float16"),
+        (lambda: {"bias": torch.zeros(59)}, r"bias is \[59\].*must be \[60\]"),
+        (lambda: {"targets": torch.zeros(3, dtype=torch.int32)}, "targets is .*torch.int32"),
+        (lambda: {"sampling": Sampling(torch.zeros(3, 2))}, "sampling.keys is .*torch.float32"),
+        (
+            lambda: {"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32, device="meta"))},
+            "sampling.keys is .*on meta",
+        ),
+        (lambda: {"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32), 0.0)}, "sampling.temperature is 0.0"),
+        (lambda: {"shard": VocabularyShard(-1, 50)}, "shard.first is -1"),
+        (lambda: {"shard": VocabularyShard(0, 50, 50)}, "shard.num_specials 50"),
+        (lambda: {"shard": VocabularyShard(0, 2**24 + 1)}, "shard.vocab_size is 16777217"),
     ],
 )
 def test_bad_input_is_named(change, message):
     (rows, weight, bias), targets, keys = make(3, 8, 60, 50)
     given = {"rows": rows, "weight": weight, "bias": bias, "targets": targets, "sampling": Sampling(keys)}
     with pytest.raises(ValueError, match=message):
-        linear_cross_entropy(**(given | {"shard": VocabularyShard(0, 50)} | change))
+        linear_cross_entropy(**(given | {"shard": VocabularyShard(0, 50)} | change()))
+
+
+@pytest.mark.parametrize("ids, message", [((0, 50, 1), r"0\.\.50; they must be in 0\.\.49"), ((0, -1, 1), r"-1\.\.1")])
+def test_ids_outside_the_vocabulary_are_named_on_the_cpu(ids, message):
+    """On a GPU nobody reads them."""
+    with torch.device("cpu"), pytest.raises(ValueError, match="targets has ids " + message):
+        rows, weight = torch.zeros(3, 8), torch.zeros(60, 8)
+        linear_cross_entropy(rows, weight, None, torch.tensor(ids), VocabularyShard(0, 50))
 
 
 def test_statistics_of_other_rows_are_refused():
