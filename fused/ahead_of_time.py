@@ -119,11 +119,9 @@ def compile_case(case: CompileCase) -> MachineCode:
     assert list(arguments) == launch.kernel.arg_names, (case.name, launch.kernel.arg_names)
     # As a launch would: types from the values, None, 1 and tl.constexpr built into the code, and a promise of alignment
     # where 16 divides, without which no load would be 128 bits wide; the last two not for what the kernel exempts.
-    parameters = launch.kernel.params
-    types = {
-        one.name: argument_type(arguments[one.name], one.is_constexpr, one.do_not_specialize) for one in parameters
-    }
-    exempt = {one.name for one in parameters if one.do_not_specialize or one.do_not_specialize_on_alignment}
+    params = launch.kernel.params
+    types = {one.name: argument_type(arguments[one.name], one.is_constexpr, one.do_not_specialize) for one in params}
+    exempt = {one.name for one in params if one.do_not_specialize or one.do_not_specialize_on_alignment}
     source = ASTSource(
         fn=launch.kernel,
         signature=types,

@@ -58,7 +58,8 @@ def main(options: Options) -> int:
         raise UserError(f"--only {only}: no kernel is called that; there are {names}")
     results: Results = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for number, (index, code) in enumerate(zip(indices, pool.map(partial(_compile, architectures), indices)), 1):
+        codes = pool.map(partial(_compile, architectures), indices)
+        for number, (index, code) in enumerate(zip(indices, codes, strict=True), 1):
             case = cases[index]
             results[case.name, case.architecture] = case, code
             figures = ", ".join(f"{title} {show(case, code)}" for title, show in COLUMNS.items())

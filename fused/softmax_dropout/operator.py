@@ -49,9 +49,9 @@ def softmax_dropout(
 
     scores [n, N, L, L] are raw q.k; is_key [n, L] bool is False for keys that do not exist, whose probability is 0 (a
     row without any key gives finite values that mean nothing). Gradients reach scores, bias and term. A dense term
-    [N, L, L], and a bias that has no part for [CLS], have no kernel: on a GPU, too, the reference computes them, silently
-    and with [n, N, L, L] in FP32. Raises ValueError for shapes, types and devices that do not fit; reads no tensor on a
-    GPU.
+    [N, L, L], and a bias that has no part for [CLS], have no kernel: on a GPU, too, the reference computes them,
+    silently and with [n, N, L, L] in FP32. Raises ValueError for shapes, types and devices that do not fit; reads no
+    tensor on a GPU.
     """
     _check(scores, bias, is_key, term)
     dropout = checked_dropout(dropout, scores.size(0), scores.size(-1), scores.device)

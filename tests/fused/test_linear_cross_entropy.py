@@ -74,7 +74,7 @@ def agree(parts, targets, shard, keys, tolerance, **how):
     ids = torch.arange(shard.first, shard.first + logits.size(1)).int()
     scores = logits + how.get("temperature", 1.0) * gumbel_noise(keys, ids)
     scores[:, : shard.num_specials] = -1e30
-    if how.get("is_other"):
+    if how.get("disallow_correct"):
         scores.scatter_(1, targets[:, None], -1e30)
         assert not bool((got.sampled == targets).any())
     assert near_best(scores, got.sampled, 4 * tolerance)
@@ -93,7 +93,7 @@ def test_values_and_gradients_equal_the_reference(dtype, with_bias, with_noise):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", [{"temperature": 1.368}, {"is_other": True}, {"temperature": 0.5, "is_other": True}])
+@pytest.mark.parametrize("how", [{"temperature": 1.368}, {"disallow_correct": True}, {"temperature": 0.5, "disallow_correct": True}])
 def test_tempered_samples_and_samples_of_other_ids_equal_the_reference(dtype, how):
     parts, targets, keys = make(13, 40, 120, 110, dtype, seed=2)
     targets = functional.linear(*parts)[:, :110].argmax(1)  # what would be drawn most often
@@ -187,7 +187,7 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
 )
 def test_shards_and_chunks_change_nothing(monkeypatch, shards, chunk, piece, reference):
     parts, targets, keys = make(11, 24, 120, 99, seed=5)  # the last of six shards is padding alone
-    whole, gradients = run(parts, targets, VocabularyShard(0, 99, SPECIALS), keys, temperature=1.4, is_other=True)
+    whole, gradients = run(parts, targets, VocabularyShard(0, 99, SPECIALS), keys, temperature=1.4, disallow_correct=True)
     set_tiles(monkeypatch, chunk, piece, (16, 2))
     size = 120 // shards
     leaves = [part.requires_grad_() for part in parts]
@@ -217,19 +217,19 @@ def test_frequencies_are_softmax_without_specials():
     assert ((counts[3:] - expected) ** 2 / expected).sum() < 18.5  # chi-squared, 4 degrees of freedom, p = 0.001
 
 
-@pytest.mark.parametrize("is_other", [False, True])
-def test_a_million_draws_are_softmax_at_their_temperature(is_other):
+@pytest.mark.parametrize("disallow_correct", [False, True])
+def test_a_million_draws_are_softmax_at_their_temperature(disallow_correct):
     count, temperature = 10**6, 1.368
     logits = Draws(3).normal(24) * 2
     shard, (_, _, keys) = VocabularyShard(0, 24, 3), make(count, 1, 24, 24, seed=4)
     targets = torch.full((count,), int(logits.argmax()))
     with reference_only():
-        sampling = Sampling(keys, temperature, is_other)
+        sampling = Sampling(keys, temperature, disallow_correct)
         partial = shard_statistics(torch.zeros(count, 1), torch.zeros(24, 1), logits, targets, shard, sampling)
     counts = combine(partial[None]).sampled.bincount(minlength=24)
     wanted = (logits.double() / temperature).exp()
     wanted[:3] = 0
-    if is_other:
+    if disallow_correct:
         wanted[targets[0]] = 0
     expected = count * wanted / wanted.sum()
     assert counts[expected == 0].sum() == 0
