@@ -89,7 +89,9 @@ def test_temperature_is_that_of_the_step_and_evaluations_draw_at_the_last() -> N
     cooling = {**COOLING, "disallow_correct": True}
     (one,) = run_ranks(drawn, 1, [small_config(corruption=cooling, train={"train_steps": 6})])[0]
     logits = one.logits["eval"]
-    assert torch.equal(one.sampled, expected(logits, one, temperature=1.5, disallow_correct=True))  # half of the run is done
+    assert torch.equal(
+        one.sampled, expected(logits, one, temperature=1.5, disallow_correct=True)
+    )  # half of the run is done
     assert torch.equal(one.evaluated, expected(logits, one, temperature=1.0, disallow_correct=True))
     assert not (one.sampled == one.targets).any() and not torch.equal(one.sampled, one.evaluated)
     loss = functional.cross_entropy(logits, one.targets, reduction="sum")

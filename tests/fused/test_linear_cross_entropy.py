@@ -93,7 +93,9 @@ def test_values_and_gradients_equal_the_reference(dtype, with_bias, with_noise):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", [{"temperature": 1.368}, {"disallow_correct": True}, {"temperature": 0.5, "disallow_correct": True}])
+@pytest.mark.parametrize(
+    "how", [{"temperature": 1.368}, {"disallow_correct": True}, {"temperature": 0.5, "disallow_correct": True}]
+)
 def test_tempered_samples_and_samples_of_other_ids_equal_the_reference(dtype, how):
     parts, targets, keys = make(13, 40, 120, 110, dtype, seed=2)
     targets = functional.linear(*parts)[:, :110].argmax(1)  # what would be drawn most often
@@ -187,7 +189,9 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
 )
 def test_shards_and_chunks_change_nothing(monkeypatch, shards, chunk, piece, reference):
     parts, targets, keys = make(11, 24, 120, 99, seed=5)  # the last of six shards is padding alone
-    whole, gradients = run(parts, targets, VocabularyShard(0, 99, SPECIALS), keys, temperature=1.4, disallow_correct=True)
+    whole, gradients = run(
+        parts, targets, VocabularyShard(0, 99, SPECIALS), keys, temperature=1.4, disallow_correct=True
+    )
     set_tiles(monkeypatch, chunk, piece, (16, 2))
     size = 120 // shards
     leaves = [part.requires_grad_() for part in parts]

@@ -21,7 +21,7 @@ from fused.linear_cross_entropy import operator as head
 from fused.softmax_dropout import operator as softmax
 
 BF16, FP32, INT32, INT64 = torch.bfloat16, torch.float32, torch.int32, torch.int64
-COUNTS = (1, 2, 15, 16, 17, 48, 100, 2401, 2416, 2457, 16_384)
+COUNTS = (1, 2, 16, 17, 30, 48, 100, 2401, 2416, 2457, 16_384)
 """Rows, samples or positions: 1, and those that 16 divides and does not, which Triton tells apart."""
 
 
