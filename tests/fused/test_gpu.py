@@ -18,6 +18,7 @@ from fused.linear_cross_entropy import Sampling, VocabularyShard, linear_cross_e
 from fused.softmax_dropout import softmax_dropout
 from tests.fused import test_attention, test_layer_norm, test_linear_cross_entropy, test_softmax_dropout
 from tests.fused.draws import Draws
+from tests.fused.tolerances import TOLERANCES, assert_close
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -32,14 +33,26 @@ def test_attention_on_tensor_cores(dtype, head_dim, term):
     """Full samples of 512, ragged ones and absent ones, with dropout and every gradient."""
     samples = test_attention.packed((512, 511, 0, 129, 1, 64))
     parts = test_attention.make(1230, 512, head_dim, 509, term, 3, dtype)
-    test_attention.agree(parts, samples, test_attention.dropping(samples), exact=attention)
-    test_attention.agree(parts, samples, exact=attention)
+    agree(parts, samples, test_attention.dropping(samples))
+    agree(parts, samples)
+
+
+def agree(parts, samples, dropout=None):
+    """Output and gradients as those of float64, which takes the reference."""
+    got = test_attention.run(attention, parts, samples, dropout)
+    wanted = test_attention.run(attention, [part.double() for part in parts], samples, dropout)
+    # The gradients of [CLS]'s row add up to 0. What is left is the output's rounding, one for each sample and dimension
+    # of a head, which is more than a result's own: 2.4e-3 for FP16 at K 128.
+    *cls, atol = got.pop(5).double(), wanted.pop(5), 4 * TOLERANCES[parts[0].dtype][0]
+    torch.testing.assert_close(*cls, atol=atol, rtol=atol)
+    for one, other in zip(got, wanted, strict=True):
+        assert_close(one, other, parts[0].dtype)
 
 
 def test_attention_of_padded_samples_on_tensor_cores():
     samples = test_attention.padded_samples(torch.tensor([512, 300, 0, 77]), 512)
     parts = test_attention.make(4 * 512, 512, 64, 128, False, 3, torch.bfloat16)
-    test_attention.agree(parts, samples, test_attention.dropping(samples), exact=attention)
+    agree(parts, samples, test_attention.dropping(samples))
 
 
 @pytest.mark.parametrize("hidden", [768, 1024, 1536, 2560])
