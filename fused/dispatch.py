@@ -124,7 +124,8 @@ def architecture(device: torch.device) -> int:
         return 80
     # By memory too: later consumer cards have a higher capability than H100 and less than half of its shared memory.
     gpu = torch.cuda.get_device_properties(device)
-    return 90 if gpu.major >= 9 and gpu.shared_memory_per_block_optin >= HOPPER_SHARED else 80
+    shared = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stubs lack it
+    return 90 if gpu.major >= 9 and shared >= HOPPER_SHARED else 80
 
 
 def processors(device: torch.device) -> int:
