@@ -1,4 +1,4 @@
-"""Kernels compiled for A100 and H100 on any machine, and what the compiler made of them.
+"""Kernels compiled for any GPU on any machine, and what the compiler made of them.
 
 An operator's file lists its cases in `compile_cases() -> list[CompileCase]`; tools/compile_kernels.py compiles all.
 Needs Triton with TRITON_INTERPRET unset; no GPU.
@@ -7,7 +7,8 @@ Needs Triton with TRITON_INTERPRET unset; no GPU.
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from torch import Tensor
 from fused.dispatch import INTERPRETED, MISSING, Launch
 
 ARCHITECTURES = (80, 90)
-"""sm_80 (A100) and sm_90 (H100, H200)."""
+"""sm_80 (A100) and sm_90 (H100, H200), which have tile sizes of their own."""
+
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+"""Bytes of shared memory that a program may have: sm_86 is RTX 30 and A40, 89 RTX 40 and L40S, 120 RTX 50."""
 
 PROCESSORS = {80: 108, 90: 132}
 """Streaming multiprocessors of A100, and of H100 and H200 (SXM)."""
@@ -40,6 +44,7 @@ class CompileCase:
     launch: Launch
     """What the operator launches at this shape; its tensors may be on torch's meta device."""
     architecture: int
+    """Of the GPU: a key of SHARED."""
     max_registers: int = 255
     """Of a thread; the hardware has no more, and the compiler spills beyond. Cases ask for fewer where that lets more
     programs share a processor, which has 65,536: 64 registers leave room for 32 warps, 128 for 16."""
@@ -71,6 +76,9 @@ class MachineCode:
         found = []
         if self.registers > case.max_registers:
             found.append(f"{self.registers} registers, at most {case.max_registers} expected")
+        if self.shared > SHARED[case.architecture]:
+            limit = SHARED[case.architecture]
+            found.append(f"{self.shared:,} bytes of shared memory, the GPU lets a program have {limit:,}")
         if self.stack > case.max_stack:
             found.append(f"{self.stack} bytes of stack, at most {case.max_stack} expected")
         if self.spills and not case.max_stack:
@@ -94,6 +102,12 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def cases_for(cases: Sequence[CompileCase], architecture: int) -> list[CompileCase]:
+    """Those of an architecture; one without tiles of its own takes sm_80's, as `dispatch.architecture` does."""
+    tiles = architecture if architecture in ARCHITECTURES else ARCHITECTURES[0]
+    return [replace(case, architecture=architecture) for case in cases if case.architecture == tiles]
+
+
 def compile_case(case: CompileCase) -> MachineCode:
     """Compile one case, from Triton's cache where it was compiled before; seconds each otherwise."""
     from triton import compile as compile_kernel
@@ -104,8 +118,10 @@ def compile_case(case: CompileCase) -> MachineCode:
     arguments = launch.arguments
     assert list(arguments) == launch.kernel.arg_names, (case.name, launch.kernel.arg_names)
     # As a launch would: types from the values, None, 1 and tl.constexpr built into the code, and a promise of alignment
-    # where 16 divides, without which no load would be 128 bits wide.
-    types = {one.name: argument_type(arguments[one.name], one.is_constexpr) for one in launch.kernel.params}
+    # where 16 divides, without which no load would be 128 bits wide; the last two not for what the kernel exempts.
+    params = launch.kernel.params
+    types = {one.name: argument_type(arguments[one.name], one.is_constexpr, one.do_not_specialize) for one in params}
+    exempt = {one.name for one in params if one.do_not_specialize or one.do_not_specialize_on_alignment}
     source = ASTSource(
         fn=launch.kernel,
         signature=types,
@@ -113,7 +129,7 @@ def compile_case(case: CompileCase) -> MachineCode:
         attrs={
             (index,): [["tt.divisibility", 16]]
             for index, (name, kind) in enumerate(types.items())
-            if _is_aligned(arguments[name], kind)
+            if name not in exempt and _is_aligned(arguments[name], kind)
         },
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
@@ -124,9 +140,9 @@ def compile_case(case: CompileCase) -> MachineCode:
     return read_code(usage, code, compiled.metadata.shared)
 
 
-def argument_type(value: Any, is_constexpr: bool) -> str:
-    """Triton's name for the type that a launch gives an argument; None and 1 become constants, as in a launch."""
-    if is_constexpr or value is None or (isinstance(value, int) and value == 1):
+def argument_type(value: Any, is_constexpr: bool, is_exempt: bool = False) -> str:
+    """Triton's name for the type that a launch gives an argument; None and, unless exempt, 1 become constants."""
+    if is_constexpr or value is None or (isinstance(value, int) and value == 1 and not is_exempt):
         return "constexpr"
     if isinstance(value, Tensor):
         return "*" + _TYPES[value.dtype]

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-jit: Callable[[Callable], Any]
+jit: Callable[..., Any]
 try:
     import triton
     import triton.language as tl
@@ -24,15 +25,21 @@ try:
 except ImportError as error:
     # What kernels' files evaluate as they load, in signatures and constants; bodies are never run.
     tl = SimpleNamespace(constexpr=lambda value: value)  # type: ignore[assignment]
-    jit = lambda function: function  # noqa: E731
+    jit = lambda function=None, **_: function or jit  # noqa: E731
     MISSING = str(error)
 """MISSING: why Triton cannot be imported; empty where it can."""
 
 INTERPRETED = tl.constexpr(not MISSING and os.environ.get("TRITON_INTERPRET") == "1")
 """True in tests, where Triton can run kernels on the CPU in Python; kernels may read it."""
 
+LEAST_TRITON = (3, 6)
+"""torch 2.10's and 2.11's. The tests compile every kernel with it and with the release of constraints.txt."""
+
 LEAST_CAPABILITY = (8, 0)
 """A100. bfloat16 and asynchronous copies start here, and no kernel was compiled for less."""
+
+HOPPER_SHARED = 227 * 1024
+"""Bytes of shared memory that H100 lets a program have; A100 has 163 KB, and 99 are left on RTX and L40 cards."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,14 @@ def describe(device: torch.device) -> str:
 
 
 def architecture(device: torch.device) -> int:
-    """Key into tables of tile sizes: 80 (A100 and its like, and the interpreter) or 90 (H100, H200 and later)."""
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return 90 if hopper else 80
+    """Key into tables of tile sizes: 90 for H100, H200 and later, where a program may have as much shared memory; else
+    80, whose tiles fit into the 99 KB that every GPU has of those the kernels run on, and for the interpreter."""
+    if device.type != "cuda":
+        return 80
+    # By memory too: later consumer cards have a higher capability than H100 and less than half of its shared memory.
+    gpu = torch.cuda.get_device_properties(device)
+    shared = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stubs lack it
+    return 90 if gpu.major >= 9 and shared >= HOPPER_SHARED else 80
 
 
 def processors(device: torch.device) -> int:
@@ -125,6 +137,9 @@ def _obstacle(device: torch.device) -> str:
     """Why no kernel can run on this device; empty where one can."""
     if MISSING:
         return f"Triton cannot be imported ({MISSING}); `pip install triton` where there is a GPU"
+    if _release(triton.__version__) < LEAST_TRITON:
+        least = ".".join(map(str, LEAST_TRITON))
+        return f"kernels need Triton {least} and this is {triton.__version__}; `pip install 'triton>={least}'`"
     if device.type != "cuda":
         return "" if _Choice.interpreted else f"kernels need a CUDA device and this is {device.type}"
     if INTERPRETED:
@@ -133,3 +148,9 @@ def _obstacle(device: torch.device) -> str:
     if capability < LEAST_CAPABILITY:
         return f"kernels need compute capability 8.0 and this device has {capability[0]}.{capability[1]}"
     return ""
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(3, 7) of "3.7.1+git"; a version that does not begin with numbers is taken for a new one."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else LEAST_TRITON

@@ -22,10 +22,12 @@ import torch.multiprocessing as multiprocessing
 PRELOADED = ["tests.preloaded"]
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0, backend: str = "gloo"
+) -> list[Any]:
     """Call `function(*args)` on `world_size` new processes; what each returned, by rank.
 
-    The processes have joined one gloo group, have torchrun's environment variables and one thread each.
+    The processes have joined one group, have torchrun's environment variables and one thread each.
     `function` is a top-level function of a test module; arguments and results are pickled. The first
     exception of a rank is raised here with its traceback. After `timeout` seconds every rank prints
     where it stands, all are ended, and TimeoutError is raised.
@@ -33,7 +35,11 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     multiprocessing.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
         context = multiprocessing.start_processes(
-            _rank, (function, world_size, args, folder, timeout), world_size, join=False, start_method="forkserver"
+            _rank,
+            (function, world_size, args, folder, timeout, backend),
+            world_size,
+            join=False,
+            start_method="forkserver",
         )
         deadline = time.monotonic() + timeout + 5
         try:
@@ -67,7 +73,13 @@ def run_program(*argv: object, timeout: float = 120.0) -> subprocess.CompletedPr
 
 
 def _rank(
-    rank: int, function: Callable[..., Any], world_size: int, args: tuple[Any, ...], folder: str, timeout: float
+    rank: int,
+    function: Callable[..., Any],
+    world_size: int,
+    args: tuple[Any, ...],
+    folder: str,
+    timeout: float,
+    backend: str,
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     faulthandler.dump_traceback_later(timeout)
@@ -75,7 +87,7 @@ def _rank(
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in place.items()})
     dist.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world_size,

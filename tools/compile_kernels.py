@@ -1,15 +1,17 @@
-"""Every Triton kernel at every preset's shapes to machine code of A100 and H100, without a GPU."""
+"""Every Triton kernel at every preset's shapes to machine code of A100, H100 or another GPU, without one."""
 
 import importlib
 import platform
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
-from fused.ahead_of_time import ARCHITECTURES, CompileCase, MachineCode, compile_case, obstacle
+from fused.ahead_of_time import ARCHITECTURES, SHARED, CompileCase, MachineCode, cases_for, compile_case, obstacle
 from fused.dispatch import OPERATOR_NAMES
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
@@ -34,7 +36,9 @@ class Options:
     output: str = ""
     """Markdown table to write, such as docs/kernels_compiled.md; none by default."""
     only: str = ""
-    """Compile only the kernels whose names contain this, such as layer_norm or "H 768"."""
+    """Compile only the kernels in whose names this regular expression is found, such as layer_norm or "H 768|K 64"."""
+    architectures: list[int] = field(default_factory=lambda: list(ARCHITECTURES))
+    """What to compile for, of 80, 86, 89, 90 and 120 (sm_80, ...); those but 80 and 90 have the tile sizes of 80."""
 
 
 def main(options: Options) -> int:
@@ -42,51 +46,54 @@ def main(options: Options) -> int:
 
     Needs Triton and no GPU. Exit code 1 where a kernel is not what its file expects.
     """
-    output, only = options.output, options.only
+    output, only, architectures = options.output, options.only, options.architectures
     if problem := obstacle():
         raise UserError(problem)
-    cases = [case for case in all_cases() if only in case.name]
-    if not cases:
-        names = ", ".join(sorted({case.name.partition(",")[0] for case in all_cases()}))
+    if unknown := set(architectures) - set(SHARED):
+        raise UserError(f"--architectures {sorted(unknown)[0]}: it can be {', '.join(map(str, SHARED))}")
+    cases = all_cases(architectures)
+    indices = [index for index, case in enumerate(cases) if re.search(only, case.name)]
+    if not indices:
+        names = ", ".join(sorted({case.name.partition(",")[0] for case in cases}))
         raise UserError(f"--only {only}: no kernel is called that; there are {names}")
     results: Results = {}
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for number, (case, code) in enumerate(zip(cases, pool.map(_compile, _indices(cases)), strict=True), 1):
+        codes = pool.map(partial(_compile, architectures), indices)
+        for number, (index, code) in enumerate(zip(indices, codes, strict=True), 1):
+            case = cases[index]
             results[case.name, case.architecture] = case, code
             figures = ", ".join(f"{title} {show(case, code)}" for title, show in COLUMNS.items())
-            print(f"{number} of {len(cases)}: {case.name}, sm_{case.architecture}: {figures}", flush=True)
+            print(f"{number} of {len(indices)}: {case.name}, sm_{case.architecture}: {figures}", flush=True)
     problems = [problem for case, code in results.values() for problem in code.problems(case)]
     if output:
-        Path(output).write_text(table(results, only), encoding="utf-8")
+        Path(output).write_text(table(results, options), encoding="utf-8")
     for problem in problems:
         print(f"not as expected: {problem}")
     made = f", table in {output}" if output else "; --output docs/kernels_compiled.md writes the table"
-    print(f"compiled {len(cases)} kernels, {len(problems)} not as expected{made}")
+    print(f"compiled {len(indices)} kernels, {len(problems)} not as expected{made}")
     return 1 if problems else 0
 
 
-def all_cases() -> list[CompileCase]:
+def all_cases(architectures: Sequence[int]) -> list[CompileCase]:
     """The cases of every operator."""
     operators = [importlib.import_module(f"fused.{name}") for name in OPERATOR_NAMES]
-    return [case for operator in operators for case in operator.compile_cases()]
+    cases = [case for operator in operators for case in operator.compile_cases()]
+    return [case for one in architectures for case in cases_for(cases, one)]
 
 
-def _indices(cases: Sequence[CompileCase]) -> list[int]:
-    indices = {(case.name, case.architecture): index for index, case in enumerate(all_cases())}
-    return [indices[case.name, case.architecture] for case in cases]
-
-
-def _compile(index: int) -> MachineCode:
+def _compile(architectures: Sequence[int], index: int) -> MachineCode:
     """In a process of its own, to which a kernel cannot be sent."""
-    return compile_case(all_cases()[index])
+    return compile_case(all_cases(architectures)[index])
 
 
-def table(results: Results, only: str) -> str:
+def table(results: Results, options: Options) -> str:
     """Markdown: one line per kernel and shape, figures of the architectures side by side."""
-    command = "python tools/compile_kernels.py --output docs/kernels_compiled.md" + (
-        f' --only "{only}"' if only else ""
-    )
-    sides = " / ".join(f"sm_{one}" for one in ARCHITECTURES)
+    command = "python tools/compile_kernels.py --output docs/kernels_compiled.md"
+    if options.only:
+        command += f' --only "{options.only}"'
+    if options.architectures != list(ARCHITECTURES):
+        command += f" --architectures {' '.join(map(str, options.architectures))}"
+    sides = " / ".join(f"sm_{one}" for one in options.architectures)
     lines = [
         "# Kernels as compiled",
         "",
@@ -94,13 +101,13 @@ def table(results: Results, only: str) -> str:
         f"with Triton {version('triton')} on {platform.machine()}, without a GPU: what was made of each kernel",
         f"for {sides}, or one figure where they agree. Registers and stack bytes are a thread's, shared memory bytes",
         "a program's; spills are instructions that use thread-local memory; 128-bit loads count those from global",
-        "memory; matrix instructions are HMMA on sm_80 and HGMMA on sm_90. None of this is a measurement of speed.",
+        "memory; matrix instructions are HGMMA on sm_90 and HMMA elsewhere. None of this is a measurement of speed.",
         "",
         "| kernel | " + " | ".join(COLUMNS) + " |",
         "|---|" + "---|" * len(COLUMNS),
     ]
     for name in dict.fromkeys(name for name, _ in results):
-        both = [results[name, one] for one in ARCHITECTURES if (name, one) in results]
+        both = [results[name, one] for one in options.architectures if (name, one) in results]
         lines.append(f"| {name} | " + " | ".join(side_by_side(both, show) for show in COLUMNS.values()) + " |")
     return "\n".join([*lines, ""])
 

@@ -19,6 +19,10 @@ from fused.dropout import keep_kernel
 
 LOG2E = tl.constexpr(1.4426950408889634)  # 1 / log(2)
 
+UNALIGNED = ("Begin", "Length", "Seed", "Keys", "stride")
+"""Arguments of which no kernel has a variant for those that 16 divides: it would be compiled in the middle of a run,
+and reads no faster. term_len keeps its variant, without which the term's spill: give all batches one S."""
+
 
 @jit
 def _dot(a, b):
@@ -83,7 +87,7 @@ def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_
     return tl.where(cols < length, scores, float("-inf"))
 
 
-@jit
+@jit(do_not_specialize_on_alignment=UNALIGNED)
 def forward_kernel(
     Q, K_, V,  # [T, N, K], strides below, K contiguous: slices of one projection's [T, N, 3, K] need no copy
     Distances, Cls,  # [N, width], [N, 2] FP32 in units of log(2): the bias by distance, and of [CLS]'s row and column;
@@ -146,7 +150,7 @@ def forward_kernel(
         tl.store(Lse + token * heads + head, (top + tl.log2(total)) / LOG2E, mask=rows < length)
 
 
-@jit
+@jit(do_not_specialize_on_alignment=UNALIGNED)
 def query_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,  # as forward's; GradOut as Out
     Out,  # [T, N, K]: forward's
@@ -243,7 +247,7 @@ def query_kernel(
         _store_tile(GradQ, grad_q * scale, begin, stride, rows, length, head, heads, K)
 
 
-@jit
+@jit(do_not_specialize_on_alignment=UNALIGNED)
 def key_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,  # as forward's; GradOut as Out
     Delta,  # [T, N] FP32: query_kernel's, which must have run
@@ -292,7 +296,7 @@ def key_kernel(
         _store_tile(GradV, grad_v * keep_scale, begin, stride, cols, length, head, heads, K)
 
 
-@jit
+@jit(do_not_specialize=["samples"], do_not_specialize_on_alignment=UNALIGNED)
 def term_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,  # as forward's; GradOut as Out
     Delta,  # [T, N] FP32: query_kernel's

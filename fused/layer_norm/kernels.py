@@ -17,7 +17,7 @@ def _drop(x, seed, key, threshold, scale, BLOCK: tl.constexpr):
     return tl.where(kept, x * scale, 0.0)
 
 
-@jit
+@jit(do_not_specialize_on_alignment=["Seed", "Keys"])
 def forward_kernel(
     X, Residual,  # [R, H] contiguous; no residual: None, which leaves no code, as for all that can be absent
     XBias, Weight, Bias,  # [H], XBias or None
@@ -61,7 +61,7 @@ def forward_kernel(
     tl.store(Rstd + row, rstd)
 
 
-@jit
+@jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["Seed", "Keys"])
 def backward_kernel(
     GradY, Z,  # [R, H] contiguous; Z is X where that was normalized
     Mean, Rstd,  # [R] FP32
@@ -89,7 +89,7 @@ def backward_kernel(
     seed = tl.load(Seed) if Seed is not None else 0
     # Rows dealt out like cards, so that neighbouring programs read neighbouring rows; the next ones are fetched ahead.
     for row in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
-        at = tl.to_tensor(row).to(tl.int64) * H + cols
+        at = tl.cast(row, tl.int64) * H + cols
         z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
         grad_y = tl.load(GradY + at, mask=inside, other=0.0).to(tl.float32)
         # Dropout of the result comes first on the way back; the mask is its own gradient.
@@ -119,7 +119,7 @@ def backward_kernel(
         tl.store(Sums + 2 * every + part, x_bias_sum, mask=inside)
 
 
-@jit
+@jit(do_not_specialize=["programs"])
 def column_kernel(
     Sums,  # [2 or 3, G, H] FP32
     GradWeight, GradBias, GradXBias,  # [H], written; GradXBias or None

@@ -54,7 +54,7 @@ def _rough(exponentials, uniform):
     return tl.extra.cuda.libdevice.fast_dividef(exponentials, inverse)
 
 
-@jit
+@jit(do_not_specialize=["first", "num_rows"], do_not_specialize_on_alignment=["Targets", "Keys"])
 def statistics_kernel(
     Logits,  # [M, width], row-major: the logits of ids first, first + 1, ...
     Targets,  # [M] int64: ids of the whole vocabulary
@@ -134,7 +134,7 @@ def statistics_kernel(
         tl.store(out + num_rows * 6, (begin + index).to(tl.float32))
 
 
-@jit
+@jit(do_not_specialize=["first", "num_rows"], do_not_specialize_on_alignment=["Targets", "Lse", "GradLoss"])
 def gradient_kernel(
     Logits,  # [M, width], read and overwritten with their gradient
     Targets,  # [M] int64

@@ -143,7 +143,7 @@ def _statistics_launch(
     logits: Tensor, targets: Tensor, sampling: Sampling | None, out: Tensor, chunk: tuple[int, int], num_specials: int
 ) -> Launch:
     """chunk: its first id, and how many of its ids are real."""
-    keys, temperature, is_other = sampling or (None, 1.0, False)
+    keys, temperature, disallow_correct = sampling or (None, 1.0, False)
     arguments: dict[str, Any] = {
         "Logits": logits,
         "Targets": targets,
@@ -154,20 +154,20 @@ def _statistics_launch(
     }
     arguments |= {"width": logits.size(1), "num_rows": logits.size(0), "num_specials": num_specials, "slack": SLACK}
     arguments |= {"temperature": temperature, "BLOCK": PIECE, "NOISE": keys is not None}
-    arguments |= {"TEMPERED": temperature != 1.0, "OTHER": is_other}
+    arguments |= {"TEMPERED": temperature != 1.0, "OTHER": disallow_correct}
     return Launch(statistics_kernel, (logits.size(0), out.size(0)), arguments, num_warps=8)
 
 
 @torch.library.custom_op("fused::vocabulary_statistics", mutates_args=())
 def vocabulary_statistics(
     rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, noise_keys: Tensor | None, first: int,
-    vocab_size: int, num_specials: int, temperature: float = 1.0, is_other: bool = False,
+    vocab_size: int, num_specials: int, temperature: float = 1.0, disallow_correct: bool = False,
 ) -> Tensor:  # fmt: skip
     """Launch the statistics of every chunk; see `shard_statistics`. No gradient."""
     # One operator for the whole loop over chunks: torch.compile and the autograd see a single node, and the launches
     # inside follow the products on the same stream, so that a chunk is read before the next overwrites it.
     targets = targets.contiguous()
-    sampling = None if noise_keys is None else Sampling(noise_keys.contiguous(), temperature, is_other)
+    sampling = None if noise_keys is None else Sampling(noise_keys.contiguous(), temperature, disallow_correct)
     numbers, parts = 5 if sampling is None else 7, []
     for ids, logits in _chunks(rows, weight, bias):
         part = rows.new_empty(-(-logits.size(1) // PIECE), numbers, rows.size(0), dtype=torch.float32)
@@ -178,7 +178,7 @@ def vocabulary_statistics(
 
 
 @vocabulary_statistics.register_fake
-def _(rows, weight, bias, targets, noise_keys, first, vocab_size, num_specials, temperature=1.0, is_other=False):
+def _(rows, weight, bias, targets, noise_keys, *_):
     return rows.new_empty(5 if noise_keys is None else 7, rows.size(0), dtype=torch.float32)
 
 

@@ -21,7 +21,7 @@ class Sampling(NamedTuple):
     """[M, 2] int32 that name the rows of the data, so that a sample depends on nothing else."""
     temperature: float = 1.0
     """T."""
-    is_other: bool = False
+    disallow_correct: bool = False
     """The target is never drawn."""
 
 
@@ -162,7 +162,7 @@ def shard_statistics_ref(
         scores = logits + gumbel_noise(sampling.keys, ids).mul_(sampling.temperature)
         scores[:, : max(shard.num_specials - shard.first, 0)] = NO_ID
         scores[:, real:] = NO_ID
-        if sampling.is_other:
+        if sampling.disallow_correct:
             scores.masked_fill_(ids == targets[:, None], NO_ID)
         score, index = scores.max(-1)
         numbers += [score, index + shard.first]

@@ -3,7 +3,8 @@
 A program keeps its head and query and walks through samples, so that it makes the bias of its row once.
 
 Legend: n samples (`samples`), N heads of this rank, L positions of a sample, BLOCK the power of two above it (see
-rows.py); capitals are pointers. L is built into the code: one variant for each longest sample.
+rows.py); capitals are pointers. L is an argument, as it changes from batch to batch: the code differs by BLOCK, and by
+whether 16 divides L, without which no load is 128 bits wide.
 """
 
 from fused.dispatch import jit, tl
@@ -12,16 +13,16 @@ from fused.dropout import keep_kernel
 MASKED_SCORE = tl.constexpr(-1e30)  # operator.py's; a kernel reads globals only as constexpr
 
 
-@jit
+@jit(do_not_specialize=["samples"], do_not_specialize_on_alignment=["Seed", "Keys"])
 def forward_kernel(
     Scores,  # [n, N, L, L] contiguous: q k^T, not scaled
     IsKey,  # [n, L] bool
     Distances, Cls,  # [N, width], [N, 2] of any float type
     Seed, Keys,  # [1], [n] int64, or None without dropout
     P, Dropped,  # [n, N, L, L], written; Dropped None without dropout
-    samples, heads, first_head, width, scale, threshold, keep_scale,
+    samples, heads, first_head, width, L, scale, threshold, keep_scale,
     EACH: tl.constexpr,  # samples of a program
-    L: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Probabilities P and, where there is a seed, Dropped. Grid (N L, samples / EACH), rounded up."""
     head, query = tl.program_id(0) // L, tl.program_id(0) % L
@@ -54,15 +55,15 @@ def forward_kernel(
             tl.store(Dropped + at, tl.where(kept, p * keep_scale, 0.0).to(Dropped.dtype.element_ty), mask=inside)
 
 
-@jit
+@jit(do_not_specialize=["samples"], do_not_specialize_on_alignment=["Seed", "Keys"])
 def backward_kernel(
     GradOut, P,  # [n, N, L, L] contiguous
     IsKey,  # [n, L] bool
     Seed, Keys,  # [1], [n] int64, or None without dropout
     GradScores,  # [n, N, L, L], written
     GradBias,  # [n / EACH, N, L, L] FP32, written: sums over a program's samples
-    samples, heads, first_head, scale, threshold, keep_scale,
-    EACH: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    samples, heads, first_head, L, scale, threshold, keep_scale,
+    EACH: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """GradScores, and GradBias, its sums over a program's samples. Grid as forward's."""
     head, query = tl.program_id(0) // L, tl.program_id(0) % L
@@ -89,11 +90,11 @@ def backward_kernel(
     tl.store(GradBias + part, total, mask=inside)
 
 
-@jit
+@jit(do_not_specialize=["parts"])
 def diagonal_kernel(
     GradBias,  # [parts, N, L, L] FP32: backward_kernel's
     Diagonals,  # [N, 2 L - 1] FP32, written
-    parts, heads, L: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    parts, heads, L, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Diagonals: sums of GradBias over queries and keys other than [CLS] at distance
     key - query = entry - (L - 1), always in the same order. Grid (2 L / COLUMNS, N)."""

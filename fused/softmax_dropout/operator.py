@@ -49,12 +49,13 @@ def softmax_dropout(
 
     scores [n, N, L, L] are raw q.k; is_key [n, L] bool is False for keys that do not exist, whose probability is 0 (a
     row without any key gives finite values that mean nothing). Gradients reach scores, bias and term. A dense term
-    [N, L, L], and a bias that has no part for [CLS], are taken by the reference alone. Raises ValueError for shapes,
-    types and devices that do not fit; reads no tensor on a GPU.
+    [N, L, L], and a bias that has no part for [CLS], have no kernel: on a GPU, too, the reference computes them,
+    silently and with [n, N, L, L] in FP32. Raises ValueError for shapes, types and devices that do not fit; reads no
+    tensor on a GPU.
     """
     _check(scores, bias, is_key, term)
     dropout = checked_dropout(dropout, scores.size(0), scores.size(-1), scores.device)
-    # No kernel has a dense term, or a bias without [CLS]: on a GPU, these are `attention`'s.
+    # A term and a bias without [CLS] are for `attention`, which has kernels for both.
     if term is not None or bias.cls is None or not use_kernel("softmax_dropout", scores):
         return softmax_dropout_ref(scores, bias, is_key, scale, dropout, term)
     if scores.size(-1) > WIDEST:
@@ -118,9 +119,9 @@ def _forward_launch(
     arguments = {
         "Scores": scores, "IsKey": is_key, "Distances": distances, "Cls": cls, "Seed": seed, "Keys": keys,
         "P": p, "Dropped": None if seed is None else dropped,
-        "samples": samples, "heads": heads, "first_head": first_head, "width": distances.size(1), "scale": scale,
-        "threshold": threshold, "keep_scale": keep_scale(threshold),
-        "EACH": FORWARD_SAMPLES, "L": length, "BLOCK": row_block(length),
+        "samples": samples, "heads": heads, "first_head": first_head, "width": distances.size(1), "L": length,
+        "scale": scale, "threshold": threshold, "keep_scale": keep_scale(threshold),
+        "EACH": FORWARD_SAMPLES, "BLOCK": row_block(length),
         "STAGES": row_stages(length, p.element_size() + 1),
     }  # fmt: skip
     grid = (heads * length, -(-samples // FORWARD_SAMPLES))
@@ -156,9 +157,9 @@ def _backward_launches(
     arguments = {
         "GradOut": grad_out, "P": p, "IsKey": is_key, "Seed": seed, "Keys": keys,
         "GradScores": grad_scores, "GradBias": grad_bias,
-        "samples": samples, "heads": heads, "first_head": first_head, "scale": scale,
+        "samples": samples, "heads": heads, "first_head": first_head, "L": length, "scale": scale,
         "threshold": threshold, "keep_scale": keep_scale(threshold),
-        "EACH": BACKWARD_SAMPLES, "L": length, "BLOCK": row_block(length),
+        "EACH": BACKWARD_SAMPLES, "BLOCK": row_block(length),
         "STAGES": row_stages(length, 2 * grad_scores.element_size() + 1),
     }  # fmt: skip
     rows, columns = DIAGONAL_TILE

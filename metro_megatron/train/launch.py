@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from metro_megatron.train.corpus import Corpus
 
 Device = Literal["cpu", "cuda"]
+LEAST_TORCH = (2, 10)
+"""setup.cfg's."""
 SECONDS_FOR_FIRST_PROCESS = 5.0
 """How long other processes wait before they end with the first one's mistake, so that its message is printed:
 torchrun ends all processes when one has failed."""
@@ -96,10 +98,14 @@ def _train(config: Config, corpus: Corpus, device: Device) -> None:
 def choose_device(config: Config) -> Device:
     """The device that train.device means on this machine.
 
-    Raises UserError when cuda is asked for and there is none.
+    Raises UserError for a torch that is too old, as pip does not look at what a checkout is run with, and when cuda is
+    asked for and there is none.
     """
     import torch
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
+        least = ".".join(map(str, LEAST_TORCH))
+        raise UserError(f"torch {torch.__version__} is older than {least}: pip install 'torch>={least}'")
     has_cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not has_cuda:
         raise UserError("train.device is cuda, but torch finds no GPU: set train.device to cpu, or check the driver")

@@ -68,10 +68,10 @@ def drawn(configs: list[Config]) -> list[Drawn]:
     return found
 
 
-def expected(logits: Tensor, one: Drawn, temperature: float = 1.0, is_other: bool = False) -> Tensor:
+def expected(logits: Tensor, one: Drawn, temperature: float = 1.0, disallow_correct: bool = False) -> Tensor:
     scores = logits + temperature * gumbel_noise(one.keys, torch.arange(VOCAB_SIZE, dtype=torch.int32))
     scores[:, :NUM_SPECIALS] = -torch.inf
-    return scores.scatter(1, one.targets[:, None], -torch.inf).argmax(1) if is_other else scores.argmax(1)
+    return scores.scatter(1, one.targets[:, None], -torch.inf).argmax(1) if disallow_correct else scores.argmax(1)
 
 
 def test_each_mode_samples_from_its_pass_and_learns_from_the_other_as_said() -> None:
@@ -89,8 +89,10 @@ def test_temperature_is_that_of_the_step_and_evaluations_draw_at_the_last() -> N
     cooling = {**COOLING, "disallow_correct": True}
     (one,) = run_ranks(drawn, 1, [small_config(corruption=cooling, train={"train_steps": 6})])[0]
     logits = one.logits["eval"]
-    assert torch.equal(one.sampled, expected(logits, one, temperature=1.5, is_other=True))  # half of the run is done
-    assert torch.equal(one.evaluated, expected(logits, one, temperature=1.0, is_other=True))
+    assert torch.equal(
+        one.sampled, expected(logits, one, temperature=1.5, disallow_correct=True)
+    )  # half of the run is done
+    assert torch.equal(one.evaluated, expected(logits, one, temperature=1.0, disallow_correct=True))
     assert not (one.sampled == one.targets).any() and not torch.equal(one.sampled, one.evaluated)
     loss = functional.cross_entropy(logits, one.targets, reduction="sum")
     assert one.loss == pytest.approx(float(loss), rel=1e-6), "the loss stays at temperature 1"

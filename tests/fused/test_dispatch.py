@@ -4,6 +4,7 @@ import pkgutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,29 +16,30 @@ from fused.dispatch import describe, reference_only, use_kernel
 CPU = torch.device("cpu")
 
 
-def test_kernels_need_a_gpu_or_a_test():
+def test_kernels_need_a_gpu_or_a_test(device):
     x = torch.zeros(1)
     assert use_kernel("layer_norm", x) and use_kernel("layer_norm", x, x.half(), x.bfloat16())
     assert not use_kernel("layer_norm", x, x.double())
-    assert "interpreter" in describe(CPU)
+    assert ("interpreter, for tests" if device == CPU else "kernels on") in describe(device)
 
 
-def test_reference_only_nests_and_holds_in_every_thread():
+def test_reference_only_nests_and_holds_in_every_thread(device):
     seen = []
     with reference_only():
         with reference_only():
             pass
-        thread = threading.Thread(target=lambda: seen.append(use_kernel("layer_norm", torch.zeros(1))))
+        x = torch.zeros(1)
+        thread = threading.Thread(target=lambda: seen.append(use_kernel("layer_norm", x)))
         thread.start()
         thread.join()
-        assert "asks for them" in describe(CPU)
+        assert "asks for them" in describe(device)
     assert seen == [False] and use_kernel("layer_norm", torch.zeros(1))
 
 
-def test_single_operators_take_their_references():
+def test_single_operators_take_their_references(device):
     with reference_only("attention", "layer_norm"):
         assert not use_kernel("attention", torch.zeros(1)) and use_kernel("softmax_dropout", torch.zeros(1))
-        assert "interpreter" in describe(CPU)
+        assert "references" not in describe(device)
     with pytest.raises(ValueError, match="no operator is called flash; there are attention, "), reference_only("flash"):
         pass
 
@@ -48,18 +50,44 @@ def test_the_references_come_back_after_an_error():
     assert use_kernel("layer_norm", torch.zeros(1))
 
 
-@pytest.mark.parametrize("capability, wanted", [((7, 5), "8.0 and this device has 7.5"), ((9, 0), "on A GPU")])
-def test_gpus_are_described(monkeypatch, capability, wanted):
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "capability, shared_kb, wanted, tiles",
+    [
+        ((7, 5), 64, "8.0 and this device has 7.5", 80),
+        ((8, 0), 163, "on A GPU", 80),
+        ((8, 9), 99, "on A GPU", 80),
+        ((9, 0), 227, "on A GPU", 90),
+        ((10, 0), 227, "on A GPU", 90),
+        ((12, 0), 99, "on A GPU", 80),  # newer than H100, with less memory
+    ],
+)
+def test_gpus_are_described(monkeypatch, capability, shared_kb, wanted, tiles):
+    gpu = SimpleNamespace(major=capability[0], minor=capability[1], shared_memory_per_block_optin=shared_kb * 1024)
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
-    device = torch.device("cuda", 0)
-    assert wanted in describe(device)
-    assert dispatch.architecture(device) == (90 if capability == (9, 0) else 80)
+    assert wanted in describe(GPU)
+    assert dispatch.architecture(GPU) == tiles
 
 
-def test_the_interpreter_does_not_train():
-    assert "unset it" in describe(torch.device("cuda", 0))
+@pytest.mark.parametrize(
+    "version, is_old", [("3.5.1", True), ("2.10.0", True), ("3.6.0", False), ("3.10.0+git1", False), ("main", False)]
+)
+def test_old_releases_of_triton_are_named(monkeypatch, version, is_old):
+    monkeypatch.setattr(dispatch.triton, "__version__", version)
+    message = f"because kernels need Triton 3.6 and this is {version}; `pip install 'triton>=3.6'`"
+    assert (message in describe(CPU)) == is_old
+    if is_old:
+        assert not use_kernel("layer_norm", torch.zeros(1))
+
+
+def test_the_interpreter_does_not_train(monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    assert "unset it" in describe(GPU)
 
 
 WITHOUT_TRITON = """

@@ -21,6 +21,7 @@ from fused.linear_cross_entropy import (
 from fused.linear_cross_entropy import operator as head
 from fused.linear_cross_entropy.kernels import _gumbel, _uniform
 from fused.linear_cross_entropy.reference import shard_logits_ref
+from tests.fused.draws import Draws
 
 # Logits are rounded to the dtype of rows, as torch's own linear layer rounds them; they reach about 8 here.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -41,10 +42,10 @@ def set_tiles(monkeypatch, chunk, piece, gradient_tile):
 
 def make(count, hidden, size, vocab_size, dtype=torch.float32, seed=0):
     """[rows, weight, bias], targets and noise keys; values that the dtype holds."""
-    torch.manual_seed(seed)
-    parts = [torch.randn(count, hidden), torch.randn(size, hidden) * 2 / hidden**0.5, torch.randn(size)]
-    targets = torch.randint(vocab_size, (count,))
-    keys = torch.randint(-(2**31), 2**31, (count, 2)).int()
+    draws = Draws(seed)
+    parts = [draws.normal(count, hidden), draws.normal(size, hidden) * 2 / hidden**0.5, draws.normal(size)]
+    targets = draws.integers(0, vocab_size, count)
+    keys = draws.integers(-(2**31), 2**31, count, 2).int()
     return [part.to(dtype) for part in parts], targets, keys
 
 
@@ -73,7 +74,7 @@ def agree(parts, targets, shard, keys, tolerance, **how):
     ids = torch.arange(shard.first, shard.first + logits.size(1)).int()
     scores = logits + how.get("temperature", 1.0) * gumbel_noise(keys, ids)
     scores[:, : shard.num_specials] = -1e30
-    if how.get("is_other"):
+    if how.get("disallow_correct"):
         scores.scatter_(1, targets[:, None], -1e30)
         assert not bool((got.sampled == targets).any())
     assert near_best(scores, got.sampled, 4 * tolerance)
@@ -92,7 +93,9 @@ def test_values_and_gradients_equal_the_reference(dtype, with_bias, with_noise):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", [{"temperature": 1.368}, {"is_other": True}, {"temperature": 0.5, "is_other": True}])
+@pytest.mark.parametrize(
+    "how", [{"temperature": 1.368}, {"disallow_correct": True}, {"temperature": 0.5, "disallow_correct": True}]
+)
 def test_tempered_samples_and_samples_of_other_ids_equal_the_reference(dtype, how):
     parts, targets, keys = make(13, 40, 120, 110, dtype, seed=2)
     targets = functional.linear(*parts)[:, :110].argmax(1)  # what would be drawn most often
@@ -141,8 +144,8 @@ def test_noise_of_kernel_and_reference_is_one(keys):
 
 
 def test_noise_is_standard_gumbel_with_its_upper_tail():
-    keys = torch.randint(-(2**31), 2**31, (400, 2), generator=torch.Generator().manual_seed(0)).int()
-    noise = gumbel_noise(keys, torch.arange(5000, dtype=torch.int32)).numpy()
+    keys = Draws(0).integers(-(2**31), 2**31, 400, 2).int()
+    noise = gumbel_noise(keys, torch.arange(5000, dtype=torch.int32)).cpu().numpy()
     assert np.isfinite(noise).all()
     assert stats.kstest(noise[:, ::50].ravel(), "gumbel_r").pvalue > 1e-3
     maxima = noise.max(axis=1) - np.log(5000)  # the maximum of n is Gumbel shifted by log n
@@ -170,7 +173,9 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
     monkeypatch.setattr(head, "SLACK", slack)
     parts, targets, keys = make(60, 32, 120, 110, dtype, seed=3)
     statistics = linear_cross_entropy(*parts, targets, VocabularyShard(0, 110, SPECIALS), Sampling(keys))
-    logits = functional.linear(*parts).float()[:, :110]
+    # Chunk by chunk, since a GPU may round a wider product otherwise.
+    chunks = [logits.to(torch.float32, copy=True) for _, logits in head._chunks(*parts)]
+    logits = torch.cat(chunks, 1)[:, :110]
     scores = logits + gumbel_noise(keys, torch.arange(110, dtype=torch.int32))
     scores[:, :SPECIALS] = -torch.inf
     assert torch.equal(statistics.sampled, scores.argmax(1))
@@ -184,7 +189,9 @@ def test_samples_and_argmax_are_those_of_whole_logits(monkeypatch, dtype, slack)
 )
 def test_shards_and_chunks_change_nothing(monkeypatch, shards, chunk, piece, reference):
     parts, targets, keys = make(11, 24, 120, 99, seed=5)  # the last of six shards is padding alone
-    whole, gradients = run(parts, targets, VocabularyShard(0, 99, SPECIALS), keys, temperature=1.4, is_other=True)
+    whole, gradients = run(
+        parts, targets, VocabularyShard(0, 99, SPECIALS), keys, temperature=1.4, disallow_correct=True
+    )
     set_tiles(monkeypatch, chunk, piece, (16, 2))
     size = 120 // shards
     leaves = [part.requires_grad_() for part in parts]
@@ -214,23 +221,23 @@ def test_frequencies_are_softmax_without_specials():
     assert ((counts[3:] - expected) ** 2 / expected).sum() < 18.5  # chi-squared, 4 degrees of freedom, p = 0.001
 
 
-@pytest.mark.parametrize("is_other", [False, True])
-def test_a_million_draws_are_softmax_at_their_temperature(is_other):
+@pytest.mark.parametrize("disallow_correct", [False, True])
+def test_a_million_draws_are_softmax_at_their_temperature(disallow_correct):
     count, temperature = 10**6, 1.368
-    logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 2
+    logits = Draws(3).normal(24) * 2
     shard, (_, _, keys) = VocabularyShard(0, 24, 3), make(count, 1, 24, 24, seed=4)
     targets = torch.full((count,), int(logits.argmax()))
     with reference_only():
-        sampling = Sampling(keys, temperature, is_other)
+        sampling = Sampling(keys, temperature, disallow_correct)
         partial = shard_statistics(torch.zeros(count, 1), torch.zeros(24, 1), logits, targets, shard, sampling)
     counts = combine(partial[None]).sampled.bincount(minlength=24)
     wanted = (logits.double() / temperature).exp()
     wanted[:3] = 0
-    if is_other:
+    if disallow_correct:
         wanted[targets[0]] = 0
     expected = count * wanted / wanted.sum()
     assert counts[expected == 0].sum() == 0
-    assert stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 0.001
+    assert stats.chisquare(counts[expected > 0].cpu(), expected[expected > 0].cpu()).pvalue > 0.001
 
 
 def test_extreme_logits():
@@ -299,25 +306,34 @@ def test_compiled_graph_has_one_node_for_each_step():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"rows": torch.zeros(3, 7)}, r"rows is \[3, 7\] and weight \[60, 8\]"),
-        ({"weight": torch.zeros(60, 8).half()}, "weight is .*torch.float16"),
-        ({"bias": torch.zeros(59)}, r"bias is \[59\].*must be \[60\]"),
-        ({"targets": torch.zeros(3, dtype=torch.int32)}, "targets is .*torch.int32"),
-        ({"targets": torch.tensor([0, 50, 1])}, r"ids 0\.\.50; they must be in 0\.\.49"),
-        ({"targets": torch.tensor([0, -1, 1])}, r"ids -1\.\.1"),
-        ({"sampling": Sampling(torch.zeros(3, 2))}, "sampling.keys is .*torch.float32"),
-        ({"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32, device="meta"))}, "sampling.keys is .*on meta"),
-        ({"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32), 0.0)}, "sampling.temperature is 0.0"),
-        ({"shard": VocabularyShard(-1, 50)}, "shard.first is -1"),
-        ({"shard": VocabularyShard(0, 50, 50)}, "shard.num_specials 50"),
-        ({"shard": VocabularyShard(0, 2**24 + 1)}, "shard.vocab_size is 16777217"),
+        (lambda: {"rows": torch.zeros(3, 7)}, r"rows is \[3, 7\] and weight \[60, 8\]"),
+        (lambda: {"weight": torch.zeros(60, 8).half()}, "weight is .*torch.float16"),
+        (lambda: {"bias": torch.zeros(59)}, r"bias is \[59\].*must be \[60\]"),
+        (lambda: {"targets": torch.zeros(3, dtype=torch.int32)}, "targets is .*torch.int32"),
+        (lambda: {"sampling": Sampling(torch.zeros(3, 2))}, "sampling.keys is .*torch.float32"),
+        (
+            lambda: {"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32, device="meta"))},
+            "sampling.keys is .*on meta",
+        ),
+        (lambda: {"sampling": Sampling(torch.zeros(3, 2, dtype=torch.int32), 0.0)}, "sampling.temperature is 0.0"),
+        (lambda: {"shard": VocabularyShard(-1, 50)}, "shard.first is -1"),
+        (lambda: {"shard": VocabularyShard(0, 50, 50)}, "shard.num_specials 50"),
+        (lambda: {"shard": VocabularyShard(0, 2**24 + 1)}, "shard.vocab_size is 16777217"),
     ],
 )
 def test_bad_input_is_named(change, message):
     (rows, weight, bias), targets, keys = make(3, 8, 60, 50)
     given = {"rows": rows, "weight": weight, "bias": bias, "targets": targets, "sampling": Sampling(keys)}
     with pytest.raises(ValueError, match=message):
-        linear_cross_entropy(**(given | {"shard": VocabularyShard(0, 50)} | change))
+        linear_cross_entropy(**(given | {"shard": VocabularyShard(0, 50)} | change()))
+
+
+@pytest.mark.parametrize("ids, message", [((0, 50, 1), r"0\.\.50; they must be in 0\.\.49"), ((0, -1, 1), r"-1\.\.1")])
+def test_ids_outside_the_vocabulary_are_named_on_the_cpu(ids, message):
+    """On a GPU nobody reads them."""
+    with torch.device("cpu"), pytest.raises(ValueError, match="targets has ids " + message):
+        rows, weight = torch.zeros(3, 8), torch.zeros(60, 8)
+        linear_cross_entropy(rows, weight, None, torch.tensor(ids), VocabularyShard(0, 50))
 
 
 def test_statistics_of_other_rows_are_refused():

@@ -22,7 +22,7 @@ def test_expanded_bias_equals_its_definition(reach, length):
 def test_without_a_part_for_cls_only_distances_count():
     distances = torch.randn(2, 5)
     bias = CompactBias(distances, None)
-    check_bias(bias, 2, torch.device("cpu"))
+    check_bias(bias, 2, distances.device)
     assert bias.expand(4)[:, 0].equal(distances[:, [2, 3, 4, 4]])
     assert bias.expand(4)[:, :, 0].equal(distances[:, [2, 1, 0, 0]])
 

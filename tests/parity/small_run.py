@@ -110,13 +110,14 @@ def random_vectors(trainer: Trainer) -> None:
             for name, parameter in global_parameters(module, prefix):
                 if parameter.dim() == 1 and split_dimension(parameter) is None:
                     generator = torch.Generator().manual_seed(sum(name.encode()))
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+                    drawn = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.1 * drawn.to(parameter.device))
     for optimizer in (trainer.optimizer.shared, trainer.optimizer.stage):
         optimizer.reload_model_params()
 
 
 def start(config: Config) -> Trainer:
-    trainer = Trainer(config, small_corpus(config), torch.device("cpu"))
+    trainer = Trainer(config, small_corpus(config), torch.device(config.train.device))
     random_vectors(trainer)
     return trainer
 
