@@ -73,8 +73,11 @@ def _remedies(config: Config, dp_size: int, mean: float) -> Iterator[tuple[str, 
             changed = replace(config, data=replace(data, micro_batch_tokens=tokens))
             yield f"data.micro_batch_tokens {tokens}", changed
     for samples in range(dp_size, MOST_SAMPLES * dp_size + 1, dp_size):
-        name, value = "global_batch_size", samples
-        if not train.global_batch_size:
-            name, value = "global_batch_tokens", round(samples * mean)
-        if value > getattr(train, name):
-            yield f"train.{name} {value}", replace(config, train=replace(train, **{name: value}))
+        tokens = round(samples * mean)
+        if samples > train.global_batch_size > 0:
+            yield f"train.global_batch_size {samples}", replace(config, train=replace(train, global_batch_size=samples))
+        elif train.global_batch_size == 0 and tokens > train.global_batch_tokens:
+            yield (
+                f"train.global_batch_tokens {tokens}",
+                replace(config, train=replace(train, global_batch_tokens=tokens)),
+            )
