@@ -91,7 +91,8 @@ def bench_config(
     data = replace(
         config.data, micro_batch_tokens=places, micro_batch_size=rows, validation=[], validation_fraction=0.0
     )
-    tokens = places * micro_batches * (world_size // parallel.model_ranks)
+    # A hundredth of the places stays free, without which samples would not fit into so few packed micro batches.
+    tokens = 99 * places * micro_batches * (world_size // parallel.model_ranks) // 100
     train = replace(config.train, global_batch_size=0, global_batch_tokens=tokens)
     return replace(config, parallel=parallel, data=data, train=train), changes
 

@@ -87,6 +87,18 @@ def _transformer_config(
     )
 
 
+def group_micro_batches(config: TransformerConfig, count: int) -> None:
+    """Have the interleaved schedule take `count` micro batches, at least one for each stage.
+
+    It works on a group of them at a time, and no group, nor what remains, may be smaller than the pipeline.
+    """
+    stages = config.pipeline_model_parallel_size
+    sizes = range(stages, count + 1)
+    config.microbatch_group_size_per_vp_stage = next(
+        size for size in sizes if count % size == 0 or count % size >= stages
+    )
+
+
 def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 

@@ -7,6 +7,7 @@ from typing import Literal
 from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
+from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
 from metro_megatron.config.variants import variant_problems
 
@@ -87,12 +88,12 @@ def _rows(config: Config) -> Iterator[str]:
             f"data.seq_length is {data.seq_length}, model.max_position_embeddings only {positions}; "
             "lower the first or raise the second"
         )
-    if data.row_length < data.seq_length:
+    if data.most_row_places < data.seq_length:
         yield (
             f"data.micro_batch_tokens is {data.micro_batch_tokens}, but a row must hold one sample of "
             f"data.seq_length {data.seq_length}; raise the first to a multiple of it"
         )
-    name, length = "micro_batch_tokens" if data.is_packed else "seq_length", data.row_length
+    name, length = "micro_batch_tokens" if data.is_packed else "seq_length", data.most_row_places
     tp = parallel.tensor_model_parallel_size
     if parallel.sequence_parallel and length % tp:
         yield (
@@ -102,35 +103,32 @@ def _rows(config: Config) -> Iterator[str]:
 
 
 def _batch(config: Config, world_size: int) -> Iterator[str]:
-    data, batch, model_ranks = config.data, config.train.global_batch_size, config.parallel.model_ranks
-    if world_size % model_ranks:
+    data, train, parallel = config.data, config.train, config.parallel
+    if world_size % parallel.model_ranks:
         return
-    dp = world_size // model_ranks
+    dp = world_size // parallel.model_ranks
+    micro_batches = dp * RowRule.of(config, dp).least_micro_batches
+    who = f"each of {dp} data-parallel ranks"
+    if micro_batches > dp:
+        who = f"{micro_batches // dp} micro batches, one for each pipeline stage, on {who}"
+    batch, chunk = train.global_batch_size, data.micro_batch_size * dp
     if batch == 0:
-        yield from _token_batch(config, dp)
-    elif not data.is_packed and batch % (data.micro_batch_size * dp):
-        chunk = data.micro_batch_size * dp
+        least = micro_batches * data.seq_length
+        if train.global_batch_tokens < least:
+            yield (
+                f"train.global_batch_tokens is {train.global_batch_tokens}, less than one sample of data.seq_length "
+                f"{data.seq_length} for {who}; use {least} or more, or start fewer processes"
+            )
+    elif batch < micro_batches:
+        yield (
+            f"train.global_batch_size is {batch}, less than one sample for {who}; "
+            f"use {micro_batches} or more, or start fewer processes"
+        )
+    elif not data.is_packed and batch % chunk:
         yield (
             f"train.global_batch_size is {batch}, must be divisible by {chunk} = data.micro_batch_size "
             f"{data.micro_batch_size} x {dp} data-parallel ranks; use {_nearest_multiple(batch, chunk)}, "
             "another micro_batch_size, or data.row_format packed"
-        )
-    elif batch < dp:
-        yield (
-            f"train.global_batch_size is {batch}, less than one sample for each of {dp} data-parallel ranks; "
-            f"use {dp} or more, or start fewer processes"
-        )
-
-
-def _token_batch(config: Config, dp: int) -> Iterator[str]:
-    data, tokens, multiple = config.data, config.train.global_batch_tokens, config.parallel.micro_batch_multiple
-    name = "data.micro_batch_tokens" if data.is_packed else "data.micro_batch_size x seq_length"
-    chunk = data.micro_batch_slots * dp * multiple
-    if tokens % chunk:
-        yield (
-            f"train.global_batch_tokens is {tokens}, must be divisible by {chunk} = {name} {data.micro_batch_slots} x "
-            f"{dp} data-parallel ranks{f' x {multiple} pipeline stages' if multiple > 1 else ''}; use "
-            f"{_nearest_multiple(tokens, chunk)}, or give train.global_batch_size in samples"
         )
 
 

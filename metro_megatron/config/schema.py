@@ -286,7 +286,7 @@ class DataConfig:
     row_format: Annotated[Literal["packed", "padded"], MAY_CHANGE] = "packed"
     """packed: samples side by side in one row; padded: one sample per row."""
     micro_batch_tokens: Annotated[int, at_least(1), MAY_CHANGE] = 16384
-    """Tokens of a packed row, which is one micro batch."""
+    """Most tokens of a packed row, which is one micro batch: the rows of a step are as short as its samples allow."""
     micro_batch_size: Annotated[int, at_least(1), MAY_CHANGE] = 32
     """Rows of a padded micro batch."""
     prefetch_steps: Annotated[int, at_least(0), MAY_CHANGE] = 2
@@ -298,8 +298,8 @@ class DataConfig:
         return self.row_format == "packed"
 
     @property
-    def row_length(self) -> int:
-        """Slots for tokens in a row."""
+    def most_row_places(self) -> int:
+        """Most places for tokens in a row; padded rows always have as many."""
         return self.micro_batch_tokens if self.is_packed else self.seq_length
 
     @property
@@ -309,8 +309,8 @@ class DataConfig:
 
     @property
     def micro_batch_slots(self) -> int:
-        """Slots for tokens in a micro batch."""
-        return self.micro_batch_rows * self.row_length
+        """Most slots for tokens in a micro batch."""
+        return self.micro_batch_rows * self.most_row_places
 
 
 @dataclass(frozen=True)
@@ -380,11 +380,6 @@ class ParallelConfig:
         """Whether a stage holds several chunks of layers."""
         return self.virtual_pipeline_model_parallel_size > 1
 
-    @property
-    def micro_batch_multiple(self) -> int:
-        """The micro batches of a rank's step are a multiple of this: the interleaved schedule fills all stages."""
-        return self.pipeline_model_parallel_size if self.is_interleaved else 1
-
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -405,9 +400,9 @@ class TrainConfig:
     train_steps: Annotated[int, at_least(1)] = 125000
     """Optimizer steps of the whole run."""
     global_batch_tokens: Annotated[int, at_least(1)] = 1 << 20
-    """Places for tokens in a step over all ranks, filled with as many samples as fit."""
+    """Most tokens of a step over all ranks: as many samples as have no more."""
     global_batch_size: Annotated[int, at_least(0)] = 0
-    """Samples per step over all ranks, as in the paper (2048); 0: as many as global_batch_tokens holds."""
+    """Samples per step over all ranks, as in the paper (2048); 0: as global_batch_tokens says."""
     seed: Annotated[int, Range(0, 2**63)] = 1
     """Seed of weights, order, masks, sampling noise and dropout."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

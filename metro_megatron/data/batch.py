@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from metro_megatron.config.schema import DataConfig
+from metro_megatron.config.rows import RowRule
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
-from metro_megatron.data.packing import pack, pack_prefix
+from metro_megatron.data.packing import balanced
 from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
@@ -27,7 +27,7 @@ Rows = list[NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a forward pass reads. Packed: one row of micro_batch_tokens; padded: at most one sample a row."""
+    """What a forward pass reads. Packed: one row of samples side by side; padded: at most one sample a row."""
 
     tokens: Tensor
     """int64 [B, S] original ids; PAD_ID where there is no sample."""
@@ -128,33 +128,33 @@ class StepBatch:
     """Global position of the first sample after the step."""
 
 
-def micro_batch_rows(
-    lengths: NDArray[np.integer], data: DataConfig, dp_size: int, micro_batch_multiple: int
-) -> list[Rows]:
-    """The rows of every micro batch of a step, from the lengths of its samples with specials, in step order.
+@dataclass(frozen=True)
+class StepRows:
+    """Where the samples of a step lie, on all ranks."""
 
-    Micro batch m belongs to data-parallel rank m % dp_size. Micro batches without samples are added until
-    every rank has equally many, a multiple of micro_batch_multiple.
-    """
-    rows = pack(lengths, data.row_length) if data.is_packed else list(np.arange(len(lengths)).reshape(-1, 1))
-    return _micro_batches(rows, data.micro_batch_rows, dp_size * micro_batch_multiple)
+    micro_batches: list[Rows]
+    """Micro batch m belongs to data-parallel rank m % dp_size; there are as many for each."""
+    length: int
+    """S of all of them."""
 
+    @classmethod
+    def of(cls, lengths: NDArray[np.integer], rule: RowRule) -> "StepRows":
+        """Of samples with these lengths, specials included, in step order."""
+        data = rule.data
+        if data.is_packed:
+            packed, length = balanced(lengths, rule)
+            return cls([[row] for row in packed], length)
+        rows: Rows = list(np.arange(len(lengths)).reshape(-1, 1))
+        size = data.micro_batch_size
+        count = -(-len(rows) // (size * rule.dp_size)) * rule.dp_size
+        count = max(count, rule.least_micro_batches * rule.dp_size)
+        rows += [np.empty(0, dtype=np.int64)] * (count * size - len(rows))
+        return cls([rows[first : first + size] for first in range(0, len(rows), size)], data.seq_length)
 
-def token_batch_rows(lengths: NDArray[np.integer], data: DataConfig, num_rows: int, dp_size: int) -> list[Rows]:
-    """As micro_batch_rows, for as many of the first samples as fit into num_rows rows, a multiple of what
-    dp_size asks for."""
-    if data.is_packed:
-        rows = pack_prefix(lengths, data.row_length, num_rows)
-        rows += [np.empty(0, dtype=np.int64)] * (num_rows - len(rows))
-    else:
-        rows = list(np.arange(num_rows).reshape(-1, 1))
-    return _micro_batches(rows, data.micro_batch_rows, dp_size)
-
-
-def _micro_batches(rows: Rows, row_count: int, multiple: int) -> list[Rows]:
-    """Micro batches of row_count rows each, a multiple of `multiple` of them."""
-    rows += [np.empty(0, dtype=np.int64)] * (-len(rows) % (row_count * multiple))
-    return [rows[first : first + row_count] for first in range(0, len(rows), row_count)]
+    @property
+    def num_places(self) -> int:
+        """For tokens, in all rows."""
+        return self.length * sum(map(len, self.micro_batches))
 
 
 @dataclass(frozen=True)
@@ -165,27 +165,25 @@ class MicroBatchBuilder:
     streams: Sequence[NDArray[np.integer]]
     """Token stream of every shard."""
     masking: Masking
-    row_length: int
-    """S."""
     is_packed: bool
     cache: ReplacementReader | None = None
     """Replacements that are known already."""
 
-    def build(self, rows: Rows, draws: Draws, first: int = 0) -> MicroBatch:
+    def build(self, rows: Rows, row_length: int, draws: Draws, first: int = 0) -> MicroBatch:
         """The micro batch of these rows of indices into `draws`; a sample's masks do not depend on the rows.
 
-        first: global position of the first draw.
+        row_length: S; first: global position of the first draw.
         """
         places = first + np.concatenate(rows)
         own = draws[np.concatenate(rows)]
         lengths = self.index.length[own.sample]
         row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        begins = _first_cells(row_of, lengths + NUM_SAMPLE_SPECIALS, self.row_length)
-        tokens, position_ids, is_real = self._cells(own.sample, begins, len(rows))
+        begins = _first_cells(row_of, lengths + NUM_SAMPLE_SPECIALS, row_length)
+        tokens, position_ids, is_real = self._cells(own.sample, begins, len(rows) * row_length)
 
         drawn, position = self.masking.positions(own, lengths)
         cell = begins[drawn] + position
-        row, column = np.divmod(cell, self.row_length)
+        row, column = np.divmod(cell, row_length)
         # Cells are b * S + s, mcore's hidden states s * B + b: what is ascending in the one is not in the other.
         masked_index = column * len(rows) + row
         ascending = np.argsort(masked_index, kind="stable")
@@ -215,10 +213,10 @@ class MicroBatchBuilder:
         )
 
     def _cells(
-        self, samples: NDArray[np.int64], begins: NDArray[np.int64], num_rows: int
+        self, samples: NDArray[np.int64], begins: NDArray[np.int64], num_cells: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Tokens, position ids and is_real of all cells [B * S], each sample from its cell in `begins`."""
-        tokens = np.full(num_rows * self.row_length, PAD_ID, dtype=np.int64)
+        """Tokens, position ids and is_real of all num_cells = B * S cells, each sample from its cell in `begins`."""
+        tokens = np.full(num_cells, PAD_ID, dtype=np.int64)
         position_ids = np.zeros_like(tokens)
         is_real = np.zeros(len(tokens), dtype=np.bool_)
         positions = np.arange(self.index.seq_length)

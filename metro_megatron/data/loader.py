@@ -1,6 +1,5 @@
 """The batches of a run, by step number: no state to save, nothing that depends on the number of ranks."""
 
-import math
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,10 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config
-from metro_megatron.data.batch import MicroBatchBuilder, Rows, StepBatch, micro_batch_rows, token_batch_rows
+from metro_megatron.data import fill
+from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
 from metro_megatron.data.blending import Blend, source_weights
 from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.fill import step_samples
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws, SampleOrder
 from metro_megatron.data.replacements import ReplacementReader
@@ -25,13 +27,12 @@ from metro_megatron.randomness import Purpose, hash64
 class PretrainingData:
     """Batches of one data-parallel rank.
 
-    A step takes the samples at consecutive global positions: train.global_batch_size of them, or as many as fit
-    into the rows of train.global_batch_tokens. Which samples those are, their masks, their noise keys and the
-    counts over the step are the same for every dp_size, and with batches of samples for every row format. Every
-    rank computes the rows of the whole step from the samples' lengths, and reads the tokens of its own rows only.
+    A step takes the samples at consecutive global positions: train.global_batch_size of them, or as many as have
+    train.global_batch_tokens at most. Which samples those are, their masks, their noise keys and the counts over
+    the step are the same for every dp_size and for all rows. Every rank computes the rows of the whole step from
+    the samples' lengths, and reads the tokens of its own rows only.
 
-    With split "validation" the same holds under a seed of its own. Batches get at least micro_batch_multiple
-    micro batches per rank, and a multiple of it, as the interleaved pipeline schedule wants.
+    With split "validation" the same holds under a seed of its own.
 
     Raises UserError when a sample does not fit into a packed row.
     """
@@ -45,13 +46,12 @@ class PretrainingData:
         split: Literal["train", "validation"] = "train",
         dp_rank: int = 0,
         dp_size: int = 1,
-        micro_batch_multiple: int = 1,
         pin_memory: bool = False,
         cache: ReplacementReader | None = None,
     ):
         data = config.data
         assert 0 <= dp_rank < dp_size and index.seq_length == data.seq_length
-        if data.row_length < data.seq_length:
+        if data.most_row_places < data.seq_length:
             raise UserError(
                 f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
                 f"data.seq_length {data.seq_length}; raise the one or lower the other"
@@ -59,7 +59,7 @@ class PretrainingData:
         seed = config.train.seed
         if split == "validation":
             seed = int(hash64(seed, Purpose.VALIDATION))
-        self._index, self._data = index, data
+        self._index = index
         sizes = np.diff(index.source_bounds).tolist()
         weights = source_weights(data.weights if split == "train" else [], sizes)
         self._order = SampleOrder(index.source_bounds, Blend(weights), seed)
@@ -75,12 +75,12 @@ class PretrainingData:
             index=index,
             streams=[np.asarray(shard.tokens) for shard in shards],
             masking=self._masking,
-            row_length=data.row_length,
             is_packed=data.is_packed,
             cache=cache,
         )
-        self._train = config.train
-        self._dp_rank, self._dp_size, self._micro_batch_multiple = dp_rank, dp_size, micro_batch_multiple
+        self._config = config
+        self._rule = RowRule.of(config, dp_size)
+        self._dp_rank, self._dp_size = dp_rank, dp_size
         self._pin_memory = pin_memory
 
     @property
@@ -93,9 +93,7 @@ class PretrainingData:
 
         The next step begins at the batch's `end`; step 0 at position 0.
         """
-        if self._train.global_batch_size:
-            return self._batch(step, np.arange(first, first + self._train.global_batch_size))
-        return self._token_batch(step, first)
+        return self._batch(step, first, self._step_samples(first))
 
     def prefetch(self, first_step: int, end_step: int, first: int) -> Generator[StepBatch, None, None]:
         """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
@@ -104,16 +102,16 @@ class PretrainingData:
         step. Closing the iterator ends the thread.
         """
         steps = self._steps(first_step, first)
-        if self._data.prefetch_steps == 0:
+        if self._config.data.prefetch_steps == 0:
             yield from islice(steps, end_step - first_step)
             return
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         ahead: deque[Future[StepBatch]] = deque()
         try:
-            for step in range(first_step, end_step + self._data.prefetch_steps):
+            for step in range(first_step, end_step + self._config.data.prefetch_steps):
                 if step < end_step:
                     ahead.append(thread.submit(next, steps))
-                if step >= first_step + self._data.prefetch_steps:
+                if step >= first_step + self._config.data.prefetch_steps:
                     yield ahead.popleft().result()
         finally:
             thread.shutdown(cancel_futures=True)
@@ -125,7 +123,7 @@ class PretrainingData:
         """
         assert num_samples <= self.num_samples, (num_samples, self.num_samples)
         for step, first in enumerate(range(0, num_samples, batch_size)):
-            yield self._batch(step, np.arange(first, min(first + batch_size, num_samples)))
+            yield self._batch(step, first, min(batch_size, num_samples - first))
 
     def _steps(self, step: int, first: int) -> Iterator[StepBatch]:
         """Batches without end."""
@@ -134,43 +132,46 @@ class PretrainingData:
             yield batch
             step, first = step + 1, batch.end
 
-    def _batch(self, step: int, positions: NDArray[np.int64]) -> StepBatch:
-        draws: Draws = self._order[positions]
-        content = self._index.length[draws.sample]
-        lengths = content + NUM_SAMPLE_SPECIALS
-        rows = micro_batch_rows(lengths, self._data, self._dp_size, self._micro_batch_multiple)
-        return self._read(step, draws, content, rows, int(positions[-1]) + 1)
+    def advice(self, first: int) -> str | None:
+        """What to change if the steps from the global position `first` waste places (data/fill.py)."""
+        train, mean = self._config.train, self._index.num_tokens / len(self._index)
+        of_step = train.global_batch_size or train.global_batch_tokens / mean
+        count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
+        lengths = self._lengths(self._order[np.arange(first, first + count)])
+        return fill.advice(self._config, self._dp_size, lengths)
 
-    def _token_batch(self, step: int, first: int) -> StepBatch:
-        data, tokens = self._data, self._train.global_batch_tokens
-        num_rows = tokens // data.row_length
-        # 5% more samples than fill the rows on average: in a step of a million tokens, some thousand samples, that is
-        # about four standard deviations of their sum. Too few are noticed below and cost a second look at more.
-        count = math.ceil(1.05 * tokens * len(self._index) / self._index.num_tokens) if data.is_packed else num_rows
-        while True:
-            draws: Draws = self._order[np.arange(first, first + count)]
-            content = self._index.length[draws.sample]
-            lengths = content + NUM_SAMPLE_SPECIALS
-            # As many as fit are known only when at least one does not; which are taken does not depend on `count`.
-            if not data.is_packed or lengths.sum(dtype=np.int64) > tokens:
-                break
+    def _step_samples(self, first: int) -> int:
+        """How many samples a step has that begins at the global position `first`."""
+        train = self._config.train
+        if train.global_batch_size:
+            return train.global_batch_size
+        # 5% more samples than fit on average: in a step of a million tokens, some thousand samples, that is about four
+        # standard deviations of their sum. Too few are noticed, and cost a second look at more.
+        count = int(1.05 * train.global_batch_tokens * len(self._index) / self._index.num_tokens) + 1
+        while (found := step_samples(self._lengths(self._order[np.arange(first, first + count)]), train)) is None:
             count += count // 4 + 1
-        rows = token_batch_rows(lengths, data, num_rows, self._dp_size)
-        taken = sum(len(row) for micro_batch in rows for row in micro_batch)
-        return self._read(step, draws[np.arange(taken)], content[:taken], rows, first + taken)
+        return found
 
-    def _read(self, step: int, draws: Draws, content: NDArray[np.int32], rows: list[Rows], end: int) -> StepBatch:
-        lengths = content.astype(np.int64) + NUM_SAMPLE_SPECIALS
-        own_rows = rows[self._dp_rank :: self._dp_size]
-        micro_batches = [self._builder.build(own, draws, end - len(draws)) for own in own_rows]
+    def _lengths(self, draws: Draws) -> NDArray[np.int64]:
+        """Tokens of samples, <s> and </s> included."""
+        return self._index.length[draws.sample].astype(np.int64) + NUM_SAMPLE_SPECIALS
+
+    def _batch(self, step: int, first: int, num_samples: int) -> StepBatch:
+        draws: Draws = self._order[np.arange(first, first + num_samples)]
+        lengths = self._lengths(draws)
+        rows = StepRows.of(lengths, self._rule)
+        micro_batches = [
+            self._builder.build(own, rows.length, draws, first)
+            for own in rows.micro_batches[self._dp_rank :: self._dp_size]
+        ]
         if self._pin_memory:
             micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
         return StepBatch(
             step=step,
             micro_batches=micro_batches,
-            num_masked=int(self._masking.counts(draws, content).sum()),
+            num_masked=int(self._masking.counts(draws, self._index.length[draws.sample]).sum()),
             num_tokens=int(lengths.sum()),
-            num_samples=len(content),
+            num_samples=num_samples,
             num_squares=int((lengths**2).sum()),
-            end=end,
+            end=first + num_samples,
         )

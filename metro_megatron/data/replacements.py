@@ -71,7 +71,7 @@ class CachePlan:
         data, train, objective = config.data, config.train, config.objective
         batch = f"{train.global_batch_size} samples"
         if not train.global_batch_size:
-            batch = f"{train.global_batch_tokens} tokens in {data.row_format} rows of {data.row_length}"
+            batch = f"{train.global_batch_tokens} tokens"
         shares = (objective.mask_probability, objective.keep_probability, objective.random_probability)
         return cls(
             sampler_version=SAMPLER_VERSION,

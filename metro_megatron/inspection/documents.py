@@ -10,10 +10,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.config.schema import DataConfig, TrainConfig
+from metro_megatron.config.rows import RowRule
+from metro_megatron.config.schema import DataConfig, ParallelConfig, TrainConfig
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.manifest import EDGES, LengthHistogram, SourceEntry, Statistics
-from metro_megatron.data.packing import pack_prefix
+from metro_megatron.data.packing import balanced
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleRule, sample_blocks
 from metro_megatron.data.shards import Shard, token_dtype
 from metro_megatron.preprocess.parts import source_blocks
@@ -21,8 +22,8 @@ from metro_megatron.preprocess.parts import source_blocks
 SEQ_LENGTHS = (128, 512)
 """Rows whose padding is shown."""
 
-_ROW_TOKENS = DataConfig().micro_batch_tokens
-_STEP_ROWS = TrainConfig().global_batch_tokens // _ROW_TOKENS
+_STEP_TOKENS = TrainConfig().global_batch_tokens
+_RULE = RowRule(DataConfig(), ParallelConfig(), dp_size=1)
 _BAR = 24
 
 
@@ -50,13 +51,11 @@ class SampleLengths:
     @cached_property
     def packed_waste(self) -> float:
         """Share of padding in packed rows, in a step of default size with samples drawn at random (seed 0)."""
-        positions = _STEP_ROWS * _ROW_TOKENS
-        # 10% more than fill the rows on average, so that the rows are full whatever is drawn.
-        drawn = int(1.1 * positions * self.num_samples / self.num_tokens) + _STEP_ROWS
+        drawn = int(_STEP_TOKENS * self.num_samples / self.num_tokens)
         share = self.counts / self.num_samples
         lengths = np.random.default_rng(0).choice(len(share), drawn, p=share)
-        rows = pack_prefix(lengths, _ROW_TOKENS, _STEP_ROWS)
-        return 1.0 - int(lengths[: sum(map(len, rows))].sum()) / positions
+        rows, length = balanced(lengths, _RULE)
+        return 1.0 - int(lengths.sum()) / (length * len(rows))
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def describe(source: SourceLengths) -> str:
     rows += [(reason, f"{count:,}") for reason, count in source.left_out.items()]
     for samples in source.samples:
         text = f"{samples.num_samples:,}, {samples.num_tokens / samples.num_samples:,.1f} tokens each; padding"
-        packed = f"{samples.packed_waste:.2%} in packed rows of {_ROW_TOKENS:,}"
+        packed = f"{samples.packed_waste:.2%} in packed rows of at most {_RULE.data.micro_batch_tokens:,}"
         rows.append((f"samples of {samples.seq_length}", f"{text} {samples.padded_waste:.1%} in own rows, {packed}"))
     table = [f"  {name:<24} {value}" for name, value in rows]
     return "\n".join([source.name, *table, *_histograms(statistics)])

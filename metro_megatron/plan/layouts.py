@@ -28,7 +28,7 @@ from metro_megatron.plan.memory import (
     Memory,
     end_stages,
     home_parameters,
-    micro_batches,
+    laid_out,
     parameter_bytes,
     run_memory,
     trained_in,
@@ -139,18 +139,16 @@ class Estimate:
 
 def step_amount(config: Config, fill: float) -> Amount:
     """Real tokens of a step whose samples have the share fill of data.seq_length each."""
-    train, data = config.train, config.data
-    length = data.seq_length * fill
-    samples = train.global_batch_tokens / (length if data.is_packed else data.seq_length)
-    return Amount.of_samples(train.global_batch_size or samples, length)
+    train, length = config.train, config.data.seq_length * fill
+    return Amount.of_samples(train.global_batch_size or train.global_batch_tokens / length, length)
 
 
-def estimate(config: Config, cluster: Cluster) -> Estimate:
+def estimate(configured: Config, cluster: Cluster) -> Estimate:
     """Of a configuration without problems on so many GPUs."""
+    config, count = laid_out(configured, cluster.gpus, cluster.fill)
     parallel, data = config.parallel, config.data
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     vpp = parallel.virtual_pipeline_model_parallel_size
-    count = micro_batches(config, cluster.gpus, cluster.fill)
     own = -(-count // pp)  # of phase 1's micro batches
     # Matrices are multiplied for padding, too; attention works on samples alone.
     length, share = data.seq_length * cluster.fill, 1.0 if data.is_packed else cluster.fill
@@ -171,7 +169,7 @@ def estimate(config: Config, cluster: Cluster) -> Estimate:
         data=_data_seconds(config, cluster, phase_1, phase_2, slowest),
         optimizer=_optimizer_seconds(config, cluster),
     )
-    return Estimate(config, cluster, seconds, run_memory(config, cluster.gpus, cluster.fill))
+    return Estimate(configured, cluster, seconds, run_memory(configured, cluster.gpus, cluster.fill))
 
 
 def _corruption_seconds(config: Config, amount: Amount, rate: float) -> float:

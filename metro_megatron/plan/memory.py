@@ -10,9 +10,11 @@ V vocabulary rows; tp, pp, dp sizes of the layout.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from fused.linear_cross_entropy.operator import CHUNK
+from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config, EncoderSizes
 from metro_megatron.plan.flops import proposer, proposer_passes
 from metro_megatron.plan.parameters import SHARED, Home, is_projected, parts, trained
@@ -109,7 +111,8 @@ def rank_memory(config: Config, world_size: int, stage: int, fill: float = 1.0) 
     dp = world_size // (tp * pp)
     shared, own = home_parameters(config, stage)
     weight, gradient, state = parameter_bytes(config)
-    phases = [_corruption_phase(config), _main_phase(config, micro_batches(config, world_size, fill), stage)]
+    config, count = laid_out(config, world_size, fill)
+    phases = [_corruption_phase(config), _main_phase(config, count, stage)]
     activations, heads = max(phases, key=sum)
     return Memory(
         weights=weight * (shared + own + _frozen(config)),
@@ -167,19 +170,20 @@ def _main_phase(config: Config, count: int, stage: int) -> tuple[float, float]:
     return kept + views * _temporaries(config, sizes), heads
 
 
-def micro_batches(config: Config, world_size: int, fill: float = 1.0) -> int:
-    """Of a rank's step: enough for the batch, a multiple of what the schedule asks for.
+def laid_out(config: Config, world_size: int, fill: float = 1.0) -> tuple[Config, int]:
+    """(the configuration with micro batches as large as those of its steps, how many of them a rank's step has).
 
-    fill: share of data.seq_length that a sample has on average.
+    fill: share of data.seq_length that a sample has on average. Samples are all as long.
     """
     train, data, parallel = config.train, config.data, config.parallel
-    dp = world_size // parallel.model_ranks
-    slots = train.global_batch_tokens
-    if train.global_batch_size:
-        length = data.seq_length * (fill if data.is_packed else 1.0)
-        slots = round(train.global_batch_size * length)
-    multiple = parallel.micro_batch_multiple
-    return -(-slots // (data.micro_batch_slots * dp * multiple)) * multiple
+    dp, length = world_size // parallel.model_ranks, data.seq_length * fill
+    rule = RowRule.of(config, dp)
+    samples = train.global_batch_size or train.global_batch_tokens / length
+    if not data.is_packed:
+        count = math.ceil(samples / (data.micro_batch_size * dp))
+        return config, max(count, rule.least_micro_batches)
+    rows, places = rule.first_try(round(samples * length), int(samples), round(length))
+    return replace(config, data=replace(data, micro_batch_tokens=places)), rows // dp
 
 
 def _sequence_share(config: Config) -> int:

@@ -148,7 +148,6 @@ class Corpus:
             split=split,
             dp_rank=layout.data.rank(),
             dp_size=layout.data.size(),
-            micro_batch_multiple=self.config.parallel.micro_batch_multiple,
             pin_memory=layout.device.type == "cuda",
             cache=self.cache.reader(split) if self.cache else None,
         )

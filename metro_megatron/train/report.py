@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from metro_megatron.data.loader import PretrainingData
 from metro_megatron.files import replace_text
 from metro_megatron.objective.term import Term
 
@@ -30,6 +31,7 @@ class Report:
         self.file = self.path.open("a")
         self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self.started = time.monotonic()
+        self.has_warned = False
 
     def training(self, step: int, figures: dict[str, float]) -> None:
         """Figures of the steps up to `step` (1-based) since the last line."""
@@ -37,7 +39,8 @@ class Report:
         done = step - self.first_step
         seconds = (time.monotonic() - self.started) / done * (self.train_steps - step)
         self.say(
-            f"step {step}/{self.train_steps} | {self._losses(figures)} | {self._shares(figures)} | "
+            f"step {step}/{self.train_steps} | {self._losses(figures)} | {self._shares(figures)} "
+            f"filled {figures['non_pad_fraction']:.3f} | "
             f"grad norm {figures['grad_norm']:.3f} | "
             f"lr {figures['learning_rate']:.2e} | {figures['tokens_per_second']:,.0f} tokens/s, "
             f"{_utilization(figures)} "
@@ -50,6 +53,12 @@ class Report:
         extra = {label: figures[name] for term in self.terms for label, name in term.validation_console.items()}
         shown = "".join(f"{label} {value:.3f} | " for label, value in extra.items())
         self.say(f"validation after step {step} | {self._losses(figures)} | {shown}{self._shares(figures)}")
+
+    def warn_of_padding(self, data: PretrainingData, first: int) -> None:
+        """Say once in a run what to change if the steps from the global position `first` are not full."""
+        if not self.has_warned and (advice := data.advice(first)):
+            self.has_warned = True
+            self.say(f"warning: {advice}")
 
     def say(self, line: str) -> None:
         print(line, flush=True)

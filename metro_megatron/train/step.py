@@ -15,6 +15,7 @@ import torch
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
+from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Proposal
 from metro_megatron.data.batch import MicroBatch, StepBatch
@@ -133,6 +134,8 @@ class Step:
             return loss * len(views), lambda scaled: (scaled, {})
 
         num_chunks = len(self.homes.stage)
+        if num_chunks > 1:
+            mcore.group_micro_batches(self.homes.stage[0].config, len(views))
         rows, length = views[0].tokens.shape
         self.schedule(
             forward_step_func=forward_step,

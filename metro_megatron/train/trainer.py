@@ -16,6 +16,8 @@ from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
+from metro_megatron.data.fill import LEAST
+from metro_megatron.data.loader import PretrainingData
 from metro_megatron.errors import UserError
 from metro_megatron.model.encoder import TIED
 from metro_megatron.objective.figures import weighted
@@ -84,6 +86,8 @@ class Trainer:
         """Train to the last step, or until SIGTERM; either way the state is saved."""
         data = self.corpus.training_data(self.layout)
         report = self._open_report()
+        if report:
+            report.warn_of_padding(data, self.seen_samples)
         stop = _StopSignal()
         metrics = MetricSums(self.layout, self.parts.all_terms)
         clock = _Clock()
@@ -98,7 +102,7 @@ class Trainer:
                 self._count_skipped(update)
                 is_last = self.done == self.config.train.train_steps
                 if is_last or self.done % self.config.train.log_interval == 0:
-                    self._log(report, metrics, update, clock)
+                    self._log(report, data, metrics, update, clock)
                 if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
                     clock.pause(lambda: self._evaluate(report))
                 # All ranks ask in every step: whoever was told alone would save, or end, alone.
@@ -176,7 +180,9 @@ class Trainer:
                 "train.precision bf16"
             )
 
-    def _log(self, report: Report | None, metrics: MetricSums, update: Update, clock: _Clock) -> None:
+    def _log(
+        self, report: Report | None, data: PretrainingData, metrics: MetricSums, update: Update, clock: _Clock
+    ) -> None:
         figures = metrics.reduce()
         seconds, waited, steps = clock.lap()
         done, self.unlogged = self.unlogged, Amount()
@@ -203,6 +209,8 @@ class Trainer:
                 "data_share": waited / seconds,
             },
         )
+        if figures["non_pad_fraction"] < LEAST:
+            report.warn_of_padding(data, self.seen_samples)
 
     def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
         """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""

@@ -59,7 +59,7 @@ def test_every_preset_fits_one_gpu(name: str, layout: str, tmp_path: Path) -> No
         prepare_data(replace(config, data=replace(config.data, train=["x"])), Plan(), tmp_path), layout
     )
     assert problems(config, 1, "cuda") == []
-    assert config.train.global_batch_tokens == 8 * config.data.micro_batch_size * 512
+    assert 0.98 < config.train.global_batch_tokens / (8 * config.data.micro_batch_size * 512) <= 0.99
     assert config.data.micro_batch_tokens == config.data.micro_batch_size * 512
     assert state_bytes(preset) < ONE_GPU
     text = " ".join(changes)

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron.config.schema import Config
+from metro_megatron.data.loader import PretrainingData
+from metro_megatron.mcore import group_micro_batches
 from tests.distributed import run_ranks
-from tests.parity.small_run import Record, corrupted_samples, small_config, train_in_layouts
+from tests.parity.small_run import STEPS, Record, corrupted_samples, small_config, small_corpus, train_in_layouts
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "losses.txt"
 LOSSES = ("aux_loss", "rtd_loss", "clm_loss")
@@ -36,7 +39,12 @@ def layout(tp: int = 1, pp: int = 1, vpp: int = 1, **parallel: object) -> Config
 
 
 LAYOUTS = {
-    1: [layout(overlap=False), layout(recompute="full"), dropping(data={"row_format": "padded"})],
+    1: [
+        layout(overlap=False),
+        layout(recompute="full"),
+        dropping(data={"row_format": "padded"}),
+        dropping(data={"micro_batch_tokens": 50}),
+    ],
     2: [
         layout(),
         layout(tp=2),
@@ -45,6 +53,7 @@ LAYOUTS = {
         layout(pp=2, vpp=2),
         dropping(data={"row_format": "padded"}, parallel={"pipeline_model_parallel_size": 2}),
     ],
+    3: [dropping(data={"micro_batch_tokens": 400})],
     4: [
         layout(),
         layout(tp=2, pp=2),
@@ -71,7 +80,7 @@ def norms(record: Record) -> np.ndarray:
     return np.array([total for total, _, _ in record.grad_norms])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, *(pytest.param(size, marks=pytest.mark.long) for size in (4, 8))])
+@pytest.mark.parametrize("world_size", [1, 2, 3, *(pytest.param(size, marks=pytest.mark.long) for size in (4, 8))])
 def test_layouts_equal_one_process(reference: Record, world_size: int) -> None:
     """Losses, norms, metrics and weights of six steps; replicas are compared bit for bit on the ranks."""
     configs = LAYOUTS[world_size]
@@ -118,6 +127,28 @@ def test_other_models_equal_one_process_too() -> None:
     references, (records, *_) = run_ranks(train_in_layouts, 1, alone)[0], run_ranks(train_in_layouts, 4, spread)
     for name, record, reference in zip(MODELS, records, references, strict=True):
         assert_same(record, reference, name)
+
+
+def test_any_number_of_micro_batches_interleaves() -> None:
+    """Seven micro batches, which are no multiple of the stages, on two stages of two chunks."""
+    rows = {"data": {"micro_batch_tokens": 48}, "train": {"global_batch_size": 7}}
+    alone = small_config(**rows)
+    stages = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    spread, corpus = small_config(parallel=stages, **rows), small_corpus(alone)
+    data = PretrainingData(corpus.train_index, corpus.train_shards, spread)
+    assert 7 in {len(data.step_batch(step, 7 * step).micro_batches) for step in range(STEPS)}
+    reference = run_ranks(train_in_layouts, 1, [alone])[0][0]
+    assert_same(run_ranks(train_in_layouts, 2, [spread])[0][0], reference, "7 micro batches")
+
+
+@pytest.mark.parametrize(
+    ("stages", "count", "group"), [(2, 2, 2), (2, 7, 4), (2, 8, 2), (4, 5, 5), (4, 7, 7), (4, 9, 5), (4, 11, 6)]
+)
+def test_groups_of_micro_batches(stages: int, count: int, group: int) -> None:
+    config = TransformerConfig(num_layers=4, hidden_size=8, num_attention_heads=1)
+    config.pipeline_model_parallel_size = stages
+    group_micro_batches(config, count)
+    assert config.microbatch_group_size_per_vp_stage == group
 
 
 def test_packed_equals_padded_on_edge_cases() -> None:

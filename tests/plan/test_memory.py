@@ -108,7 +108,7 @@ def test_what_forward_leaves_for_backward(norm_first: bool) -> None:
     trainer, saved = start(config), {}
 
     def note(x: torch.Tensor) -> torch.Tensor:
-        if x.dtype != torch.int64 and x.size(0) == config.data.micro_batch_tokens:
+        if x.dtype != torch.int64 and x.size(0) == micro_batch.tokens.numel():
             saved[x.untyped_storage().data_ptr()] = x.untyped_storage()  # views of one are kept once
         return x
 
@@ -119,6 +119,7 @@ def test_what_forward_leaves_for_backward(norm_first: bool) -> None:
             main.train().encode(micro_batch.tokens, micro_batch)
     finally:
         trainer.close()
+    config = replace(config, data=replace(config.data, micro_batch_tokens=micro_batch.tokens.numel()))
     assert sum(storage.nbytes() for storage in saved.values()) == encoder_bytes(config, config.model.main, 1)
 
 

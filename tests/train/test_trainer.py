@@ -66,7 +66,11 @@ def test_lines_come_when_they_are_due_and_the_loss_is_the_weighted_sum(tmp_path:
     shown = next(one for one in said if one.startswith("step 2/5"))
     assert f"{lines[0]['tflops_per_gpu']:.3g} TFLOP/s/GPU (data" in shown
     assert f"aux {lines[0]['aux_loss']:.4f} rtd {lines[0]['rtd_loss']:.4f} clm" in shown
-    assert f"replaced {lines[0]['replace_rate']:.3f} found {lines[0]['replace_accuracy']:.3f} | grad norm" in shown
+    assert f"replaced {lines[0]['replace_rate']:.3f} found {lines[0]['replace_accuracy']:.3f} filled" in shown
+    assert f"filled {lines[0]['non_pad_fraction']:.3f} | grad norm" in shown
+    warnings = [one for one in said if one.startswith("warning: only")]
+    assert len(warnings) == 1, "rows of two or three samples are not full, which is said once"
+    assert "of the places in a step's rows hold tokens" in warnings[0]
     assert tracked_step(tmp_path) == 5 and said[-1].startswith("saved")
 
 

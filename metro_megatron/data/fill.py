@@ -1,0 +1,83 @@
+"""How much of a step's rows is padding, and which option makes it less.
+
+Legend: dp data-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metro_megatron.config.rows import RowRule
+from metro_megatron.config.schema import Config, TrainConfig
+from metro_megatron.data.batch import StepRows
+
+LEAST = 0.9
+"""Of the places in a step's rows, those that must hold tokens; a run with fewer warns."""
+STEPS = 4
+"""So many are looked at."""
+MOST_SAMPLES = 64
+"""Of a rank's step, in the batches that are tried: so many fill its rows."""
+
+
+def step_samples(lengths: NDArray[np.int64], train: TrainConfig) -> int | None:
+    """How many samples a step has that begins with these; None where they are too few to tell."""
+    if train.global_batch_size:
+        return train.global_batch_size if train.global_batch_size <= len(lengths) else None
+    ends = np.cumsum(lengths)
+    if not ends.size or ends[-1] <= train.global_batch_tokens:  # a next sample may fit
+        return None
+    return int(np.searchsorted(ends, train.global_batch_tokens, side="right"))
+
+
+def filled(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> Iterator[float]:
+    """Share of the places that hold tokens, for each of the steps that begin with these samples, at most STEPS."""
+    rule, first = RowRule.of(config, dp_size), 0
+    while count := step_samples(lengths[first:], config.train):
+        of_step = lengths[first : first + count]
+        yield int(of_step.sum()) / StepRows.of(of_step, rule).num_places
+        first += count
+
+
+def advice(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> str | None:
+    """What to change if one of the next steps leaves more than a tenth of its places empty; None if none does.
+
+    lengths: of the next samples, specials included; those of STEPS steps, and MOST_SAMPLES for each of dp_size ranks.
+    """
+    share = min(islice(filled(config, dp_size, lengths), STEPS), default=1.0)
+    if share >= LEAST:
+        return None
+    better = (
+        (remedy, found)
+        for remedy, changed in _remedies(config, dp_size, float(lengths.mean()))
+        if (found := min(islice(filled(changed, dp_size, lengths), STEPS), default=0.0)) >= LEAST
+    )
+    remedy, then = next(better, ("fewer processes", LEAST))
+    return (
+        f"only {share:.0%} of the places in a step's rows hold tokens, the rest is padding that costs as much; "
+        f"{remedy} would fill {then:.0%}"
+    )
+
+
+def _remedies(config: Config, dp_size: int, mean: float) -> Iterator[tuple[str, Config]]:
+    """Changes of one option, by what is lost with them, with the option's name and value."""
+    data, train = config.data, config.train
+    if not data.is_packed:
+        yield "data.row_format packed", replace(config, data=replace(data, row_format="packed"))
+    else:
+        for tokens in (data.micro_batch_tokens * factor for factor in (2, 4, 8)):
+            changed = replace(config, data=replace(data, micro_batch_tokens=tokens))
+            yield f"data.micro_batch_tokens {tokens}", changed
+    for samples in range(dp_size, MOST_SAMPLES * dp_size + 1, dp_size):
+        tokens = round(samples * mean)
+        if samples > train.global_batch_size > 0:
+            yield f"train.global_batch_size {samples}", replace(config, train=replace(train, global_batch_size=samples))
+        elif train.global_batch_size == 0 and tokens > train.global_batch_tokens:
+            yield (
+                f"train.global_batch_tokens {tokens}",
+                replace(config, train=replace(train, global_batch_tokens=tokens)),
+            )
