@@ -379,7 +379,9 @@ def term_kernel(
             k = _tile(K_, begin, stride, cols, length, head, k_t, k_n, K)
             s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
-            p = tl.exp2(s * LOG2E - (_vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E)[:, None])
+            p = tl.exp2(
+                s * LOG2E - (_vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E)[:, None]
+            )
             go = _tile(GradOut, begin, stride, rows, length, head, heads * K, K, K)
             v = _tile(V, begin, stride, cols, length, head, v_t, v_n, K)
             dp = _dot(go, tl.trans(v))

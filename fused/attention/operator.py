@@ -181,6 +181,7 @@ def _setup(ctx, inputs, output):
     # lse never leaves this file: a gradient for it would be a mistake. Saved are the output, one number a query, and
     # the inputs, which live on elsewhere: no probability and no mask.
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for it
     ctx.save_for_backward(*output, *inputs[:10])
     ctx.numbers = inputs[10:]
 
