@@ -10,8 +10,8 @@ it, in two kernels: query_kernel owns queries and walks along keys, key_kernel o
 is 7 products where one kernel would need 5, but then each number has one owner and needs no atomics, so that results
 repeat bit for bit. term_kernel, for full TUPE alone, owns a tile of the term and walks along samples.
 
-Scores, softmax and sums are FP32. exp(s - x) is exp2(s log2(e) - x log2(e)): exp2 is one instruction, and so are the
-product and the difference together, for which x is kept in units of log(2).
+Scores, softmax and sums are FP32. exp(s - x) is exp2(s log2(e) - x log2(e)): exp2 is one instruction, and so are
+product and difference together (fma), for which x is kept in units of log(2).
 """
 
 from fused.dispatch import INTERPRETED, jit, tl
@@ -114,8 +114,8 @@ def forward_kernel(
         name = tl.load(Keys + sample) if Seed is not None else 0
         # The queries stay for the whole walk; keys and values pass by.
         q = _tile(Q, begin, stride, rows, length, head, q_t, q_n, K)
-        # Online softmax: the largest score so far, in units of log(2), and the sums of exp(score - top) and of the values
-        # weighted by it.
+        # Online softmax: the largest score so far in units of log(2), and the sums of exp(score - top) and of the
+        # values weighted by it.
         top = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, K], tl.float32)
@@ -126,7 +126,7 @@ def forward_kernel(
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             # Where this tile has a larger score, what was summed so far shrinks to it; at first by exp2(-inf) = 0.
             new_top = tl.maximum(top, tl.max(s, 1) * LOG2E)
-            p = tl.exp2(s * LOG2E - new_top[:, None])
+            p = tl.exp2(tl.fma(s, LOG2E, -new_top[:, None]))
             shrink = tl.exp2(top - new_top)
             # The denominator before dropout: probabilities are dropped after softmax, and those that stay do not grow
             # to fill the gap.
@@ -216,7 +216,7 @@ def query_kernel(
                 groups = start // 8 + tl.arange(0, COLS // 8)
                 kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
                 dp = tl.where(kept, dp * keep_scale, 0.0)
-            ds = tl.exp2(s * LOG2E - lse[:, None]) * (dp - delta[:, None])
+            ds = tl.exp2(tl.fma(s, LOG2E, -lse[:, None])) * (dp - delta[:, None])
             grad_q += _dot(ds.to(k.dtype), k)
             if Cls is not None:
                 # [CLS]'s row and column have numbers of their own: sums for these, and no part in the diagonals. Kept
@@ -278,7 +278,7 @@ def key_kernel(
             s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             # The same expressions as in query_kernel, so that both kernels see the same probabilities.
-            p = tl.exp2(s * LOG2E - lse[:, None])
+            p = tl.exp2(tl.fma(s, LOG2E, -lse[:, None]))
             dp = _dot(go, tl.trans(v))
             # Two uses of P: the values were weighted with the dropped ones, the gradient of scores has those before.
             dropped = p
@@ -311,6 +311,8 @@ def bias_kernel(
     PARTS: tl.constexpr = ROWS // COLS
     head, first = tl.program_id(1), tl.program_id(0) * ENTRIES
     parts = tiles * PARTS
+    # Programs that have an end of the table look at all slots.
+    beyond = tl.where((first == 0) | (first + ENTRIES >= width), slots, 0)
     entry = first + tl.arange(0, ENTRIES)
     total = tl.zeros([LINES, ENTRIES], tl.float32)
     below = tl.zeros([LINES], tl.float32)
@@ -325,30 +327,27 @@ def bias_kernel(
         slot = lowest + entry[None, :]
         inside = (slot >= 0) & (slot < written) & (entry < width)[None, :]
         total += tl.load(sums + slot, mask=inside, other=0.0)
-        if first == 0:
-            for near in range(0, slots, ENTRIES):
-                slot = near + tl.arange(0, ENTRIES)[None, :]
-                below += tl.sum(tl.load(sums + slot, mask=(slot < lowest) & (slot < written), other=0.0), 1)
-        if first + ENTRIES >= width:
-            for near in range(0, slots, ENTRIES):
-                slot = near + tl.arange(0, ENTRIES)[None, :]
-                above += tl.sum(tl.load(sums + slot, mask=(slot >= lowest + width) & (slot < written), other=0.0), 1)
+        for near in range(0, beyond, ENTRIES):
+            any_slot = near + tl.arange(0, ENTRIES)[None, :]
+            is_below, is_above = any_slot < lowest, any_slot >= lowest + width
+            value = tl.load(sums + any_slot, mask=(is_below | is_above) & (any_slot < written), other=0.0)
+            below += tl.sum(tl.where(is_below, value, 0.0), 1)
+            above += tl.sum(tl.where(is_above, value, 0.0), 1)
     column = tl.sum(total, 0)
     column += tl.where(entry == 0, tl.sum(below, 0), 0.0) + tl.where(entry == width - 1, tl.sum(above, 0), 0.0)
     tl.store(GradDistances + head * width + entry, column.to(GradDistances.dtype.element_ty), mask=entry < width)
     if GradCls is not None:
-        if first == 0:
-            row = tl.zeros([LINES], tl.float32)
-            col = tl.zeros([LINES], tl.float32)
-            for start in range(0, samples * tiles, LINES):
-                line = start + tl.arange(0, LINES)
-                sample = line // tiles
-                length = tl.load(Length + sample, mask=sample < samples, other=0)
-                at = ClsSums + (line.to(tl.int64) * heads + head) * 2
-                row += tl.load(at, mask=line % tiles * ROWS < length, other=0.0)
-                col += tl.load(at + 1, mask=line % tiles * ROWS < length, other=0.0)
-            tl.store(GradCls + head * 2, tl.sum(row, 0).to(GradCls.dtype.element_ty))
-            tl.store(GradCls + head * 2 + 1, tl.sum(col, 0).to(GradCls.dtype.element_ty))
+        row = tl.zeros([LINES], tl.float32)
+        col = tl.zeros([LINES], tl.float32)
+        for start in range(0, tl.where(first == 0, samples * tiles, 0), LINES):
+            line = start + tl.arange(0, LINES)
+            sample = line // tiles
+            length = tl.load(Length + sample, mask=sample < samples, other=0)
+            at = ClsSums + (line.to(tl.int64) * heads + head) * 2
+            row += tl.load(at, mask=line % tiles * ROWS < length, other=0.0)
+            col += tl.load(at + 1, mask=line % tiles * ROWS < length, other=0.0)
+        tl.store(GradCls + head * 2, tl.sum(row, 0).to(GradCls.dtype.element_ty), mask=first == 0)
+        tl.store(GradCls + head * 2 + 1, tl.sum(col, 0).to(GradCls.dtype.element_ty), mask=first == 0)
 
 
 @jit
@@ -379,9 +378,8 @@ def term_kernel(
             k = _tile(K_, begin, stride, cols, length, head, k_t, k_n, K)
             s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
-            p = tl.exp2(
-                s * LOG2E - (_vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E)[:, None]
-            )
+            lse = _vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E
+            p = tl.exp2(tl.fma(s, LOG2E, -lse[:, None]))
             go = _tile(GradOut, begin, stride, rows, length, head, heads * K, K, K)
             v = _tile(V, begin, stride, cols, length, head, v_t, v_n, K)
             dp = _dot(go, tl.trans(v))

@@ -150,15 +150,15 @@ def attention_backward(
     """Gradients of q, k and v together, [T, N, 3, K], and of distances, cls and term (empty where there is none)."""
     inputs = _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
     # Zeros as in forward; the others are written everywhere.
-    grad_qkv, *others = _empty_gradients(q, k, v, distances, cls, term)
-    grad_qkv.zero_()
+    grads = _empty_gradients(q, k, v, distances, cls, term)
+    grads[0].zero_()
     # A gradient may arrive expanded or transposed, as that of a sum is; the kernels take one layout.
     arriving = [out, lse, grad_out.contiguous()]
-    grads = [grad_qkv, *(grad if grad.numel() else None for grad in others)]
+    written = [grads[0], *(grad if grad.numel() else None for grad in grads[1:])]
     # On one stream: query_kernel writes what the others read.
-    for launch in backward_launches(inputs, arriving, grads, architecture(q.device)).values():
+    for launch in backward_launches(inputs, arriving, written, architecture(q.device)).values():
         launch.start()
-    return grad_qkv, *others
+    return grads
 
 
 def _empty_gradients(

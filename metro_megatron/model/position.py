@@ -39,18 +39,19 @@ class _Base(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, copies: list[Tensor], *originals: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, copies: list[Tensor | None], *originals: Tensor | None
+    ) -> Tensor:
         ctx.copies = copies
         return hidden
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        found = [copy.grad for copy in ctx.copies]
-        assert all(one is not None for one in found), (
-            "gradients of positions need backward(), not torch.autograd.grad()"
-        )
-        for copy in ctx.copies:
-            copy.grad = None  # for whoever runs backward again
+        found = [None if copy is None else copy.grad for copy in ctx.copies]
+        for copy, one in zip(ctx.copies, found, strict=True):
+            if copy is not None:
+                assert one is not None, "gradients of positions need backward(), not torch.autograd.grad()"
+                copy.grad = None  # for whoever runs backward again
         return gradient, None, *found
 
 
@@ -76,16 +77,12 @@ class Positions(MegatronModule):
 
         Made once for all layers. Their gradients come back with that of the hidden states.
         """
-        bias, term = self.bias(), self.term(length)
-        originals = [x for x in (*(bias or ()), term) if x is not None]
-        copies = [x.detach().contiguous().requires_grad_() for x in originals]
+        distances, cls = self.bias() or (None, None)
+        originals = (distances, cls, self.term(length))
+        copies = [None if one is None else one.detach().contiguous().requires_grad_() for one in originals]
         hidden = _Base.apply(hidden, copies, *originals)
-        given = iter(copies)
-        bias, term = (
-            bias and CompactBias(*(None if x is None else next(given) for x in bias)),  # type: ignore[arg-type]
-            None if term is None else next(given),
-        )
-        return hidden, Added(bias, term)
+        distances, cls, term = copies
+        return hidden, Added(None if distances is None else CompactBias(distances, cls), term)
 
     def bias(self) -> CompactBias | None:
         """The relative biases, at least in FP32, in which layers' gradients add up; None where the scheme has none."""
