@@ -11,7 +11,7 @@ is 7 products where one kernel would need 5, but then each number has one owner 
 repeat bit for bit. term_kernel, for full TUPE alone, owns a tile of the term and walks along samples.
 
 Scores, softmax and sums are FP32. exp(s - x) is exp2(s log2(e) - x log2(e)): exp2 is one instruction, and so are
-product and difference together (fma), for which x is kept in units of log(2).
+product and difference together, written as fma or joined by the compiler: by registers. x is in units of log(2).
 """
 
 from fused.dispatch import INTERPRETED, jit, tl
@@ -278,7 +278,7 @@ def key_kernel(
             s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             # The same expressions as in query_kernel, so that both kernels see the same probabilities.
-            p = tl.exp2(tl.fma(s, LOG2E, -lse[:, None]))
+            p = tl.exp2(s * LOG2E - lse[:, None])
             dp = _dot(go, tl.trans(v))
             # Two uses of P: the values were weighted with the dropped ones, the gradient of scores has those before.
             dropped = p
