@@ -5,7 +5,7 @@ and arguments, reference.py the same mathematics in a few lines of torch.
 """
 
 from fused.attention.launches import HEAD_DIMS, compile_cases
-from fused.attention.operator import attention
+from fused.attention.operator import attention, attention_qkvpacked
 from fused.attention.reference import attention_ref
 from fused.dropout import MOST_POSITIONS, Dropout
 from fused.relative_bias import CompactBias
@@ -18,6 +18,7 @@ __all__ = [
     "Dropout",
     "Samples",
     "attention",
+    "attention_qkvpacked",
     "attention_ref",
     "compile_cases",
     "packed_samples",

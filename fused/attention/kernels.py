@@ -10,8 +10,8 @@ it, in two kernels: query_kernel owns queries and walks along keys, key_kernel o
 is 7 products where one kernel would need 5, but then each number has one owner and needs no atomics, so that results
 repeat bit for bit. term_kernel, for full TUPE alone, owns a tile of the term and walks along samples.
 
-Scores, softmax and sums are FP32. Scores are in units of log(2), and so are Distances and Cls: exp2 is one instruction,
-where exp would need a product for each score.
+Scores, softmax and sums are FP32. exp(s - x) is exp2(s log2(e) - x log2(e)): exp2 is one instruction, and so are
+product and difference together, written as fma or joined by the compiler: by registers. x is in units of log(2).
 """
 
 from fused.dispatch import INTERPRETED, jit, tl
@@ -46,10 +46,10 @@ def _tile(Pointer, begin, stride, positions, length, head, stride_t, stride_n, K
 
 
 @jit
-def _store_tile(Pointer, value, begin, stride, positions, length, head, heads, K: tl.constexpr):
-    """value [positions, K] into contiguous [T, N, K], in its dtype; rows past the length belong to others."""
+def _store_tile(Pointer, value, begin, stride, positions, length, head, stride_t, stride_n, K: tl.constexpr):
+    """value [positions, K] to where _tile reads, in the dtype there; rows past the length belong to others."""
     token = begin + positions.to(tl.int64) * stride
-    at = (token[:, None] * heads + head) * K + tl.arange(0, K)[None, :]
+    at = token[:, None] * stride_t + head * stride_n + tl.arange(0, K)[None, :]
     tl.store(Pointer + at, value.to(Pointer.dtype.element_ty), mask=positions[:, None] < length)
 
 
@@ -72,17 +72,17 @@ def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_
         # fetches it ahead like the keys, through 4 ROWS COLS bytes of shared memory a stage, most of forward_kernel's.
         reach = width // 2
         distance = tl.minimum(tl.maximum(cols - rows, -reach), reach) + reach
-        bias = tl.load(Distances + head * width + distance)
+        bias = tl.load(Distances + head * width + distance).to(tl.float32)
         if Cls is not None:
             # The column of [CLS] first, then its row, which has the corner.
-            bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1), bias)
-            bias = tl.where(rows == 0, tl.load(Cls + head * 2), bias)
+            bias = tl.where(cols == 0, tl.load(Cls + head * 2 + 1).to(tl.float32), bias)
+            bias = tl.where(rows == 0, tl.load(Cls + head * 2).to(tl.float32), bias)
         scores += bias
     if Term is not None:
         first = Term + head.to(tl.int64) * term_len * term_len
         # The term may be larger than the sample and never smaller (S >= L), so that the sample's length bounds it.
         inside = (rows < length) & (cols < length)
-        scores += tl.load(first + rows * term_len + cols, mask=inside, other=0.0).to(tl.float32) * LOG2E
+        scores += tl.load(first + rows * term_len + cols, mask=inside, other=0.0).to(tl.float32)
     # Key 0 exists in every sample that has a tile: no row of the first tile is -inf throughout, whose softmax was NaN.
     return tl.where(cols < length, scores, float("-inf"))
 
@@ -90,12 +90,12 @@ def _biased(scores, rows, cols, length, Distances, Cls, Term, head, width, term_
 @jit(do_not_specialize_on_alignment=UNALIGNED)
 def forward_kernel(
     Q, K_, V,  # [T, N, K], strides below, K contiguous: slices of one projection's [T, N, 3, K] need no copy
-    Distances, Cls,  # [N, width], [N, 2] FP32 in units of log(2): the bias by distance, and of [CLS]'s row and column;
-    # Cls is None where position 0 is like all others, both are None without a bias
-    Term,  # [N, term_len, term_len], natural units, or None
+    Distances, Cls,  # [N, width], [N, 2]: the bias by distance, and of [CLS]'s row and column; Cls is None where
+    # position 0 is like all others, both are None without a bias
+    Term,  # [N, term_len, term_len] or None
     Begin, Length,  # [n] int64, [n] int32: first token and number of tokens of each sample
     Seed, Keys,  # [1], [n] int64, or None without dropout
-    Out, Lse,  # [T, N, K], [T, N] FP32 in natural units, contiguous, written where a token belongs to a sample
+    Out, Lse,  # [T, N, K], [T, N] FP32, contiguous, written where a token belongs to a sample
     q_t, q_n, k_t, k_n, v_t, v_n,  # elements from token to token and from head to head of Q, K_, V
     stride,  # tokens from a sample's token to its next: 1 in packed rows, B in rows [S, B]
     heads,  # N
@@ -118,18 +118,19 @@ def forward_kernel(
         name = tl.load(Keys + sample) if Seed is not None else 0
         # The queries stay for the whole walk; keys and values pass by.
         q = _tile(Q, begin, stride, rows, length, head, q_t, q_n, K)
-        # Online softmax: the largest score so far, and the sums of exp2(score - top) and of the values weighted by it.
+        # Online softmax: the largest score so far in units of log(2), and the sums of exp(score - top) and of the
+        # values weighted by it.
         top = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, K], tl.float32)
         for start in range(0, length, COLS):
             cols = start + tl.arange(0, COLS)
             k = _tile(K_, begin, stride, cols, length, head, k_t, k_n, K)
-            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             # Where this tile has a larger score, what was summed so far shrinks to it; at first by exp2(-inf) = 0.
-            new_top = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp2(s - new_top[:, None])
+            new_top = tl.maximum(top, tl.max(s, 1) * LOG2E)
+            p = tl.exp2(tl.fma(s, LOG2E, -new_top[:, None]))
             shrink = tl.exp2(top - new_top)
             # The denominator before dropout: probabilities are dropped after softmax, and those that stay do not grow
             # to fill the gap.
@@ -144,9 +145,9 @@ def forward_kernel(
             acc = acc * shrink[:, None] + _dot(p.to(v.dtype), v)
             top = new_top
         # One quotient a query at the end instead of one a score, and dropout's factor with it.
-        _store_tile(Out, acc * (keep_scale / total)[:, None], begin, stride, rows, length, head, heads, K)
+        _store_tile(Out, acc * (keep_scale / total)[:, None], begin, stride, rows, length, head, heads * K, K, K)
         token = begin + rows.to(tl.int64) * stride
-        # log(sum of exp) of the undropped scores, in natural units: all that backward needs for the probabilities.
+        # log(sum of exp) of the undropped scores: all that backward needs for the probabilities.
         tl.store(Lse + token * heads + head, (top + tl.log2(total)) / LOG2E, mask=rows < length)
 
 
@@ -155,8 +156,8 @@ def query_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,  # as forward's; GradOut as Out
     Out,  # [T, N, K]: forward's
     Delta,  # [T, N] FP32, written for the kernels after this one
-    GradQ,  # [T, N, K], written
-    Diagonals,  # [n, parts, N, slots] FP32, zero where nothing is written: for the gradient of Distances, or None
+    GradQ,  # slice of the gradient [T, N, 3, K] of q, k and v together, contiguous, written
+    Diagonals,  # [n, parts, N, slots] FP32, written where there are scores: for the gradient of Distances, or None
     ClsSums,  # [n, L / ROWS, N, 2] FP32, likewise: for that of Cls, or None
     q_t, q_n, k_t, k_n, v_t, v_n, stride, heads, first_head, width, term_len, scale, threshold, keep_scale,
     slots,  # (parts + 1) COLS, with parts = PARTS L / ROWS
@@ -211,7 +212,7 @@ def query_kernel(
             cols = start + local
             k = _tile(K_, begin, stride, cols, length, head, k_t, k_n, K)
             v = _tile(V, begin, stride, cols, length, head, v_t, v_n, K)
-            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             # Gradient of the probabilities before dropout: what was dropped gets none. The mask is drawn again.
             dp = _dot(go, tl.trans(v))
@@ -219,7 +220,7 @@ def query_kernel(
                 groups = start // 8 + tl.arange(0, COLS // 8)
                 kept = keep_kernel(seed, name, first_head + head, rows[:, None], groups[None, :], threshold)
                 dp = tl.where(kept, dp * keep_scale, 0.0)
-            ds = tl.exp2(s - lse[:, None]) * (dp - delta[:, None])
+            ds = tl.exp2(tl.fma(s, LOG2E, -lse[:, None])) * (dp - delta[:, None])
             grad_q += _dot(ds.to(k.dtype), k)
             if Cls is not None:
                 # [CLS]'s row and column have numbers of their own: sums for these, and no part in the diagonals. Kept
@@ -244,14 +245,14 @@ def query_kernel(
             tl.store(at, tl.sum(first_row, 0))
             tl.store(at + 1, tl.sum(first_col, 0))
         # Scores are scale q k^T: one factor at the end instead of one a score.
-        _store_tile(GradQ, grad_q * scale, begin, stride, rows, length, head, heads, K)
+        _store_tile(GradQ, grad_q * scale, begin, stride, rows, length, head, heads * 3 * K, 3 * K, K)
 
 
 @jit(do_not_specialize_on_alignment=UNALIGNED)
 def key_kernel(
     Q, K_, V, GradOut, Lse, Distances, Cls, Term, Begin, Length, Seed, Keys,  # as forward's; GradOut as Out
     Delta,  # [T, N] FP32: query_kernel's, which must have run
-    GradK, GradV,  # [T, N, K], contiguous, written
+    GradK, GradV,  # slices as GradQ
     q_t, q_n, k_t, k_n, v_t, v_n, stride, heads, first_head, width, term_len, scale, threshold, keep_scale,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -278,10 +279,10 @@ def key_kernel(
             go = _tile(GradOut, begin, stride, rows, length, head, heads * K, K, K)
             lse = _vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E
             delta = _vector(Delta, begin, stride, rows, length, head, heads, 0.0)
-            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
             # The same expressions as in query_kernel, so that both kernels see the same probabilities.
-            p = tl.exp2(s - lse[:, None])
+            p = tl.exp2(s * LOG2E - lse[:, None])
             dp = _dot(go, tl.trans(v))
             # Two uses of P: the values were weighted with the dropped ones, the gradient of scores has those before.
             dropped = p
@@ -291,9 +292,66 @@ def key_kernel(
                 dp = tl.where(kept, dp * keep_scale, 0.0)
             grad_v += _dot(tl.trans(dropped.to(go.dtype)), go)
             grad_k += _dot(tl.trans((p * (dp - delta[:, None])).to(q.dtype)), q)
-        _store_tile(GradK, grad_k * scale, begin, stride, cols, length, head, heads, K)
+        _store_tile(GradK, grad_k * scale, begin, stride, cols, length, head, heads * 3 * K, 3 * K, K)
         # dropped lacks dropout's factor, which is the same for all: once a number here.
-        _store_tile(GradV, grad_v * keep_scale, begin, stride, cols, length, head, heads, K)
+        _store_tile(GradV, grad_v * keep_scale, begin, stride, cols, length, head, heads * 3 * K, 3 * K, K)
+
+
+@jit
+def bias_kernel(
+    Diagonals, ClsSums,  # query_kernel's
+    Length,
+    GradDistances, GradCls,  # [N, width] written everywhere, [N, 2] or None
+    heads, width, tiles, slots,  # tiles: L / ROWS
+    samples,  # n
+    ROWS: tl.constexpr, COLS: tl.constexpr,  # query_kernel's
+    LINES: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """ENTRIES gradients of one head's Distances, and with the first ones those of Cls. Grid (width / ENTRIES, N).
+
+    A line is one part of one sample, whose slots stand where query_kernel put them; LINES of them are added at a time,
+    always in this order. Tiles past a sample's end wrote nothing, and distances beyond the table add up at its ends.
+    """
+    PARTS: tl.constexpr = ROWS // COLS
+    head, first = tl.program_id(1), tl.program_id(0) * ENTRIES
+    parts = tiles * PARTS
+    # Programs that have an end of the table look at all slots.
+    beyond = tl.where((first == 0) | (first + ENTRIES >= width), slots, 0)
+    entry = first + tl.arange(0, ENTRIES)
+    total = tl.zeros([LINES, ENTRIES], tl.float32)
+    below = tl.zeros([LINES], tl.float32)
+    above = tl.zeros([LINES], tl.float32)
+    for start in range(0, samples * parts, LINES):
+        line = start + tl.arange(0, LINES)
+        sample, part = line // parts, line % parts
+        length = tl.load(Length + sample, mask=sample < samples, other=0)
+        written = tl.where(part // PARTS * ROWS < length, (tl.cdiv(length, COLS) + 1) * COLS, 0)[:, None]
+        sums = Diagonals + ((line.to(tl.int64) * heads + head) * slots)[:, None]
+        lowest = (part * COLS + COLS - 1 - width // 2)[:, None]  # slot of the table's first distance
+        slot = lowest + entry[None, :]
+        inside = (slot >= 0) & (slot < written) & (entry < width)[None, :]
+        total += tl.load(sums + slot, mask=inside, other=0.0)
+        for near in range(0, beyond, ENTRIES):
+            any_slot = near + tl.arange(0, ENTRIES)[None, :]
+            is_below, is_above = any_slot < lowest, any_slot >= lowest + width
+            value = tl.load(sums + any_slot, mask=(is_below | is_above) & (any_slot < written), other=0.0)
+            below += tl.sum(tl.where(is_below, value, 0.0), 1)
+            above += tl.sum(tl.where(is_above, value, 0.0), 1)
+    column = tl.sum(total, 0)
+    column += tl.where(entry == 0, tl.sum(below, 0), 0.0) + tl.where(entry == width - 1, tl.sum(above, 0), 0.0)
+    tl.store(GradDistances + head * width + entry, column.to(GradDistances.dtype.element_ty), mask=entry < width)
+    if GradCls is not None:
+        row = tl.zeros([LINES], tl.float32)
+        col = tl.zeros([LINES], tl.float32)
+        for start in range(0, tl.where(first == 0, samples * tiles, 0), LINES):
+            line = start + tl.arange(0, LINES)
+            sample = line // tiles
+            length = tl.load(Length + sample, mask=sample < samples, other=0)
+            at = ClsSums + (line.to(tl.int64) * heads + head) * 2
+            row += tl.load(at, mask=line % tiles * ROWS < length, other=0.0)
+            col += tl.load(at + 1, mask=line % tiles * ROWS < length, other=0.0)
+        tl.store(GradCls + head * 2, tl.sum(row, 0).to(GradCls.dtype.element_ty), mask=first == 0)
+        tl.store(GradCls + head * 2 + 1, tl.sum(col, 0).to(GradCls.dtype.element_ty), mask=first == 0)
 
 
 @jit(do_not_specialize=["samples"], do_not_specialize_on_alignment=UNALIGNED)
@@ -322,9 +380,10 @@ def term_kernel(
         if (first_row < length) & (first_col < length):
             q = _tile(Q, begin, stride, rows, length, head, q_t, q_n, K)
             k = _tile(K_, begin, stride, cols, length, head, k_t, k_n, K)
-            s = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            s = _dot(q, tl.trans(k)) * scale
             s = _biased(s, rows[:, None], cols[None, :], length, Distances, Cls, Term, head, width, term_len)
-            p = tl.exp2(s - (_vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E)[:, None])
+            lse = _vector(Lse, begin, stride, rows, length, head, heads, float("inf")) * LOG2E
+            p = tl.exp2(tl.fma(s, LOG2E, -lse[:, None]))
             go = _tile(GradOut, begin, stride, rows, length, head, heads * K, K, K)
             v = _tile(V, begin, stride, cols, length, head, v_t, v_n, K)
             dp = _dot(go, tl.trans(v))

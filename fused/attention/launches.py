@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from fused.ahead_of_time import ARCHITECTURES, HEADS, ROW_TOKENS, SAMPLE_TOKENS, CompileCase, meta
-from fused.attention.kernels import forward_kernel, key_kernel, query_kernel, term_kernel
+from fused.attention.kernels import bias_kernel, forward_kernel, key_kernel, query_kernel, term_kernel
 from fused.dispatch import Launch
 from fused.dropout import drop_threshold, keep_scale
-from fused.relative_bias import clip_distances
 
 HEAD_DIMS = (32, 64, 128)
 """Powers of two, as Triton's tiles must be; others are refused rather than padded."""
@@ -50,6 +49,10 @@ TERM: Tiles = {(arch, head_dim): Tile(64, 32, 4, 1) for arch in ARCHITECTURES fo
 can be: the compiler gives warps rows first, and those without would repeat the others' work. QUERY's rows are a
 multiple of its cols: sums over diagonals turn squares."""
 
+BIAS = (64, 32)
+"""Lines and entries that a program of bias_kernel adds at a time: 16 numbers a thread of 4 warps, 384 programs at base.
+Not measured on a GPU."""
+
 FLOAT32 = Tile(32, 32, 4, 1)
 """Of every kernel in FP32, which is not for speed: without tensor cores, and small for the sake of shared memory."""
 
@@ -61,7 +64,7 @@ def tile_of(tiles: Tiles, x: Tensor, architecture: int) -> Tile:
 
 
 class Inputs(NamedTuple):
-    """What every kernel reads: tensors of attention, its bias in FP32 and units of log(2), and its numbers.
+    """What every kernel reads: tensors and numbers of attention.
 
     q, k, v may be strided, the others are contiguous; seed and keys are None without dropout, distances without a
     relative bias, cls where position 0 is not apart.
@@ -113,40 +116,51 @@ def forward_launch(inputs: Inputs, out: Tensor, lse: Tensor, arch: int) -> Launc
     return Launch(forward_kernel, inputs.tiles(rows), arguments, warps, stages)
 
 
-def backward_launches(inputs: Inputs, arriving: Sequence[Tensor], grads: Sequence[Tensor], arch: int) -> list[Launch]:
-    """arriving: out, lse and the gradient of out; grads: those of q, k, v and term.
+def backward_launches(
+    inputs: Inputs, arriving: Sequence[Tensor], grads: Sequence[Tensor | None], arch: int
+) -> dict[str, Launch]:
+    """By name, in the order in which they must run; arriving: out, lse and the gradient of out.
 
-    Gradients are written where a token belongs to a sample, and everywhere in term's. bias_gradients() ends the work.
+    grads: that of q, k, v as one [T, N, 3, K], written where a token belongs to a sample, and those of distances, cls
+    and term, written everywhere, None where there is none.
     """
-    (out, lse, grad_out), (grad_q, grad_k, grad_v, grad_term) = arriving, grads
+    (out, lse, grad_out), (grad_qkv, grad_distances, grad_cls, grad_term) = arriving, grads
+    assert grad_qkv is not None
+    grad_q, grad_k, grad_v = grad_qkv.unbind(2)
     rows, cols, warps, stages = tile_of(QUERY, grad_q, arch)
     tiles, heads, samples = grid = inputs.tiles(rows)
     parts = tiles * (rows // cols)
-    # Each program of query_kernel has rows of its own in both; zeros, as tiles past a sample's end write nothing.
-    # Squares start slots that the next square completes: hence one more than there are parts.
+    # Each program of query_kernel has rows of its own in both. Squares start slots that the next square completes:
+    # hence one more than there are parts.
     delta = lse.new_empty(lse.shape)
     slots = (parts + 1) * cols
-    diagonals = None if inputs.distances is None else lse.new_zeros(samples, parts, heads, slots)
-    cls_sums = None if inputs.cls is None else lse.new_zeros(samples, tiles, heads, 2)
+    diagonals = None if grad_distances is None else lse.new_empty(samples, parts, heads, slots)
+    cls_sums = None if grad_cls is None else lse.new_empty(samples, tiles, heads, 2)
     tensors = inputs.tensors()
     tensors |= {"GradOut": grad_out, "Lse": lse}
     numbers = inputs.numbers()
-    query = Launch(query_kernel, grid, _ordered(query_kernel, {
+    launches = {"query": Launch(query_kernel, grid, _ordered(query_kernel, {
         **tensors, "Out": out, "Delta": delta, "GradQ": grad_q, "Diagonals": diagonals,
         "ClsSums": cls_sums, **numbers, "slots": slots, "ROWS": rows, "COLS": cols,
-    }), warps, stages)  # fmt: skip
+    }), warps, stages)}  # fmt: skip
+    if grad_distances is not None:
+        width, (lines, entries) = grad_distances.size(1), BIAS
+        launches["bias"] = Launch(bias_kernel, (-(-width // entries), heads), {
+            "Diagonals": diagonals, "ClsSums": cls_sums, "Length": inputs.length,
+            "GradDistances": grad_distances, "GradCls": grad_cls, "heads": heads, "width": width, "tiles": tiles,
+            "slots": slots, "samples": samples, "ROWS": rows, "COLS": cols, "LINES": lines, "ENTRIES": entries,
+        })  # fmt: skip
     rows, cols, warps, stages = tile_of(KEY, grad_q, arch)
-    key = Launch(key_kernel, inputs.tiles(cols), _ordered(key_kernel, {
+    launches["key"] = Launch(key_kernel, inputs.tiles(cols), _ordered(key_kernel, {
         **tensors, "Delta": delta, "GradK": grad_k, "GradV": grad_v, **numbers, "ROWS": rows, "COLS": cols,
     }), warps, stages)  # fmt: skip
-    if inputs.term is None:
-        return [query, key]
-    rows, cols, warps, stages = tile_of(TERM, grad_q, arch)
-    size = inputs.term.size(1)
-    term = Launch(term_kernel, (-(-size // rows), -(-size // cols), heads), _ordered(term_kernel, {
-        **tensors, "Delta": delta, "GradTerm": grad_term, **numbers, "samples": samples, "ROWS": rows, "COLS": cols,
-    }), warps, stages)  # fmt: skip
-    return [query, key, term]
+    if grad_term is not None:
+        rows, cols, warps, stages = tile_of(TERM, grad_q, arch)
+        size = grad_term.size(1)
+        launches["term"] = Launch(term_kernel, (-(-size // rows), -(-size // cols), heads), _ordered(term_kernel, {
+            **tensors, "Delta": delta, "GradTerm": grad_term, **numbers, "samples": samples, "ROWS": rows, "COLS": cols,
+        }), warps, stages)  # fmt: skip
+    return launches
 
 
 def _ordered(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,25 +168,7 @@ def _ordered(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in kernel.arg_names}
 
 
-def bias_gradients(query: Launch, width: int) -> tuple[Tensor, Tensor | None]:
-    """Gradients of distances [N, width] and cls [N, 2], if any, from query_kernel's sums; gathers, no atomics."""
-    diagonals, cls_sums, side = (query.arguments[name] for name in ("Diagonals", "ClsSums", "COLS"))
-    # 1. Samples have the same layout: one sum over them, in torch's fixed order.
-    sums = diagonals.sum(0)
-    parts, heads, slots = sums.shape
-    # 2. Parts do not: slot s of part t has distance s - t side - (side - 1), so that a distance stands in another slot
-    # of each part, or in none. Gathered, not scattered: scattering on a GPU adds by atomics.
-    span = parts * side
-    distance = torch.arange(1 - span, span, device=sums.device)
-    slot = distance + torch.arange(parts, device=sums.device)[:, None] * side + side - 1  # [parts, 2 span - 1]
-    inside = (slot >= 0) & (slot < slots)
-    at = slot.clamp(0, slots - 1)[:, None].expand(-1, heads, -1)
-    full = (sums.gather(2, at) * inside[:, None]).sum(0)
-    # 3. Distances beyond the table add up at its ends.
-    return clip_distances(full, width // 2), None if cls_sums is None else cls_sums.sum((0, 1))
-
-
-STACK = {("key backward, no dropout", 80, 64): 8, ("forward, term, dropout", 90, 128): 40}
+STACK = {("key backward, term, dropout", 90, 64): 8, ("forward, term, dropout", 90, 128): 40}
 """Bytes that a few spilled registers take, of the rarer variants, which share their tiles with the others."""
 
 
@@ -197,15 +193,19 @@ def _cases(head_dim: int, arch: int) -> list[CompileCase]:
         "[CLS] not reset, dropout": dropping._replace(cls=None),
         "no bias, dropout": dropping._replace(distances=None, cls=None),
     }
+    grad_qkv = meta(ROW_TOKENS, heads, 3, head_dim, dtype=torch.bfloat16)
     cases = []
     for variant, inputs in variants.items():
-        backward = backward_launches(inputs, [out, lse, out], [out, out, out, term], arch)
-        launches = [forward_launch(inputs, out, lse, arch), *backward]
-        for kernel, launch in zip(
-            ("forward", "query backward", "key backward", "term backward"), launches, strict=False
-        ):
+        grads = [grad_qkv, inputs.distances, inputs.cls, inputs.term]
+        backward = backward_launches(inputs, [out, lse, out], grads, arch)
+        launches = {"forward": forward_launch(inputs, out, lse, arch)}
+        launches |= {f"{kernel} backward": launch for kernel, launch in backward.items()}
+        for kernel, launch in launches.items():
             part = f"{kernel}, {variant}"
             name = f"attention {part}, {samples} x {SAMPLE_TOKENS}, K {head_dim}"
-            stack = STACK.get((part, arch, head_dim), 0)
-            cases.append(CompileCase(name, launch, arch, max_stack=stack, tensor_cores=True))
+            stack, multiplies = STACK.get((part, arch, head_dim), 0), launch.kernel is not bias_kernel
+            # Sums of diagonals begin anywhere, so that bias_kernel has no wide loads.
+            cases.append(
+                CompileCase(name, launch, arch, max_stack=stack, wide_loads=multiplies, tensor_cores=multiplies)
+            )
     return cases

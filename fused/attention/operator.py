@@ -3,16 +3,14 @@
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
 
 The way of a call: `attention` checks, then takes the reference, or flattens its arguments for `attention_forward`, an
-operator that torch.compile sees as one node. That one prepares the small tensors and launches (launches.py) the kernel
-(kernels.py); its gradient is `attention_backward`, an operator too.
+operator that torch.compile sees as one node. That one launches (launches.py) the kernel (kernels.py); its gradient is
+`attention_backward`, an operator too.
 """
-
-from math import e, log2
 
 import torch
 from torch import Tensor
 
-from fused.attention.launches import HEAD_DIMS, Inputs, backward_launches, bias_gradients, forward_launch
+from fused.attention.launches import HEAD_DIMS, Inputs, backward_launches, forward_launch
 from fused.attention.reference import attention_ref
 from fused.dispatch import architecture, use_kernel
 from fused.dropout import MOST_POSITIONS, Dropout, checked_dropout
@@ -38,6 +36,22 @@ def attention(
     if not use_kernel("attention", q):
         return attention_ref(q, k, v, bias, samples, dropout, term)
     return _launched(q, k, v, bias, samples, dropout, term)
+
+
+def attention_qkvpacked(
+    qkv: Tensor, bias: CompactBias | None, samples: Samples, dropout: Dropout | None = None
+) -> Tensor:
+    """`attention` of q, k, v = qkv.unbind(2), [T, N, 3, K], whose gradient is written as one tensor: nothing is copied.
+
+    Raises ValueError as attention does.
+    """
+    if qkv.dim() != 4 or qkv.size(2) != 3:
+        raise ValueError(f"qkv is {list(qkv.shape)}; it must be [tokens, heads, 3, head dimension]")
+    q, k, v = qkv.unbind(2)
+    dropout = _checked(q, k, v, bias, samples, dropout, None)
+    if not use_kernel("attention", q):
+        return attention_ref(q, k, v, bias, samples, dropout)
+    return _launched(qkv, None, None, bias, samples, dropout, None)
 
 
 def _checked(
@@ -70,11 +84,11 @@ def _checked(
 
 
 def _launched(
-    q: Tensor, k: Tensor, v: Tensor, bias: CompactBias | None, samples: Samples,
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: CompactBias | None, samples: Samples,
     dropout: Dropout | None, term: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The kernels' output."""
-    if q.size(2) not in HEAD_DIMS:
+    """The kernels' output; q is all three together, [T, N, 3, K], where k and v are None."""
+    if q.size(-1) not in HEAD_DIMS:
         raise ValueError(f"q is {list(q.shape)}; the kernels have head dimensions {HEAD_DIMS}, reference_only() any")
     if samples.begin.numel() > MOST_SAMPLES:
         raise ValueError(f"samples.begin is {list(samples.begin.shape)}; the kernels take at most {MOST_SAMPLES}")
@@ -86,96 +100,98 @@ def _launched(
     return attention_forward(q, k, v, distances, cls, *flat)[0]
 
 
-def _prepared(inputs: Inputs) -> Inputs:
-    """The bias in FP32 and in units of log(2); all but q, k, v contiguous.
+def _inputs(
+    q: Tensor, k: Tensor | None, v: Tensor | None, distances: Tensor | None, cls: Tensor | None, term: Tensor | None,
+    begin: Tensor, length: Tensor, seed: Tensor | None, keys: Tensor | None, *numbers: float,
+) -> Inputs:  # fmt: skip
+    """Three slices where all stand together, and all others contiguous: no copy where they are, as the model's are."""
+    small = (None if x is None else x.contiguous() for x in (distances, cls, term, begin, length, seed, keys))
+    return Inputs(*_parts(q, k, v), *small, *numbers)  # type: ignore[arg-type]
 
-    Inside the operators, so that their gradients are those of the tensors that were given: nothing but [N, 2 D + 1]
-    and [n] is copied, and a term that is a view.
-    """
-    term, seed, keys = (None if x is None else x.contiguous() for x in (inputs.term, inputs.seed, inputs.keys))
-    return inputs._replace(
-        distances=None if inputs.distances is None else (inputs.distances.float() * log2(e)).contiguous(),
-        cls=None if inputs.cls is None else (inputs.cls.float() * log2(e)).contiguous(),
-        term=term,
-        begin=inputs.begin.contiguous(),
-        length=inputs.length.contiguous(),
-        seed=seed,
-        keys=keys,
-    )
+
+def _parts(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, ...]:
+    """q, k, v, each [T, N, K]."""
+    return q.unbind(2) if k is None or v is None else (q, k, v)
 
 
 @torch.library.custom_op("fused::attention_forward", mutates_args=())
 def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None, cls: Tensor | None, term: Tensor | None,
+    q: Tensor, k: Tensor | None, v: Tensor | None, distances: Tensor | None, cls: Tensor | None, term: Tensor | None,
     begin: Tensor, length: Tensor, seed: Tensor | None, keys: Tensor | None,
     longest: int, stride: int, rate: float, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output and, for backward alone, log-sum-exp, 0 for tokens of no sample; None: no bias, term or dropout."""
-    # Zeros, since the kernel writes nothing for tokens of no sample: padding, or the rest of a packed row.
-    out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
-    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
-    forward_launch(_prepared(inputs), out, lse, architecture(q.device)).start()
+    """Output and, for backward alone, log-sum-exp; None: no bias, term or dropout, or k and v in q, [T, N, 3, K].
+
+    For tokens of no sample, padding or the rest of a packed row, output is 0 and log-sum-exp undefined.
+    """
+    inputs = _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
+    out, lse = inputs.q.new_zeros(inputs.q.shape), _empty_lse(inputs.q)
+    forward_launch(inputs, out, lse, architecture(q.device)).start()
     return out, lse
+
+
+def _empty_lse(q: Tensor) -> Tensor:
+    return q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
 # Shapes and types alone, for torch.compile and opcheck: contiguous, like what the operator makes.
 @attention_forward.register_fake
 def _(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head):
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    part = _parts(q, k, v)[0]
+    return part.new_empty(part.shape), _empty_lse(part)
 
 
 @torch.library.custom_op("fused::attention_backward", mutates_args=())
 def attention_backward(
-    out: Tensor, lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    out: Tensor, lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None,
     distances: Tensor | None, cls: Tensor | None, term: Tensor | None, begin: Tensor, length: Tensor,
     seed: Tensor | None, keys: Tensor | None, longest: int, stride: int, rate: float, first_head: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, and of distances, cls and term (empty where there is none)."""
-    # Zeros as in forward; the gradients of q, k, v are contiguous even where those are slices. term_kernel writes all
-    # of its output.
-    grad_q, grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(3))
-    grad_term = _empty_as(term, q)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v together, [T, N, 3, K], and of distances, cls and term (empty where there is none)."""
+    inputs = _inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
+    # Zeros as in forward; the others are written everywhere.
+    grads = _empty_gradients(q, k, v, distances, cls, term)
+    grads[0].zero_()
     # A gradient may arrive expanded or transposed, as that of a sum is; the kernels take one layout.
     arriving = [out, lse, grad_out.contiguous()]
-    inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, longest, stride, rate, first_head)
-    grads = [grad_q, grad_k, grad_v, grad_term]
-    launches = backward_launches(_prepared(inputs), arriving, grads, architecture(q.device))
-    # In this order on one stream: query_kernel writes Delta, which the others read, and the sums for the bias.
-    for launch in launches:
+    written = [grads[0], *(grad if grad.numel() else None for grad in grads[1:])]
+    # On one stream: query_kernel writes what the others read.
+    for launch in backward_launches(inputs, arriving, written, architecture(q.device)).values():
         launch.start()
-    grad_distances, grad_cls = _empty_as(None, q), _empty_as(None, q)
-    if distances is not None:
-        of_distances, of_cls = bias_gradients(launches[0], distances.size(1))
-        grad_distances = of_distances.to(distances.dtype)
-        if cls is not None and of_cls is not None:
-            grad_cls = of_cls.to(cls.dtype)
-    return grad_q, grad_k, grad_v, grad_distances, grad_cls, grad_term
+    return grads
 
 
-def _empty_as(x: Tensor | None, q: Tensor) -> Tensor:
-    """Memory for the gradient of x, on q's device; for None an empty tensor, as operators cannot return None."""
-    return q.new_empty(0) if x is None else x.new_empty(x.shape)
+def _empty_gradients(
+    q: Tensor, k: Tensor | None, v: Tensor | None, distances: Tensor | None, cls: Tensor | None, term: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for what attention_backward returns; empty for None, which operators cannot return."""
+    tokens, heads, head_dim = _parts(q, k, v)[0].shape
+    of_distances, of_cls, of_term = (
+        q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (distances, cls, term)
+    )
+    return q.new_empty(tokens, heads, 3, head_dim), of_distances, of_cls, of_term
 
 
 @attention_backward.register_fake
 def _(out, lse, grad_out, q, k, v, distances, cls, term, *rest):
-    return tuple(_empty_as(x, q) for x in (q, k, v, distances, cls, term))
+    return _empty_gradients(q, k, v, distances, cls, term)
 
 
 def _setup(ctx, inputs, output):
     # lse never leaves this file: a gradient for it would be a mistake. Saved are the output, one number a query, and
-    # the inputs, which live on elsewhere: no probability and no mask. The bias is saved as given and prepared again.
+    # the inputs, which live on elsewhere: no probability and no mask.
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for it
     ctx.save_for_backward(*output, *inputs[:10])
     ctx.numbers = inputs[10:]
 
 
 def _backward(ctx, grad_out, _):
     out, lse, *inputs = ctx.saved_tensors
-    grads = attention_backward(out, lse, grad_out, *inputs, *ctx.numbers)
-    # An operator cannot return None: what was not given has an empty tensor for a gradient.
-    given = zip(grads, inputs[: len(grads)], strict=True)
-    return *(None if x is None else grad for grad, x in given), *[None] * 8
+    grad_qkv, *others = attention_backward(out, lse, grad_out, *inputs, *ctx.numbers)
+    of_parts = (grad_qkv, None, None) if inputs[1] is None else grad_qkv.unbind(2)
+    of_others = (None if x is None else grad for grad, x in zip(others, inputs[3:6], strict=True))
+    return *of_parts, *of_others, *[None] * 8
 
 
 attention_forward.register_autograd(_backward, setup_context=_setup)

@@ -19,12 +19,12 @@ from typing import Literal
 
 import torch
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
-from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 from torch.nn import functional
 
 from fused.dropout import philox
 from metro_megatron.config.early_exit import LEVELS, Exits
+from metro_megatron.model.attention import Attention
 from metro_megatron.model.sequences import DropoutKeys, Sequences, sites_of_layer
 
 Rule = Literal["confidence", "random"]
@@ -61,29 +61,26 @@ class ActiveRows:
 
 
 def attend(
-    attention: SelfAttention, hidden: Tensor, sequences: Sequences, rows: ActiveRows
+    attention: Attention, hidden: Tensor, sequences: Sequences, rows: ActiveRows
 ) -> tuple[Tensor, Tensor | None]:
     """Self-attention of the rows that are computed, [C, 1, H], among all of hidden [S, B, H]; and the last bias."""
-    query, key, value = (x.squeeze(1) for x in attention.get_query_key_value_tensors(rows.gather(hidden)))  # [C, N, K]
+    computed = attention.heads(attention.linear_qkv(rows.gather(hidden))[0])  # [C, N, 3, K]
     frozen = hidden.flatten(0, 1).index_select(0, rows.rest)
-    frozen_key, frozen_value = _keys_and_values(attention, frozen, key.shape[1:])
-    # Nobody reads what attention says to the queries of rows that have left.
-    query = rows.join(query, torch.zeros_like(frozen_key))
-    key, value = rows.join(key, frozen_key), rows.join(value, frozen_value)
-    attended = attention.core_attention(query, key, value, None, packed_seq_params=sequences)
+    # Nobody reads what attention says to the queries of rows that have left: zeros.
+    rest = functional.pad(_keys_and_values(attention, frozen), (0, 0, 1, 0))
+    attended = attention.core_attention(rows.join(computed, rest), sequences)
     return attention.linear_proj(rows.gather(attended.view(*hidden.shape[:2], -1)))
 
 
-def _keys_and_values(attention: SelfAttention, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Of [R - C, H], each [R - C, N, K]: two thirds of the projection; q, k and v of a head stand together."""
-    heads, width = shape
+def _keys_and_values(attention: Attention, rows: Tensor) -> Tensor:
+    """Of [R - C, H], [R - C, N, 2, K]: two thirds of the projection; q, k and v of a head stand together."""
+    heads, width = attention.num_attention_heads_per_partition, attention.hidden_size_per_attention_head
     weight, bias = (
         x.unflatten(0, (heads, 3, width))[:, 1:].flatten(0, 2)
         for x in (attention.linear_qkv.weight, attention.linear_qkv.bias)
     )
     rows = copy_to_tensor_model_parallel_region(rows, attention.pg_collection.tp)
-    key, value = functional.linear(rows, weight, bias).unflatten(1, (heads, 2, width)).unbind(2)
-    return key, value
+    return functional.linear(rows, weight, bias).unflatten(1, (heads, 2, width))
 
 
 @dataclass(frozen=True)

@@ -160,18 +160,17 @@ class Encoder(MegatronModule):
         self.tensor_group = groups.tp
         if self.pre_process:
             self.embedding = Embedding(config, model_config, borrowed, groups)
-        table = borrowed.table or Positions(config, model_config.position_scheme, groups.tp)
+        if borrowed.table is None:
+            self.table = Positions(config, model_config.position_scheme, groups.tp)
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
         self.block = TransformerBlock(
             config,
-            block_spec(LOCAL, num_layers, table, model_config.norm_first),
+            block_spec(LOCAL, num_layers, model_config.norm_first),
             pre_process=self.pre_process,
             post_process=self.post_process,
             pg_collection=groups,
             vp_stage=vp_stage,
         )
-        if borrowed.table is None:
-            self.table = table
 
     @property
     def word(self) -> Tensor:
@@ -189,9 +188,22 @@ class Encoder(MegatronModule):
         """
         sequences = self._sequences(micro_batch)
         sequences.judge = judge
-        hidden = self.embedding(tokens, micro_batch.position_ids, sequences) if self.pre_process else None
+        hidden = self._enter(tokens, micro_batch, sequences)
         hidden = self.block(hidden_states=hidden, attention_mask=None, packed_seq_params=sequences)
         return self._whole(hidden) if self.post_process else hidden
+
+    def _enter(self, tokens: Tensor, micro_batch: MicroBatch, sequences: Sequences) -> Tensor:
+        """Hidden states below the first layer; sequences are told what positions add in all layers."""
+        if self.pre_process:
+            hidden = self.embedding(tokens, micro_batch.position_ids, sequences)
+        else:
+            hidden = self.block.input_tensor
+        assert sequences.samples is not None
+        positions = self.borrowed[0].table or self.table
+        hidden, sequences.added = positions(hidden, sequences.samples.longest)
+        if not self.pre_process:
+            self.block.set_input_tensor(hidden)  # the only thing that the block reads there
+        return hidden
 
     def _sequences(self, micro_batch: MicroBatch) -> Sequences:
         sequence_group = self.tensor_group if self.config.sequence_parallel else None
@@ -322,7 +334,7 @@ class MainModel(Encoder):
     def read_masked(self, micro_batch: MicroBatch, num_layers: int) -> Tensor:
         """Hidden states [S, B, H] of the masked ids behind so many layers, all of which are in this chunk."""
         sequences = self._sequences(_with_auxiliary_seed(micro_batch))
-        hidden = self.embedding(micro_batch.masked_tokens, micro_batch.position_ids, sequences)
+        hidden = self._enter(micro_batch.masked_tokens, micro_batch, sequences)
         for layer in self.block.layers[:num_layers]:
             hidden, _ = layer(hidden, packed_seq_params=sequences)
         return self._whole(hidden)

@@ -8,20 +8,33 @@ from typing import Any, NamedTuple
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
+from torch.nn import functional
 
 from fused.layer_norm import RowDropout
 from metro_megatron.model import early_exit
-from metro_megatron.model.attention import CoreAttention
+from metro_megatron.model.attention import Attention, CoreAttention
 from metro_megatron.model.norm import LayerNorm, add_dropped
-from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import LayerSites, Sequences, sites_of_layer
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """megatron-core's; where tensor parallelism does not split it, the bias is a part of the product.
+
+    megatron-core adds it in a pass of its own over the output, or has the MLP do so.
+    """
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """The output, and the bias where it is not yet added."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_)
+        return functional.linear(input_, self.weight, self.bias), None
 
 
 class LayerParts(NamedTuple):
@@ -34,11 +47,11 @@ class LayerParts(NamedTuple):
     norm: type[torch.nn.Module]
     """norm(config, hidden_size, eps); LN(residual + dropout(x + x_bias)), all but x may be absent."""
     core_attention: type[torch.nn.Module]
-    """Attention between the linear layers, given the encoder's Positions."""
+    """Attention between the linear layers, core_attention(qkv, sequences): [T, N, 3, K] to [T, N, K]."""
 
 
-LOCAL = LayerParts(ColumnParallelLinear, RowParallelLinear, LayerNorm, CoreAttention)
-"""megatron-core's own linear layers, our norm and our attention: they run everywhere."""
+LOCAL = LayerParts(ColumnLinear, RowParallelLinear, LayerNorm, CoreAttention)
+"""megatron-core's linear layers, our norm and our attention: they run everywhere."""
 
 
 class _Layer(TransformerLayer):
@@ -66,7 +79,7 @@ class _Layer(TransformerLayer):
         rows = sequences.rows_of_layer(self.layer_number)
         if rows is not None:
             return early_exit.attend(self.self_attention, hidden, sequences, rows)
-        return self.self_attention(hidden, attention_mask=None, packed_seq_params=sequences)
+        return self.self_attention(hidden, sequences)
 
     def residual(self, hidden: Tensor, sequences: Sequences) -> Tensor:
         """Of hidden [S, B, H], what attention's output is added to."""
@@ -108,17 +121,15 @@ class PreNormLayer(_Layer):
         return add_dropped(fed_forward, hidden, bias, self.dropout(sequences, sites.after_mlp))
 
 
-def block_spec(
-    parts: LayerParts, num_layers: int, positions: Positions, norms_first: bool = False
-) -> TransformerBlockSubmodules:
-    """num_layers layers that borrow positions; norms_first: pre-LN and a final norm on the last stage."""
-    core_attention: Any = ModuleSpec(module=parts.core_attention, params={"positions": positions})
+def block_spec(parts: LayerParts, num_layers: int, norms_first: bool = False) -> TransformerBlockSubmodules:
+    """num_layers layers; norms_first: pre-LN and a final norm on the last stage."""
+    core_attention: Any = parts.core_attention
     attention = SelfAttentionSubmodules(linear_qkv=parts.column, core_attention=core_attention, linear_proj=parts.row)
     layer = ModuleSpec(
         module=PreNormLayer if norms_first else PostNormLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=Attention,
                 params={"attn_mask_type": AttnMaskType.padding},
                 submodules=attention,
             ),

@@ -4,6 +4,8 @@ Legend: S positions of the longest sample, L of this micro batch's, H hidden, D 
 N heads of this rank, K head dimension.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, set_tensor_model_parallel_attributes
@@ -19,12 +21,42 @@ from metro_megatron.config.schema import ModelConfig
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel, without_sequence_parallel
 
 
-class Positions(MegatronModule):
-    """The parameters of one encoder's position scheme, split over heads; borrowed by all of its layers.
+class Added(NamedTuple):
+    """What attention adds to its scores, the same in all layers of an encoder."""
 
-    Layers ask anew each time, so that what they add hangs on parameters alone: a layer that is recomputed runs its
-    backward pass by itself, and a graph shared with other layers would be gone.
+    bias: CompactBias | None
+    """None where the scheme has no relative biases."""
+    term: Tensor | None
+    """[N, L, L] of absolute positions, None where the scheme has none."""
+
+
+class _Base(torch.autograd.Function):
+    """Hands hidden states on to the layers; in backward, when all of these are through, takes what they found.
+
+    Layers read copies, leaves whose gradients add up in `.grad`: a layer that is recomputed runs its backward pass by
+    itself, and the graph of the originals would be gone after the first one. So torch.autograd.grad, which writes no
+    `.grad`, cannot be used, as it cannot with megatron-core's recomputation.
     """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, copies: list[Tensor | None], *originals: Tensor | None
+    ) -> Tensor:
+        ctx.copies = copies
+        return hidden
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        found = [None if copy is None else copy.grad for copy in ctx.copies]
+        for copy, one in zip(ctx.copies, found, strict=True):
+            if copy is not None:
+                assert one is not None, "gradients of positions need backward(), not torch.autograd.grad()"
+                copy.grad = None  # for whoever runs backward again
+        return gradient, None, *found
+
+
+class Positions(MegatronModule):
+    """The parameters of one encoder's position scheme, split over heads."""
 
     def __init__(self, config: TransformerConfig, scheme: PositionScheme, tensor_group: ProcessGroup):
         super().__init__(config=config)
@@ -40,12 +72,25 @@ class Positions(MegatronModule):
         if scheme.is_untied:
             self.untied = UntiedTerm(config, scheme, tensor_group)
 
+    def forward(self, hidden: Tensor, length: int) -> tuple[Tensor, Added]:
+        """Hidden states [S, B, H] on their way into the layers, and what these add for samples of up to `length`.
+
+        Made once for all layers. Their gradients come back with that of the hidden states.
+        """
+        distances, cls = self.bias() or (None, None)
+        originals = (distances, cls, self.term(length))
+        copies = [None if one is None else one.detach().contiguous().requires_grad_() for one in originals]
+        hidden = _Base.apply(hidden, copies, *originals)
+        distances, cls, term = copies
+        return hidden, Added(None if distances is None else CompactBias(distances, cls), term)
+
     def bias(self) -> CompactBias | None:
-        """The relative biases, None where the scheme has none."""
+        """The relative biases, at least in FP32, in which layers' gradients add up; None where the scheme has none."""
         if self.scheme.buckets is None:
             return None
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
         # A product, not a gather, whose gradient would be sorted or summed in no fixed order.
-        compact = (self.row_of.to(self.weight.dtype) @ self.weight).t()
+        compact = (self.row_of.to(dtype) @ self.weight.to(dtype)).t()
         if not self.scheme.resets_cls:
             return CompactBias(compact, None)
         return CompactBias(compact[:, :-2], compact[:, -2:])

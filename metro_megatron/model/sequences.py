@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup
 from fused.attention import Dropout, Samples, packed_samples, padded_samples
 from fused.layer_norm import RowDropout
 from metro_megatron.data.batch import MicroBatch
+from metro_megatron.model.position import Added
 
 if TYPE_CHECKING:
     from metro_megatron.model.early_exit import ActiveRows
@@ -71,6 +72,8 @@ class Sequences(PackedSeqParams):
     samples: Samples | None = None
     dropout: DropoutKeys | None = None
     """None where nothing is dropped."""
+    added: Added = Added(None, None)
+    """To the scores of every layer, by the encoder's positions."""
     judge: Callable[[str, Tensor, Sequences], Tensor] | None = None
     """What a head on a middle layer asks for its loss: name, hidden states [S, B, H], and this."""
     active: dict[int, ActiveRows] = field(default_factory=dict)

@@ -62,22 +62,16 @@ def one_step() -> dict[str, Any]:
             batch.micro_batches, batch, MetricSums(trainer.layout, trainer.parts.all_terms)
         )
     found: dict[str, Any] = {"gradients": main_gradients(trainer), "sampled": [one.sampled for one in proposals]}
-    parameters = {
-        f"{prefix}.{name}": parameter
-        for prefix, module in trainer.pair.named()
-        for name, parameter in module.named_parameters()
-    }
-    found["expected"] = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    found["scores"], found["targets"] = [], []
+    trainer.homes.begin_step()  # forgets these gradients
+    found["scores"] = []
     for micro_batch in batch.micro_batches:
         logits, targets = proposal_logits(trainer, micro_batch), micro_batch.masked_targets
-        loss = functional.cross_entropy(logits, targets, reduction="sum") / batch.num_masked
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            found["expected"][name] += 0 if gradient is None else gradient
+        with trainer.homes.corrupting():
+            (functional.cross_entropy(logits, targets, reduction="sum") / batch.num_masked).backward()
         scores = logits.detach() + gumbel_noise(micro_batch.noise_keys, torch.arange(VOCAB_SIZE).int())
         scores[:, :NUM_SPECIALS] = -torch.inf
         found["scores"].append(scores.argmax(1))
+    found["expected"] = main_gradients(trainer)
     trainer.close()
     return found
 

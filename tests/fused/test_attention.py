@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused.attention import CompactBias, Dropout, attention, packed_samples, padded_samples
+from fused.attention import CompactBias, Dropout, attention, attention_qkvpacked, packed_samples, padded_samples
 from fused.attention import launches as attention_launches
 from fused.attention.launches import Tile
 from fused.attention.operator import attention_forward
@@ -227,6 +227,30 @@ def test_strided_inputs_and_repeated_runs_are_equal():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_packed_inputs_get_one_gradient():
+    samples, parts = packed((9, 12)), make(21, 12)
+    separate = run(attention, parts, samples, dropping(samples))
+    qkv = torch.stack(parts[:3], dim=2).requires_grad_()
+    bias = [part.requires_grad_() for part in parts[3:]]
+    out = attention_qkvpacked(qkv, CompactBias(*bias), samples, dropping(samples))
+    weight = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(1)) / 8
+    grad_qkv, *others = torch.autograd.grad((out.double() * weight).sum(), (qkv, *bias))
+    for one, two in zip(separate, (out, *grad_qkv.unbind(2), *others), strict=True):
+        assert torch.equal(one, two)
+    with reference_only():
+        assert_close(attention_qkvpacked(qkv, CompactBias(*bias), samples, dropping(samples)), out, torch.float32)
+
+
+def test_memory_that_no_kernel_wrote_is_not_read():
+    """Samples of many lengths leave gaps in everything that is not filled with zeros: here with NaN."""
+    samples, parts = packed(LENGTHS), make(60, 33, term=True)
+    torch.use_deterministic_algorithms(True)  # has torch fill new memory
+    try:
+        agree(parts, samples, dropping(samples))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def dropped(samples, dropout, tokens):
     """Where probabilities are 0, [n, N, L, L]: the kernel's output for values that are rows of the identity."""
     q, _, v, *bias = make(tokens, samples.longest, reach=2, heads=2)
@@ -366,6 +390,12 @@ def test_bad_input_is_named(change, message):
     given = {"q": q, "k": k, "v": v, "bias": CompactBias(*bias), "samples": packed((6,))}
     with pytest.raises(ValueError, match=message):
         attention(**{**given, **change()})
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 32), (6, 2, 4, 32)])
+def test_bad_packed_input_is_named(shape):
+    with pytest.raises(ValueError, match="qkv is .* it must be"):
+        attention_qkvpacked(torch.zeros(shape), None, packed((6,)))
 
 
 def test_head_dimensions_of_the_kernels_are_named():

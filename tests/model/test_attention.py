@@ -53,6 +53,15 @@ def wanted(scheme: PositionScheme, positions: Positions, q: Tensor, k: Tensor, v
     return torch.einsum("nij,jnc->inc", scores.softmax(-1), v)
 
 
+def of_all(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Gradients of a sum over out."""
+    out.sin().sum().backward(retain_graph=True)
+    found = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
+    for leaf in leaves:
+        leaf.grad = None
+    return found
+
+
 def run_schemes() -> dict[str, list[tuple[Tensor, Tensor]]]:
     """On a lone rank: (got, wanted) outputs and gradients for every scheme, packed and padded."""
     layout = Layout.create(CONFIG.parallel, torch.device("cpu"))
@@ -62,22 +71,21 @@ def run_schemes() -> dict[str, list[tuple[Tensor, Tensor]]]:
         positions = Positions(config, scheme, layout.tensor).double()
         for parameter in positions.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        slot = CoreAttention(config, positions, layer_number=2, pg_collection=layout.stage_groups, attn_mask_type=None)
+        slot = CoreAttention(config, layer_number=2, pg_collection=layout.stage_groups, attn_mask_type=None)
         assert list(slot.parameters()) == []
-        qkv = torch.randn(3, sum(LENGTHS), 4, 16, generator=generator, dtype=torch.float64).requires_grad_()
-        own = list(positions.parameters())
-        samples = [wanted(scheme, positions, *part) for part in qkv.split(LENGTHS, 1)]
+        qkv = torch.randn(sum(LENGTHS), 4, 3, 16, generator=generator, dtype=torch.float64).requires_grad_()
+        samples = [wanted(scheme, positions, *part.unbind(2)) for part in qkv.split(LENGTHS)]
+        entering, added = positions(qkv, max(LENGTHS))
         ends = torch.tensor([0, *LENGTHS]).cumsum(0)
-        packed = Sequences(qkv_format="thd", samples=packed_samples(ends, max(LENGTHS)))
-        out = slot(*qkv, attention_mask=None, packed_seq_params=packed)
-        pairs = [(out, torch.cat(samples))]
-        padded = Sequences(qkv_format="sbhd", samples=padded_samples(torch.tensor(LENGTHS), max(LENGTHS)))
-        rows = [torch.nn.utils.rnn.pad_sequence(part.split(LENGTHS)) for part in qkv]  # [S, B, N, K]
-        out_padded = slot(*rows, attention_mask=None, packed_seq_params=padded)
-        pairs.append((out_padded, torch.nn.utils.rnn.pad_sequence(samples).flatten(2)))
-        is_real = torch.arange(max(LENGTHS))[:, None] < torch.tensor(LENGTHS)
-        pairs[1] = (pairs[1][0][is_real], pairs[1][1][is_real])
-        gradients = [torch.autograd.grad(x.sin().sum(), [qkv, *own], retain_graph=True) for x in pairs[0]]
+        packed = Sequences(qkv_format="thd", samples=packed_samples(ends, max(LENGTHS)), added=added)
+        pairs = [(slot(entering, packed), torch.cat(samples))]
+        gradients = [of_all(x, [qkv, *positions.parameters()]) for x in pairs[0]]
+        lengths = torch.tensor(LENGTHS)
+        padded = Sequences(qkv_format="sbhd", samples=padded_samples(lengths, max(LENGTHS)), added=added)
+        rows = torch.nn.utils.rnn.pad_sequence(qkv.split(LENGTHS))  # [S, B, N, 3, K]
+        out = slot(rows.flatten(0, 1), padded).view(*rows.shape[:3], -1)
+        is_real = torch.arange(max(LENGTHS))[:, None] < lengths
+        pairs.append((out[is_real], torch.nn.utils.rnn.pad_sequence(samples)[is_real]))
         pairs += list(zip(*gradients, strict=True))
         found[name] = [(one.detach(), other.detach()) for one, other in pairs]
     layout.destroy()

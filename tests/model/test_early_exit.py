@@ -106,8 +106,8 @@ def counted() -> tuple[list[float], list[float]]:
     layout.destroy()
     scheme, rows = config.model.position_scheme, micro_batch.tokens.numel()
     squares = rows * micro_batch.tokens.size(1)  # on the CPU attention multiplies padding too
-    # The layers' biases and the head behind the last one are not part of the prediction.
-    table = 2 * (2 * scheme.reach + 3) * scheme.num_rows * config.model.num_attention_heads * config.model.num_layers
+    # The biases and the head behind the last layer are not part of the prediction.
+    table = 2 * (2 * scheme.reach + 3) * scheme.num_rows * config.model.num_attention_heads
     beside = 2 * table + 3 * 2 * config.model.hidden_size * rows
     predicted = [3 * main_flops(config.model, exits, rows, squares) + beside for exits in (None, EXITS)]
     return counts, predicted

@@ -75,7 +75,7 @@ def build(
     parallel = replace(CONFIG.parallel, recompute="full" if recompute else "none")
     config = mcore.main_config(replace(CONFIG, parallel=parallel), layout.device)
     positions = Positions(config, scheme, layout.tensor)
-    spec = block_spec(parts, MODEL.num_layers, positions, norms_first)
+    spec = block_spec(parts, MODEL.num_layers, norms_first)
     block = TransformerBlock(config, spec, pg_collection=layout.stage_groups)
     for module in (block, positions):
         module.double()
@@ -120,6 +120,7 @@ def of_block(block: TransformerBlock, positions: Positions, given: Sequences | N
     given = given or sequences()
 
     def run(hidden: Tensor) -> Tensor:
+        hidden, given.added = positions(hidden, LONGEST)
         return block(hidden_states=hidden, attention_mask=None, packed_seq_params=given)
 
     return show(run, parameters, times)
