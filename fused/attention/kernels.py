@@ -21,7 +21,7 @@ LOG2E = tl.constexpr(1.4426950408889634)  # 1 / log(2)
 
 UNALIGNED = ("Begin", "Length", "Seed", "Keys", "stride")
 """Arguments of which no kernel has a variant for those that 16 divides: it would be compiled in the middle of a run,
-and reads no faster. term_len keeps its variant, without which the term's spill: give all batches one S."""
+and reads no faster. term_len keeps its variant, without which the term's spill: give sides that 16 divides."""
 
 
 @jit
@@ -297,7 +297,7 @@ def key_kernel(
         _store_tile(GradV, grad_v * keep_scale, begin, stride, cols, length, head, heads * 3 * K, 3 * K, K)
 
 
-@jit
+@jit(do_not_specialize=["samples", "tiles"], do_not_specialize_on_alignment=UNALIGNED)
 def bias_kernel(
     Diagonals, ClsSums,  # query_kernel's
     Length,

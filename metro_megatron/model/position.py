@@ -73,12 +73,14 @@ class Positions(MegatronModule):
             self.untied = UntiedTerm(config, scheme, tensor_group)
 
     def forward(self, hidden: Tensor, length: int) -> tuple[Tensor, Added]:
-        """Hidden states [S, B, H] on their way into the layers, and what these add for samples of up to `length`.
+        """Hidden states [S, B, H] on their way into the layers, and what these add for samples of up to `length` or more.
 
         Made once for all layers. Their gradients come back with that of the hidden states.
         """
         distances, cls = self.bias() or (None, None)
-        originals = (distances, cls, self.term(length))
+        # Attention's kernels are compiled anew for a term whose side 16 does not divide.
+        side = min(-(-length // 16) * 16, self.scheme.positions)
+        originals = (distances, cls, self.term(side))
         copies = [None if one is None else one.detach().contiguous().requires_grad_() for one in originals]
         hidden = _Base.apply(hidden, copies, *originals)
         distances, cls, term = copies

@@ -18,5 +18,5 @@ def test_one_variant_of_a_kernel_serves_every_micro_batch():
     )
     assert done.returncode == 0, done.stderr
     variants = {name: int(count) for name, count in (line.split() for line in done.stdout.splitlines())}
-    assert len(variants) == 12
+    assert len(variants) == 13
     assert variants == dict.fromkeys(variants, 1) | TWO
