@@ -52,7 +52,7 @@ class Step:
         self._set_training(True)
         # The operators take seeds as signed numbers and add up to 3 per layer: two bits less leave room for both.
         seed = int(hash64(self.config.train.seed, Purpose.DROPOUT, batch.step)) >> 2
-        dropout_seed = torch.tensor([seed], device=self.layout.device)
+        dropout_seed = torch.full((1,), seed, device=self.layout.device)
         micro_batches = [
             replace(micro_batch.to(self.layout.device), dropout_seed=dropout_seed)
             for micro_batch in batch.micro_batches
