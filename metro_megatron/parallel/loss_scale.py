@@ -16,6 +16,10 @@ class LossScale(DynamicGradScaler):
     and by growth_factor after growth_interval steps in a row without one, after which hysteresis counts anew.
     """
 
+    _scale: Tensor
+    _growth_tracker: Tensor
+    _hysteresis_tracker: Tensor
+
     @classmethod
     def like(cls, plain: DynamicGradScaler) -> LossScale:
         """With the options of another, which has not been used yet."""
@@ -24,7 +28,7 @@ class LossScale(DynamicGradScaler):
             growth_interval=plain.growth_interval,
             hysteresis=plain.hysteresis,
         )
-        scale._set_trackers(scale._growth_tracker, scale._hysteresis_tracker)
+        scale._fill_trackers()
         return scale
 
     def update(self, found_inf: Tensor) -> None:  # type: ignore[override]
@@ -46,9 +50,11 @@ class LossScale(DynamicGradScaler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._set_trackers(self._growth_tracker, self._hysteresis_tracker)
+        self._fill_trackers()
 
-    def _set_trackers(self, growth: int, hysteresis: int) -> None:
+    def _fill_trackers(self) -> None:
+        """Tensors of the numbers that megatron-core has put there."""
         self._growth_tracker, self._hysteresis_tracker = (
-            torch.full_like(self._scale, number, dtype=torch.int32) for number in (growth, hysteresis)
+            torch.full_like(self._scale, int(number), dtype=torch.int32)
+            for number in (self._growth_tracker, self._hysteresis_tracker)
         )
