@@ -120,6 +120,16 @@ def test_other_models_equal_one_process_too() -> None:
         assert_same(record, reference, name)
 
 
+@pytest.mark.long
+def test_interleaved_stages_with_two_neighbours_equal_one_process() -> None:
+    """Their exchanges run beside the computation; previous and next stage are two ranks only from four stages on."""
+    deep = {"num_layers": 8, "hidden_dropout": 0.1, "attention_dropout": 0.1}
+    stages = {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2}
+    reference = run_ranks(train_in_layouts, 1, [small_config(model=deep)])[0][0]
+    record = run_ranks(train_in_layouts, 4, [small_config(model=deep, parallel=stages)])[0][0]
+    assert_same(record, reference, "pp 4, vpp 2")
+
+
 @pytest.mark.parametrize(
     "parallel",
     [
