@@ -162,7 +162,7 @@ class Arm:
         """One step."""
         from metro_megatron.train.metrics import MetricSums
 
-        update = self.step.train(batch, MetricSums(self.layout, self.parts.all_terms))
+        update = self.step.train(batch, MetricSums(self.layout, self.parts.all_terms)).read()
         if update.is_skipped:
             raise RuntimeError(f"step {batch.step} had gradients that are not finite (norm {update.grad_norm})")
 

@@ -221,7 +221,7 @@ class StepBench:
         begin = time.perf_counter()
         batch = next(batches)
         totals.waited += time.perf_counter() - begin
-        update = trainer.step.train(batch, metrics)
+        update = trainer.step.train(batch, metrics).read()
         self._synchronize()
         totals.seconds.append(time.perf_counter() - begin)
         if update.is_skipped:

@@ -6,10 +6,11 @@ import signal
 from multiprocessing import resource_tracker
 
 import torch
+from megatron.core import optimizer as mcore_optimizer
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer import distrib_optimizer, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -53,9 +54,9 @@ def _transformer_config(
     model, dtype = config.model, DTYPES[config.train.precision]
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
     recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    # With two stages "previous" and "next" are one peer, and batched sends of the interleaved schedule
-    # pair up crosswise: wrong gradients without an error.
-    unbatched = parallel.is_interleaved and pp == 2
+    # The interleaved schedule's exchanges run beside its computation, one by one. Batched ones could not, and with two
+    # stages, where "previous" and "next" are one peer, would pair up crosswise: wrong gradients without an error.
+    unbatched = parallel.is_interleaved
     return TransformerConfig(
         num_layers=sizes.num_layers,
         hidden_size=sizes.hidden_size,
@@ -83,6 +84,7 @@ def _transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=unbatched,
         batch_p2p_comm=not unbatched,
+        batch_p2p_sync=False,  # would wait for the whole device after every exchange, for torch before 2.0
         **(recompute if parallel.recompute == "full" else {}),  # type: ignore[arg-type]
     )
 
@@ -125,7 +127,14 @@ def wrap(
 def distributed_optimizer(
     ddps: list[DistributedDataParallel], options: OptimizerConfig, precision: str, groups: ProcessGroupCollection
 ) -> DistributedOptimizer:
-    """Adam of one home with its state sharded over the home's replicas (ZeRO-1)."""
+    """Adam of one home with its state sharded over the home's replicas (ZeRO-1).
+
+    It is torch's, whatever is installed, in its fused form: one pass that also divides gradients and skips an update
+    (parallel/optim.py), so that results and checkpoints do not depend on the machine's libraries.
+    """
+    # megatron-core prefers Transformer Engine's or Apex's, and asks these where it builds and where it saves.
+    mcore_optimizer.USING_PYTORCH_OPTIMIZER = True
+    distrib_optimizer.HAVE_APEX_OR_TE = False
     config = McoreOptimizerConfig(
         optimizer="adam",
         lr=options.lr,
@@ -151,7 +160,18 @@ def distributed_optimizer(
         pg_collection=groups,
     )
     (optimizer,) = chained.chained_optimizers
+    fuse(optimizer.optimizer)
     return optimizer
+
+
+def fuse(adam: torch.optim.AdamW) -> None:
+    """Have torch's Adam use its fused kernel, which counts steps beside the parameters."""
+    for group in adam.param_groups:
+        group["fused"] = True
+        for parameter in group["params"]:
+            if parameter in adam.state:
+                state = adam.state[parameter]
+                state["step"] = state["step"].to(parameter.device, torch.float32, copy=True)
 
 
 def start_checkpoint_writer() -> None:

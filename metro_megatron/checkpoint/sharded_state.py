@@ -1,8 +1,7 @@
 """The state of a run as megatron-core's sharded tensors, free of the layout that wrote it.
 
-megatron-core 0.16's `fully_reshardable` format needs help in five places when the optimizer is torch's Adam
-(Transformer Engine's and Apex's keep their step elsewhere and pass through unchanged):
-1. after loading, all parameters share one `step` tensor, to which Adam would add once per parameter;
+megatron-core 0.16's `fully_reshardable` format needs help in five places when the optimizer is torch's Adam:
+1. after loading, all parameters share one `step` tensor on the host, to which Adam would add once per parameter;
 2. padded bucket ends are cut off the joined buckets but not off the positions used to slice them;
 3. replica ids must come from the home's own replicas;
 4. moments must exist before a state can be described;
@@ -19,6 +18,7 @@ import torch
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from metro_megatron import mcore
 from metro_megatron.model.encoder import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
@@ -67,21 +67,17 @@ def load_state(pair: Pair, optimizer: Optimizer, state: dict[str, Any]) -> None:
         _keep_own_step(one)
     optimizer.chained.load_state_dict(state["optimizer"])
     for one in distributed:
-        for moments in one.optimizer.state.values():
-            if "step" in moments:
-                moments["step"] = moments["step"].clone()
+        mcore.fuse(one.optimizer)  # an older checkpoint may say otherwise
 
 
 def _create_moments(optimizer: DistributedOptimizer) -> None:
     """Adam creates its moments in the first step; a state saved or loaded before that needs them too."""
     adam = optimizer.optimizer
-    if not isinstance(adam, torch.optim.Optimizer) or type(adam).__module__.split(".")[0] != "torch":
-        return
     for group in adam.param_groups:
         for parameter in group["params"]:
             if not adam.state[parameter]:
                 adam.state[parameter] = {
-                    "step": torch.zeros(()),
+                    "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
@@ -94,7 +90,7 @@ def _keep_own_step(optimizer: DistributedOptimizer) -> None:
     def load(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
         group, index = optimizer.model_param_group_index_map[model_param]
         own = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][index]]
-        plain(optimizer, model_param, {**tensors, **({"step": own["step"]} if "step" in own else {})})
+        plain(optimizer, model_param, {**tensors, "step": own["step"]})
 
     optimizer._set_main_param_and_optimizer_states = load
 

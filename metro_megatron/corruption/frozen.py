@@ -50,9 +50,8 @@ class PaddedSamples(NamedTuple):
         else:
             begins = torch.arange(rows, device=lengths.device) * length
             sample, position = row, column
-        is_sample = lengths > 0
-        number = is_sample.cumsum(0) - 1
-        begins, lengths = begins[is_sample], lengths[is_sample]
+        number = (lengths > 0).cumsum(0) - 1
+        begins, lengths = begins[micro_batch.sample_index], lengths[micro_batch.sample_index]
         offset = torch.arange(micro_batch.max_seqlen, device=lengths.device)
         is_real = offset < lengths[:, None]
         cells = (begins[:, None] + offset).clamp(max=rows * length - 1)

@@ -50,6 +50,8 @@ class MicroBatch:
     """Whether the one row holds all samples."""
     max_seqlen: int
     """The largest of sample_lengths, known on the host."""
+    num_samples: int
+    """How many of sample_lengths are not 0, known on the host."""
     dropout_seed: Tensor | None = None
     """int64 [1] of the step; None where nothing is dropped."""
     crop_keys: Tensor | None = None
@@ -77,11 +79,16 @@ class MicroBatch:
 
     @property
     def first_index(self) -> Tensor:
-        """int64 [n] index of each sample's first token, <s>, in hidden_states.flatten(0, 1), as masked_index."""
-        is_sample = self.sample_lengths > 0
+        """int64 [num_samples] index of each sample's first token, <s>, in hidden_states.flatten(0, 1)."""
         if self.is_packed:
-            return self.cu_seqlens[:-1].long()[is_sample]  # one row: the index is the position
-        return torch.arange(len(self.tokens), device=self.tokens.device)[is_sample]  # position 0 of every row
+            return self.cu_seqlens[:-1].long()[self.sample_index]  # one row: the index is the position
+        return self.sample_index  # position 0 of every row
+
+    @property
+    def sample_index(self) -> Tensor:
+        """int64 [num_samples] which of sample_lengths are not 0, ascending."""
+        # A mask as index would wait for the device to count it.
+        return (self.sample_lengths == 0).to(torch.uint8).argsort(stable=True)[: self.num_samples]
 
     @property
     def is_masked(self) -> Tensor:
@@ -207,6 +214,7 @@ class MicroBatchBuilder:
             sample_ids=torch.from_numpy(np.insert(own.sample, before, -1)),
             is_packed=self.is_packed,
             max_seqlen=int(sample_lengths.max()),
+            num_samples=len(own),
             crop_keys=torch.from_numpy(np.insert(self.masking.crop_keys(own), before, 0)),
             sample_places=torch.from_numpy(np.insert(places, before, -1)),
             replacements=None if replacements is None else torch.from_numpy(replacements),

@@ -111,5 +111,6 @@ def side_by_side(first: View, second: View) -> View:
         sample_lengths=torch.cat([one.sample_lengths, other.sample_lengths]),
         sample_ids=torch.cat([one.sample_ids, -2 - other.sample_ids]),
         max_seqlen=max(one.max_seqlen, other.max_seqlen),
+        num_samples=one.num_samples + other.num_samples,
     )
     return replace(first, tokens=join(first.tokens, second.tokens), micro_batch=joined)

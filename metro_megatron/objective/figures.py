@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Panel, Sums, Term
+from metro_megatron.objective.term import Panel, Sums, Term, known_count
 
 Number = TypeVar("Number", float, Tensor)
 COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1}
@@ -22,9 +21,9 @@ def counts(view: View) -> Sums:
     """COUNTS of a micro batch."""
     is_real = view.micro_batch.is_real
     return {
-        "num_masked": torch.tensor(float(view.micro_batch.masked_index.numel()), device=is_real.device),
+        "num_masked": known_count(view.micro_batch.masked_index.numel(), is_real.device),
         "num_tokens": is_real.sum(),
-        "num_places": torch.tensor(float(is_real.numel()), device=is_real.device),
+        "num_places": known_count(is_real.numel(), is_real.device),
         "replaced": (view.is_replaced & is_real).sum(),
     }
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View, crop
-from metro_megatron.objective.term import Panel, Sums, Term
+from metro_megatron.objective.term import Panel, Sums, Term, known_count
 from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class SequenceContrast(Term):
         states = reading.heads[self.name]
         group = layout.data if self.config.objective.scl_negatives == "all_ranks" else layout.solo
         loss, correct = contrast(states, self.config.objective.scl_temperature, group)
-        anchors = torch.tensor(float(len(states)), device=states.device)
+        anchors = known_count(len(states), states.device)
         return loss, {"scl_loss": loss.detach(), "scl_correct": correct, "scl_anchors": anchors}
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -99,7 +99,7 @@ def gather_rows(own: Tensor, group: ProcessGroup) -> tuple[Tensor, int]:
     """The rows of all ranks [2 N, H], in their order, and where this rank's begin. Gradients are exact sums."""
     if group.size() == 1:
         return own, 0
-    counts = torch.tensor([len(own)], device=own.device)
+    counts = torch.full((1,), len(own), device=own.device)
     everyone = counts.new_empty(group.size())
     dist.all_gather_into_tensor(everyone, counts, group=group)
     sizes = everyone.tolist()

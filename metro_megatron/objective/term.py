@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from metro_megatron.config.schema import Config
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 Sums = dict[str, Tensor]
 """Numbers, or histograms, that add up over micro batches, ranks and steps."""
+
+
+def known_count(number: int, device: torch.device) -> Tensor:
+    """A sum that the host knows. It is filled in on the device: a copy from the host would wait for it."""
+    return torch.full((), number, device=device)
 
 
 @dataclass(frozen=True)

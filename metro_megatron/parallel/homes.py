@@ -109,6 +109,12 @@ class Homes:
         _finish_gradients(self.shared.values(), self.shared[self.both_phases].config, self.layout)
         _finish_gradients(self.stage, self.stage[0].config, self.layout)
 
+    def end_step(self) -> None:
+        """Every rank has updated its shards: give them to the others, which with overlap the next step does."""
+        if not self.overlap:
+            for ddp in self.all:
+                ddp.start_param_sync()
+
     def fetch_parameters(self) -> None:
         """Complete every rank's copy of the parameters: before evaluation, checkpoints and export.
 

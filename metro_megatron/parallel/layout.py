@@ -60,7 +60,8 @@ class Layout:
         world_size, tp = dist.get_world_size(), config.tensor_model_parallel_size
         # Tensor parallelism varies fastest in megatron-core's order of ranks.
         replica = _own_group([range(first, world_size, tp) for first in range(tp)])
-        solo = _own_group([range(rank, rank + 1) for rank in range(world_size)])
+        # Nobody else has to know of it; in turns, each of some hundred ranks would wait for all others.
+        solo = dist.new_group([dist.get_rank()], use_local_synchronization=True)
         # megatron-core wants its tracker of generators seeded; nothing of ours draws from one.
         tensor_parallel.model_parallel_cuda_manual_seed(1)
         return cls(

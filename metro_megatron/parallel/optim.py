@@ -1,18 +1,23 @@
-"""One Adam over both homes: schedule, loss scale, one clipping norm, and what to do about bad gradients."""
+"""One Adam over both homes: schedule, loss scale, one clipping norm, and what to do about bad gradients.
+
+The host decides none of it. Norm, clipping, and whether to update at all are numbers on the device that the update
+itself reads, so that the next step is launched while this one runs; what happened is read afterwards.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
+import torch.distributed as dist
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
+from torch import Tensor
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config, OptimizerConfig
 from metro_megatron.parallel.homes import Homes
+from metro_megatron.parallel.loss_scale import LossScale
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,26 @@ class Update:
     stage_grad_norm: float
     loss_scale: float
     is_skipped: bool
+    stops: bool
+    """Whether any rank had been asked to stop."""
+
+
+class PendingUpdate:
+    """An update whose figures are still on their way to the host."""
+
+    def __init__(self, learning_rate: float, figures: Tensor):
+        """figures [6] FP64: the numbers of an Update behind its rate."""
+        self.learning_rate = learning_rate
+        # From a GPU this fills page-locked memory once the device gets there.
+        self.figures = figures.to("cpu", non_blocking=True)
+        self.is_there = torch.cuda.Event()
+        self.is_there.record()
+
+    def read(self) -> Update:
+        """Wait for the step, as far as it has not been done."""
+        self.is_there.synchronize()
+        total, shared, stage, scale, is_skipped, stops = self.figures.tolist()
+        return Update(self.learning_rate, total, shared, stage, scale, bool(is_skipped), bool(stops))
 
 
 def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
@@ -39,72 +64,76 @@ class Optimizer:
     def __init__(self, config: Config, homes: Homes):
         self.options = config.optimizer
         self.train_steps = config.train.train_steps
-        precision = config.train.precision
-        layout = homes.layout
+        self.homes = homes
+        precision, layout = config.train.precision, homes.layout
         self.shared = mcore.distributed_optimizer(
             list(homes.shared.values()), self.options, precision, layout.shared_groups
         )
         self.stage = mcore.distributed_optimizer(homes.stage, self.options, precision, layout.stage_groups)
-        self.chained = ChainedOptimizer([self.shared, self.stage])
-        self.scaler = _SharedScaler.adopt(self.chained) if precision == "fp16" else None
+        self.both = (self.shared, self.stage)
+        self.chained = ChainedOptimizer(list(self.both))
+        self.loss_scale: LossScale | None = None
+        if precision == "fp16":
+            # megatron-core gives each home its own, which would drift apart when only one overflows.
+            self.loss_scale = LossScale.like(self.shared.grad_scaler)
+            self.shared.grad_scaler = self.stage.grad_scaler = self.loss_scale
         homes.stage[0].config.grad_scale_func = self.scale_loss  # the schedule's; phase 1 calls it itself
 
-    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+    def scale_loss(self, loss: Tensor) -> Tensor:
         """The loss times fp16's loss scale; the loss itself in other precisions."""
-        return loss if self.scaler is None else loss * self.chained.get_loss_scale()
+        return loss if self.loss_scale is None else loss * self.loss_scale.scale
 
     @torch.no_grad()
-    def step(self, step: int) -> Update:
+    def step(self, step: int, stops: bool = False) -> PendingUpdate:
         """Clip by the norm over both homes and update; skip when a gradient is not finite.
 
-        A skipped step leaves parameters and moments as they are.
+        A skipped step leaves parameters and moments as they are. stops: whether this rank has been asked to, which
+        every rank learns from the update. A collective call.
         """
         rate = learning_rate(step, self.options, self.train_steps)
         for group in self.chained.param_groups:
             group["lr"] = rate
             # megatron-core marks what is decayed and leaves the product to a scheduler that we do not use.
             group["weight_decay"] = self.options.weight_decay * group["wd_mult"]
-        # Before prepare_grads, which may lower it for the next step.
-        scale = float(self.chained.get_loss_scale())
-        has_overflow = self.chained.prepare_grads()
-        if self.scaler is not None:
-            self.scaler.commit(has_overflow)
+        for one in self.both:
+            one._copy_model_grads_to_main_grads()
+        scale = self.chained.get_loss_scale().double().squeeze()
         # The homes share no parameter, so that their squares add up.
-        norms = [_norm(optimizer) for optimizer in (self.shared, self.stage)]
-        total = math.hypot(*norms)
-        is_skipped = has_overflow or not math.isfinite(total)
-        if not is_skipped:
-            if self.options.clip_grad > 0.0:
-                for optimizer in (self.shared, self.stage):
-                    parameters = optimizer.get_parameters()
-                    if parameters:
-                        clip_grad_by_total_norm_fp32(parameters, self.options.clip_grad, total)
-            self.chained.step_with_ready_grads()
-        return Update(rate, total, norms[0], norms[1], scale, is_skipped)
+        squares = [_sum_of_squares(one, scale) for one in self.both]
+        sums = torch.stack([*squares, torch.full_like(scale, stops)])
+        dist.all_reduce(sums, group=self.homes.layout.world)
+        norms = torch.cat([sums[:2].sum(0, keepdim=True), sums[:2]]).sqrt() / scale
+        is_skipped = ~norms[0].isfinite()
+        factor = torch.ones_like(scale)
+        if self.options.clip_grad > 0.0:
+            factor = (self.options.clip_grad / (norms[0] + 1e-6)).clamp(max=1.0)
+        self._update(is_skipped.float(), (scale / factor).float())
+        if self.loss_scale is not None:
+            self.loss_scale.update(is_skipped)
+        return PendingUpdate(rate, torch.cat([norms, torch.stack([scale, is_skipped, sums[2]])]))
+
+    def _update(self, is_skipped: Tensor, divisor: Tensor) -> None:
+        """Adam, from gradients over `divisor`, unless is_skipped is 1; then every rank gets what changed."""
+        for one in self.both:
+            adam = one.optimizer
+            # What torch's fused kernel reads for torch.amp, too: it divides, or does nothing, on the way.
+            adam.grad_scale, adam.found_inf = divisor, is_skipped
+            adam.step()
+            masters, weights = (
+                [shard for group in groups for shard in group]
+                for groups in (one.shard_fp32_from_float16_groups, one.shard_float16_groups)
+            )
+            if masters:  # in fp32 the weights themselves are updated
+                torch._foreach_copy_(weights, masters)
+        self.homes.end_step()
 
 
-def _norm(optimizer) -> float:
-    """L2 norm of one home's gradients, each parameter counted once over all ranks."""
-    grads = optimizer.get_main_grads_for_grad_norm()
-    norm = get_grad_norm_fp32(grads, grad_stats_parallel_group=optimizer.get_grad_stats_parallel_group())
-    return float(norm)
+def _sum_of_squares(optimizer: DistributedOptimizer, like: Tensor) -> Tensor:
+    """Of one home's gradients on this rank, in FP64; a parameter that tensor-parallel ranks replicate counts once.
 
-
-class _SharedScaler:
-    """One dynamic loss scale for both homes.
-
-    megatron-core gives each optimizer its own, which would drift apart when only one home overflows.
+    A float32 sum of a large gradient depends on how it is split.
     """
-
-    def __init__(self, scaler):
-        self.scaler = scaler
-        self.commit: Callable[[bool], None] = scaler.update
-
-    @classmethod
-    def adopt(cls, chained: ChainedOptimizer) -> _SharedScaler:
-        scaler = chained.chained_optimizers[0].grad_scaler
-        shared = cls(scaler)
-        scaler.update = lambda found_inf: None  # each home's own call; `commit` decides once for both
-        for optimizer in chained.chained_optimizers:
-            optimizer.grad_scaler = scaler
-        return shared
+    grads = optimizer.get_main_grads_for_grad_norm()
+    if not grads:
+        return torch.zeros_like(like)
+    return torch.stack(torch._foreach_norm(grads, dtype=torch.float64)).square().sum()  # type: ignore[arg-type]

@@ -38,6 +38,6 @@ class MetricSums:
     def reduce(self) -> dict[str, float]:
         """Figures over all ranks; starts again from zero. A collective call."""
         dist.all_reduce(self.vector, group=self.layout.world)
-        sums = {name: self.vector[part].cpu().clone() for name, part in self.slices.items()}
+        total = self.vector.to("cpu", copy=True)  # one copy, as the host waits for each
         self.vector.zero_()
-        return figures(self.terms, sums)
+        return figures(self.terms, {name: total[part] for name, part in self.slices.items()})

@@ -27,7 +27,7 @@ from metro_megatron.objective.terms import num_distractors
 from metro_megatron.parallel.exchange import exchange, share
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.parallel.optim import Optimizer, Update
+from metro_megatron.parallel.optim import Optimizer, PendingUpdate
 from metro_megatron.randomness import Purpose, hash64
 from metro_megatron.train.build import Parts
 from metro_megatron.train.metrics import MetricSums
@@ -48,12 +48,15 @@ class Step:
         self.optimizer = optimizer
         self.schedule = get_forward_backward_func()
 
-    def train(self, batch: StepBatch, metrics: MetricSums) -> Update:
-        """Run both phases, reduce and update."""
+    def train(self, batch: StepBatch, metrics: MetricSums, stops: bool = False) -> PendingUpdate:
+        """Launch both phases, the reduction and the update; nothing in here waits for a GPU.
+
+        stops: whether this rank has been asked to stop, see Optimizer.step.
+        """
         self._set_training(True)
         # The operators take seeds as signed numbers and add up to 3 per layer: two bits less leave room for both.
         seed = int(hash64(self.config.train.seed, Purpose.DROPOUT, batch.step)) >> 2
-        dropout_seed = torch.tensor([seed], device=self.layout.device)
+        dropout_seed = torch.full((1,), seed, device=self.layout.device)
         micro_batches = [
             replace(micro_batch.to(self.layout.device), dropout_seed=dropout_seed)
             for micro_batch in batch.micro_batches
@@ -69,7 +72,7 @@ class Step:
         with self.homes.quiet():  # the tied parameters collect gradients in both phases
             self._main_phase(views, batch, metrics)
         self.homes.end_main_phase()
-        return self.optimizer.step(batch.step)
+        return self.optimizer.step(batch.step, stops)
 
     @torch.no_grad()
     def evaluate(self, batch: StepBatch, metrics: MetricSums) -> list[Tensor]:

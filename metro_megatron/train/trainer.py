@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from metro_megatron.model.encoder import TIED
 from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.parallel.optim import Optimizer, Update
+from metro_megatron.parallel.optim import Optimizer, PendingUpdate, Update
 from metro_megatron.plan.flops import Amount, achieved_tflops
 from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
@@ -60,6 +61,8 @@ class Trainer:
         """What has been trained on since the last log line."""
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self.pending: deque[PendingUpdate] = deque()
+        """Updates of the last steps whose figures have not been read."""
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the run folder, if there is one."""
@@ -94,19 +97,21 @@ class Trainer:
         batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
             for batch in clock.waiting(batches):
-                update = self.step.train(batch, metrics)
+                self.pending.append(self.step.train(batch, metrics, stop.is_asked))
                 self.done += 1
                 self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
                 self.seen_samples = batch.end
                 self.seen_tokens += batch.num_tokens
-                self._count_skipped(update)
                 is_last = self.done == self.config.train.train_steps
-                if is_last or self.done % self.config.train.log_interval == 0:
-                    self._log(report, data, metrics, update, clock)
+                is_logged = is_last or self.done % self.config.train.log_interval == 0
+                # One step late, while a GPU works at this one. Figures that are logged are this step's.
+                updates = self._read_updates(0 if is_logged else 1)
+                if is_logged:
+                    self._log(report, data, metrics, updates[-1], clock)
                 if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
                     clock.pause(lambda: self._evaluate(report))
-                # All ranks ask in every step: whoever was told alone would save, or end, alone.
-                is_stopping = stop.agreed(self.layout)
+                # Every rank reads the same: whoever was told alone would save, or end, alone.
+                is_stopping = any(update.stops for update in updates)
                 if self._is_due(self.config.checkpoint.save_interval, is_last) or is_stopping:
                     clock.pause(lambda: self.save(report))
                 if is_stopping:
@@ -127,6 +132,7 @@ class Trainer:
 
     def save(self, report: Report | None = None) -> None:
         """Save the state after the steps done so far. A collective call."""
+        self._read_updates(0)
         self.homes.fetch_parameters()
         progress: dict[str, Any] = {
             "step": self.done,
@@ -163,19 +169,26 @@ class Trainer:
 
     def _description(self) -> str:
         layout, train = self.layout, self.config.train
-        adam = type(self.optimizer.shared.optimizer)
         return (
             f"{layout.world.size()} processes on {layout.device.type} (tensor {layout.tensor.size()}, pipeline "
-            f"{layout.pipeline.size()}, data {layout.data.size()}), {train.precision}, "
-            f"{adam.__name__} of {adam.__module__.split('.')[0]}"
+            f"{layout.pipeline.size()}, data {layout.data.size()}), {train.precision}"
         )
 
-    def _count_skipped(self, update: Update) -> None:
+    def _read_updates(self, keep: int) -> list[Update]:
+        """Read pending updates, all but the `keep` last ones, and count those that were skipped."""
+        updates = []
+        while len(self.pending) > keep:
+            step = self.done + 1 - len(self.pending)
+            updates.append(self.pending.popleft().read())
+            self._count_skipped(updates[-1], step)
+        return updates
+
+    def _count_skipped(self, update: Update, step: int) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped else 0
         self.skipped_steps += update.is_skipped
         if self.skipped_in_a_row == MAX_SKIPPED:
             raise UserError(
-                f"{MAX_SKIPPED} steps in a row had gradients that are not finite (now at step {self.done}): "
+                f"{MAX_SKIPPED} steps in a row had gradients that are not finite (the last one is step {step}): "
                 "restart from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "
                 "train.precision bf16"
             )
@@ -270,10 +283,6 @@ class _StopSignal:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.is_asked = True
-
-    def agreed(self, layout: Layout) -> bool:
-        """Whether any rank was asked; the same answer everywhere. A collective call."""
-        return layout.any_rank(self.is_asked)
 
     def restore(self) -> None:
         signal.signal(signal.SIGTERM, self.previous)

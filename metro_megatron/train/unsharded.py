@@ -77,4 +77,5 @@ def _every_position(tokens: Tensor, lengths: Tensor) -> MicroBatch:
         sample_ids=torch.arange(rows),
         is_packed=False,
         max_seqlen=int(lengths.max()),
+        num_samples=rows,
     )

@@ -21,6 +21,7 @@ PACKED = MicroBatch(
     sample_ids=torch.tensor([7, 8]),
     is_packed=True,
     max_seqlen=4,
+    num_samples=2,
 )
 PADDED = MicroBatch(
     tokens=torch.tensor([[0, 10, 11, 2], [0, 12, 2, 1]]),
@@ -33,6 +34,7 @@ PADDED = MicroBatch(
     sample_ids=torch.tensor([7, 8]),
     is_packed=False,
     max_seqlen=4,
+    num_samples=2,
 )
 
 
@@ -75,12 +77,16 @@ def test_rows_without_a_sample_have_no_first_token() -> None:
         sample_ids=torch.tensor([-1]),
         is_packed=True,
         max_seqlen=0,
+        num_samples=0,
     )
     view = corrupt(empty, torch.empty(0, dtype=torch.int64))
     both = side_by_side(view, view)
     assert len(view.micro_batch.first_index) == len(both.micro_batch.first_index) == 0 and both.tokens.tolist() == [
         [1] * 8
     ]
+    half = replace(PADDED, sample_lengths=torch.tensor([4, 0], dtype=torch.int32), num_samples=1)
+    assert half.first_index.tolist() == [0]
+    assert side_by_side(View(half.tokens, half), View(half.tokens, half)).micro_batch.first_index.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 1.0, 0.01])

@@ -22,7 +22,9 @@ def view(is_real: torch.Tensor, is_replaced: torch.Tensor, num_masked: int) -> V
     tokens = torch.full_like(is_real, 7, dtype=torch.int64)
     none = torch.empty(0, dtype=torch.int64)
     index = torch.arange(num_masked)
-    micro_batch = MicroBatch(tokens, tokens, tokens, is_real, index, none, none, none, is_packed=False, max_seqlen=4)
+    micro_batch = MicroBatch(
+        tokens, tokens, tokens, is_real, index, none, none, none, is_packed=False, max_seqlen=4, num_samples=1
+    )
     return View(tokens + is_replaced, micro_batch)
 
 

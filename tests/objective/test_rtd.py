@@ -40,3 +40,15 @@ def test_logits_beyond_the_range_count_in_the_outer_bins() -> None:
     assert sums["replaced_histogram"].tolist() == [1, 0, 0, 0, 1, 0, 0, 0]
     assert sums["original_histogram"].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
     assert (int(sums["replaced_found"]), int(sums["original_kept"])) == (1, 1)
+
+
+def test_histograms_are_numpys() -> None:
+    """Of the real tokens of either kind, counted exactly; padding counts nowhere."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 8 * torch.randn(64, 9, generator=generator)
+    is_replaced, is_real = (torch.rand(64, 9, generator=generator) < share for share in (0.3, 0.8))
+    sums = detection_sums(logits, is_replaced, is_real, AUC_BINS)
+    for name, chosen in (("original", is_real & ~is_replaced), ("replaced", is_real & is_replaced)):
+        inside = logits[chosen].clamp(-AUC_RANGE, AUC_RANGE).numpy()
+        wanted, _ = np.histogram(inside, AUC_BINS, (-AUC_RANGE, AUC_RANGE))
+        assert sums[f"{name}_histogram"].tolist() == wanted.tolist()

@@ -47,7 +47,7 @@ def updated(
             named[SPOILED].main_grad[0, 0] = math.nan  # type: ignore[attr-defined]
         trainer.homes.end_corruption_phase()
         trainer.homes.end_main_phase()
-        updates.append(trainer.optimizer.step(step))
+        updates.append(trainer.optimizer.step(step).read())
         if not spoil:
             torch.nn.utils.clip_grad_norm_(copies.values(), options.clip_grad or math.inf)
             for group in adam.param_groups:

@@ -144,7 +144,7 @@ def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[Figures], l
     norms: list[Norms] = []
     for step in range(first, last):
         batch = data.step_batch(step, trainer.seen_samples)
-        update = trainer.step.train(batch, metrics)
+        update = trainer.step.train(batch, metrics).read()
         trainer.seen_samples = batch.end
         assert not update.is_skipped
         figures.append(metrics.reduce())

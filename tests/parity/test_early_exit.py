@@ -57,7 +57,7 @@ def one_step(config: Config) -> OneStep:
     metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
     (corrupted,) = trainer.step.evaluate(batch, metrics)
     assert metrics.reduce()["average_depth"] == config.model.num_layers, "evaluation reads to the top"
-    trainer.optimizer.step = lambda step: None  # type: ignore[method-assign,assignment]
+    trainer.optimizer.step = lambda step, stops: None  # type: ignore[method-assign,assignment]
     trainer.step.train(batch, metrics)
     gradients = {
         name: parameter.main_grad.clone()  # type: ignore[attr-defined]

@@ -151,6 +151,34 @@ def test_groups_of_micro_batches(stages: int, count: int, group: int) -> None:
     assert config.microbatch_group_size_per_vp_stage == group
 
 
+@pytest.mark.long
+def test_interleaved_stages_with_two_neighbours_equal_one_process() -> None:
+    """Their exchanges run beside the computation; previous and next stage are two ranks only from four stages on."""
+    deep = {"num_layers": 8, "hidden_dropout": 0.1, "attention_dropout": 0.1}
+    stages = {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2}
+    reference = run_ranks(train_in_layouts, 1, [small_config(model=deep)])[0][0]
+    record = run_ranks(train_in_layouts, 4, [small_config(model=deep, parallel=stages)])[0][0]
+    assert_same(record, reference, "pp 4, vpp 2")
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {},
+        pytest.param({"tensor_model_parallel_size": 2}, marks=pytest.mark.long),
+        pytest.param({"pipeline_model_parallel_size": 2}, marks=pytest.mark.long),
+    ],
+    ids=["data", "tensor", "pipeline"],
+)
+def test_the_norm_of_a_large_table_is_that_of_one_process(parallel: dict[str, Any]) -> None:
+    """Over 2^18 elements of the token table on every rank, of which a float32 sum would be 1e-5 off."""
+    model = {"vocab_size": 8448, "num_layers": 2, "auxiliary_num_layers": 1}
+    reference = run_ranks(train_in_layouts, 1, [small_config(model=model)])[0][0]
+    record = run_ranks(train_in_layouts, 2, [small_config(model=model, parallel=parallel)])[0][0]
+    np.testing.assert_allclose(norms(record), norms(reference), rtol=TOLERANCE)
+    np.testing.assert_allclose(losses(record), losses(reference), rtol=TOLERANCE)
+
+
 def test_packed_equals_padded_on_edge_cases() -> None:
     """One-token documents, documents of one token more and less than a sample holds, very long ones."""
     packed = small_config(data={"train": ["edge"]})

@@ -61,9 +61,8 @@ def overflowing_steps(config: Config) -> tuple[list[Update], bool]:
     weight = trainer.pair.shared["tied"].word.weight
     before = weight.detach().clone()
     for step in range(STEPS):
-        updates.append(
-            trainer.step.train(data.step_batch(step, step * trainer.config.train.global_batch_size), metrics)
-        )
+        batch = data.step_batch(step, step * trainer.config.train.global_batch_size)
+        updates.append(trainer.step.train(batch, metrics).read())
         if updates[-1].is_skipped:
             trainer.homes.fetch_parameters()
             assert (weight == before).all()

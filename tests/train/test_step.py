@@ -116,14 +116,14 @@ def one_step(terms: tuple[type[Term], ...], config: Config) -> Found:
     gradients: dict[str, Tensor] = {}
     update = trainer.optimizer.step
 
-    def keep(step: int) -> Any:
+    def keep(step: int, stops: bool) -> Any:
         for prefix, module in trainer.pair.modules():
             for name, parameter in global_parameters(module, prefix):
                 gradients[name] = parameter.main_grad.clone()  # type: ignore[attr-defined]
-        return update(step)
+        return update(step, stops)
 
     trainer.optimizer.step = keep  # type: ignore[method-assign]
-    norm = trainer.step.train(batch, metrics).grad_norm
+    norm = trainer.step.train(batch, metrics).read().grad_norm
     trainer.homes.fetch_parameters()
     found = Found(metrics.reduce(), norm, gradients, whole_weights(trainer), by_hand)
     trainer.close()

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.checkpoint.files import iteration_folder, tracked_step
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.plan.flops import Amount, model_flops
@@ -30,11 +30,14 @@ def run(config: Config, skip: bool = False, stop_after: int = 0) -> tuple[list[d
         trainer.restore()
         train = trainer.step.train
 
-        def spoiled(batch: Any, metrics: Any) -> Any:
-            update = train(batch, metrics)
+        def spoiled(batch: Any, metrics: Any, stops: bool) -> Any:
+            update = train(batch, metrics, stops)
             if batch.step + 1 == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return replace(update, is_skipped=True) if skip else update
+            if skip:
+                read = update.read
+                update.read = lambda: replace(read(), is_skipped=True)  # type: ignore[method-assign]
+            return update
 
         trainer.step.train = spoiled  # type: ignore[method-assign]
         try:
@@ -75,12 +78,14 @@ def test_lines_come_when_they_are_due_and_the_loss_is_the_weighted_sum(tmp_path:
 
 
 def test_sigterm_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    config = config_for(tmp_path)
-    ((_, said),) = run_ranks(run, 1, config, False, 3)
-    assert tracked_step(tmp_path) == 3 and said[-1].startswith("saved")
+    """The step after the signal carries it to all ranks, and is read one step late; what was skipped is all saved."""
+    config = config_for(tmp_path, train_steps=6, log_interval=6)
+    ((_, said),) = run_ranks(run, 1, config, True, 2)
+    assert tracked_step(tmp_path) == 4 and said[-1].startswith("saved")
+    assert json.loads((iteration_folder(tmp_path, 4) / "progress.json").read_text())["skipped_steps"] == 4
     ((lines, said),) = run_ranks(run, 1, config)
-    assert [line["step"] for line in lines] == [2, 4, 5] and tracked_step(tmp_path) == 5
-    assert any("after step 3" in one for one in said)
+    assert [(line["step"], line["skipped_steps"]) for line in lines] == [(6, 4)] and tracked_step(tmp_path) == 6
+    assert any("after step 4" in one for one in said)
 
 
 def test_a_run_whose_steps_are_all_skipped_ends_with_a_remedy(tmp_path: Path) -> None:
