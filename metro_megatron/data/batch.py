@@ -52,6 +52,8 @@ class MicroBatch:
     """The largest of sample_lengths, known on the host."""
     num_samples: int
     """How many of sample_lengths are not 0, known on the host."""
+    samples_of_ranks: tuple[int, ...] = ()
+    """num_samples of every data-parallel rank in this micro batch."""
     dropout_seed: Tensor | None = None
     """int64 [1] of the step; None where nothing is dropped."""
     crop_keys: Tensor | None = None

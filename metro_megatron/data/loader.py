@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
@@ -160,9 +161,14 @@ class PretrainingData:
         draws: Draws = self._order[np.arange(first, first + num_samples)]
         lengths = self._lengths(draws)
         rows = StepRows.of(lengths, self._rule)
+        count = self._dp_size
+        of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]
         micro_batches = [
-            self._builder.build(own, rows.length, draws, first)
-            for own in rows.micro_batches[self._dp_rank :: self._dp_size]
+            replace(
+                self._builder.build(of_ranks[self._dp_rank], rows.length, draws, first),
+                samples_of_ranks=tuple(sum(map(len, of_rank)) for of_rank in of_ranks),
+            )
+            for of_ranks in of_all_ranks
         ]
         if self._pin_memory:
             micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]

@@ -73,7 +73,7 @@ class Positions(MegatronModule):
             self.untied = UntiedTerm(config, scheme, tensor_group)
 
     def forward(self, hidden: Tensor, length: int) -> tuple[Tensor, Added]:
-        """Hidden states [S, B, H] on their way into the layers, and what these add for samples of up to `length` or more.
+        """Hidden states [S, B, H] on their way into the layers, and what these add for samples of `length` or less.
 
         Made once for all layers. Their gradients come back with that of the hidden states.
         """

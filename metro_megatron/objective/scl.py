@@ -62,8 +62,10 @@ class SequenceContrast(Term):
 
     def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
         states = reading.heads[self.name]
-        group = layout.data if self.config.objective.scl_negatives == "all_ranks" else layout.solo
-        loss, correct = contrast(states, self.config.objective.scl_temperature, group)
+        samples, group = [len(states) // 2], layout.solo
+        if self.config.objective.scl_negatives == "all_ranks":
+            samples, group = list(view.micro_batch.samples_of_ranks), layout.data
+        loss, correct = contrast(states, samples, self.config.objective.scl_temperature, group)
         anchors = known_count(len(states), states.device)
         return loss, {"scl_loss": loss.detach(), "scl_correct": correct, "scl_anchors": anchors}
 
@@ -75,14 +77,14 @@ class SequenceContrast(Term):
         }
 
 
-def contrast(states: Tensor, temperature: float, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+def contrast(states: Tensor, samples: list[int], temperature: float, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Sum over this rank's anchors of -log softmax(cos / temperature)[partner], and how often the partner is nearest.
 
-    states [2 n, H]: samples' first views, then their second ones; another number of samples on every rank of group.
+    states [2 n, H]: samples' first views, then their second ones; n is another one on every rank of group: samples.
     An anchor is compared with all 2 N states of the group but itself.
     """
     own = functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
-    everyone, first = gather_rows(own, group)
+    everyone, first = gather_rows(own, [2 * count for count in samples], group)
     count = len(own)
     if not count:  # its loss is 0, with a graph: other ranks' gradients pass through it
         return 0 * everyone.sum(), own.new_zeros(())
@@ -95,14 +97,13 @@ def contrast(states: Tensor, temperature: float, group: ProcessGroup) -> tuple[T
     return losses.sum(), (similarity.argmax(-1) == target[:, 0]).sum()
 
 
-def gather_rows(own: Tensor, group: ProcessGroup) -> tuple[Tensor, int]:
-    """The rows of all ranks [2 N, H], in their order, and where this rank's begin. Gradients are exact sums."""
+def gather_rows(own: Tensor, sizes: list[int], group: ProcessGroup) -> tuple[Tensor, int]:
+    """The rows of all ranks [2 N, H], in their order, and where this rank's begin. Gradients are exact sums.
+
+    sizes: rows of every rank, known without asking them.
+    """
     if group.size() == 1:
         return own, 0
-    counts = torch.full((1,), len(own), device=own.device)
-    everyone = counts.new_empty(group.size())
-    dist.all_gather_into_tensor(everyone, counts, group=group)
-    sizes = everyone.tolist()
     return _Gather.apply(own, sizes, group), sum(sizes[: group.rank()])
 
 

@@ -84,7 +84,8 @@ def of_attention(samples: int) -> Iterable[Launch]:
     seed, keys = sliced(1, dtype=INT64), sliced(samples, dtype=INT64)
     inputs = Inputs(q, k, v, distances, cls, term, begin, length, seed, keys, samples, 1, 0.1, 0)
     yield forward_launch(inputs, out, lse, 90)
-    yield from backward_launches(inputs, [out, lse, out], [q.new_empty(1024, 12, 3, 64), distances, cls, term], 90).values()
+    gradients = [q.new_empty(1024, 12, 3, 64), distances, cls, term]
+    yield from backward_launches(inputs, [out, lse, out], gradients, 90).values()
 
 
 def of_softmax(count: int) -> Iterable[Launch]:

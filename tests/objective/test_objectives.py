@@ -195,9 +195,10 @@ def two_steps(configs: list[Config]) -> list[tuple[list[Figures], dict[str, Tens
 
 def test_layouts_equal_one_process() -> None:
     objectives = (EVERYTHING, WEIGHTED, PLAIN)
+    rows = {"micro_batch_tokens": 256}  # four in both layouts: contrast is among the samples of one
     split = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "sequence_parallel": True}
-    alone = run_ranks(two_steps, 1, [configured(one) for one in objectives])[0]
-    together = run_ranks(two_steps, 4, [configured(one, parallel=split) for one in objectives])[0]
+    alone = run_ranks(two_steps, 1, [configured(one, data=rows) for one in objectives])[0]
+    together = run_ranks(two_steps, 4, [configured(one, data=rows, parallel=split) for one in objectives])[0]
     for (figures, weights), (expected, wanted) in zip(together, alone, strict=True):
         for found, one in zip(figures, expected, strict=True):
             assert found == pytest.approx(one, rel=1e-5)

@@ -24,9 +24,9 @@ def on_rank() -> list[tuple[float, int, Tensor]]:
     """Loss, hits and gradient, against the states of all ranks and against this rank's alone."""
     layout = Layout.create(ParallelConfig(), torch.device("cpu"))
     found = []
-    for group in (layout.data, layout.solo):
+    for group, samples in ((layout.data, SAMPLES), (layout.solo, SAMPLES[layout.rank : layout.rank + 1])):
         states = states_of(layout.rank).requires_grad_()
-        loss, correct = contrast(states, TEMPERATURE, group)
+        loss, correct = contrast(states, list(samples), TEMPERATURE, group)
         loss.backward()
         assert states.grad is not None
         found.append((loss.item(), int(correct), states.grad))
