@@ -2,9 +2,9 @@
 
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
 
-The way of a call: `attention` checks, then takes the reference, or flattens its arguments for `attention_forward`, an
-operator that torch.compile sees as one node. That one prepares the small tensors and launches (launches.py) the kernel
-(kernels.py); its gradient is `attention_backward`, an operator too.
+The way of a call: `attention` checks, then takes the reference or the CPU's own way (cpu.py), or flattens its arguments
+for `attention_forward`, an operator that torch.compile sees as one node. That one prepares the small tensors and
+launches (launches.py) the kernel (kernels.py); its gradient is `attention_backward`, an operator too.
 """
 
 from math import e, log2
@@ -12,9 +12,10 @@ from math import e, log2
 import torch
 from torch import Tensor
 
+from fused.attention.cpu import attention_cpu
 from fused.attention.launches import HEAD_DIMS, Inputs, backward_launches, bias_gradients, forward_launch
 from fused.attention.reference import attention_ref
-from fused.dispatch import architecture, use_kernel
+from fused.dispatch import architecture, use_cpu, use_kernel
 from fused.dropout import MOST_POSITIONS, Dropout, checked_dropout
 from fused.relative_bias import CompactBias, check_bias
 from fused.samples import Samples, check_samples
@@ -36,7 +37,8 @@ def attention(
     # Checked here once, in front of both: kernel and reference refuse the same.
     dropout = _checked(q, k, v, bias, samples, dropout, term)
     if not use_kernel("attention", q):
-        return attention_ref(q, k, v, bias, samples, dropout, term)
+        own_way = use_cpu("attention", q) and min(q.size(0), len(samples.begin)) > 0
+        return (attention_cpu if own_way else attention_ref)(q, k, v, bias, samples, dropout, term)
     return _launched(q, k, v, bias, samples, dropout, term)
 
 

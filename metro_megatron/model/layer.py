@@ -7,7 +7,6 @@ from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -19,6 +18,7 @@ from torch import Tensor
 from fused.layer_norm import RowDropout
 from metro_megatron.model import early_exit
 from metro_megatron.model.attention import CoreAttention
+from metro_megatron.model.linear import ColumnLinear, RowLinear
 from metro_megatron.model.norm import LayerNorm, add_dropped
 from metro_megatron.model.position import Positions
 from metro_megatron.model.sequences import LayerSites, Sequences, sites_of_layer
@@ -37,8 +37,8 @@ class LayerParts(NamedTuple):
     """Attention between the linear layers, given the encoder's Positions."""
 
 
-LOCAL = LayerParts(ColumnParallelLinear, RowParallelLinear, LayerNorm, CoreAttention)
-"""megatron-core's own linear layers, our norm and our attention: they run everywhere."""
+LOCAL = LayerParts(ColumnLinear, RowLinear, LayerNorm, CoreAttention)
+"""megatron-core's linear layers, our norm and our attention: they run everywhere."""
 
 
 class _Layer(TransformerLayer):
