@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench clean
+.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench bench-cpu clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make campaign  pretrain METRO, ELECTRA and MLM at equal FLOPs, run by run (3 hours on 2 cores); resumes"
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
 	@echo "make bench   measure operators and whole steps on one GPU (9 minutes); see docs/benchmarks.md"
+	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
 	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (at most 8 more)"
 	@echo "make check   lint, types, import arrows"
@@ -64,6 +65,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_train --config examples/base.yaml --table5 --warm_up 2 --steps 5 --budget_s 150 \
 		|| result=$$?; \
 	exit $$result
+
+bench-cpu: $(STAMP)
+	$(BIN)/python -m benchmarks.bench_cpu --output docs/benchmarks/cpu
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -1,7 +1,8 @@
 """A METRO pair in plain torch, as one would write it without this project: what the CPU step is measured against.
 
-Of METRO's choices alone: post-LN, COCO-LM's buckets with reset [CLS], shared token embeddings, linear heads of main. Each
-sample is a padded row. The language modelling heads look at masked positions only, the optimizer is torch's fused AdamW.
+Of METRO's choices alone: post-LN, COCO-LM's buckets with reset [CLS], shared token embeddings, linear heads of main.
+Each sample is a padded row. The language modelling heads look at masked positions only; the optimizer is torch's fused
+AdamW.
 
 Legend: B samples, L tokens of the longest, M masked positions, H hidden, N heads, K head dimension, V vocabulary.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ from torch.nn import functional
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.vocabulary import NUM_SPECIALS, PAD_ID
+
+FIXED = (
+    *("relative_bucket", "untied_positions", "reset_cls", "norm_first", "shared_embeddings", "shared_lm_bias"),
+    *("rtd_head", "lm_head", "embedding_size", "auxiliary_dropout"),
+    *("auxiliary_hidden_size", "auxiliary_num_attention_heads", "auxiliary_ffn_hidden_size"),
+)
+"""Options of the model that must be METRO's, the default."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class Encoder(nn.Module):
         distance = (place - place[:, None]).clamp(-scheme.reach, scheme.reach) + scheme.reach
         rows = torch.tensor(scheme.distance_rows())[distance]
         rows[:, 0], rows[0] = scheme.cls_rows()[1], scheme.cls_rows()[0]
+        self.rows: Tensor
         self.register_buffer("rows", rows, persistent=False)
 
     def forward(self, embedded: Tensor, is_real: Tensor) -> Tensor:
@@ -107,7 +117,8 @@ class PlainPair(nn.Module):
     def __init__(self, model: ModelConfig):
         super().__init__()
         main, auxiliary, hidden = model.main, model.auxiliary, model.hidden_size
-        assert model == ModelConfig(**_free(model)), "one of METRO's choices is another here"
+        others = [name for name in FIXED if getattr(model, name) != getattr(ModelConfig(), name)]
+        assert not others, f"METRO's choices alone: {others}"
         self.word = nn.Embedding(model.vocab_size, hidden)
         self.auxiliary = Encoder(auxiliary, model, (0.0, 0.0))
         self.main = Encoder(main, model, (model.hidden_dropout, model.attention_dropout))
@@ -153,7 +164,7 @@ def optimizer_of(pair: PlainPair, config: Config) -> torch.optim.Optimizer:
     options = config.optimizer
     matrices = [parameter for parameter in pair.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in pair.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     betas = (options.adam_beta1, options.adam_beta2)
     return torch.optim.AdamW(groups, options.lr, betas, options.adam_eps, options.weight_decay, fused=True)
 
@@ -183,15 +194,6 @@ def train_step(
 
 def _targets(batch: PaddedBatch) -> Tensor:
     return batch.tokens.flatten()[batch.masked]
-
-
-def _free(model: ModelConfig) -> dict[str, object]:
-    """The options that PlainPair reads."""
-    names = ("hidden_size", "num_attention_heads", "ffn_hidden_size", "num_layers", "auxiliary_num_layers")
-    names += ("vocab_size", "max_position_embeddings", "hidden_dropout", "attention_dropout", "init_method_std")
-    names += ("relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_eps")
-    names += ("relative_bias_init", "scaled_init_targets")  # initial values, which do not change the speed
-    return {name: getattr(model, name) for name in names}
 
 
 def _initialize(module: nn.Module, std: float) -> None:

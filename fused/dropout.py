@@ -24,7 +24,7 @@ LEVELS = 2**16
 MOST_POSITIONS = GROUP * 2**12
 """Keys that attention's counter tells apart: 12 of its 32 bits are for their group, those above for the query."""
 
-CACHED = 2**15
+CACHED = 2**16
 """Counters whose arrays, a handful of 8 bytes each, fit into the cache of a processor's core."""
 
 _WORD = 0xFFFFFFFF

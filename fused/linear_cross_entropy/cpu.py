@@ -12,13 +12,12 @@ from fused.linear_cross_entropy.reference import (
     Sampling,
     Statistics,
     VocabularyShard,
-    combine,
-    logit_statistics,
+    perturbed,
     shard_logits_ref,
 )
 
 MOST_KEPT = 2**26
-"""Logits, of M rows times V ids, that may stay from forward to backward: 268 MB of FP32. Above it they are made again."""
+"""Numbers that may stay from forward to backward, M V: 268 MB of FP32. Above it logits are made again."""
 
 
 def linear_cross_entropy_cpu(
@@ -33,11 +32,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows, weight, bias, targets, shard, sampling):  # type: ignore[override]
         logits = shard_logits_ref(rows, weight, bias, shard)
-        numbers, softmax = logit_statistics(logits, targets, shard, sampling)
-        found = combine(numbers[None])
-        softmax /= numbers[1, :, None]
+        sampled = None if sampling is None else perturbed(logits, targets, shard, sampling).argmax(-1)
+        top, predicted = logits.max(-1)
+        softmax = logits.softmax(-1)
+        # The largest logit has exp(0) over the sum.
+        lse = top - softmax.gather(1, predicted[:, None])[:, 0].log()
+        loss = lse - logits.gather(1, targets[:, None])[:, 0]
+        entropy = lse - (softmax[:, None] @ logits[:, :, None])[:, 0, 0]
         # softmax - 1 at the targets: the gradient of each row's loss.
         gradient = softmax.scatter_add_(1, targets[:, None], softmax.new_full((len(targets), 1), -1.0))
+        found = Statistics(loss, lse, entropy, predicted, sampled)
         ctx.save_for_backward(rows, weight, gradient)
         ctx.has_bias = bias is not None
         ctx.mark_non_differentiable(*(x for x in found[1:] if x is not None))

@@ -151,33 +151,30 @@ def shard_statistics_ref(
     sampling: Sampling | None = None,
 ) -> Tensor:  # fmt: skip
     """What `shard_statistics` computes: [5 or 7, M], see `merge`."""
-    return logit_statistics(shard_logits_ref(rows, weight, bias, shard), targets, shard, sampling)[0]
-
-
-def logit_statistics(
-    logits: Tensor, targets: Tensor, shard: VocabularyShard, sampling: Sampling | None
-) -> tuple[Tensor, Tensor]:
-    """The numbers of a shard's logits [M, V] as above, and exp(logit - largest) [M, V]; logits are overwritten."""
-    first, size = shard.first, logits.size(1)
-    ids = torch.arange(first, first + size, device=logits.device, dtype=torch.int32)
-    real = max(shard.vocab_size - first, 0)
-    numbers = []
-    if sampling is not None:
-        scores = gumbel_noise(sampling.keys, ids).mul_(sampling.temperature).to(logits.dtype).add_(logits)
-        scores[:, : max(shard.num_specials - first, 0)] = NO_ID
-        scores[:, real:] = NO_ID
-        if sampling.is_other:
-            scores.masked_fill_(ids == targets[:, None], NO_ID)
-        score, index = scores.max(-1)
-        numbers = [score, index + first]
-    target = _target_logits(logits, targets, shard, NO_ID)
+    logits = shard_logits_ref(rows, weight, bias, shard)
     top, index = logits.max(-1)
-    shifted = logits.sub_(top[:, None])
+    shifted = logits - top[:, None]
     exponentials = shifted.exp()
-    exponentials[:, real:] = 0.0  # also where the shard is padding alone, whose logits are equal
+    # Also where the shard is padding alone, whose logits are equal.
+    exponentials[:, max(shard.vocab_size - shard.first, 0) :] = 0.0
+    target = _target_logits(logits, targets, shard, NO_ID)
     weighted = shifted.mul_(exponentials).sum(-1)
-    numbers = [top, exponentials.sum(-1), weighted, target, index + first, *numbers]
-    return torch.stack([number.to(logits.dtype) for number in numbers]), exponentials
+    numbers = [top, exponentials.sum(-1), weighted, target, index + shard.first]
+    if sampling is not None:
+        score, index = perturbed(logits, targets, shard, sampling).max(-1)
+        numbers += [score, index + shard.first]
+    return torch.stack([number.to(logits.dtype) for number in numbers])
+
+
+def perturbed(logits: Tensor, targets: Tensor, shard: VocabularyShard, sampling: Sampling) -> Tensor:
+    """A shard's logits [M, V] with the noise, whose largest is drawn; NO_ID for ids that never are."""
+    ids = torch.arange(shard.first, shard.first + logits.size(1), device=logits.device, dtype=torch.int32)
+    scores = gumbel_noise(sampling.keys, ids).mul_(sampling.temperature).to(logits.dtype).add_(logits)
+    scores[:, : max(shard.num_specials - shard.first, 0)] = NO_ID
+    scores[:, max(shard.vocab_size - shard.first, 0) :] = NO_ID
+    if sampling.is_other:
+        scores.masked_fill_(ids == targets[:, None], NO_ID)
+    return scores
 
 
 def shard_loss_ref(

@@ -1,6 +1,5 @@
 """megatron-core's linear layers, as torch's own where nothing is split."""
 
-import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 from torch.nn import functional
