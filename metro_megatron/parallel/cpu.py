@@ -4,8 +4,9 @@
 for `device="cuda"` in its optimizer, schedules and checkpoints, for CUDA's random state in its dropout
 tracker, and for streams and events around communication; on gloo all of these have plain CPU meanings.
 
-Collectives that megatron-core would overlap are done when the call returns, and left out in a group of one rank. In torch 2.13 gloo's asynchronous
-coalesced reduce-scatter damages the heap: a process that does nothing else dies within some 100,000 of them.
+Collectives that megatron-core would overlap are done when the call returns, and left out in a group of one rank. In
+torch 2.13 gloo's asynchronous coalesced reduce-scatter damages the heap: a process that does nothing else dies within
+some 100,000 of them.
 """
 
 import contextlib
