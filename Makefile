@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench wheels clean
+.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench wheels bench-cpu clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
@@ -19,6 +19,7 @@ help:
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
 	@echo "make bench   test, check and measure on one GPU (9 minutes); resumes; see docs/benchmarks.md"
 	@echo "make wheels  collect what a GPU machine without a package index needs for benchmarks/bare.sh"
+	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
 	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (at most 8 more)"
 	@echo "make check   lint, types, import arrows"
@@ -70,6 +71,9 @@ wheels: $(STAMP)
 	rm -rf $@
 	$(BIN)/python -m pip download $(PIP_FLAGS) -q --no-deps --only-binary=:all: --python-version 3.12 $(PLATFORMS) \
 		-c constraints.txt -d $@ $(WHEELS)
+
+bench-cpu: $(STAMP)
+	$(BIN)/python -m benchmarks.bench_cpu --output docs/benchmarks/cpu
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -105,6 +105,11 @@ def use_kernel(operator: str, *tensors: Tensor) -> bool:
     )
 
 
+def use_cpu(operator: str, tensor: Tensor) -> bool:
+    """Whether the operator that launches no kernel for this tensor takes its own way on the CPU, not the reference."""
+    return not _Choice.references[operator] and tensor.device.type == "cpu"
+
+
 def describe(device: torch.device) -> str:
     """One sentence for the start of a run: what the operators run on this device, and why."""
     if all(_Choice.references[name] for name in OPERATOR_NAMES):

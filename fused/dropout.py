@@ -24,6 +24,9 @@ LEVELS = 2**16
 MOST_POSITIONS = GROUP * 2**12
 """Keys that attention's counter tells apart: 12 of its 32 bits are for their group, those above for the query."""
 
+CACHED = 2**16
+"""Counters whose arrays, a handful of 8 bytes each, fit into the cache of a processor's core."""
+
 _WORD = 0xFFFFFFFF
 
 
@@ -60,17 +63,14 @@ def philox(seed: Tensor, *counters: Tensor | int) -> tuple[Tensor, Tensor, Tenso
     # Ten rounds are the authors' choice, with a margin over the 7 that pass BigCrush, and what tl.philox does; so do
     # the multipliers and the key's increments, 2^32 times (sqrt(5) - 1) / 2 and sqrt(3) - 1, which must not change.
     for _ in range(10):
-        high_a, low_a = _product(0xD2511F53, c0)
-        high_b, low_b = _product(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
+        # int64 holds the 64 bits of a product of 32-bit words, whatever its sign. Only what is multiplied again must be
+        # free of higher bits.
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b, (a >> 32) ^ c3 ^ k1, a
+        c0 &= _WORD
+        c2 &= _WORD
         k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    return c0, c1, c2, c3
-
-
-def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a product of 32-bit numbers, whose 64 bits int64 holds whatever its sign."""
-    product = a * b
-    return (product >> 32) & _WORD, product & _WORD
+    return c0, c1 & _WORD, c2, c3 & _WORD
 
 
 @jit
@@ -98,10 +98,18 @@ def keep_mask(
     first_group and counters broadcast to [...]; seed is [1].
     """
     # Whole groups are drawn and the last one is cut, as the kernels do with lanes beyond a row's end.
-    first, *others = (torch.as_tensor(x, device=seed.device)[..., None] for x in (first_group, *counters))
-    words = philox(seed, first + torch.arange(-(-columns // GROUP), device=seed.device), *others)
-    kept = [bits >= threshold for word in words for bits in (word & 0xFFFF, word >> 16)]
-    return torch.stack(kept, dim=-1).flatten(-2)[..., :columns]
+    group = torch.arange(-(-columns // GROUP), device=seed.device)
+    given = torch.broadcast_tensors(*(torch.as_tensor(x, device=seed.device) for x in (first_group, *counters)))
+    rows = [x.reshape(-1, 1) for x in given]
+    kept = torch.empty(len(rows[0]), len(group), GROUP, dtype=torch.bool, device=seed.device)
+    # On the CPU some rows at a time, which stay in the second-level cache over the many passes.
+    size = max(1, CACHED // len(group)) if seed.device.type == "cpu" else max(1, len(kept))
+    for part, first, *others in zip(*(x.split(size) for x in (kept, *rows)), strict=True):
+        words = torch.stack([word.int() for word in philox(seed, first + group, *others)], dim=-1)
+        # Halves of words, the low one first, as signed numbers in the order of the unsigned ones.
+        halves = words.view(torch.int16) ^ -(LEVELS // 2)
+        torch.ge(halves, threshold - LEVELS // 2, out=part)
+    return kept.view(*given[0].shape, -1)[..., :columns]
 
 
 class Dropout(NamedTuple):

@@ -2,17 +2,20 @@
 
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
 
-The way of a call: `attention` checks, then takes the reference, or flattens its arguments for `attention_forward`, an
-operator that torch.compile sees as one node. That one launches (launches.py) the kernel (kernels.py); its gradient is
-`attention_backward`, an operator too.
+The way of a call: `attention` checks, then takes the reference or the CPU's own way (cpu.py), or flattens its arguments
+for `attention_forward`, an operator that torch.compile sees as one node. That one launches (launches.py) the kernel
+(kernels.py); its gradient is `attention_backward`, an operator too.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from fused.attention.cpu import attention_cpu
 from fused.attention.launches import HEAD_DIMS, Inputs, backward_launches, forward_launch
 from fused.attention.reference import attention_ref
-from fused.dispatch import architecture, use_kernel
+from fused.dispatch import architecture, use_cpu, use_kernel
 from fused.dropout import MOST_POSITIONS, Dropout, checked_dropout
 from fused.relative_bias import CompactBias, check_bias
 from fused.samples import Samples, check_samples
@@ -34,7 +37,7 @@ def attention(
     # Checked here once, in front of both: kernel and reference refuse the same.
     dropout = _checked(q, k, v, bias, samples, dropout, term)
     if not use_kernel("attention", q):
-        return attention_ref(q, k, v, bias, samples, dropout, term)
+        return _without_kernel(q, samples)(q, k, v, bias, samples, dropout, term)
     return _launched(q, k, v, bias, samples, dropout, term)
 
 
@@ -50,7 +53,7 @@ def attention_qkvpacked(
     q, k, v = qkv.unbind(2)
     dropout = _checked(q, k, v, bias, samples, dropout, None)
     if not use_kernel("attention", q):
-        return attention_ref(q, k, v, bias, samples, dropout)
+        return _without_kernel(q, samples)(q, k, v, bias, samples, dropout)
     return _launched(qkv, None, None, bias, samples, dropout, None)
 
 
@@ -81,6 +84,11 @@ def _checked(
         if not term.is_floating_point() or term.device != q.device:
             raise ValueError(f"term is {term.dtype} on {term.device}; it must be of a float type on {q.device}")
     return checked_dropout(dropout, samples.begin.numel(), samples.longest, q.device)
+
+
+def _without_kernel(q: Tensor, samples: Samples) -> Callable[..., Tensor]:
+    has_scores = min(q.size(0), len(samples.begin)) > 0
+    return attention_cpu if has_scores and use_cpu("attention", q) else attention_ref
 
 
 def _launched(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fused.ahead_of_time import ARCHITECTURES, ROW_TOKENS, CompileCase, meta
-from fused.dispatch import Launch, use_kernel
+from fused.dispatch import Launch, use_cpu, use_kernel
+from fused.linear_cross_entropy.cpu import MOST_KEPT, linear_cross_entropy_cpu
 from fused.linear_cross_entropy.kernels import gradient_kernel, statistics_kernel
 from fused.linear_cross_entropy.reference import (
     MOST_IDS,
@@ -55,6 +56,11 @@ def linear_cross_entropy(
     sampling, ids are drawn. Temperature and forbidden targets concern the draws alone. Raises ValueError for shapes,
     types, devices and, on the CPU, ids that do not fit, and for a temperature that is not positive.
     """
+    is_small = rows.size(0) * weight.size(0) <= MOST_KEPT
+    name = "linear_cross_entropy"
+    if is_small and use_cpu(name, rows) and not use_kernel(name, rows, weight):
+        _check(rows, weight, bias, targets, shard, sampling)
+        return linear_cross_entropy_cpu(rows, weight, bias, targets, shard, sampling)
     partial = shard_statistics(rows, weight, bias, targets, shard, sampling)
     statistics = combine(partial[None])
     return statistics._replace(loss=shard_loss(rows, weight, bias, targets, shard, statistics))

@@ -13,6 +13,9 @@ NO_ID = -1e30
 MOST_IDS = 2**24
 """Ids travel as float32 beside the other statistics and are exact below this."""
 
+CACHED = 2**16
+"""Numbers of 4 bytes, of which a handful of arrays fit into the cache of a processor's core."""
+
 
 class Sampling(NamedTuple):
     """How ids are drawn, by Gumbel-max: the argmax of logit + T noise is an exact draw from softmax(logits / T)."""
@@ -96,11 +99,15 @@ def gumbel_noise(keys: Tensor, ids: Tensor) -> Tensor:
     -log(-log(1 - u)) with u = (h + 1/2) 2^-32 of a 32-bit hash h. Small u is exact in float32, so that the
     upper tail, which decides the argmax, has full resolution; u rounded to 1 gives -inf and never wins.
     """
-    # The half keeps u above 0, where the noise would be infinite. Above 2^23 it is lost in the rounding, which does
-    # no harm: those are small noises.
-    uniform = ((hash32(keys, ids).long() & 0xFFFFFFFF).float() + 0.5) * 2.0**-32
-    # In place, as this is M x V numbers.
-    return uniform.neg_().log1p_().neg_().log_().neg_()
+    noise = torch.empty(len(keys), len(ids), device=keys.device)
+    # On the CPU some rows at a time, which stay in the second-level cache over the many passes.
+    rows = max(1, CACHED // max(len(ids), 1)) if keys.device.type == "cpu" else max(len(keys), 1)
+    for part, own in zip(noise.split(rows), keys.split(rows), strict=True):
+        part.copy_(hash32(own, ids.int()).view(torch.uint32))
+        # The half keeps u above 0, where the noise would be infinite. Above 2^23 it is lost in the rounding, which
+        # does no harm: those are small noises. In place, as this is M x V numbers.
+        part.add_(0.5).mul_(-(2.0**-32)).log1p_().neg_().log_().neg_()
+    return noise
 
 
 def hash32(keys: Tensor, ids: Tensor) -> Tensor:
@@ -126,12 +133,8 @@ def shard_logits_ref(rows: Tensor, weight: Tensor, bias: Tensor | None, shard: V
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if shard.first + weight.size(0) <= shard.vocab_size:
         return logits
-    return logits.masked_fill(_ids(weight, shard) >= shard.vocab_size, NO_ID)
-
-
-def _ids(weight: Tensor, shard: VocabularyShard) -> Tensor:
-    first = shard.first
-    return torch.arange(first, first + weight.size(0), device=weight.device, dtype=torch.int32)
+    ids = torch.arange(shard.first, shard.first + weight.size(0), device=weight.device)
+    return logits.masked_fill(ids >= shard.vocab_size, NO_ID)
 
 
 def _target_logits(logits: Tensor, targets: Tensor, shard: VocabularyShard, absent: float) -> Tensor:
@@ -152,21 +155,26 @@ def shard_statistics_ref(
     top, index = logits.max(-1)
     shifted = logits - top[:, None]
     exponentials = shifted.exp()
-    real = max(shard.vocab_size - shard.first, 0)
-    exponentials[:, real:] = 0.0  # also where the shard is padding alone, whose logits are equal
+    # Also where the shard is padding alone, whose logits are equal.
+    exponentials[:, max(shard.vocab_size - shard.first, 0) :] = 0.0
     target = _target_logits(logits, targets, shard, NO_ID)
     weighted = shifted.mul_(exponentials).sum(-1)
     numbers = [top, exponentials.sum(-1), weighted, target, index + shard.first]
     if sampling is not None:
-        ids = _ids(weight, shard)
-        scores = logits + gumbel_noise(sampling.keys, ids).mul_(sampling.temperature)
-        scores[:, : max(shard.num_specials - shard.first, 0)] = NO_ID
-        scores[:, real:] = NO_ID
-        if sampling.disallow_correct:
-            scores.masked_fill_(ids == targets[:, None], NO_ID)
-        score, index = scores.max(-1)
+        score, index = perturbed(logits, targets, shard, sampling).max(-1)
         numbers += [score, index + shard.first]
     return torch.stack([number.to(logits.dtype) for number in numbers])
+
+
+def perturbed(logits: Tensor, targets: Tensor, shard: VocabularyShard, sampling: Sampling) -> Tensor:
+    """A shard's logits [M, V] with the noise, whose largest is drawn; NO_ID for ids that never are."""
+    ids = torch.arange(shard.first, shard.first + logits.size(1), device=logits.device, dtype=torch.int32)
+    scores = gumbel_noise(sampling.keys, ids).mul_(sampling.temperature).to(logits.dtype).add_(logits)
+    scores[:, : max(shard.num_specials - shard.first, 0)] = NO_ID
+    scores[:, max(shard.vocab_size - shard.first, 0) :] = NO_ID
+    if sampling.disallow_correct:
+        scores.masked_fill_(ids == targets[:, None], NO_ID)
+    return scores
 
 
 def shard_loss_ref(

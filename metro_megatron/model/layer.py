@@ -7,7 +7,6 @@ from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -15,26 +14,13 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
-from torch.nn import functional
 
 from fused.layer_norm import RowDropout
 from metro_megatron.model import early_exit
 from metro_megatron.model.attention import Attention, CoreAttention
+from metro_megatron.model.linear import ColumnLinear, RowLinear
 from metro_megatron.model.norm import LayerNorm, add_dropped
 from metro_megatron.model.sequences import LayerSites, Sequences, sites_of_layer
-
-
-class ColumnLinear(ColumnParallelLinear):
-    """megatron-core's; where tensor parallelism does not split it, the bias is a part of the product.
-
-    megatron-core adds it in a pass of its own over the output, or has the MLP do so.
-    """
-
-    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        """The output, and the bias where it is not yet added."""
-        if self.tp_group.size() > 1:
-            return super().forward(input_)
-        return functional.linear(input_, self.weight, self.bias), None
 
 
 class LayerParts(NamedTuple):
@@ -50,7 +36,7 @@ class LayerParts(NamedTuple):
     """Attention between the linear layers, core_attention(qkv, sequences): [T, N, 3, K] to [T, N, K]."""
 
 
-LOCAL = LayerParts(ColumnLinear, RowParallelLinear, LayerNorm, CoreAttention)
+LOCAL = LayerParts(ColumnLinear, RowLinear, LayerNorm, CoreAttention)
 """megatron-core's linear layers, our norm and our attention: they run everywhere."""
 
 

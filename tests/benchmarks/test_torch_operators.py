@@ -127,5 +127,5 @@ def test_samples_follow_the_logits() -> None:
     assert counts[:5].sum() == counts[8] == 0
     share = torch.tensor(2.0).exp() / (2 + torch.tensor(2.0).exp())
     assert counts[6] / 4000 == pytest.approx(share.item(), abs=0.03)
-    others = vocabulary_statistics(decoding, targets, 8, group, Sampling(keys, is_other=True))  # type: ignore[arg-type]
+    others = vocabulary_statistics(decoding, targets, 8, group, Sampling(keys, disallow_correct=True))  # type: ignore[arg-type]
     assert others.sampled is not None and not (others.sampled == 6).any() and (found.predicted == 6).all()

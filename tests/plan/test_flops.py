@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fused.dispatch import reference_only
 from metro_megatron.config.early_exit import Exits
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
@@ -100,7 +101,7 @@ def test_flops_of_a_step(name: str) -> None:
     trainer = Trainer(config, _corpus(config), torch.device("cpu"))
     try:
         batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
-        with FlopCounterMode(display=False) as counter:
+        with reference_only(), FlopCounterMode(display=False) as counter:
             trainer.step.train(batch, MetricSums(trainer.layout, trainer.parts.all_terms))
     finally:
         trainer.close()
