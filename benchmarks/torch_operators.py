@@ -125,7 +125,7 @@ def vocabulary_statistics(
 def _sample(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
     probabilities = (logits.float() / sampling.temperature).softmax(-1)
     probabilities[:, :NUM_SPECIALS] = 0.0
-    if sampling.is_other:
+    if sampling.disallow_correct:
         probabilities.scatter_(1, targets[:, None], 0.0)
     return probabilities.multinomial(1)[:, 0]
 

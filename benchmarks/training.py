@@ -28,7 +28,6 @@ from metro_megatron.train.launch import import_megatron
 
 if TYPE_CHECKING:
     from metro_megatron.data.batch import StepBatch
-    from metro_megatron.parallel.layout import Layout
     from metro_megatron.train.trainer import Trainer
 
 RowFormat = Literal["packed", "padded"]
@@ -150,7 +149,7 @@ class StepBench:
         row: Row = {"layout": task.layout, "fused": task.fused, "status": "ok"}
         try:
             trainer = self._get_trainer(task.layout)
-            if _any_rank(trainer.layout, task.seconds <= 0):
+            if trainer.layout.any_rank(task.seconds <= 0):
                 return row | {"status": TIME_UP}
             with self._operators(task.fused):
                 row |= self._measure(trainer, task)
@@ -208,7 +207,7 @@ class StepBench:
                 torch.cuda.reset_peak_memory_stats(self.device)
             for _ in range(plan.steps):
                 self._timed_step(trainer, batches, metrics, totals)
-                if _any_rank(trainer.layout, time.perf_counter() - started > task.seconds):
+                if trainer.layout.any_rank(time.perf_counter() - started > task.seconds):
                     break
             found |= self._figures(trainer, totals)
             if task.trace:
@@ -259,13 +258,6 @@ class StepBench:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _any_rank(layout: Layout, flag: bool) -> bool:
-    """Whether it is true on any rank; the same answer everywhere. A collective call."""
-    flags = torch.full((1,), float(flag), device=layout.device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=layout.world)
-    return bool(flags.item())
 
 
 def _reason(error: Exception) -> str:

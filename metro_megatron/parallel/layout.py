@@ -99,6 +99,12 @@ class Layout:
         groups.embd = groups.pos_embd = self.solo  # ties are inside a home: nothing to reduce between stages
         return groups
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether it is true on any rank; the same answer everywhere. A collective call that waits: not for a step."""
+        flags = torch.full((1,), float(flag), device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.world)
+        return bool(flags.item())
+
     def destroy(self) -> None:
         """Leave the groups; the process can create another layout afterwards."""
         parallel_state.destroy_model_parallel()

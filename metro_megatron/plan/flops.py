@@ -155,6 +155,7 @@ def _corruption_works(config: Config) -> Iterator[Work]:
         # Main's layers are not recomputed when they propose.
         repeats = _layer_repeats(config) if source == "auxiliary" else 0
         yield _encoder_work(f"{name} layers", "corruption", sizes, config.model, passes, repeats)
+        yield _position_work(f"{name} positions", "corruption", sizes, config.model, passes)
         masked = config.objective.mask_probability
         yield from _language_works(name, "corruption", sizes, config.model, masked, passes)
 
@@ -168,6 +169,7 @@ def _main_works(config: Config) -> Iterator[Work]:
         full, shallow = (main_flops(model_config, one, LEVELS, 0.0) for one in (None, exits))
         layers = replace(layers, token=layers.token - (full - shallow) / LEVELS)
     yield layers
+    yield _position_work("main positions", "layers", sizes, model_config, 3)
     if crop:
         # The cropped view is read beside the first: crop of its tokens, crop^2 of its scores.
         token, square = crop * layers.token, crop**2 * layers.square
@@ -199,7 +201,6 @@ def _encoder_work(
         where,
         token=layers * layer_flops(hidden, inner, rows=1, updated=1, squares=0) + projection,
         square=layers * layer_flops(hidden, inner, rows=0, updated=0, squares=1),
-        micro_batch=layers * _position_flops(sizes, model_config),
         passes=passes,
         again=repeats,
     )
@@ -211,14 +212,14 @@ def _detection_flops(model_config: ModelConfig) -> float:
     return 2 * hidden + (2 * hidden**2 if model_config.rtd_head == "dense" else 0)
 
 
-def _position_flops(sizes: EncoderSizes, model_config: ModelConfig) -> float:
-    """Of a layer and micro batch: distances to buckets as a product with a one-hot matrix, and TUPE's untied term."""
+def _position_work(name: str, where: Where, sizes: EncoderSizes, model_config: ModelConfig, passes: int) -> Work:
+    """Once a micro batch for all layers: distances to buckets as a one-hot matrix product, and TUPE's untied term."""
     scheme = model_config.position_scheme
     distances = 2 * scheme.reach + 1 + 2 * scheme.resets_cls if scheme.num_rows else 0
     table = 2 * distances * scheme.num_rows * sizes.num_attention_heads
     rows = scheme.positions + scheme.resets_cls
     untied = 4 * rows * sizes.hidden_size**2 + 2 * rows**2 * sizes.hidden_size if model_config.untied_positions else 0
-    return table + untied
+    return Work(name, where, micro_batch=table + untied, passes=passes)
 
 
 def _language_works(
