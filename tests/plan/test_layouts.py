@@ -74,7 +74,7 @@ def _layers_share(config: Config) -> float:
     """Of main's work, by hand: 24 H^2 + 4 L H a layer in 3 passes, 0.15 x 2 H V in 4, and RTD."""
     hidden, vocabulary = 768, 128_000
     layers = 12 * (24 * hidden**2 + 4 * 512 * hidden) * 3
-    table = 2 * (2 * 510 + 1 + 2) * 65 * 12 * 12 * 3 / 16384
+    table = 2 * (2 * 510 + 1 + 2) * 65 * 12 * 3 / 16384  # once for all layers
     heads = 0.15 * 2 * hidden * vocabulary * 4 + 3 * 2 * hidden
     return (layers + table) / (layers + table + heads)
 
