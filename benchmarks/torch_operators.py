@@ -94,6 +94,14 @@ def attention(
     return out.index_copy(0, target, mixed.transpose(1, 2).flatten(0, 1))[:-1]
 
 
+def attention_qkvpacked(
+    qkv: Tensor, bias: CompactBias | None, samples: Samples, dropout: Dropout | None = None
+) -> Tensor:
+    """`attention` of q, k, v = qkv.unbind(2), [T, N, 3, K]."""
+    q, k, v = qkv.unbind(2)
+    return attention(q, k, v, bias, samples, dropout)
+
+
 def dense_bias(bias: CompactBias, length: int) -> Tensor:
     """The bias [N, L, L]: row q is the window of the distances that begins at -q, so that backward needs no sorting."""
     reach = bias.distances.size(1) // 2
@@ -130,12 +138,13 @@ def _sample(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
     return probabilities.multinomial(1)[:, 0]
 
 
-_CALLS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "layer_norm": (norm_module, "layer_norm", layer_norm),
-    "attention": (attention_module, "attention", attention),
-    "linear_cross_entropy": (vocabulary_module, "vocabulary_statistics", vocabulary_statistics),
-}
-"""By operator the module of the model that calls it, the name there, and what takes its place."""
+_CALLS: tuple[tuple[str, Any, Callable[..., Any]], ...] = (
+    ("layer_norm", norm_module, layer_norm),
+    ("attention", attention_module, attention),
+    ("attention", attention_module, attention_qkvpacked),
+    ("linear_cross_entropy", vocabulary_module, vocabulary_statistics),
+)
+"""Operators, the module of the model that calls each, and what takes its place there, under the same name."""
 
 
 @contextmanager
@@ -148,7 +157,7 @@ def fused_alone(operator: str) -> Iterator[None]:
     with ExitStack() as stack:
         if kept != operator:
             stack.enter_context(reference_only(kept))
-        for module, name, function in (call for key, call in _CALLS.items() if key != kept):
-            stack.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, function)
+        for module, function in ((module, function) for name, module, function in _CALLS if name != kept):
+            stack.callback(setattr, module, function.__name__, getattr(module, function.__name__))
+            setattr(module, function.__name__, function)
         yield

@@ -1,4 +1,4 @@
-"""The one choice between Triton kernels and torch references, and the only import of Triton.
+"""The one choice between Triton kernels, the CPU's own ways and torch references, and the only import of Triton.
 
 `tl` and `jit` are importable without Triton, so that modules with kernels load anywhere; nothing launches then.
 """
@@ -99,7 +99,7 @@ def interpreted() -> Iterator[None]:
 
 
 def use_kernel(operator: str, *tensors: Tensor) -> bool:
-    """Whether the operator that got these tensors launches its kernel; float64 always takes the reference."""
+    """Whether the operator that got these tensors launches its kernel; float64 never does."""
     return not _Choice.references[operator] and all(
         x.dtype != torch.float64 and not _obstacle(x.device) for x in tensors
     )
@@ -115,7 +115,7 @@ def describe(device: torch.device) -> str:
     if all(_Choice.references[name] for name in OPERATOR_NAMES):
         return "Fused operators: torch references, because the run asks for them."
     if obstacle := _obstacle(device):
-        return f"Fused operators: torch references, because {obstacle}."
+        return f"Fused operators: plain torch, because {obstacle}."
     if device.type != "cuda":
         return "Fused operators: Triton's interpreter, for tests."
     name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)

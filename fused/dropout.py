@@ -1,6 +1,6 @@
 """Counter-based dropout masks: Philox-4x32-10 (Salmon et al., 2011), equal in kernels and in torch.
 
-A mask is never stored: backward draws it again. One call of Philox gives 128 bits, which serve GROUP neighbouring
+Kernels store no mask: backward draws it again. One call of Philox gives 128 bits, which serve GROUP neighbouring
 elements with 16 bits each: about 60 integer operations a call, by count as many as an H100 has time for while it reads
 and writes one element. The generator comes first, then masks of rows and columns, then those of attention.
 
@@ -109,7 +109,7 @@ def keep_mask(
         # Halves of words, the low one first, as signed numbers in the order of the unsigned ones.
         halves = words.view(torch.int16) ^ -(LEVELS // 2)
         torch.ge(halves, threshold - LEVELS // 2, out=part)
-    return kept.view(*given[0].shape, -1)[..., :columns]
+    return kept.view(*given[0].shape, len(group) * GROUP)[..., :columns]
 
 
 class Dropout(NamedTuple):

@@ -1,7 +1,7 @@
 """Attention inside samples, with the compact relative bias and dropout; FP32 inside. Start with operator.py.
 
 operator.py has the public functions, their checks and gradients, kernels.py the kernels, launches.py their tile sizes
-and arguments, reference.py the same mathematics in a few lines of torch.
+and arguments, reference.py the same mathematics in a few lines of torch, cpu.py with few passes over a CPU's memory.
 """
 
 from fused.attention.launches import HEAD_DIMS, compile_cases

@@ -3,7 +3,8 @@
 Legend: T tokens, N heads of this rank, K head dimension, n samples, L longest sample.
 
 Each of q, k and v is gathered once into rows of the longest sample's length and its gradient selected back once; bias,
-term and padding are what the product of queries and keys is added to; and backward keeps probabilities alone.
+term and padding are what the product of queries and keys is added to; and of all that is [L, L], backward keeps
+probabilities and dropout's mask alone.
 """
 
 from typing import Any, NamedTuple

@@ -1,7 +1,7 @@
 """The vocabulary head: loss, exact sample, most probable id and entropy without storing the logits.
 
 Start with reference.py, which defines what is computed and how shards of a vocabulary are joined; operator.py has the
-public functions, launches and gradients, kernels.py the kernels.
+public functions, launches and gradients, kernels.py the kernels, cpu.py what stands in for them on a CPU.
 """
 
 from fused.linear_cross_entropy.operator import compile_cases, linear_cross_entropy, shard_loss, shard_statistics

@@ -91,7 +91,7 @@ def _rows(config: Config) -> Iterator[str]:
     if data.most_row_places < data.seq_length:
         yield (
             f"data.micro_batch_tokens is {data.micro_batch_tokens}, but a row must hold one sample of "
-            f"data.seq_length {data.seq_length}; raise the first to a multiple of it"
+            f"data.seq_length {data.seq_length}; raise the first to {data.seq_length} or more, or lower the second"
         )
     name, length = "micro_batch_tokens" if data.is_packed else "seq_length", data.most_row_places
     tp = parallel.tensor_model_parallel_size

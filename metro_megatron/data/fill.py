@@ -52,14 +52,13 @@ def advice(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> str | No
     if share >= LEAST:
         return None
     better = (
-        (remedy, found)
+        f"{remedy} would fill {found:.0%}"
         for remedy, changed in _remedies(config, dp_size, float(lengths.mean()))
         if (found := min(islice(filled(changed, dp_size, lengths), STEPS), default=0.0)) >= LEAST
     )
-    remedy, then = next(better, ("fewer processes", LEAST))
     return (
         f"only {share:.0%} of the places in a step's rows hold tokens, the rest is padding that costs as much; "
-        f"{remedy} would fill {then:.0%}"
+        f"{next(better, 'start fewer processes')}"
     )
 
 

@@ -95,7 +95,6 @@ class Layout:
         groups = ProcessGroupCollection.use_mpu_process_groups()
         groups.tp, groups.pp, groups.mp, groups.tp_ep_pp = self.tensor, pipeline, model, model
         groups.dp = groups.dp_cp = groups.expt_dp = data
-        groups.intra_dist_opt = self.world  # one gradient norm over both homes
         groups.embd = groups.pos_embd = self.solo  # ties are inside a home: nothing to reduce between stages
         return groups
 

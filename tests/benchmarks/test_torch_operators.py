@@ -1,13 +1,20 @@
 """torch's own operators, the baseline of Table 5, compute what ours do where nothing is dropped."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.torch_operators import attention, fused_alone, layer_norm, vocabulary_statistics
+from benchmarks.torch_operators import (
+    attention,
+    attention_qkvpacked,
+    fused_alone,
+    layer_norm,
+    vocabulary_statistics,
+)
 from fused.attention import CompactBias, packed_samples, padded_samples
 from fused.attention import attention as our_attention
 from fused.layer_norm import layer_norm as our_layer_norm
@@ -72,6 +79,7 @@ def test_one_operator_alone_is_ours_and_all_come_back() -> None:
     places = [
         ("layer_norm", norm_module, "layer_norm", layer_norm),
         ("attention", attention_module, "attention", attention),
+        ("attention", attention_module, "attention_qkvpacked", attention_qkvpacked),
         ("linear_cross_entropy", vocabulary_module, "vocabulary_statistics", vocabulary_statistics),
     ]
     before = [getattr(module, name) for _, module, name, _ in places]
@@ -83,14 +91,23 @@ def test_one_operator_alone_is_ours_and_all_come_back() -> None:
         assert [getattr(module, name) for _, module, name, _ in places] == before
 
 
+CHECKS = tuple(
+    f"fused.{name}"
+    for name in ("attention.operator._checked", "layer_norm.operator._check", "linear_cross_entropy.operator._check")
+)
+"""What every call of our operators begins with."""
+
+
 def trained(configs: list[Config]) -> list[tuple[list[Figures], list[Figures]]]:
-    """Of each configuration, figures of three steps with our operators, and with torch's."""
+    """Of each configuration, figures of three steps with our operators, and with torch's: no other is called then."""
     shown = []
     for config in configs:
         figures = []
-        for context in (nullcontext(), fused_alone("")):
+        for context, ours in ((nullcontext(), ()), (fused_alone(""), CHECKS)):
             trainer = start(config)
-            with context:
+            with context, ExitStack() as stack:
+                for check in ours:
+                    stack.enter_context(patch(check, side_effect=AssertionError(check)))
                 figures.append(run_steps(trainer, 0, 3)[0])
             trainer.close()
         shown.append((figures[0], figures[1]))

@@ -43,6 +43,15 @@ def test_attention_equals_its_reference(dtype, samples, reach, resets_cls, has_t
         assert_close(one, wanted, dtype)
 
 
+@pytest.mark.parametrize("tokens", [0, 4])
+def test_attention_without_samples(tokens) -> None:
+    x, bias = drawn(tokens, 3, 8, dtype=torch.float64), CompactBias(torch.zeros(3, 5), torch.zeros(3, 2))
+    samples, dropout = packed_samples(torch.tensor([0]), 1), Dropout(0.3, torch.tensor([5]), torch.arange(0))
+    out = attention(x, x, x, bias, samples, dropout)
+    out.sum().backward()
+    assert torch.equal(out, torch.zeros_like(x)) and torch.equal(x.grad, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sampling", [None, (1.0, False), (0.7, True)])
 def test_the_vocabulary_head_equals_its_reference(dtype, sampling) -> None:
