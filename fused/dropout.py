@@ -109,7 +109,7 @@ def keep_mask(
         # Halves of words, the low one first, as signed numbers in the order of the unsigned ones.
         halves = words.view(torch.int16) ^ -(LEVELS // 2)
         torch.ge(halves, threshold - LEVELS // 2, out=part)
-    return kept.view(*given[0].shape, -1)[..., :columns]
+    return kept.view(*given[0].shape, len(group) * GROUP)[..., :columns]
 
 
 class Dropout(NamedTuple):
