@@ -197,10 +197,11 @@ def test_position_0_may_be_like_all_others(references, reach, term):
 
 
 @pytest.mark.parametrize("references", [(), ("attention",)])
-def test_without_samples_every_gradient_is_zero(references):
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_without_samples_every_gradient_is_zero(rate, references):
     for samples in (packed((0, 0)), packed_samples(torch.tensor([0]), 1)):
         with reference_only(*references) if references else nullcontext():
-            got = run(attention, make(4, 1, term=True), samples)
+            got = run(attention, make(4, 1, term=True), samples, dropping(samples, rate))
         assert all((part == 0).all() for part in got)
 
 
