@@ -24,7 +24,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _model(config)
         found += variant_problems(config)
         found += _layout(config, world_size)
-        found += _rows(config)
+        found += row_problems(config)
         found += _batch(config, world_size)
         found += _schedule(config)
         found += _precision(config, device or config.train.device)
@@ -80,7 +80,8 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
-def _rows(config: Config) -> Iterator[str]:
+def row_problems(config: Config) -> Iterator[str]:
+    """Rows that cannot hold a sample, or that tensor-parallel ranks cannot divide; numbers are in their ranges."""
     data, parallel = config.data, config.parallel
     positions = config.model.max_position_embeddings
     if data.seq_length > positions:

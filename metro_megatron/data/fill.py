@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.config.problems import row_problems
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config, TrainConfig
 from metro_megatron.data.batch import StepRows
@@ -63,10 +64,15 @@ def advice(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> str | No
 
 
 def _remedies(config: Config, dp_size: int, mean: float) -> Iterator[tuple[str, Config]]:
-    """Changes of one option, by what is lost with them, with the option's name and value."""
+    """Changes of one option, two where it must be, by what is lost with them, with the option's name and value."""
     data, train = config.data, config.train
     if not data.is_packed:
-        yield "data.row_format packed", replace(config, data=replace(data, row_format="packed"))
+        remedy, packed = "data.row_format packed", replace(config, data=replace(data, row_format="packed"))
+        if any(row_problems(packed)):  # padded rows do not read micro_batch_tokens, which may be anything
+            places = data.micro_batch_slots
+            packed = replace(packed, data=replace(packed.data, micro_batch_tokens=places))
+            remedy += f" with data.micro_batch_tokens {places}"
+        yield remedy, packed
     else:
         for tokens in (data.micro_batch_tokens * factor for factor in (2, 4, 8)):
             changed = replace(config, data=replace(data, micro_batch_tokens=tokens))

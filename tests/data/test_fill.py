@@ -90,6 +90,8 @@ def test_the_option_that_costs_least_is_named(drawn):
     assert advice(config_of(), 8, lengths) is None
     said = advice(config_of({"row_format": "padded"}), 8, lengths)
     assert said and "data.row_format packed would fill 99%" in said
+    said = advice(config_of({"row_format": "padded", "micro_batch_tokens": 500}), 8, lengths)
+    assert said and "data.row_format packed with data.micro_batch_tokens 16384" in said, "rows that hold a sample"
     said = advice(config_of({"micro_batch_tokens": 512}), 256, lengths)
     assert said and advised(said, "data.micro_batch_tokens") in (1024, 2048)
     assert advice(config_of({"micro_batch_tokens": advised(said, "data.micro_batch_tokens")}), 256, lengths) is None
