@@ -94,6 +94,13 @@ def attention(
     return out.index_copy(0, target, mixed.transpose(1, 2).flatten(0, 1))[:-1]
 
 
+def attention_qkvpacked(
+    qkv: Tensor, bias: CompactBias | None, samples: Samples, dropout: Dropout | None = None
+) -> Tensor:
+    """[T, N, 3, K] to [T, N, K]."""
+    return attention(*qkv.unbind(2), bias, samples, dropout)
+
+
 def dense_bias(bias: CompactBias, length: int) -> Tensor:
     """The bias [N, L, L]: row q is the window of the distances that begins at -q, so that backward needs no sorting."""
     reach = bias.distances.size(1) // 2
@@ -130,12 +137,13 @@ def _sample(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
     return probabilities.multinomial(1)[:, 0]
 
 
-_CALLS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "layer_norm": (norm_module, "layer_norm", layer_norm),
-    "attention": (attention_module, "attention", attention),
-    "linear_cross_entropy": (vocabulary_module, "vocabulary_statistics", vocabulary_statistics),
-}
-"""By operator the module of the model that calls it, the name there, and what takes its place."""
+_CALLS: tuple[tuple[str, Any, Callable[..., Any]], ...] = (
+    ("layer_norm", norm_module, layer_norm),
+    ("attention", attention_module, attention),
+    ("attention", attention_module, attention_qkvpacked),
+    ("linear_cross_entropy", vocabulary_module, vocabulary_statistics),
+)
+"""Each operator, a module of the model that calls it, and what takes the place of what has its name there."""
 
 
 @contextmanager
@@ -148,7 +156,8 @@ def fused_alone(operator: str) -> Iterator[None]:
     with ExitStack() as stack:
         if kept != operator:
             stack.enter_context(reference_only(kept))
-        for module, name, function in (call for key, call in _CALLS.items() if key != kept):
+        for _, module, function in (call for call in _CALLS if call[0] != kept):
+            name = function.__name__
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, function)
         yield

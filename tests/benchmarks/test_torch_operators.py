@@ -1,15 +1,19 @@
 """torch's own operators, the baseline of Table 5, compute what ours do where nothing is dropped."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import torch_operators
 from benchmarks.torch_operators import attention, fused_alone, layer_norm, vocabulary_statistics
 from fused.attention import CompactBias, packed_samples, padded_samples
 from fused.attention import attention as our_attention
+from fused.dispatch import OPERATOR_NAMES
 from fused.layer_norm import layer_norm as our_layer_norm
 from fused.linear_cross_entropy import Sampling
 from metro_megatron.config.schema import Config
@@ -72,6 +76,7 @@ def test_one_operator_alone_is_ours_and_all_come_back() -> None:
     places = [
         ("layer_norm", norm_module, "layer_norm", layer_norm),
         ("attention", attention_module, "attention", attention),
+        ("attention", attention_module, "attention_qkvpacked", torch_operators.attention_qkvpacked),
         ("linear_cross_entropy", vocabulary_module, "vocabulary_statistics", vocabulary_statistics),
     ]
     before = [getattr(module, name) for _, module, name, _ in places]
@@ -83,12 +88,24 @@ def test_one_operator_alone_is_ours_and_all_come_back() -> None:
         assert [getattr(module, name) for _, module, name, _ in places] == before
 
 
+@contextmanager
+def torchs_alone() -> Iterator[None]:
+    """Inside, the model calls torch's own functions, and a call of any operator of ours fails."""
+    with ExitStack() as stack:
+        stack.enter_context(fused_alone(""))
+        for name in OPERATOR_NAMES:
+            operator = importlib.import_module(f"fused.{name}.operator")
+            failure = AssertionError(f"our {name} was called")
+            stack.enter_context(mock.patch.object(operator, "use_kernel", side_effect=failure))
+        yield
+
+
 def trained(configs: list[Config]) -> list[tuple[list[Figures], list[Figures]]]:
     """Of each configuration, figures of three steps with our operators, and with torch's."""
     shown = []
     for config in configs:
         figures = []
-        for context in (nullcontext(), fused_alone("")):
+        for context in (nullcontext(), torchs_alone()):
             trainer = start(config)
             with context:
                 figures.append(run_steps(trainer, 0, 3)[0])
