@@ -98,7 +98,8 @@ def attention_qkvpacked(
     qkv: Tensor, bias: CompactBias | None, samples: Samples, dropout: Dropout | None = None
 ) -> Tensor:
     """[T, N, 3, K] to [T, N, K]."""
-    return attention(*qkv.unbind(2), bias, samples, dropout)
+    q, k, v = qkv.unbind(2)
+    return attention(q, k, v, bias, samples, dropout)
 
 
 def dense_bias(bias: CompactBias, length: int) -> Tensor:

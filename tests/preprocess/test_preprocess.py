@@ -138,7 +138,7 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize("engine", ["gigatoken", "sentencepiece"])
+@pytest.mark.parametrize("engine", ["gigatoken", pytest.param("sentencepiece", marks=pytest.mark.long)])
 def test_whole_documents_keep_their_white_space(tmp_path: Path, tokenizer_folder: Path, engine: str) -> None:
     """Ids are those of SentencePiece for the text as it is, decode to it, and fill samples; in one run and in merged
     ones. Copies that differ in white space are no copies."""
