@@ -47,13 +47,13 @@ def test_stages_end_and_are_resumed(tmp_path: Path) -> None:
     stages = [
         Stage("right", "", python(counts), 60.0),
         Stage("wrong", "", python("import sys; print('a'); sys.exit(3)"), 60.0),
-        Stage("hangs", "", python(f"{child}; print(p.pid, flush=True); {sleeps}"), 4.0),
+        Stage("hangs", "", python(f"{child}; print(p.pid, flush=True); {sleeps}"), 2.0),
         Stage("absent", "", python("1"), 60.0, "needs a GPU"),
     ]
     folder = tmp_path / "out"
     assert results(stages, folder) == {"right": "passed", "wrong": "failed", "hangs": "stopped", "absent": "skipped"}
     notes = {row["stage"]: row["note"] for row in json.loads((folder / "stages.json").read_text())["stages"]}
-    assert notes["right"] == "7 passed" and notes["wrong"] == "exit code 3: a" and "4 s" in notes["hangs"]
+    assert notes["right"] == "7 passed" and notes["wrong"] == "exit code 3: a" and "2 s" in notes["hangs"]
     assert not psutil.pid_exists(int((folder / "hangs.log").read_text().split()[0]))
     (folder / "right.csv").write_text("kept")
     assert results(stages[:2], folder)["right"] == "passed" and count.read_text() == "x"

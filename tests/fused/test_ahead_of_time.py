@@ -120,11 +120,11 @@ LEAST = ".".join(map(str, LEAST_TRITON)) + ".0"
 # One size of each variant of a kernel: the others differ in the numbers of rows, heads and warps.
 ONE_SIZE = "K 64|H 768|12 heads|linear"
 WORSE = {
-    # 88 bytes of spilled registers, 0 to 8 with the pinned release.
+    # 32 bytes of spilled registers on sm_90, at most 8 with the pinned release.
     "attention key backward, term, dropout, 32 x 512, K 64",
-    # 56 registers, where 48 would let one more row share a processor.
+    # 56 registers on sm_80, where 48 would let one more row share a processor.
     "layer_norm forward, H 768, residual, dropout last",
-    # 112 registers, at most 96 with the pinned release.
+    # 112 and 108 registers, at most 96 with the pinned release.
     "softmax_dropout backward, 12 heads, 32 x 512",
 }
 """What the least release makes less of."""
@@ -142,13 +142,14 @@ def test_kernels_compile_with_the_least_release_of_triton(tmp_path):
     done = compiling(tmp_path, "tools/compile_kernels.py", "--only", ONE_SIZE, packages=packages)
     assert done.returncode in (0, 1) and "compiled " in done.stdout, done.stdout[-3000:] + done.stderr
     bad = [line for line in done.stdout.splitlines() if line.startswith("not as expected")]
-    assert {line.removeprefix("not as expected: ").partition(", sm_")[0] for line in bad} <= WORSE
+    assert {line.removeprefix("not as expected: ").partition(", sm_")[0] for line in bad} == WORSE
 
 
 @pytest.mark.long
 def test_tiles_fit_into_the_shared_memory_of_smaller_gpus(tmp_path):
-    """The largest of each head dimension; what spills there is no concern."""
-    largest = "(forward|query backward|key backward), dropout|H 2560, residual, bias"
+    """Those that take most of all variants and sizes; what spills there is no concern."""
+    attention = "forward, term, dropout.*K (64|128)|(query|key) backward, term, dropout.*K 128"
+    largest = f"{attention}|backward, H 2560, residual, bias"
     done = compiling(tmp_path, "tools/compile_kernels.py", "--only", largest, "--architectures", "89", "120")
     assert done.returncode in (0, 1) and "compiled " in done.stdout, done.stdout[-3000:] + done.stderr
     assert "sm_120: warps" in done.stdout and "bytes of shared memory" not in done.stdout

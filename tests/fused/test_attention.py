@@ -234,8 +234,7 @@ def test_packed_inputs_get_one_gradient():
     qkv = torch.stack(parts[:3], dim=2).requires_grad_()
     bias = [part.requires_grad_() for part in parts[3:]]
     out = attention_qkvpacked(qkv, CompactBias(*bias), samples, dropping(samples))
-    weight = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(1)) / 8
-    grad_qkv, *others = torch.autograd.grad((out.double() * weight).sum(), (qkv, *bias))
+    grad_qkv, *others = torch.autograd.grad((out.double() * arriving(out.shape)).sum(), (qkv, *bias))
     for one, two in zip(separate, (out, *grad_qkv.unbind(2), *others), strict=True):
         assert torch.equal(one, two)
     with reference_only():
@@ -245,7 +244,8 @@ def test_packed_inputs_get_one_gradient():
 def test_memory_that_no_kernel_wrote_is_not_read():
     """Samples of many lengths leave gaps in everything that is not filled with zeros: here with NaN."""
     samples, parts = packed(LENGTHS), make(60, 33, term=True)
-    torch.use_deterministic_algorithms(True)  # has torch fill new memory
+    # Has torch fill new memory; raises nothing, as it would for the products of the loop on a GPU.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         agree(parts, samples, dropping(samples))
     finally:

@@ -1,5 +1,7 @@
 """The CPU's own ways against the references: values, ids and every gradient; equal inputs give equal bits."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -9,6 +11,14 @@ from fused.dispatch import reference_only, use_cpu
 from fused.linear_cross_entropy import Sampling, VocabularyShard, linear_cross_entropy
 from fused.linear_cross_entropy import operator as head
 from tests.fused.tolerances import assert_close
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device() -> Iterator[torch.device]:
+    """Not the kernels', which the tests beside these take."""
+    with torch.device("cpu") as one:
+        yield one
+
 
 PACKED = packed_samples(torch.tensor([0, 5, 5, 14, 21]), 9)  # of 24 tokens, with an empty sample
 PADDED = padded_samples(torch.tensor([5, 0, 7]), 8)
