@@ -138,7 +138,7 @@ def test_the_benchmark_runs(
     whole, lines, *others = [row["ids"] for row in rows]
     assert others == [whole, whole] and 0 < lines < whole
     assert result["loader"]["tokens_per_s"] > 0 < result["index"]["samples"]
-    assert output.with_name("data.csv").read_text().startswith("program,processes,")
+    assert output.with_name("data.csv").read_text().startswith("program,unit,processes,")
     assert "M tokens/s" in capsys.readouterr().out
     with pytest.raises(UserError, match="no checkout of Megatron-LM"):
         main(Options(str(output), megatron=str(tmp_path)))

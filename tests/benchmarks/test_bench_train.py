@@ -142,7 +142,7 @@ def test_a_trial_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert row["status"] == "ok" and row["preset"] == "tiny" and row["torch"] == torch.__version__
         tokens, slots, pad = (float(row[name]) for name in ("tokens_per_s", "slot_tokens_per_s", "pad_percent"))
         assert tokens / slots == pytest.approx(1 - pad / 100) and 0 < pad < 50
-        assert slots * float(row["seconds_per_step"]) == pytest.approx(512)
+        assert 448 < slots * float(row["seconds_per_step"]) < 513  # two rows of at most 256
         mfu = 100 * tokens * float(row["gflop_per_token"]) / 1e3 / float(row["matrix_tflops"])
         assert float(row["mfu_percent"]) == pytest.approx(mfu)
         assert 0 <= float(row["data_percent"]) < 100
