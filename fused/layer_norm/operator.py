@@ -105,7 +105,7 @@ def drop_rows(x: Tensor, dropout: RowDropout) -> Tensor:
     """dropout(x) of x [..., H] in plain torch, with the mask of the kernels; is_last says nothing here."""
     threshold = drop_threshold(dropout.rate)
     kept = keep_mask(dropout.seed, threshold, x.size(-1), dropout.keys, dropout.keys >> 32)  # [R, H]
-    return x * kept.view(x.shape).to(x.dtype).mul_(keep_scale(threshold))
+    return torch.where(kept.view(x.shape), x * keep_scale(threshold), 0.0)  # backward keeps the mask alone, in bytes
 
 
 def _check(

@@ -104,7 +104,7 @@ def test_what_forward_leaves_for_backward(norm_first: bool) -> None:
     """To the byte, with the kernels: what autograd saves of embedding and a layer that has a row for every slot."""
     model = {"num_layers": 1, "num_attention_heads": 2, "ffn_hidden_size": 192}  # no matrix has as many rows as slots
     model |= {"norm_first": norm_first, "hidden_dropout": 0.1, "attention_dropout": 0.1}
-    config = small_config(model=model, train={"precision": "bf16"}, data={"micro_batch_tokens": 256})  # rows of 208
+    config = small_config(model=model, train={"precision": "bf16"})
     trainer, saved = start(config), {}
 
     def note(x: torch.Tensor) -> torch.Tensor:
