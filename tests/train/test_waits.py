@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -76,15 +78,16 @@ def on_host(*args: Any, **kwargs: Any) -> Tensor:
     return TENSOR(*args, **kwargs)
 
 
-def trace(names: list[str]) -> list[str]:
-    """Those of RUNS whose step was traced to its end: nothing has a value afterwards."""
+def trace(names: list[str], folder: Path) -> list[str]:
+    """Those of RUNS whose step was traced to its end: nothing has a value afterwards. folder is for token counts."""
     dist.destroy_process_group()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     done = []
     for name in names:
-        trainer = start(RUNS[name])
+        config = replace(RUNS[name], data=replace(RUNS[name].data, index_cache=str(folder)))
+        trainer = start(config)
         metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
-        batch = small_corpus(RUNS[name]).training_data(trainer.layout).step_batch(0, 0)
+        batch = small_corpus(config).training_data(trainer.layout).step_batch(0, 0)
         heads: Any = importlib.import_module("fused.linear_cross_entropy.operator")
         with ExitStack() as stack:
             stack.enter_context(patch.object(heads, "_check"))
@@ -107,5 +110,5 @@ FIRST, *OTHERS = RUNS
 
 
 @pytest.mark.parametrize("names", [[FIRST], pytest.param(OTHERS, marks=pytest.mark.long)], ids=["METRO", "others"])
-def test_a_step_asks_no_tensor_for_a_value(names: list[str]) -> None:
-    assert run_ranks(trace, 1, names) == [names]
+def test_a_step_asks_no_tensor_for_a_value(names: list[str], tmp_path: Path) -> None:
+    assert run_ranks(trace, 1, names, tmp_path) == [names]
