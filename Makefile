@@ -20,8 +20,8 @@ help:
 	@echo "make bench   test, check and measure on one GPU (9 minutes); resumes; see docs/benchmarks.md"
 	@echo "make wheels  collect what a GPU machine without a package index needs for benchmarks/bare.sh"
 	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
-	@echo "make test    a test of everything (at most 8 minutes on 2 cores)"
-	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (at most 8 more)"
+	@echo "make test    a test of everything (8 to 9 minutes on 2 cores)"
+	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (7 to 8 more)"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"
 
