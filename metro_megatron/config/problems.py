@@ -10,6 +10,8 @@ from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
 from metro_megatron.config.variants import variant_problems
+from metro_megatron.errors import UserError
+from metro_megatron.schedule import steps_of
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -140,6 +142,16 @@ def _schedule(config: Config) -> Iterator[str]:
             f"optimizer.lr_warmup_steps is {optimizer.lr_warmup_steps}, more than train.train_steps {steps}; "
             "lower the first (6 to 8% of the steps is usual) or raise the second"
         )
+    try:
+        decay = steps_of(optimizer.lr_decay_steps, steps)
+    except UserError as error:
+        yield f"optimizer.lr_decay_steps: {error}"
+    else:
+        if decay > steps:
+            yield (
+                f"optimizer.lr_decay_steps is {optimizer.lr_decay_steps}, more than train.train_steps {steps}; "
+                "lower it, or give a share such as 10%"
+            )
     if optimizer.initial_loss_scale < optimizer.min_loss_scale:
         yield (
             f"optimizer.initial_loss_scale is {optimizer.initial_loss_scale:g}, less than "

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.early_exit import Exits
 from metro_megatron.config.position import BUCKETS, PositionScheme
-from metro_megatron.schedule import Decay, Point, Schedule, Written
+from metro_megatron.schedule import Decay, Point, Schedule, Steps, Written, steps_of
 from metro_megatron.vocabulary import padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
@@ -315,12 +315,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with decoupled weight decay, linear warm-up and linear decay to zero."""
+    """Adam with decoupled weight decay, linear warm-up and decay to zero."""
 
     lr: Annotated[float, above(0)] = 5e-4
     """Peak learning rate."""
     lr_warmup_steps: Annotated[int, at_least(0)] = 10000
     """Steps of linear warm-up."""
+    lr_decay_steps: Steps = "100%"
+    """Last steps of the run, or their share, in which the rate falls from lr to 0; between warm-up and them it stays
+    (WSD). 100%: all behind the warm-up. 0: it never falls, as is good for a run from which branches decay."""
+    lr_decay_style: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    """How it falls; 1-sqrt: by 1 - sqrt(x) at share x of the decay (arXiv 2405.18392)."""
     weight_decay: Annotated[float, at_least(0)] = 0.01
     """Decoupled weight decay."""
     decay_all: bool = False
@@ -343,9 +348,14 @@ class OptimizerConfig:
     """fp16: overflows before the scale is halved."""
 
     def learning_rate(self, train_steps: int) -> Schedule:
-        """Linear from 0 to lr over the warm-up, then linear to 0 at train_steps."""
-        peak, end = Point(self.lr, self.lr_warmup_steps), Point(0.0, train_steps)
-        return Schedule(0.0, (peak, end)) if self.lr_warmup_steps else Schedule(self.lr, (end,))
+        """Linear from 0 to lr over the warm-up, lr until the decay begins, then to 0 at train_steps."""
+        warm, decay = self.lr_warmup_steps, steps_of(self.lr_decay_steps, train_steps)
+        points = [Point(self.lr, warm)] if warm else []
+        if train_steps - decay > warm:
+            points.append(Point(self.lr, train_steps - decay))
+        if decay:
+            points.append(Point(0.0, train_steps, shape=self.lr_decay_style))
+        return Schedule(0.0 if warm else self.lr, tuple(points))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class PendingUpdate:
 
 
 def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
-    """Rate of 0-based step: linear from lr / warm-up to lr, then linear towards 0 at train_steps."""
+    """Rate of 0-based step: linear from lr / warm-up to lr, then towards 0 at train_steps."""
     return options.learning_rate(train_steps).at(step, train_steps)
 
 
