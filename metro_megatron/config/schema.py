@@ -21,6 +21,8 @@ SharedPart = Literal["word", "position", "norm", "decoder"]
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
 would make another run of it."""
+BRANCH_MAY_CHANGE = "a run that branches from another's checkpoint may change it"
+"""Marks what is planned over the steps, of which a branch has others before it."""
 
 
 @dataclass(frozen=True)
@@ -317,14 +319,14 @@ class DataConfig:
 class OptimizerConfig:
     """Adam with decoupled weight decay, linear warm-up and decay to zero."""
 
-    lr: Annotated[float, above(0)] = 5e-4
+    lr: Annotated[float, above(0), BRANCH_MAY_CHANGE] = 5e-4
     """Peak learning rate."""
     lr_warmup_steps: Annotated[int, at_least(0)] = 10000
     """Steps of linear warm-up."""
-    lr_decay_steps: Steps = "100%"
+    lr_decay_steps: Annotated[Steps, BRANCH_MAY_CHANGE] = "100%"
     """Last steps of the run, or their share, in which the rate falls from lr to 0; between warm-up and them it stays
     (WSD). 100%: all behind the warm-up. 0: it never falls, as is good for a run from which branches decay."""
-    lr_decay_style: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    lr_decay_style: Annotated[Literal["linear", "cosine", "1-sqrt"], BRANCH_MAY_CHANGE] = "linear"
     """How it falls; 1-sqrt: by 1 - sqrt(x) at share x of the decay (arXiv 2405.18392)."""
     weight_decay: Annotated[float, at_least(0)] = 0.01
     """Decoupled weight decay."""
@@ -407,8 +409,11 @@ class TrainConfig:
 
     output: Annotated[str, MAY_CHANGE] = ""
     """Run folder: checkpoints, metrics.jsonl, TensorBoard, resolved configuration. An existing one is resumed."""
-    train_steps: Annotated[int, at_least(1)] = 125000
-    """Optimizer steps of the whole run."""
+    branch_from: Annotated[str, BRANCH_MAY_CHANGE] = ""
+    """Checkpoint (iter_...) of another run from which this one begins, with its weights, moments and place in the data.
+    It may have another length, learning rate and other phases from there on; the rest must be equal."""
+    train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE] = 125000
+    """Optimizer steps of the whole run; of a branch, with those before it."""
     global_batch_tokens: Annotated[int, at_least(1)] = 1 << 20
     """Most tokens of a step over all ranks: as many samples as have no more."""
     global_batch_size: Annotated[int, at_least(0)] = 0

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from fused.dispatch import describe
-from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.checkpoint.files import checkpoint_sha256
+from metro_megatron.checkpoint.resume import beginning, is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
@@ -57,6 +58,8 @@ class Trainer:
         self.seen_samples = 0
         """Global position of the next step's first sample."""
         self.seen_tokens = 0
+        self.branch: dict[str, Any] | None = None
+        """Where the run branched from another, and the hash of that checkpoint."""
         self.unlogged = Amount()
         """What has been trained on since the last log line."""
         self.skipped_steps = 0
@@ -65,25 +68,32 @@ class Trainer:
         """Updates of the last steps whose figures have not been read."""
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint of the run folder, if there is one."""
-        step = tracked_step(self.run)
-        if step is None:
+        """Continue from the newest checkpoint of the run folder, or from the one that the run branches from, if there
+        is one."""
+        folder = beginning(self.config)
+        if folder is None:
             return
-        progress = self.checkpoints.restore(step)
+        progress = self.checkpoints.restore(folder)
+        self._refuse_other_data(folder.parent, progress)
+        self.done = progress["step"]
+        self.seen_samples = progress["consumed_samples"]
+        self.seen_tokens = progress["seen_tokens"]
+        self.skipped_steps = progress["skipped_steps"]
+        self.branch = progress.get("branch")
+        if is_branch_point(folder, self.config):
+            self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
+
+    def _refuse_other_data(self, run: Path, progress: dict[str, Any]) -> None:
         if progress["data"] != self.corpus.fingerprint:
             raise UserError(
-                f"the shards of data.train are not those that {self.run} was trained on "
+                f"the shards of data.train are not those that {run} was trained on "
                 "(their hashes differ): give the same shards, or choose another train.output"
             )
         if progress.get("filled_by", "") != self.corpus.filled_by:
             raise UserError(
-                f"corruption.{self.config.corruption.source}: the model or cache is not the one that {self.run} was "
+                f"corruption.{self.config.corruption.source}: the model or cache is not the one that {run} was "
                 "trained with (their hashes differ); give the same, or choose another train.output"
             )
-        self.done = step
-        self.seen_samples = progress["consumed_samples"]
-        self.seen_tokens = progress["seen_tokens"]
-        self.skipped_steps = progress["skipped_steps"]
 
     def train(self) -> None:
         """Train to the last step, or until SIGTERM; either way the state is saved."""
@@ -141,6 +151,7 @@ class Trainer:
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
+            **({"branch": self.branch} if self.branch else {}),
         }
         folder = self.checkpoints.save(self.done, progress)
         if report:
@@ -164,7 +175,9 @@ class Trainer:
         report.say(describe(self.layout.device))
         report.say(self.corpus.description)
         if self.done:
-            report.say(f"continuing {self.run} after step {self.done}")
+            begun = self.branch and self.branch["step"] == self.done
+            whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"
+            report.say(f"{whence} after step {self.done}")
         return report
 
     def _description(self) -> str:
