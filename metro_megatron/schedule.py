@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -82,6 +82,16 @@ class Schedule:
         if len(points) < len(others):
             raise UserError(f"{written}: every value but the first needs a position; {_REMEDY}")
         return cls(first, tuple(points))
+
+    @classmethod
+    def of_steps(cls, values: Sequence[float], starts: Sequence[int]) -> Schedule:
+        """Each value from its start on, which are steps done; the first start is 0."""
+        jumps = [
+            (Point(before, start), Point(value, start))
+            for before, value, start in zip(values, values[1:], starts[1:], strict=False)
+            if value != before
+        ]
+        return cls(values[0], tuple(point for jump in jumps for point in jump))
 
     def __str__(self) -> str:
         return " -> ".join([_digits(self.start), *map(str, self.points)])

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from metro_megatron.checkpoint.files import METADATA, iteration_folder, tracked_step
 from metro_megatron.cli.options import flatten, options_of
 from metro_megatron.config.file import load_config
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import BRANCH_MAY_CHANGE, MAY_CHANGE, Config
 from metro_megatron.errors import UserError
 
@@ -63,3 +65,19 @@ def _past_differences(iteration: Path, saved: Config, given: Config) -> Iterator
     step = json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"]
     if given.train.train_steps <= step:
         yield f"train.train_steps is {given.train.train_steps}, but the branch begins after step {step}; give more"
+    begun, planned = (_phases_before(step, one) for one in (saved, given))
+    if begun != planned:
+        yield (
+            f"train.phases has {_listed(planned)} before the branching after step {step}, but the checkpoint was made "
+            f"with {_listed(begun)}; keep those, their starts in steps"
+        )
+
+
+def _phases_before(step: int, config: Config) -> list[Phase]:
+    """Those that began in the steps done, with their starts in steps."""
+    phases = zip(config.train.phases, config.phase_starts[1:], strict=True)
+    return [replace(phase, start=start) for phase, start in phases if start < step]
+
+
+def _listed(phases: list[Phase]) -> str:
+    return ", ".join(map(str, phases)) or "no phase"

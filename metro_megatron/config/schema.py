@@ -6,11 +6,13 @@ Reading YAML and command lines is `metro_megatron.config.file`, checking what on
 show `metro_megatron.config.problems`.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.early_exit import Exits
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.position import BUCKETS, PositionScheme
 from metro_megatron.schedule import Decay, Point, Schedule, Steps, Written, steps_of
 from metro_megatron.vocabulary import padded_vocab_size
@@ -414,6 +416,9 @@ class TrainConfig:
     It may have another length, learning rate and other phases from there on; the rest must be equal."""
     train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE] = 125000
     """Optimizer steps of the whole run; of a branch, with those before it."""
+    phases: Annotated[list[Phase], BRANCH_MAY_CHANGE] = field(default_factory=list)
+    """From some step on, other samples, masks or rates: {start: 90%, seq_length: 512, mask_probability: 0.2, weights:
+    [1, 0, 3], lr_factor: 0.5}, of which each may be left out but start (docs/phases.md)."""
     global_batch_tokens: Annotated[int, at_least(1)] = 1 << 20
     """Most tokens of a step over all ranks: as many samples as have no more."""
     global_batch_size: Annotated[int, at_least(0)] = 0
@@ -454,6 +459,37 @@ class Config:
         return self.corruption.main_layer or max(1, self.model.num_layers // 2)
 
     @property
+    def phase_starts(self) -> list[int]:
+        """Steps done when each phase begins: 0, where the run's own options hold, then those of train.phases.
+
+        Raises UserError.
+        """
+        return [0, *(steps_of(phase.start, self.train.train_steps) for phase in self.train.phases)]
+
+    def phase_at(self, step: int) -> int:
+        """Number of the phase that a step, counted from 0, is of."""
+        return bisect_right(self.phase_starts, step) - 1
+
+    def in_phase(self, number: int) -> "Config":
+        """A run that is all in one phase, but for the learning rate."""
+        alone = replace(self, train=replace(self.train, phases=[]))
+        if number == 0:
+            return alone
+        phase = self.train.phases[number - 1]
+        data = replace(
+            self.data,
+            seq_length=phase.seq_length or self.data.seq_length,
+            weights=phase.weights or self.data.weights,
+        )
+        rate = phase.mask_probability or self.objective.mask_probability
+        return replace(alone, data=data, objective=replace(self.objective, mask_probability=rate))
+
+    @property
+    def lr_factor(self) -> Schedule:
+        """Factor of the learning rate over the run."""
+        return Schedule.of_steps([1.0, *(phase.lr_factor for phase in self.train.phases)], self.phase_starts)
+
+    @property
     def schedules(self) -> dict[str, Schedule | Decay]:
         """All that changes over the run, for configuration, training and picture; names are dotted like options."""
         planned: dict[str, Schedule | Decay] = {
@@ -463,4 +499,13 @@ class Config:
             planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
         if self.early_exit.layers:
             planned["early_exit.share"] = Schedule.parse(self.early_exit.share)
-        return planned
+        return planned | {name: one for name, one in self._phased.items() if one.points}
+
+    @property
+    def _phased(self) -> dict[str, Schedule]:
+        phases, starts = [self.in_phase(number) for number in range(len(self.train.phases) + 1)], self.phase_starts
+        return {
+            "objective.mask_probability": Schedule.of_steps([one.objective.mask_probability for one in phases], starts),
+            "data.seq_length": Schedule.of_steps([one.data.seq_length for one in phases], starts),
+            "train.lr_factor": self.lr_factor,
+        }

@@ -58,6 +58,8 @@ class Trainer:
         self.seen_samples = 0
         """Global position of the next step's first sample."""
         self.seen_tokens = 0
+        self.phase_begins: tuple[int, ...] = (0,)
+        """Global positions at which the phases so far began."""
         self.branch: dict[str, Any] | None = None
         """Where the run branched from another, and the hash of that checkpoint."""
         self.unlogged = Amount()
@@ -79,6 +81,7 @@ class Trainer:
         self.seen_samples = progress["consumed_samples"]
         self.seen_tokens = progress["seen_tokens"]
         self.skipped_steps = progress["skipped_steps"]
+        self.phase_begins = tuple(progress.get("phase_begins", [0]))
         self.branch = progress.get("branch")
         if is_branch_point(folder, self.config):
             self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
@@ -97,7 +100,7 @@ class Trainer:
 
     def train(self) -> None:
         """Train to the last step, or until SIGTERM; either way the state is saved."""
-        data = self.corpus.training_data(self.layout)
+        data = self.corpus.training_data(self.layout, self.phase_begins)
         report = self._open_report()
         if report:
             report.warn_of_padding(data, self.seen_samples)
@@ -111,6 +114,7 @@ class Trainer:
                 self.done += 1
                 self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
                 self.seen_samples = batch.end
+                self.phase_begins = batch.phase_begins
                 self.seen_tokens += batch.num_tokens
                 is_last = self.done == self.config.train.train_steps
                 is_logged = is_last or self.done % self.config.train.log_interval == 0
@@ -151,6 +155,7 @@ class Trainer:
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
+            **({"phase_begins": self.phase_begins} if self.config.train.phases else {}),
             **({"branch": self.branch} if self.branch else {}),
         }
         folder = self.checkpoints.save(self.done, progress)
@@ -241,7 +246,8 @@ class Trainer:
     def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
         """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
         train_steps = self.config.train.train_steps
-        config = replace(self.config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
+        config = self.config.in_phase(self.config.phase_at(self.done - 1))
+        config = replace(config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
         tflops = achieved_tflops(config, done, seconds, self.layout.world.size())
         is_cuda = self.layout.device.type == "cuda"
         name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""

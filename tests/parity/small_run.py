@@ -100,7 +100,9 @@ def small_config(**concerns: dict[str, Any]) -> Config:
 
 def small_corpus(config: Config) -> Corpus:
     shard = edge_shard() if config.data.train == ["edge"] else memory_shard(seed=7)
-    return Corpus(config, [shard], build_sample_index([shard], config.data.seq_length), [], None)
+    lengths = [config.in_phase(number).data.seq_length for number in range(len(config.phase_starts))]
+    index, *of_phases = [build_sample_index([shard], length) for length in lengths]
+    return Corpus(config, [shard], index, [], None, of_phases)
 
 
 def random_vectors(trainer: Trainer) -> None:
