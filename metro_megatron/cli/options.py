@@ -228,10 +228,12 @@ def _take(given: Given, name: str, words: list[str], option: Option) -> None:
 def parse_value(raw: Any, annotation: Any) -> Any:
     """`raw` (a string of a command line, or a value of a YAML file) as `annotation`.
 
-    Raises UserError "expected ..., got ...".
+    Raises UserError "expected ..., got ...", or with what is wrong inside a record.
     """
     try:
         return _converted(raw, annotation)
+    except UserError:
+        raise
     except (ValueError, KeyError) as error:
         got = "nothing" if raw is None else str(raw).lower() if isinstance(raw, bool) else repr(raw)
         raise UserError(f"expected {type_name(annotation)}, got {got}{_type_hint(raw, annotation)}") from error
