@@ -202,7 +202,7 @@ def _phases(config: Config, world_size: int, device: str) -> Iterator[str]:
         outside = out_of_range({option.name: option for option in options_of(Phase)}, flatten(phase))
         yield from (f"{name}: {one}" for one in outside)
         if not outside:
-            own = of_samples(config.in_phase(number))
+            own = of_samples(config.by_phase[number])
             yield from (f"{name}: {one}" for one in own if one not in known)
         try:
             start = steps_of(phase.start, steps)

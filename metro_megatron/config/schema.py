@@ -470,19 +470,20 @@ class Config:
         """Number of the phase that a step, counted from 0, is of."""
         return bisect_right(self.phase_starts, step) - 1
 
-    def in_phase(self, number: int) -> "Config":
-        """A run that is all in one phase, but for the learning rate."""
+    @property
+    def by_phase(self) -> list["Config"]:
+        """Of each phase a run that is all in it, but for the learning rate; the first has the run's own options."""
         alone = replace(self, train=replace(self.train, phases=[]))
-        if number == 0:
-            return alone
-        phase = self.train.phases[number - 1]
-        data = replace(
-            self.data,
-            seq_length=phase.seq_length or self.data.seq_length,
-            weights=phase.weights or self.data.weights,
-        )
+        return [alone, *(alone._with_phase(phase) for phase in self.train.phases)]
+
+    def _with_phase(self, phase: Phase) -> "Config":
+        length, weights = phase.seq_length or self.data.seq_length, phase.weights or self.data.weights
         rate = phase.mask_probability or self.objective.mask_probability
-        return replace(alone, data=data, objective=replace(self.objective, mask_probability=rate))
+        return replace(
+            self,
+            data=replace(self.data, seq_length=length, weights=weights),
+            objective=replace(self.objective, mask_probability=rate),
+        )
 
     @property
     def lr_factor(self) -> Schedule:
@@ -503,7 +504,7 @@ class Config:
 
     @property
     def _phased(self) -> dict[str, Schedule]:
-        phases, starts = [self.in_phase(number) for number in range(len(self.train.phases) + 1)], self.phase_starts
+        phases, starts = self.by_phase, self.phase_starts
         return {
             "objective.mask_probability": Schedule.of_steps([one.objective.mask_probability for one in phases], starts),
             "data.seq_length": Schedule.of_steps([one.data.seq_length for one in phases], starts),

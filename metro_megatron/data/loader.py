@@ -55,23 +55,22 @@ class PretrainingData:
         phase_begins: Sequence[int] = (0,),
     ):
         assert 0 <= dp_rank < dp_size
-        self._config = config if split == "train" else config.in_phase(0)
+        self._is_training = split == "train"
+        self._config = config if self._is_training else config.by_phase[0]
+        self._configs = self._config.by_phase
         self._indices = [index, *phase_indices]
-        assert split == "validation" or len(self._indices) == len(config.phase_starts)
-        for number in range(len(self._config.phase_starts)):
-            data = self._config.in_phase(number).data
-            assert self._indices[number].seq_length == data.seq_length
+        for data, own in zip([one.data for one in self._configs], self._indices, strict=True):
+            assert own.seq_length == data.seq_length
             if data.most_row_places < data.seq_length:
                 raise UserError(
                     f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
                     f"data.seq_length {data.seq_length}; raise the one or lower the other"
                 )
-        self._is_training = split == "train"
         self._of_rank = partial(
             PhaseData, shards=shards, dp_rank=dp_rank, dp_size=dp_size, pin_memory=pin_memory, cache=cache
         )
         seed = config.train.seed
-        if split == "validation":
+        if not self._is_training:
             seed = int(hash64(seed, Purpose.VALIDATION))
         self._phases = [self._phase(0, SampleOrder(index.source_bounds, self._blend(0), seed))]
         self._begins = [0]
@@ -146,11 +145,11 @@ class PretrainingData:
         self._begins.append(position)
 
     def _phase(self, number: int, order: SampleOrder) -> PhaseData:
-        return self._of_rank(self._indices[number], config=self._config.in_phase(number), order=order)
+        return self._of_rank(self._indices[number], config=self._configs[number], order=order)
 
     def _blend(self, number: int) -> Blend:
         sizes = np.diff(self._indices[number].source_bounds).tolist()
         if not self._is_training:
             return Blend(source_weights([], sizes))
-        weights, has_phases = self._config.in_phase(number).data.weights, len(self._indices) > 1
-        return Blend(source_weights(weights, sizes, may_rest=has_phases))
+        weights = self._configs[number].data.weights
+        return Blend(source_weights(weights, sizes, may_rest=len(self._configs) > 1))

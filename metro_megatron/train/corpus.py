@@ -60,10 +60,9 @@ class Corpus:
         train, validation = shards[:num_train], shards[num_train:]
         train_index, validation_index = sample_indices(data, train, validation)
         indices = [train_index]
-        for number in range(1, len(config.phase_starts)):
-            data = config.in_phase(number).data
-            known = next((one for one in indices if one.seq_length == data.seq_length), None)
-            indices.append(known or training_index(data, train))
+        for phase in config.by_phase[1:]:
+            known = next((one for one in indices if one.seq_length == phase.data.seq_length), None)
+            indices.append(known or training_index(phase.data, train))
         _refuse_weights(config, indices)
         return cls(config, train, train_index, validation or train, validation_index, indices[1:])
 
@@ -174,9 +173,9 @@ class Corpus:
 def _refuse_weights(config: Config, indices: Sequence[SampleIndex]) -> None:
     """Raise UserError with all that is wrong with the weights of the run and of its phases."""
     problems = []
-    for number, index in enumerate(indices):
+    for number, (index, phase) in enumerate(zip(indices, config.by_phase, strict=True)):
         name = f"weights of phase {number} of train.phases" if number else "data.weights"
-        weights = config.in_phase(number).data.weights
+        weights = phase.data.weights
         if number and weights == config.data.weights:
             continue
         try:

@@ -246,7 +246,7 @@ class Trainer:
     def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
         """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
         train_steps = self.config.train.train_steps
-        config = self.config.in_phase(self.config.phase_at(self.done - 1))
+        config = self.config.by_phase[self.config.phase_at(self.done - 1)]
         config = replace(config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
         tflops = achieved_tflops(config, done, seconds, self.layout.world.size())
         is_cuda = self.layout.device.type == "cuda"

@@ -40,8 +40,7 @@ def config_of(phases: list[Phase], batch_size: int = 0) -> Config:
 
 
 def indices_of(shards: Shards, config: Config) -> list[SampleIndex]:
-    numbers = range(len(config.phase_starts))
-    return [build_sample_index(shards, config.in_phase(number).data.seq_length) for number in numbers]
+    return [build_sample_index(shards, phase.data.seq_length) for phase in config.by_phase]
 
 
 def data_of(shards: Shards, config: Config, **options: Any) -> PretrainingData:

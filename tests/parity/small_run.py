@@ -100,8 +100,7 @@ def small_config(**concerns: dict[str, Any]) -> Config:
 
 def small_corpus(config: Config) -> Corpus:
     shard = edge_shard() if config.data.train == ["edge"] else memory_shard(seed=7)
-    lengths = [config.in_phase(number).data.seq_length for number in range(len(config.phase_starts))]
-    index, *of_phases = [build_sample_index([shard], length) for length in lengths]
+    index, *of_phases = [build_sample_index([shard], phase.data.seq_length) for phase in config.by_phase]
     return Corpus(config, [shard], index, [], None, of_phases)
 
 
