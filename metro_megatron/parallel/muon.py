@@ -81,7 +81,7 @@ def matrices_of(modules: Iterable[torch.nn.Module], tensor: ProcessGroup) -> lis
 
 
 class Muon:
-    """torch.optim.Muon's update of a home's matrices, which are in parameter groups with a `momentum`.
+    """torch.optim.Muon's update of a home's matrices, which are in parameter groups of its own: with a `momentum`.
 
     A direction's length is match_rms_adamw's: its root mean square is 0.2 of the rate, as Adam's is about, so that one
     rate and one weight decay are for both.
@@ -104,7 +104,7 @@ class Muon:
             home.optimizer.state[master] = state
 
     def step(self, divisor: Tensor, is_skipped: Tensor) -> None:
-        """From gradients over `divisor`, unless is_skipped is 1. Takes the gradients away. A collective call."""
+        """From gradients over `divisor`, unless is_skipped is 1. A collective call."""
         skips = is_skipped.bool()
         for _, group, master, buffer in self._shards():
             state = self.home.optimizer.state[master]
@@ -113,7 +113,6 @@ class Muon:
             buffer.copy_(gradient.lerp(momentum, group["momentum"]))
             state["exp_avg"].copy_(torch.where(skips, state["exp_avg"], momentum))
             state["step"] += 1 - is_skipped
-            master.grad = None
         self._orthogonalize()
         for matrix, group, master, buffer in self._shards():
             rate = group["lr"]

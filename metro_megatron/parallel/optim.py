@@ -129,11 +129,13 @@ class Optimizer:
         """From gradients over `divisor`, unless is_skipped is 1; then every rank gets what changed."""
         for one, muon in zip(self.both, self.muons, strict=True):
             muon.step(divisor, is_skipped)
-            # Adam passes over what has no gradient any more.
             adam = one.optimizer
             # What torch's fused kernel reads for torch.amp, too: it divides, or does nothing, on the way.
             adam.grad_scale, adam.found_inf = divisor, is_skipped
+            groups = adam.param_groups
+            adam.param_groups = [group for group in groups if "momentum" not in group]  # the others are Muon's
             adam.step()
+            adam.param_groups = groups
             masters, weights = (
                 [shard for group in groups for shard in group]
                 for groups in (one.shard_fp32_from_float16_groups, one.shard_float16_groups)
