@@ -42,9 +42,7 @@ def reference(options: OptimizerConfig, copies: dict[str, torch.nn.Parameter]) -
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam, eps=options.adam_eps)]
     if muon:
         momentum, decay = options.muon_momentum, options.weight_decay
-        optimizers.append(
-            torch.optim.Muon(muon, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(torch.optim.Muon(muon, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
