@@ -150,20 +150,26 @@ def _schedule(config: Config) -> Iterator[str]:
 
 def _optimizers(config: Config) -> Iterator[str]:
     optimizer, plain, source = config.optimizer, OptimizerConfig(), config.corruption.source
-    matrices = {"muon_lr": optimizer.matrices, "auxiliary_muon_lr": optimizer.auxiliary_matrices}
-    matrices["muon_momentum"] = "muon" if "muon" in matrices.values() else "adam"
-    for name, given in flatten(optimizer).items():
-        if given == getattr(plain, name):
+    kinds = {"matrices": optimizer.matrices, "auxiliary_matrices": optimizer.auxiliary_matrices}
+    readers = {
+        "muon_lr": ["matrices"],
+        "auxiliary_muon_lr": ["auxiliary_matrices"],
+        "muon_momentum": ["matrices", "auxiliary_matrices"],
+    }
+    for name, value in flatten(optimizer).items():
+        if value == getattr(plain, name):
             continue
         if name.startswith("auxiliary_") and not config.corruption.trains_auxiliary:
-            yield f"optimizer.{name} is {given}, but with corruption.source {source} no auxiliary is trained; leave it out"
-        elif matrices.get(name) == "adam":
-            of = "matrices" if name == "muon_lr" else "auxiliary_matrices"
-            yield f"optimizer.{name} is {given}, which adam does not read; leave it out, or set optimizer.{of} muon"
-    uses_muon = "muon" in (optimizer.matrices, optimizer.auxiliary_matrices)
-    if uses_muon and config.train.precision == "fp16" and not config.parallel.grad_reduce_in_fp32:
+            yield (
+                f"optimizer.{name} is {value}, but with corruption.source {source} no auxiliary is trained; "
+                "leave it out"
+            )
+        elif name in readers and all(kinds[reader] == "adam" for reader in readers[name]):
+            options = " or ".join(f"optimizer.{reader}" for reader in readers[name])
+            yield f"optimizer.{name} is {value}, which adam does not read; leave it out, or set {options} muon"
+    if "muon" in kinds.values() and config.train.precision == "fp16" and not config.parallel.grad_reduce_in_fp32:
         yield (
-            "parallel.grad_reduce_in_fp32 is false, but Muon's directions travel in the gradients' buffers, and are too "
+            "parallel.grad_reduce_in_fp32 is false, but Muon's directions travel in the gradients' buffers and are too "
             "small for train.precision fp16; set it true, or use bf16"
         )
 

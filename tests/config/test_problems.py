@@ -163,7 +163,7 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (
             1,
             {"optimizer__auxiliary_lr": 1e-3, "corruption__source": "uniform"},
-            ["optimizer.auxiliary_lr is 0.001, but with corruption.source uniform no auxiliary is trained; leave it out"],
+            ["auxiliary_lr is 0.001, but with corruption.source uniform no auxiliary is trained; leave"],
         ),
         (1, {"optimizer__muon_lr": 1e-2}, ["muon_lr is 0.01, which adam does not read", "set optimizer.matrices muon"]),
         (
