@@ -67,17 +67,18 @@ def _orthogonalized(direction: Tensor) -> Tensor:
 
 def matrices_of(modules: Iterable[torch.nn.Module], tensor: ProcessGroup) -> list[Matrix]:
     """The 2-D weights of all layers: no table, no head, no embedding's projection."""
-    found = []
-    for module in modules:
-        for layer in module.modules():
-            if isinstance(layer, TransformerLayer):
-                attention = layer.self_attention
-                for weight in layer.parameters():
-                    if weight.dim() == 2:
-                        is_qkv = weight is attention.linear_qkv.weight
-                        head_dim = attention.hidden_size_per_attention_head if is_qkv else 0
-                        found.append(Matrix(weight, head_dim, tensor.size(), weight.partition_dim))  # type: ignore[attr-defined]
-    return found
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, TransformerLayer)]
+    return [
+        Matrix(weight, _head_dim(layer, weight), tensor.size(), weight.partition_dim)  # type: ignore[attr-defined]
+        for layer in layers
+        for weight in layer.parameters()
+        if weight.dim() == 2
+    ]
+
+
+def _head_dim(layer: TransformerLayer, weight: torch.nn.Parameter) -> int:
+    attention = layer.self_attention
+    return attention.hidden_size_per_attention_head if weight is attention.linear_qkv.weight else 0
 
 
 class Muon:
