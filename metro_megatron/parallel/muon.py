@@ -109,6 +109,7 @@ class Muon:
         skips = is_skipped.bool()
         for _, group, master, buffer in self._shards():
             state = self.home.optimizer.state[master]
+            assert master.grad is not None
             gradient = master.grad / divisor
             momentum = state["exp_avg"].lerp(gradient, 1 - group["momentum"])
             buffer.copy_(gradient.lerp(momentum, group["momentum"]))
