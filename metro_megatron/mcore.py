@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Set
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from typing import Any
 
 import torch
 from megatron.core import optimizer as mcore_optimizer
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
-from megatron.core.optimizer import distrib_optimizer, get_megatron_optimizer
+from megatron.core.optimizer import distrib_optimizer, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -124,8 +128,22 @@ def wrap(
         config.calculate_per_token_loss = False
 
 
+@dataclass(frozen=True)
+class OwnGroup:
+    """Parameters that are updated by options of their own."""
+
+    name: str
+    parameters: Set[torch.nn.Parameter]
+    settings: dict[str, Any]
+    """Over those of all others, in torch's parameter groups."""
+
+
 def distributed_optimizer(
-    ddps: list[DistributedDataParallel], options: OptimizerConfig, precision: str, groups: ProcessGroupCollection
+    ddps: list[DistributedDataParallel],
+    options: OptimizerConfig,
+    precision: str,
+    groups: ProcessGroupCollection,
+    own_groups: list[OwnGroup],
 ) -> DistributedOptimizer:
     """Adam of one home with its state sharded over the home's replicas (ZeRO-1).
 
@@ -152,10 +170,16 @@ def distributed_optimizer(
         hysteresis=options.hysteresis,
         use_distributed_optimizer=True,
     )
+    # The standard ones: biases and norms are not decayed.
+    overrides: dict[ParamKey, Any] = {} if options.decay_all else get_standard_config_overrides(config)
+    for own in own_groups:
+        # One of four entries by which megatron-core tells the groups of a checkpoint apart, and the one without a use.
+        settings = {"is_decoupled_lr": own.name, **own.settings}
+        overrides[ParamKey(predicate=ParamPredicate(own.name, own.parameters.__contains__))] = settings
     chained = get_megatron_optimizer(
         config,
         ddps,
-        config_overrides={} if options.decay_all else None,  # None: biases and norms are not decayed
+        config_overrides=overrides,
         use_gloo_process_groups=False,
         pg_collection=groups,
     )

@@ -1,11 +1,12 @@
 """The state of a run as megatron-core's sharded tensors, free of the layout that wrote it.
 
-megatron-core 0.16's `fully_reshardable` format needs help in five places when the optimizer is torch's Adam:
+megatron-core 0.16's `fully_reshardable` format needs help in six places when the optimizer is torch's Adam, or Muon:
 1. after loading, all parameters share one `step` tensor on the host, to which Adam would add once per parameter;
 2. padded bucket ends are cut off the joined buckets but not off the positions used to slice them;
 3. replica ids must come from the home's own replicas;
 4. moments must exist before a state can be described;
-5. loading one parameter's state expects a `step` that the format keeps elsewhere.
+5. loading one parameter's state expects a `step` that the format keeps elsewhere;
+6. every parameter must have two moments to save, of which Muon's has one: the other is saved as zeros.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def sharded_state(pair: Pair, optimizer: Optimizer, layout: Layout, is_loading: 
     distributed = [optimizer.shared, optimizer.stage]
     for one in distributed:
         _create_moments(one)
+        _save_two_moments(one)
     with _unpadded_positions(distributed):
         state["optimizer"] = optimizer.chained.sharded_state_dict(
             dict(state), is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT)
@@ -81,6 +83,17 @@ def _create_moments(optimizer: DistributedOptimizer) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+
+def _save_two_moments(optimizer: DistributedOptimizer) -> None:
+    """Give the writer of one parameter zeros for a second moment that it has not."""
+    plain = type(optimizer)._get_main_param_and_optimizer_states
+
+    def states(model_param: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        own = plain(optimizer, model_param)
+        return own if "exp_avg_sq" in own else {**own, "exp_avg_sq": torch.zeros_like(own["exp_avg"])}
+
+    optimizer._get_main_param_and_optimizer_states = states
 
 
 def _keep_own_step(optimizer: DistributedOptimizer) -> None:

@@ -9,7 +9,7 @@ from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.rows import RowRule
-from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
+from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig, OptimizerConfig
 from metro_megatron.config.variants import variant_problems
 from metro_megatron.errors import UserError
 from metro_megatron.schedule import steps_of
@@ -30,6 +30,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += row_problems(config)
         found += _batch(config, world_size)
         found += _schedule(config)
+        found += _optimizers(config)
         found += _precision(config, device or config.train.device)
         found += _kernels(config, device or config.train.device)
         found += _phases(config, world_size, device or config.train.device)
@@ -158,6 +159,32 @@ def _schedule(config: Config) -> Iterator[str]:
         yield (
             f"optimizer.initial_loss_scale is {optimizer.initial_loss_scale:g}, less than "
             f"optimizer.min_loss_scale {optimizer.min_loss_scale:g}; swap them"
+        )
+
+
+def _optimizers(config: Config) -> Iterator[str]:
+    optimizer, plain, source = config.optimizer, OptimizerConfig(), config.corruption.source
+    kinds = {"matrices": optimizer.matrices, "auxiliary_matrices": optimizer.auxiliary_matrices}
+    readers = {
+        "muon_lr": ["matrices"],
+        "auxiliary_muon_lr": ["auxiliary_matrices"],
+        "muon_momentum": ["matrices", "auxiliary_matrices"],
+    }
+    for name, value in flatten(optimizer).items():
+        if value == getattr(plain, name):
+            continue
+        if name.startswith("auxiliary_") and not config.corruption.trains_auxiliary:
+            yield (
+                f"optimizer.{name} is {value}, but with corruption.source {source} no auxiliary is trained; "
+                "leave it out"
+            )
+        elif name in readers and all(kinds[reader] == "adam" for reader in readers[name]):
+            options = " or ".join(f"optimizer.{reader}" for reader in readers[name])
+            yield f"optimizer.{name} is {value}, which adam does not read; leave it out, or set {options} muon"
+    if "muon" in kinds.values() and config.train.precision == "fp16" and not config.parallel.grad_reduce_in_fp32:
+        yield (
+            "parallel.grad_reduce_in_fp32 is false, but Muon's directions travel in the gradients' buffers and are too "
+            "small for train.precision fp16; set it true, or use bf16"
         )
 
 

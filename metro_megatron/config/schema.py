@@ -319,9 +319,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with decoupled weight decay, linear warm-up and decay to zero."""
+    """Adam, or Muon for matrices, with decoupled weight decay, linear warm-up and decay to zero."""
 
-    lr: Annotated[float, above(0), BRANCH_MAY_CHANGE] = 5e-4
+    lr: Annotated[float, above(0)] = 5e-4
     """Peak learning rate."""
     lr_warmup_steps: Annotated[int, at_least(0)] = 10000
     """Steps of linear warm-up."""
@@ -340,6 +340,24 @@ class OptimizerConfig:
     """Second-moment coefficient."""
     adam_eps: Annotated[float, above(0)] = 1e-6
     """Adam's epsilon."""
+    matrices: Literal["adam", "muon"] = "adam"
+    """What updates the matrices of main's layers. muon: torch.optim.Muon's rule on whole ones, q, k and v each by
+    itself, in steps of Adam's usual size, 0.2 of the rate; tables, heads, biases and norms stay Adam's."""
+    muon_lr: Annotated[float, at_least(0)] = 0.0
+    """Peak learning rate of main's matrices under muon; 0: lr."""
+    muon_momentum: Annotated[float, Range(0, 1)] = 0.95
+    """Muon's Nesterov momentum."""
+    auxiliary_lr: Annotated[float, at_least(0)] = 0.0
+    """Peak learning rate of what the auxiliary alone has; 0: lr. What both encoders share, such as the token table, has
+    main's options. All rates have one schedule."""
+    auxiliary_adam_beta1: Annotated[float, Range(0, 1)] = 0.0
+    """First-moment coefficient of what the auxiliary alone has; 0: adam_beta1."""
+    auxiliary_adam_beta2: Annotated[float, Range(0, 1)] = 0.0
+    """Second-moment coefficient of what the auxiliary alone has; 0: adam_beta2."""
+    auxiliary_matrices: Literal["adam", "muon"] = "adam"
+    """What updates the matrices of the auxiliary's layers, as `matrices` says of main's."""
+    auxiliary_muon_lr: Annotated[float, at_least(0)] = 0.0
+    """Peak learning rate of the auxiliary's matrices under muon; 0: the auxiliary's."""
     clip_grad: Annotated[float, at_least(0)] = 2.0
     """Largest global gradient norm, over all that is trained; 0 switches clipping off."""
     initial_loss_scale: Annotated[float, above(0)] = 65536.0
@@ -350,6 +368,18 @@ class OptimizerConfig:
     """fp16: steps without overflow before the scale doubles."""
     hysteresis: Annotated[int, at_least(1)] = 2
     """fp16: overflows before the scale is halved."""
+
+    @property
+    def auxiliary(self) -> "OptimizerConfig":
+        """Of what the auxiliary alone has, by main's names."""
+        return replace(
+            self,
+            lr=self.auxiliary_lr or self.lr,
+            adam_beta1=self.auxiliary_adam_beta1 or self.adam_beta1,
+            adam_beta2=self.auxiliary_adam_beta2 or self.adam_beta2,
+            matrices=self.auxiliary_matrices,
+            muon_lr=self.auxiliary_muon_lr,
+        )
 
     def learning_rate(self, train_steps: int) -> Schedule:
         """Linear from 0 to lr over the warm-up, lr until the decay begins, then to 0 at train_steps."""

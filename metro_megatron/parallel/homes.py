@@ -66,6 +66,11 @@ class Homes:
     def all(self) -> list[DistributedDataParallel]:
         return [*self.shared.values(), *self.stage]
 
+    @property
+    def only_in_phase_1(self) -> list[DistributedDataParallel]:
+        """Of the shared home, what phase 2 does not use."""
+        return [ddp for name, ddp in self.shared.items() if name != self.both_phases]
+
     def begin_step(self) -> None:
         """Forget the last gradients and fetch the shared home's updated parameters."""
         for ddp in self.all:
@@ -96,9 +101,8 @@ class Homes:
     def end_corruption_phase(self) -> None:
         """Gradients of what only phase 1 uses are complete; stage's parameters are needed now."""
         if self.overlap:
-            for name, ddp in self.shared.items():
-                if name != self.both_phases:
-                    ddp.start_grad_sync()
+            for ddp in self.only_in_phase_1:
+                ddp.start_grad_sync()
             for ddp in self.stage:
                 _wait_for_parameters(ddp)
 

@@ -1,4 +1,7 @@
-"""One Adam over both homes: schedule, loss scale, one clipping norm, and what to do about bad gradients.
+"""The optimizer over both homes: schedule, loss scale, one clipping norm, and what to do about bad gradients.
+
+Main and what both phases train have one Adam; what the auxiliary alone has may have another, and the matrices of either
+Muon: groups of parameters whose rates are shares of one schedule.
 
 The host decides none of it. Norm, clipping, and whether to update at all are numbers on the device that the update
 itself reads, so that the next step is launched while this one runs; what happened is read afterwards.
@@ -10,14 +13,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config, OptimizerConfig
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.loss_scale import LossScale
+from metro_megatron.parallel.muon import Matrix, Muon, matrices_of
 
 
 @dataclass(frozen=True)
@@ -59,19 +65,26 @@ def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> floa
 
 
 class Optimizer:
-    """Adam with decoupled weight decay; its state is sharded over the replicas of each home."""
+    """Adam and Muon with decoupled weight decay; their state is sharded over the replicas of each home."""
 
     def __init__(self, config: Config, homes: Homes):
         self.options = config.optimizer
         self.train_steps = config.train.train_steps
         self.lr_factor = config.lr_factor
         self.homes = homes
-        precision, layout = config.train.precision, homes.layout
+        precision, layout, main = config.train.precision, homes.layout, self.options
+        auxiliary = homes.only_in_phase_1 if config.corruption.trains_auxiliary else []
+        shared_matrices, shared_groups = _own_groups("auxiliary", auxiliary, main.auxiliary, main, layout.tensor)
+        stage_matrices, stage_groups = _own_groups("main", homes.stage, main, main, layout.tensor)
         self.shared = mcore.distributed_optimizer(
-            list(homes.shared.values()), self.options, precision, layout.shared_groups
+            list(homes.shared.values()), main, precision, layout.shared_groups, shared_groups
         )
-        self.stage = mcore.distributed_optimizer(homes.stage, self.options, precision, layout.stage_groups)
+        self.stage = mcore.distributed_optimizer(homes.stage, main, precision, layout.stage_groups, stage_groups)
         self.both = (self.shared, self.stage)
+        self.muons = (
+            Muon(self.shared, shared_matrices, layout.tensor),
+            Muon(self.stage, stage_matrices, layout.tensor),
+        )
         self.chained = ChainedOptimizer(list(self.both))
         self.loss_scale: LossScale | None = None
         if precision == "fp16":
@@ -93,7 +106,7 @@ class Optimizer:
         """
         rate = learning_rate(step, self.options, self.train_steps) * self.lr_factor.at(step, self.train_steps)
         for group in self.chained.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_mult"]
             # megatron-core marks what is decayed and leaves the product to a scheduler that we do not use.
             group["weight_decay"] = self.options.weight_decay * group["wd_mult"]
         for one in self.both:
@@ -114,12 +127,16 @@ class Optimizer:
         return PendingUpdate(rate, torch.cat([norms, torch.stack([scale, is_skipped, sums[2]])]))
 
     def _update(self, is_skipped: Tensor, divisor: Tensor) -> None:
-        """Adam, from gradients over `divisor`, unless is_skipped is 1; then every rank gets what changed."""
-        for one in self.both:
+        """From gradients over `divisor`, unless is_skipped is 1; then every rank gets what changed."""
+        for one, muon in zip(self.both, self.muons, strict=True):
+            muon.step(divisor, is_skipped)
             adam = one.optimizer
             # What torch's fused kernel reads for torch.amp, too: it divides, or does nothing, on the way.
             adam.grad_scale, adam.found_inf = divisor, is_skipped
+            groups = adam.param_groups
+            adam.param_groups = [group for group in groups if "momentum" not in group]  # the others are Muon's
             adam.step()
+            adam.param_groups = groups
             masters, weights = (
                 [shard for group in groups for shard in group]
                 for groups in (one.shard_fp32_from_float16_groups, one.shard_float16_groups)
@@ -127,6 +144,27 @@ class Optimizer:
             if masters:  # in fp32 the weights themselves are updated
                 torch._foreach_copy_(weights, masters)
         self.homes.end_step()
+
+
+def _own_groups(
+    name: str,
+    ddps: list[DistributedDataParallel],
+    options: OptimizerConfig,
+    of_all: OptimizerConfig,
+    tensor: ProcessGroup,
+) -> tuple[list[Matrix], list[mcore.OwnGroup]]:
+    """A model's matrices that are Muon's, and its parameters whose options are not those of all."""
+    matrices = matrices_of(ddps, tensor) if options.matrices == "muon" else []
+    weights = {matrix.weight for matrix in matrices}
+    others = {weight for ddp in ddps for weight in ddp.parameters()} - weights
+    groups = []
+    if weights:
+        muon = {"lr_mult": (options.muon_lr or options.lr) / of_all.lr, "momentum": options.muon_momentum}
+        groups.append(mcore.OwnGroup(f"{name} matrices", weights, muon))
+    betas = (options.adam_beta1, options.adam_beta2)
+    if options.lr != of_all.lr or betas != (of_all.adam_beta1, of_all.adam_beta2):
+        groups.append(mcore.OwnGroup(name, others, {"lr_mult": options.lr / of_all.lr, "betas": betas}))
+    return matrices, groups
 
 
 def _sum_of_squares(optimizer: DistributedOptimizer, like: Tensor) -> Tensor:

@@ -17,12 +17,14 @@ from fused.linear_cross_entropy.operator import CHUNK
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config, EncoderSizes
 from metro_megatron.plan.flops import proposer, proposer_passes
-from metro_megatron.plan.parameters import SHARED, Home, is_projected, parts, trained
+from metro_megatron.plan.parameters import SHARED, Home, is_projected, matrices, parts, trained
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Of a number, by train.precision."""
 MASTER, MOMENTS, GRADIENT_COPY = 4, 8, 4
 """FP32 master weight, Adam's two moments, FP32 gradient: of every parameter, on the rank that updates it."""
+MUON_MOMENT = 4
+"""Muon's one, in place of Adam's two."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def zero_memory(parameters: float, stage: int, gpus: int) -> Memory:
 def state_bytes(config: Config) -> float:
     """Weights, gradients and optimizer state on one device: 18 bytes a parameter in bf16."""
     weights, gradients, state = parameter_bytes(config)
-    return trained(config) * (weights + gradients + state) + _frozen(config) * weights
+    saved = (MOMENTS - MUON_MOMENT) * sum(_muon_matrices(alone(config)))
+    return trained(config) * (weights + gradients + state) + _frozen(config) * weights - saved
 
 
 def alone(config: Config) -> Config:
@@ -111,13 +114,15 @@ def rank_memory(config: Config, world_size: int, stage: int, fill: float = 1.0) 
     dp = world_size // (tp * pp)
     shared, own = home_parameters(config, stage)
     weight, gradient, state = parameter_bytes(config)
+    shared_muon, own_muon = _muon_matrices(config)
+    saved = (MOMENTS - MUON_MOMENT) * (shared_muon / (dp * pp) + own_muon / dp)
     config, count = laid_out(config, world_size, fill)
     phases = [_corruption_phase(config), _main_phase(config, count, stage)]
     activations, heads = max(phases, key=sum)
     return Memory(
         weights=weight * (shared + own + _frozen(config)),
         gradients=gradient * (shared + own),
-        optimizer=state * (shared / (dp * pp) + own / dp),
+        optimizer=state * (shared / (dp * pp) + own / dp) - saved,
         activations=activations,
         heads=heads,
     )
@@ -134,6 +139,15 @@ def trained_in(config: Config, *homes: Home) -> float:
     """Parameters of whole homes on a rank."""
     tp = config.parallel.tensor_model_parallel_size
     return sum(part.on_rank(tp) for part in parts(config) if part.home in homes)
+
+
+def _muon_matrices(config: Config) -> tuple[float, float]:
+    """Parameters on a rank that Muon updates: (shared home, stage home)."""
+    parallel, optimizer = config.parallel, config.optimizer
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    has_auxiliary = config.corruption.trains_auxiliary and optimizer.auxiliary_matrices == "muon"
+    shared = matrices(config.model.auxiliary) / tp if has_auxiliary else 0.0
+    return shared, matrices(config.model.main) / (tp * pp) if optimizer.matrices == "muon" else 0.0
 
 
 def _frozen(config: Config) -> int:

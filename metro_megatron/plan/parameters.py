@@ -60,6 +60,12 @@ def auxiliary(config: Config) -> int:
     return sum(part.total for part in parts(config) if part.home in ("auxiliary", "frozen"))
 
 
+def matrices(sizes: EncoderSizes) -> int:
+    """In the 2-D weights of an encoder's layers, 4 H^2 + 2 H F each: tensor-parallel ranks share them out."""
+    hidden = sizes.hidden_size
+    return sizes.num_layers * (4 * hidden**2 + 2 * hidden * sizes.ffn_hidden_size)
+
+
 def is_projected(sizes: EncoderSizes, model_config: ModelConfig) -> bool:
     """Whether a linear layer leads from embeddings to hidden states (ELECTRA)."""
     return sizes.hidden_size != model_config.table_width
@@ -102,7 +108,7 @@ def _auxiliary_parts(
 def _layers(sizes: EncoderSizes) -> tuple[int, int]:
     """4 H^2 + 2 H F + F + 9 H a layer, 12 H^2 + 13 H where F is 4 H; norms and last biases are whole."""
     hidden, ffn = sizes.hidden_size, sizes.ffn_hidden_size
-    return sizes.num_layers * (4 * hidden**2 + 3 * hidden + 2 * hidden * ffn + ffn), sizes.num_layers * 6 * hidden
+    return matrices(sizes) + sizes.num_layers * (3 * hidden + ffn), sizes.num_layers * 6 * hidden
 
 
 def _embedding(sizes: EncoderSizes, model_config: ModelConfig, shared: Collection[str]) -> int:

@@ -28,6 +28,7 @@ from tests.parity.small_run import (
 )
 
 HALF = STEPS // 2
+MUON = {"matrices": "muon", "auxiliary_matrices": "muon", "auxiliary_lr": 2e-3, "auxiliary_adam_beta2": 0.9}
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 
@@ -71,13 +72,20 @@ def resumed_run(config: Config, copy: Path | None = None) -> Record:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "tp", "pp", "tokens"), [(1, 1, 1, 1024), pytest.param(4, 2, 2, 0, marks=pytest.mark.long)]
+    ("world_size", "tp", "pp", "tokens", "optimizer"),
+    [
+        (1, 1, 1, 1024, {}),
+        (2, 1, 1, 0, MUON),
+        pytest.param(4, 2, 2, 0, {}, marks=pytest.mark.long),
+        pytest.param(4, 2, 2, 0, MUON, marks=pytest.mark.long),
+    ],
 )
 def test_resumed_run_equals_straight_run_bit_for_bit(
-    tmp_path: Path, world_size: int, tp: int, pp: int, tokens: int
+    tmp_path: Path, world_size: int, tp: int, pp: int, tokens: int, optimizer: dict[str, Any]
 ) -> None:
-    """With dropout on, by batches of tokens and of samples: losses, norms and weights."""
+    """With dropout on, by batches of tokens and of samples, one optimizer and several: losses, norms and weights."""
     config = config_for(tmp_path, tp, pp, **DROPOUT)
+    config = replace(config, optimizer=replace(config.optimizer, **optimizer))
     if tokens:
         config = replace(config, train=replace(config.train, global_batch_size=0, global_batch_tokens=tokens))
     straight = run_ranks(straight_run, world_size, config)[0]
@@ -104,7 +112,8 @@ def equal_tensors(first: Path, second: Path) -> tuple[list[str], list[str]]:
     return sorted(one), [name for name in one if not torch.equal(one[name], two[name])]
 
 
-def test_checkpoint_loads_under_another_layout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", [{}, pytest.param(MUON, marks=pytest.mark.long)], ids=["adam", "muon"])
+def test_checkpoint_loads_under_another_layout(tmp_path: Path, optimizer: dict[str, Any]) -> None:
     """(tp, pp, dp) = (2, 2, 1) to (1, 1, 2): weights, masters and moments are equal; so are two more steps.
 
     Of a model that has what METRO has not: TUPE's term, last norms, a bias that both homes' heads share.
@@ -113,8 +122,12 @@ def test_checkpoint_loads_under_another_layout(tmp_path: Path) -> None:
     run, copy = tmp_path / "run", tmp_path / "copy"
     run.mkdir()
     copy.mkdir()
-    straight = run_ranks(straight_run, 4, config_for(run, tp=2, pp=2, **model))[0]
-    resumed = run_ranks(resumed_run, 2, config_for(run, **model), copy)[0]
+    spread, other = (
+        replace(config, optimizer=replace(config.optimizer, **optimizer))
+        for config in (config_for(run, tp=2, pp=2, **model), config_for(run, **model))
+    )
+    straight = run_ranks(straight_run, 4, spread)[0]
+    resumed = run_ranks(resumed_run, 2, other, copy)[0]
     names, different = run_ranks(equal_tensors, 1, *(one / f"iter_{HALF:07d}" for one in (run, copy)))[0]
     assert different == []
     kinds = {name.split(".")[2] if name.startswith("optimizer.state") else "model" for name in names}

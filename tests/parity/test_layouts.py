@@ -129,6 +129,34 @@ def test_other_models_equal_one_process_too() -> None:
         assert_same(record, reference, name)
 
 
+@pytest.mark.parametrize(
+    ("world_size", "spread"),
+    [
+        (2, [{}, {"tp": 2, "sequence_parallel": True}]),
+        pytest.param(4, [{"pp": 2, "vpp": 2}, {"tp": 2, "pp": 2, "overlap": False}], marks=pytest.mark.long),
+    ],
+)
+def test_muon_equals_one_process_in_what_it_learns(world_size: int, spread: list[dict[str, Any]]) -> None:
+    """Losses and norms as with Adam; matrices to a tenth of a step.
+
+    Directions are rounded to bf16 before the weakest of theirs are stretched a hundredfold, so that sums in another
+    order show there, where gradients hardly are.
+    """
+    options = {"matrices": "muon", "auxiliary_matrices": "muon", "auxiliary_adam_beta2": 0.9}
+    configs = [replace(one, optimizer=replace(one.optimizer, **options)) for one in (layout(**how) for how in spread)]
+    alone = replace(configs[0], parallel=layout().parallel)
+    reference = run_ranks(train_in_layouts, 1, [alone])[0][0]
+    for config, record in zip(configs, run_ranks(train_in_layouts, world_size, configs)[0], strict=True):
+        np.testing.assert_allclose(losses(record), losses(reference), rtol=TOLERANCE, err_msg=str(config.parallel))
+        np.testing.assert_allclose(norms(record), norms(reference), rtol=TOLERANCE, err_msg=str(config.parallel))
+        for name, weight in reference.weights.items():
+            difference = record.weights[name] - weight
+            if ".layers." in name and weight.dim() == 2:
+                assert difference.square().mean().sqrt() < 0.1 * 0.2 * config.optimizer.lr, name
+            else:
+                assert difference.abs().max() < 1e-5, name
+
+
 def test_any_number_of_micro_batches_interleaves() -> None:
     """Seven micro batches, which are no multiple of the stages, on two stages of two chunks."""
     rows = {"data": {"micro_batch_tokens": 48}, "train": {"global_batch_size": 7}}
