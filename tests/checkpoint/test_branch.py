@@ -111,7 +111,9 @@ def test_a_branch_is_resumed_from_its_own_checkpoints(folder: Path, trained: Any
 
 def test_what_is_no_branch_is_refused_with_all_differences(folder: Path, trained: Any) -> None:
     point = iteration_folder(folder / "parent", PARENT_DONE)
-    config = config_for(folder / "new", {"adam_beta1": 0.5, "lr_decay_steps": 2}, branch_from=str(point), seed=9, train_steps=3)
+    config = config_for(
+        folder / "new", {"adam_beta1": 0.5, "lr_decay_steps": 2}, branch_from=str(point), seed=9, train_steps=3
+    )
     with pytest.raises(UserError) as caught:
         beginning(config)
     assert caught.value.problems == [
