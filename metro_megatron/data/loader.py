@@ -1,26 +1,24 @@
 """The batches of a run, by step number: no state to save, nothing that depends on the number of ranks."""
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config
-from metro_megatron.data import fill
-from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
+from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.blending import Blend, source_weights
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.fill import step_samples
-from metro_megatron.data.masking import Masking
-from metro_megatron.data.order import Draws, SampleOrder
+from metro_megatron.data.order import SampleOrder
+from metro_megatron.data.phase import PhaseData
 from metro_megatron.data.replacements import ReplacementReader
-from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
+from metro_megatron.data.samples import SampleIndex
 from metro_megatron.errors import UserError
 from metro_megatron.randomness import Purpose, hash64
 
@@ -33,7 +31,11 @@ class PretrainingData:
     the step are the same for every dp_size and for all rows. Every rank computes the rows of the whole step from
     the samples' lengths, and reads the tokens of its own rows only.
 
-    With split "validation" the same holds under a seed of its own.
+    A phase begins at a step, so that the global position at which it does is known when the step before has been
+    made. phase_begins are those positions, 0 first, as far as they are known already; phase_indices are the samples of
+    train.phases.
+
+    With split "validation" the same holds under a seed of its own, without phases.
 
     Raises UserError when a sample does not fit into a packed row.
     """
@@ -49,52 +51,47 @@ class PretrainingData:
         dp_size: int = 1,
         pin_memory: bool = False,
         cache: ReplacementReader | None = None,
+        phase_indices: Sequence[SampleIndex] = (),
+        phase_begins: Sequence[int] = (0,),
     ):
-        data = config.data
-        assert 0 <= dp_rank < dp_size and index.seq_length == data.seq_length
-        if data.most_row_places < data.seq_length:
-            raise UserError(
-                f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
-                f"data.seq_length {data.seq_length}; raise the one or lower the other"
-            )
+        assert 0 <= dp_rank < dp_size
+        self._is_training = split == "train"
+        self._config = config if self._is_training else config.by_phase[0]
+        self._configs = self._config.by_phase
+        self._indices = [index, *phase_indices]
+        for data, own in zip([one.data for one in self._configs], self._indices, strict=True):
+            assert own.seq_length == data.seq_length
+            if data.most_row_places < data.seq_length:
+                raise UserError(
+                    f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
+                    f"data.seq_length {data.seq_length}; raise the one or lower the other"
+                )
+        self._of_rank = partial(
+            PhaseData, shards=shards, dp_rank=dp_rank, dp_size=dp_size, pin_memory=pin_memory, cache=cache
+        )
         seed = config.train.seed
-        if split == "validation":
+        if not self._is_training:
             seed = int(hash64(seed, Purpose.VALIDATION))
-        self._index = index
-        sizes = np.diff(index.source_bounds).tolist()
-        weights = source_weights(data.weights if split == "train" else [], sizes)
-        self._order = SampleOrder(index.source_bounds, Blend(weights), seed)
-        objective = config.objective
-        self._masking = Masking(
-            seed,
-            objective.mask_probability,
-            objective.keep_probability,
-            objective.random_probability,
-            config.model.vocab_size,
-        )
-        self._builder = MicroBatchBuilder(
-            index=index,
-            streams=[np.asarray(shard.tokens) for shard in shards],
-            masking=self._masking,
-            is_packed=data.is_packed,
-            cache=cache,
-        )
-        self._config = config
-        self._rule = RowRule.of(config, dp_size)
-        self._dp_rank, self._dp_size = dp_rank, dp_size
-        self._pin_memory = pin_memory
+        self._phases = [self._phase(0, SampleOrder(index.source_bounds, self._blend(0), seed))]
+        self._begins = [0]
+        for begin in phase_begins[1:]:
+            self._begin_phase(begin)
 
     @property
     def num_samples(self) -> int:
         """Samples of one epoch."""
-        return len(self._index)
+        return len(self._indices[0])
 
     def step_batch(self, step: int, first: int) -> StepBatch:
         """This rank's batch of a step (0-based) whose first sample has the global position `first`.
 
-        The next step begins at the batch's `end`; step 0 at position 0.
+        The next step begins at the batch's `end`; step 0 at position 0. A phase's first step must have been made, or
+        its position been given, before others of it are.
         """
-        return self._batch(step, first, self._step_samples(first))
+        number = self._config.phase_at(step)
+        if step == self._config.phase_starts[number] and number == len(self._phases):
+            self._begin_phase(first)
+        return replace(self._phases[number].step_batch(step, first), phase_begins=tuple(self._begins[: number + 1]))
 
     def prefetch(self, first_step: int, end_step: int, first: int) -> Generator[StepBatch, None, None]:
         """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
@@ -124,7 +121,7 @@ class PretrainingData:
         """
         assert num_samples <= self.num_samples, (num_samples, self.num_samples)
         for step, first in enumerate(range(0, num_samples, batch_size)):
-            yield self._batch(step, first, min(batch_size, num_samples - first))
+            yield self._phases[0].batch(step, first, min(batch_size, num_samples - first))
 
     def _steps(self, step: int, first: int) -> Iterator[StepBatch]:
         """Batches without end."""
@@ -135,49 +132,24 @@ class PretrainingData:
 
     def advice(self, first: int) -> str | None:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""
-        train, mean = self._config.train, self._index.num_tokens / len(self._index)
-        of_step = train.global_batch_size or train.global_batch_tokens / mean
-        count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
-        lengths = self._lengths(self._order[np.arange(first, first + count)])
-        return fill.advice(self._config, self._dp_size, lengths)
+        return self._phases[bisect_right(self._begins, first) - 1].advice(first)
 
-    def _step_samples(self, first: int) -> int:
-        """How many samples a step has that begins at the global position `first`."""
-        train = self._config.train
-        if train.global_batch_size:
-            return train.global_batch_size
-        # 5% more samples than fit on average: in a step of a million tokens, some thousand samples, that is about four
-        # standard deviations of their sum. Too few are noticed, and cost a second look at more.
-        count = int(1.05 * train.global_batch_tokens * len(self._index) / self._index.num_tokens) + 1
-        while (found := step_samples(self._lengths(self._order[np.arange(first, first + count)]), train)) is None:
-            count += count // 4 + 1
-        return found
+    def _begin_phase(self, position: int) -> None:
+        """Make the next phase, which begins at a global position."""
+        number, before = len(self._phases), self._phases[-1].order
+        bounds, blend = self._indices[number].source_bounds, self._blend(number)
+        is_same = self._indices[number].seq_length == self._indices[number - 1].seq_length
+        order = before.continued(position, blend) if is_same else before.cut_anew(position, blend, bounds)
+        # In this order: `advice` is asked by another thread, and must find a phase for every beginning.
+        self._phases.append(self._phase(number, order))
+        self._begins.append(position)
 
-    def _lengths(self, draws: Draws) -> NDArray[np.int64]:
-        """Tokens of samples, <s> and </s> included."""
-        return self._index.length[draws.sample].astype(np.int64) + NUM_SAMPLE_SPECIALS
+    def _phase(self, number: int, order: SampleOrder) -> PhaseData:
+        return self._of_rank(self._indices[number], config=self._configs[number], order=order)
 
-    def _batch(self, step: int, first: int, num_samples: int) -> StepBatch:
-        draws: Draws = self._order[np.arange(first, first + num_samples)]
-        lengths = self._lengths(draws)
-        rows = StepRows.of(lengths, self._rule)
-        count = self._dp_size
-        of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]
-        micro_batches = [
-            replace(
-                self._builder.build(of_ranks[self._dp_rank], rows.length, draws, first),
-                samples_of_ranks=tuple(sum(map(len, of_rank)) for of_rank in of_ranks),
-            )
-            for of_ranks in of_all_ranks
-        ]
-        if self._pin_memory:
-            micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
-        return StepBatch(
-            step=step,
-            micro_batches=micro_batches,
-            num_masked=int(self._masking.counts(draws, self._index.length[draws.sample]).sum()),
-            num_tokens=int(lengths.sum()),
-            num_samples=num_samples,
-            num_squares=int((lengths**2).sum()),
-            end=first + num_samples,
-        )
+    def _blend(self, number: int) -> Blend:
+        sizes = np.diff(self._indices[number].source_bounds).tolist()
+        if not self._is_training:
+            return Blend(source_weights([], sizes))
+        weights = self._configs[number].data.weights
+        return Blend(source_weights(weights, sizes, may_rest=len(self._configs) > 1))

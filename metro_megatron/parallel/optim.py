@@ -60,7 +60,7 @@ class PendingUpdate:
 
 
 def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
-    """Rate of 0-based step: linear from lr / warm-up to lr, then linear towards 0 at train_steps."""
+    """Rate of 0-based step: linear from lr / warm-up to lr, then towards 0 at train_steps."""
     return options.learning_rate(train_steps).at(step, train_steps)
 
 
@@ -70,6 +70,7 @@ class Optimizer:
     def __init__(self, config: Config, homes: Homes):
         self.options = config.optimizer
         self.train_steps = config.train.train_steps
+        self.lr_factor = config.lr_factor
         self.homes = homes
         precision, layout, main = config.train.precision, homes.layout, self.options
         auxiliary = homes.only_in_phase_1 if config.corruption.trains_auxiliary else []
@@ -103,7 +104,7 @@ class Optimizer:
         A skipped step leaves parameters and moments as they are. stops: whether this rank has been asked to, which
         every rank learns from the update. A collective call.
         """
-        rate = learning_rate(step, self.options, self.train_steps)
+        rate = learning_rate(step, self.options, self.train_steps) * self.lr_factor.at(step, self.train_steps)
         for group in self.chained.param_groups:
             group["lr"] = rate * group["lr_mult"]
             # megatron-core marks what is decayed and leaves the product to a scheduler that we do not use.

@@ -19,8 +19,8 @@ def past_step(
     """The whole batch of a step, counted from 1 as metrics.jsonl counts, and the corpus it is of.
 
     The samples are those of any layout; micro batches are those of one data-parallel rank. Where a step is as many
-    samples as fit, the steps before it are made too, from the last one that the run has logged; `on_step` hears of
-    each. Raises UserError for a step that is not of the run, and as Corpus.open.
+    samples as fit, the steps before it are made too, from the last one that the run has logged (with train.phases from
+    the first); `on_step` hears of each. Raises UserError for a step that is not of the run, and as Corpus.open.
     """
     found = problems(config, config.parallel.model_ranks, "cuda")
     if not 1 <= step <= config.train.train_steps:
@@ -28,10 +28,19 @@ def past_step(
     if found:
         raise UserError(found)
     corpus = Corpus.open(config)
-    data = PretrainingData(corpus.train_index, corpus.train_shards, config)
-    done, first = logged_position(config, step - 1)
-    if config.train.global_batch_size:
-        done, first = step - 1, (step - 1) * config.train.global_batch_size
+    done, first, begins = 0, 0, [0]
+    if size := config.train.global_batch_size:
+        done, first = step - 1, (step - 1) * size
+        begins = [start * size for start in config.phase_starts if start <= done]
+    elif not config.train.phases:  # of which a log does not say where they began
+        done, first = logged_position(config, step - 1)
+    data = PretrainingData(
+        corpus.train_index,
+        corpus.train_shards,
+        config,
+        phase_indices=corpus.phase_indices,
+        phase_begins=begins,
+    )
     while True:
         batch = data.step_batch(done, first)
         if done == step - 1:

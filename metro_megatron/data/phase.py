@@ -1,0 +1,109 @@
+"""The batches of one phase of a run: samples in an order, cut into steps, laid into rows, masked."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metro_megatron.config.rows import RowRule
+from metro_megatron.config.schema import Config
+from metro_megatron.data import fill
+from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
+from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.fill import step_samples
+from metro_megatron.data.masking import Masking
+from metro_megatron.data.order import Draws, SampleOrder
+from metro_megatron.data.replacements import ReplacementReader
+from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
+
+
+class PhaseData:
+    """Batches of one data-parallel rank as PretrainingData has them. config: of a run that is all in this phase."""
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        shards: Sequence[TokenizedDocuments],
+        config: Config,
+        order: SampleOrder,
+        dp_rank: int,
+        dp_size: int,
+        pin_memory: bool,
+        cache: ReplacementReader | None,
+    ):
+        self.order = order
+        self._index = index
+        objective = config.objective
+        self._masking = Masking(
+            order.seed,
+            objective.mask_probability,
+            objective.keep_probability,
+            objective.random_probability,
+            config.model.vocab_size,
+        )
+        self._builder = MicroBatchBuilder(
+            index=index,
+            streams=[np.asarray(shard.tokens) for shard in shards],
+            masking=self._masking,
+            is_packed=config.data.is_packed,
+            cache=cache,
+        )
+        self._config = config
+        self._rule = RowRule.of(config, dp_size)
+        self._dp_rank, self._dp_size = dp_rank, dp_size
+        self._pin_memory = pin_memory
+
+    def step_batch(self, step: int, first: int) -> StepBatch:
+        """Of a step that begins at the global position `first`."""
+        return self.batch(step, first, self._step_samples(first))
+
+    def advice(self, first: int) -> str | None:
+        """What to change if the steps from the global position `first` waste places (data/fill.py)."""
+        train, mean = self._config.train, self._index.num_tokens / len(self._index)
+        of_step = train.global_batch_size or train.global_batch_tokens / mean
+        count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
+        lengths = self._lengths(self.order[np.arange(first, first + count)])
+        return fill.advice(self._config, self._dp_size, lengths)
+
+    def _step_samples(self, first: int) -> int:
+        """How many samples a step has that begins at the global position `first`."""
+        train = self._config.train
+        if train.global_batch_size:
+            return train.global_batch_size
+        # 5% more samples than fit on average: in a step of a million tokens, some thousand samples, that is about four
+        # standard deviations of their sum. Too few are noticed, and cost a second look at more.
+        count = int(1.05 * train.global_batch_tokens * len(self._index) / self._index.num_tokens) + 1
+        while (found := step_samples(self._lengths(self.order[np.arange(first, first + count)]), train)) is None:
+            count += count // 4 + 1
+        return found
+
+    def _lengths(self, draws: Draws) -> NDArray[np.int64]:
+        """Tokens of samples, <s> and </s> included."""
+        return self._index.length[draws.sample].astype(np.int64) + NUM_SAMPLE_SPECIALS
+
+    def batch(self, step: int, first: int, num_samples: int) -> StepBatch:
+        """Of so many samples from the global position `first`."""
+        draws: Draws = self.order[np.arange(first, first + num_samples)]
+        lengths = self._lengths(draws)
+        rows = StepRows.of(lengths, self._rule)
+        count = self._dp_size
+        of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]
+        micro_batches = [
+            replace(
+                self._builder.build(of_ranks[self._dp_rank], rows.length, draws, first),
+                samples_of_ranks=tuple(sum(map(len, of_rank)) for of_rank in of_ranks),
+            )
+            for of_ranks in of_all_ranks
+        ]
+        if self._pin_memory:
+            micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
+        return StepBatch(
+            step=step,
+            micro_batches=micro_batches,
+            num_masked=int(self._masking.counts(draws, self._index.length[draws.sample]).sum()),
+            num_tokens=int(lengths.sum()),
+            num_samples=num_samples,
+            num_squares=int((lengths**2).sum()),
+            end=first + num_samples,
+        )
