@@ -8,21 +8,17 @@ from itertools import islice
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config
 from metro_megatron.data import fill
 from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
-from metro_megatron.data.blending import Blend, source_weights
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.fill import step_samples
 from metro_megatron.data.masking import Masking
-from metro_megatron.data.order import Draws, SampleOrder
 from metro_megatron.data.replacements import ReplacementReader
-from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
+from metro_megatron.data.samples import SampleIndex
+from metro_megatron.data.steps import StepSamples
 from metro_megatron.errors import UserError
-from metro_megatron.randomness import Purpose, hash64
 
 
 class PretrainingData:
@@ -57,16 +53,11 @@ class PretrainingData:
                 f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
                 f"data.seq_length {data.seq_length}; raise the one or lower the other"
             )
-        seed = config.train.seed
-        if split == "validation":
-            seed = int(hash64(seed, Purpose.VALIDATION))
         self._index = index
-        sizes = np.diff(index.source_bounds).tolist()
-        weights = source_weights(data.weights if split == "train" else [], sizes)
-        self._order = SampleOrder(index.source_bounds, Blend(weights), seed)
+        self._samples = StepSamples(index, config, split)
         objective = config.objective
         self._masking = Masking(
-            seed,
+            self._samples.seed,
             objective.mask_probability,
             objective.keep_probability,
             objective.random_probability,
@@ -94,7 +85,7 @@ class PretrainingData:
 
         The next step begins at the batch's `end`; step 0 at position 0.
         """
-        return self._batch(step, first, self._step_samples(first))
+        return self._batch(step, first, self._samples.count(first))
 
     def prefetch(self, first_step: int, end_step: int, first: int) -> Generator[StepBatch, None, None]:
         """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
@@ -138,28 +129,12 @@ class PretrainingData:
         train, mean = self._config.train, self._index.num_tokens / len(self._index)
         of_step = train.global_batch_size or train.global_batch_tokens / mean
         count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
-        lengths = self._lengths(self._order[np.arange(first, first + count)])
+        lengths = self._samples.lengths(self._samples.draws(first, count))
         return fill.advice(self._config, self._dp_size, lengths)
 
-    def _step_samples(self, first: int) -> int:
-        """How many samples a step has that begins at the global position `first`."""
-        train = self._config.train
-        if train.global_batch_size:
-            return train.global_batch_size
-        # 5% more samples than fit on average: in a step of a million tokens, some thousand samples, that is about four
-        # standard deviations of their sum. Too few are noticed, and cost a second look at more.
-        count = int(1.05 * train.global_batch_tokens * len(self._index) / self._index.num_tokens) + 1
-        while (found := step_samples(self._lengths(self._order[np.arange(first, first + count)]), train)) is None:
-            count += count // 4 + 1
-        return found
-
-    def _lengths(self, draws: Draws) -> NDArray[np.int64]:
-        """Tokens of samples, <s> and </s> included."""
-        return self._index.length[draws.sample].astype(np.int64) + NUM_SAMPLE_SPECIALS
-
     def _batch(self, step: int, first: int, num_samples: int) -> StepBatch:
-        draws: Draws = self._order[np.arange(first, first + num_samples)]
-        lengths = self._lengths(draws)
+        draws = self._samples.draws(first, num_samples)
+        lengths = self._samples.lengths(draws)
         rows = StepRows.of(lengths, self._rule)
         count = self._dp_size
         of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]

@@ -1,9 +1,9 @@
 """The batch of any step of a run, found again without training."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+from metro_megatron.checkpoint.positions import known_position
 from metro_megatron.config.file import load_config
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
@@ -19,8 +19,8 @@ def past_step(
     """The whole batch of a step, counted from 1 as metrics.jsonl counts, and the corpus it is of.
 
     The samples are those of any layout; micro batches are those of one data-parallel rank. Where a step is as many
-    samples as fit, the steps before it are made too, from the last one that the run has logged; `on_step` hears of
-    each. Raises UserError for a step that is not of the run, and as Corpus.open.
+    samples as fit, the steps before it are made too, from the last one that the run has logged or saved; `on_step`
+    hears of each. Raises UserError for a step that is not of the run, and as Corpus.open.
     """
     found = problems(config, config.parallel.model_ranks, "cuda")
     if not 1 <= step <= config.train.train_steps:
@@ -29,7 +29,7 @@ def past_step(
         raise UserError(found)
     corpus = Corpus.open(config)
     data = PretrainingData(corpus.train_index, corpus.train_shards, config)
-    done, first = logged_position(config, step - 1)
+    done, first = _known_position(config, step - 1)
     if config.train.global_batch_size:
         done, first = step - 1, (step - 1) * config.train.global_batch_size
     while True:
@@ -40,19 +40,8 @@ def past_step(
         on_step(done)
 
 
-def logged_position(config: Config, step: int) -> tuple[int, int]:
-    """(steps done, global position of the next sample) of the last line of training that the run of this very
-    configuration has logged, up to `step`; (0, 0) if there is none."""
+def _known_position(config: Config, step: int) -> tuple[int, int]:
+    """known_position, if the run in its folder has this very configuration."""
     run = Path(config.train.output)
-    log = run / "metrics.jsonl"
-    if not log.is_file() or not (run / "run_config.yaml").is_file() or load_config(run / "run_config.yaml") != config:
-        return 0, 0
-    best = 0, 0
-    with log.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):  # cut short while the run goes on
-                break
-            figures = json.loads(line)
-            if "consumed_samples" in figures and best[0] < figures["step"] <= step:
-                best = int(figures["step"]), int(figures["consumed_samples"])
-    return best
+    plan = run / "run_config.yaml"
+    return known_position(run, step) if plan.is_file() and load_config(plan) == config else (0, 0)
