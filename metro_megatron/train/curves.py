@@ -69,10 +69,11 @@ class Run:
         plan = folder / "run_config.yaml"
         return cls(folder.name, training, validation, load_config(plan) if plan.is_file() else None)
 
-    def tokens_at(self, step: float) -> float:
-        """Tokens read up to a step, between log lines by their mean."""
-        lines = [{"step": 0, "consumed_tokens": 0}, *self.training]
-        return float(np.interp(step, *zip(*((line["step"], line["consumed_tokens"]) for line in lines), strict=True)))
+    def tokens_at(self, steps: Sequence[float]) -> list[float]:
+        """Tokens read up to each step, between log lines by their mean."""
+        known = [0.0, *(line["step"] for line in self.training)]
+        tokens = [0.0, *(line["consumed_tokens"] for line in self.training)]
+        return np.interp(steps, known, tokens).tolist()
 
     def tokens_per_second(self) -> float:
         """Tokens over the seconds spent on steps, evaluation and saving left out."""
@@ -124,11 +125,12 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], references: Seque
             label = label if len(runs) == 1 else f"{run.name}: {label}"
             style: dict[str, Any] = {"color": f"C{color}"}
             colors.setdefault(name, f"C{color}")
-            place = run.tokens_at if references else float
-            steps, values = _points(run.training, name, place)
-            axes.plot(steps, values, **style, alpha=0.25, linewidth=1)
-            axes.plot(steps, smooth(values, smoothing(len(values))), **style, linewidth=1.8, label=label)
-            axes.plot(*_points(run.validation, name, place), **style, marker="o", markersize=4, linestyle="none")
+            places: Callable[[list[float]], list[float]] = run.tokens_at if references else list
+            steps, values = _points(run.training, name)
+            axes.plot(places(steps), values, **style, alpha=0.25, linewidth=1)
+            axes.plot(places(steps), smooth(values, smoothing(len(values))), **style, linewidth=1.8, label=label)
+            steps, values = _points(run.validation, name)
+            axes.plot(places(steps), values, **style, marker="o", markersize=4, linestyle="none")
             color += 1
     for band, dashes in zip(references, cycle(DASHES), strict=False):
         for name, drawn in colors.items():
@@ -190,8 +192,6 @@ def smoothing(count: int) -> int:
     return max(1, count // 40)
 
 
-def _points(
-    lines: list[dict[str, float]], name: str, place: Callable[[float], float]
-) -> tuple[list[float], list[float]]:
+def _points(lines: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
     present = [line for line in lines if name in line]
-    return [place(line["step"]) for line in present], [line[name] for line in present]
+    return [line["step"] for line in present], [line[name] for line in present]

@@ -109,7 +109,7 @@ def test_the_picture_has_the_reference_beneath(tmp_path: Path, capsys: pytest.Ca
     shown = picture.read_text()
     assert "<!-- arm, 2 seeds: MLM -->" in shown and "<!-- metro-1: MLM -->" in shown
     assert "<!-- tokens -->" in shown and "<!-- metro-1: CLM -->" not in shown
-    assert Run.read(run).tokens_at(2.5) == 125
+    assert Run.read(run).tokens_at([0.5, 2.5, 3]) == [25, 125, 150]
 
 
 def test_mistakes(tmp_path: Path) -> None:
