@@ -1,8 +1,9 @@
-"""A number that changes over a run, as a function of the step: a polyline, written in one line.
+"""A number that changes over a run, as a function of the step: from point to point, written in one line.
 
-    0.15                                               all the time
-    0 -> 5e-4 at step 10,000 -> 0 at 100%              warm-up and decay
-    128 -> 128 at 90% -> 512 at 90%                    a jump, at two points of one position
+    0.15                                                     all the time
+    0 -> 5e-4 at step 10,000 -> 0 at 100%                    warm-up and decay
+    0 -> 5e-4 at 1% -> 5e-4 at 90% -> 0 at 100% as 1-sqrt    warm-up, stable, decay of another shape than a line
+    128 -> 128 at 90% -> 512 at 90%                          a jump, at two points of one position
 
 Learning rate, mask rate, temperature, the weight of a term or of a source, sample length (rounded by whoever asks):
 whatever changes by plan. A schedule has no state, so a resumed run sees the numbers of one that was never stopped.
@@ -12,17 +13,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from metro_megatron.errors import UserError
 
 Written: TypeAlias = float | str
 """A schedule as a YAML file or a command line gives it: a number, or points. The type of an option that is one."""
 
+Steps: TypeAlias = int | str
+"""A number of steps, or their share of the run: 5000 or 10%. The type of an option that is one; see steps_of."""
+
+Shape = Literal["linear", "cosine", "1-sqrt"]
+"""How a value goes from one point to the next; x is the share of the way's steps that are done.
+
+linear: x. cosine: (1 - cos(pi x)) / 2. 1-sqrt: sqrt(x), steep at first (Haegele et al., arXiv 2405.18392, who name what
+remains).
+"""
+
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_POINT = re.compile(rf"({_NUMBER})(?: at (?:step ([\d,]{{1,20}})|({_NUMBER})%))?", re.ASCII)
+_POINT = re.compile(
+    rf"({_NUMBER})(?: at (?:step ([\d,]{{1,20}})|({_NUMBER})%)(?: as ({'|'.join(get_args(Shape))}))?)?", re.ASCII
+)
+_STEPS = re.compile(rf"(\d[\d,]{{0,19}})|({_NUMBER})%", re.ASCII)
 _REMEDY = "write a number, or points such as 0.3 -> 0.15 at step 10,000 -> 0.1 at 100%"
 
 
@@ -34,6 +48,8 @@ class Point:
     position: float
     """Steps done by then; percent of the run's steps if `is_share`."""
     is_share: bool = False
+    shape: Shape = "linear"
+    """Of the way to it."""
 
     def step(self, train_steps: int) -> int:
         """Steps done by then in a run of train_steps."""
@@ -41,12 +57,14 @@ class Point:
 
     def __str__(self) -> str:
         when = f"{_digits(self.position)}%" if self.is_share else f"step {int(self.position):,}"
-        return f"{_digits(self.value)} at {when}"
+        shape = "" if self.shape == "linear" else f" as {self.shape}"
+        return f"{_digits(self.value)} at {when}{shape}"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`start` before the first step, then straight lines from point to point; the last value stays.
+    """`start` before the first step, then lines from point to point, straight or of a point's shape; the last value
+    stays.
 
     Two points of one position are a jump: the step that begins there has the second value.
     """
@@ -65,6 +83,16 @@ class Schedule:
             raise UserError(f"{written}: every value but the first needs a position; {_REMEDY}")
         return cls(first, tuple(points))
 
+    @classmethod
+    def of_steps(cls, values: Sequence[float], starts: Sequence[int]) -> Schedule:
+        """Each value from its start on, which are steps done; the first start is 0."""
+        jumps = [
+            (Point(before, start), Point(value, start))
+            for before, value, start in zip(values, values[1:], starts[1:], strict=False)
+            if value != before
+        ]
+        return cls(values[0], tuple(point for jump in jumps for point in jump))
+
     def __str__(self) -> str:
         return " -> ".join([_digits(self.start), *map(str, self.points)])
 
@@ -79,6 +107,8 @@ class Schedule:
             right, after = point.step(train_steps), point.value
             if step < right:
                 done = step + 1 if after > before else step
+                if point.shape != "linear":
+                    return before + (after - before) * _way(point.shape, (done - left) / (right - left))
                 # Weighted by the distances to both ends, so that a line from or to 0 is one product and one
                 # division, and a level one its value exactly.
                 return before if before == after else (before * (right - done) + after * (done - left)) / (right - left)
@@ -125,18 +155,36 @@ class Decay:
         return self.end + (self.start - self.end) * remaining
 
 
+def steps_of(written: Steps, train_steps: int) -> int:
+    """How many steps of a run are meant. Raises UserError for what is neither a number of them nor a share."""
+    match = _STEPS.fullmatch(str(written))
+    if not match:
+        raise UserError(f"{str(written)!r} is neither a number of steps nor a share of the run; write 5000 or 10%")
+    steps, share = match.groups()
+    if steps is not None:
+        return int(steps.replace(",", ""))
+    if not 0 <= float(share) <= 100:
+        raise UserError(f"{written} is not within a run, which goes from 0% to 100%; write 5000 or 10%")
+    return Point(0.0, float(share), is_share=True).step(train_steps)
+
+
+def _way(shape: Shape, share: float) -> float:
+    """How much of the way to a point is done after a share of its steps."""
+    return math.sqrt(share) if shape == "1-sqrt" else (1 - math.cos(math.pi * share)) / 2
+
+
 def _parse_point(text: str) -> Point | float:
     """A point, or a value without position."""
     match = _POINT.fullmatch(text)
     if not match:
         raise UserError(f"{text!r} is not a point of a schedule; {_REMEDY}")
-    value, step, share = match.groups()
+    value, step, share, shape = match.groups()
     if not math.isfinite(float(value)):
         raise UserError(f"{value} is too large for a number; {_REMEDY}")
     if step is not None and step.strip(","):
-        return Point(float(value), int(step.replace(",", "")))
+        return Point(float(value), int(step.replace(",", "")), shape=shape or "linear")
     if share is not None and 0 <= float(share) <= 100:
-        return Point(float(value), float(share), is_share=True)
+        return Point(float(value), float(share), is_share=True, shape=shape or "linear")
     if step is not None or share is not None:
         raise UserError(f"{text!r} is not within a run, which goes from 0% to 100%; {_REMEDY}")
     return float(value)

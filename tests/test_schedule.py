@@ -1,6 +1,9 @@
 """Schedules: exact values, one text form, hostile input, and an option that is one."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +14,7 @@ from metro_megatron.cli.options import Range, at_least, options_of, parse_value,
 from metro_megatron.config.file import dump_config, load_config
 from metro_megatron.config.schema import Config, CorruptionConfig, OptimizerConfig, TrainConfig
 from metro_megatron.errors import UserError
-from metro_megatron.schedule import Point, Schedule, Written
+from metro_megatron.schedule import Point, Schedule, Written, steps_of
 
 WARMUP_DECAY = Schedule(0.0, (Point(5e-4, 10_000), Point(0.0, 125_000)))
 
@@ -55,6 +58,53 @@ def test_values_of_lines_jumps_and_shares() -> None:
     assert Schedule.parse("1 -> 2 at 0%").at(0, 10) == 2
 
 
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+    "1-sqrt": lambda x: 1 - math.sqrt(x),
+}
+"""What remains at share x of a decay: the closed forms of the papers."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("decay", "begin"), [("100%", 100), ("20%", 800), (150, 850), ("1,000", 100)])
+def test_warm_up_stable_decay(shape: Any, decay: str | int, begin: int) -> None:
+    options = OptimizerConfig(lr=3e-4, lr_warmup_steps=100, lr_decay_steps=decay, lr_decay_style=shape)
+    schedule = options.learning_rate(1000)
+    assert schedule == Schedule.parse(str(schedule)) and not schedule.problems("rate", 1000, at_least(0))
+    rates = [schedule.at(step, 1000) for step in range(1000)]
+    assert rates[:100] == pytest.approx([3e-4 * (step + 1) / 100 for step in range(100)], rel=1e-14)
+    assert set(rates[99 : begin + 1]) == {3e-4}
+    remaining = [SHAPES[shape]((step - begin) / (1000 - begin)) for step in range(begin, 1000)]
+    assert rates[begin:] == pytest.approx([3e-4 * one for one in remaining], rel=1e-12)
+    assert rates == sorted(rates[:100]) + sorted(rates[100:], reverse=True) and rates[-1] > 0
+
+
+def test_a_rate_that_never_falls() -> None:
+    options = OptimizerConfig(lr=3e-4, lr_warmup_steps=2, lr_decay_steps=0)
+    assert [options.learning_rate(6).at(step, 6) for step in range(6)] == [1.5e-4, *[3e-4] * 5]
+
+
+def test_a_rise_of_another_shape_mirrors_the_fall() -> None:
+    rising = Schedule.parse("0 -> 4 at step 4 as cosine")
+    falling = Schedule.parse("4 -> 0 at step 4 as cosine")
+    assert [rising.at(step, 4) for step in range(4)] == pytest.approx([falling.at(3 - step, 4) for step in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("5000", 5000), (5000, 5000), ("5,000", 5000), ("10%", 20_000), ("0.1%", 200), (0, 0), ("100%", 200_000)],
+)
+def test_steps_are_a_number_or_a_share(written: str | int, expected: int) -> None:
+    assert steps_of(written, 200_000) == expected
+
+
+@pytest.mark.parametrize("written", ["", ",", "ten", "-5", -5, "1.5", "101%", "-1%", "5 as cosine", "9" * 30, True])
+def test_other_steps_are_refused(written: str | int) -> None:
+    with pytest.raises(UserError, match="write 5000 or 10%"):
+        steps_of(written, 1000)
+
+
 def test_a_resumed_run_sees_the_same_values() -> None:
     """The value depends on the step alone: not on earlier calls, not on the object."""
     whole = [WARMUP_DECAY.at(step, 125_000) for step in range(0, 125_000, 997)]
@@ -63,7 +113,10 @@ def test_a_resumed_run_sees_the_same_values() -> None:
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
-POINTS = st.builds(Point, NUMBERS, st.integers(0, 10**12)) | st.builds(Point, NUMBERS, st.floats(0, 100), st.just(True))
+SHAPE = st.sampled_from(list(SHAPES))
+POINTS = st.builds(Point, NUMBERS, st.integers(0, 10**12), st.just(False), SHAPE) | st.builds(
+    Point, NUMBERS, st.floats(0, 100), st.just(True), SHAPE
+)
 
 
 @given(NUMBERS, st.lists(POINTS, max_size=4))

@@ -105,6 +105,11 @@ def verify_integrity(folder: Path) -> None:
         raise UserError([*problems, f"{folder}: use another copy of this checkpoint, or an older one"])
 
 
+def checkpoint_sha256(folder: Path) -> str:
+    """Of integrity.json, and so of all files of a checkpoint."""
+    return _sha256(folder / INTEGRITY)
+
+
 def check_metadata(folder: Path) -> Metadata:
     """Read `.metadata` without running anything it contains, and return it.
 

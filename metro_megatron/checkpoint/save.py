@@ -67,9 +67,9 @@ class Checkpoints:
         self._on_first_rank(lambda: self._complete(unfinished, final, step, progress))
         return final
 
-    def restore(self, step: int) -> dict[str, Any]:
-        """Load the checkpoint after `step` steps into the pair and the optimizer; returns its progress."""
-        folder = iteration_folder(self.run, step)
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Load a checkpoint of the run, or one that it branches from, into the pair and the optimizer; returns its
+        progress."""
         self._on_first_rank(lambda: self._check(folder))
         state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=True)
         loaded = dist_checkpointing.load(state, str(folder))

@@ -228,10 +228,12 @@ def _take(given: Given, name: str, words: list[str], option: Option) -> None:
 def parse_value(raw: Any, annotation: Any) -> Any:
     """`raw` (a string of a command line, or a value of a YAML file) as `annotation`.
 
-    Raises UserError "expected ..., got ...".
+    Raises UserError "expected ..., got ...", or with what is wrong inside a record.
     """
     try:
         return _converted(raw, annotation)
+    except UserError:
+        raise
     except (ValueError, KeyError) as error:
         got = "nothing" if raw is None else str(raw).lower() if isinstance(raw, bool) else repr(raw)
         raise UserError(f"expected {type_name(annotation)}, got {got}{_type_hint(raw, annotation)}") from error
@@ -251,6 +253,8 @@ def _converted(raw: Any, annotation: Any) -> Any:
         values = _bracketed(raw) if isinstance(raw, str) else raw
         _require(isinstance(values, list))
         return [_converted(one, arguments[0]) for one in values]
+    if is_dataclass(annotation):
+        return _record(_bracketed(raw) if isinstance(raw, str) else raw, annotation)
     if annotation is bool:
         return raw if isinstance(raw, bool) else _BOOLEANS[str(raw).lower()]
     if annotation in (str, Path):
@@ -260,6 +264,24 @@ def _converted(raw: Any, annotation: Any) -> Any:
     else:
         _require(isinstance(raw, annotation | int) and not isinstance(raw, bool))
     return annotation(raw)
+
+
+def _record(raw: Any, kind: Any) -> Any:
+    """A dataclass of its fields by name. Raises UserError with every problem in them."""
+    _require(isinstance(raw, Mapping))
+    known = {option.name: option for option in options_of(kind)}
+    found, problems = {}, []
+    for name, value in raw.items():
+        try:
+            found[name] = parse_value(value, known[name].annotation)
+        except KeyError:
+            problems.append(f"{name}: no such key{suggestion(str(name), known)}")
+        except UserError as error:
+            problems.append(f"{name}: {error}")
+    problems += [f"{one.name}: missing" for one in known.values() if one.default is REQUIRED and one.name not in raw]
+    if problems:
+        raise UserError("; ".join(problems))
+    return kind(**found)
 
 
 def _first_that_fits(raw: Any, alternatives: Sequence[Any]) -> Any:
@@ -278,7 +300,7 @@ def _require(is_right: bool) -> None:
 
 
 def _bracketed(text: str) -> Any:
-    """The value of `[a, b]`."""
+    """The value of `[a, b]` or `{a: 1, b: 2}`."""
     import yaml  # late: benchmarks need no more than torch
 
     try:
@@ -314,6 +336,8 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(arguments[0])}"
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(map(type_name, arguments))
+    if is_dataclass(annotation):
+        return "{" + ", ".join(option.name for option in options_of(annotation)) + "}"  # type: ignore[arg-type]
     return {"bool": "true or false", "Path": "path"}.get(annotation.__name__, annotation.__name__)
 
 

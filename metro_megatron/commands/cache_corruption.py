@@ -42,6 +42,8 @@ def main(options: Options, run: list[str]) -> None:
     found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
     if config.corruption.source != "frozen":
         found.append(f"corruption.source is {config.corruption.source}; only what a frozen model draws is cached")
+    if config.train.phases:
+        found.append("train.phases are given; caches are of runs without phases: draw in the run, or leave them empty")
     if found:
         raise UserError(found)
     import_megatron()

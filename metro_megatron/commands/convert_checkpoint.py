@@ -80,6 +80,7 @@ def training_facts(iteration: Path, config: Config) -> dict[str, object]:
         "training shards": ", ".join(Path(prefix).name for prefix in config.data.train),
         "peak learning rate": config.optimizer.lr,
         "mask probability": config.objective.mask_probability,
+        **({"phases": "; ".join(map(str, config.train.phases))} if config.train.phases else {}),
         "vocabulary": config.model.vocab_size,
         "seed": config.train.seed,
     }

@@ -140,7 +140,7 @@ def _show_step(config: list[str], step: int, samples: int) -> None:
     lines = CountLines(f"steps before {step:,}: made {{:,}}")
     batch, corpus = past_step(parse_config(["--config", *config]), step, lines.show)
     text = TokenText(Tokenizer.from_folder(corpus.tokenizer_folder))
-    texts = describe_step(batch, corpus.train_index, corpus.train_shards, text)
+    texts = describe_step(batch, corpus.index_at(step - 1), corpus.train_shards, text)
     print(f"step {step}: {next(texts)}\n")
     _print(islice(texts, samples or None))
 

@@ -53,6 +53,11 @@ def main(options: Options, others: list[str]) -> None:
     gpu = GPUS[options.gpu]
     network = 1e9 * options.network_gb_per_s or NETWORK_SHARE * gpu.network
     cluster = Cluster(gpu, options.gpus, options.efficiency, network, options.sample_fill)
+    if config.train.phases:
+        raise UserError(
+            "train.phases: a plan is of a run that is all in one phase; ask for each with its options in their places, "
+            "and --train.phases=[]"
+        )
     wrong = problems(config, options.gpus, "cuda")
     all_layouts = layouts(config, cluster)
     if not all_layouts:

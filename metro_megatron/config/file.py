@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,11 @@ def dump_config(config: Config) -> str:
         for option in options_of(type(values)):
             # PyYAML ends a bare scalar with a document marker.
             value = yaml.safe_dump(
-                getattr(values, option.name), default_flow_style=True, allow_unicode=True, width=10**9
+                _plain(getattr(values, option.name)),
+                default_flow_style=True,
+                allow_unicode=True,
+                width=10**9,
+                sort_keys=False,
             ).removesuffix("...\n")
             lines += [f"  # {option.text}", f"  {option.name}: {value.strip()}"]
         # A dotted name stands in its section, as a comment: it follows from the options there.
@@ -108,6 +112,16 @@ def dump_config(config: Config) -> str:
         lines += [f"  # {name.replace('_', ' ')}: {one}" for (own, _, name), one in planned if own == section]
         lines.append("")
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it; of a record what differs from its defaults."""
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    if not is_dataclass(value):
+        return value
+    own = {option.name: (getattr(value, option.name), option.default) for option in options_of(type(value))}
+    return {name: _plain(one) for name, (one, default) in own.items() if one != default}
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -7,9 +7,12 @@ from typing import Literal
 from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
 from metro_megatron.config.variants import variant_problems
+from metro_megatron.errors import UserError
+from metro_megatron.schedule import steps_of
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -29,6 +32,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _schedule(config)
         found += _precision(config, device or config.train.device)
         found += _kernels(config, device or config.train.device)
+        found += _phases(config, world_size, device or config.train.device)
     return found + list(_paths(config))
 
 
@@ -140,6 +144,16 @@ def _schedule(config: Config) -> Iterator[str]:
             f"optimizer.lr_warmup_steps is {optimizer.lr_warmup_steps}, more than train.train_steps {steps}; "
             "lower the first (6 to 8% of the steps is usual) or raise the second"
         )
+    try:
+        decay = steps_of(optimizer.lr_decay_steps, steps)
+    except UserError as error:
+        yield f"optimizer.lr_decay_steps: {error}"
+    else:
+        if decay > steps:
+            yield (
+                f"optimizer.lr_decay_steps is {optimizer.lr_decay_steps}, more than train.train_steps {steps}; "
+                "lower it, or give a share such as 10%"
+            )
     if optimizer.initial_loss_scale < optimizer.min_loss_scale:
         yield (
             f"optimizer.initial_loss_scale is {optimizer.initial_loss_scale:g}, less than "
@@ -171,6 +185,36 @@ def _kernels(config: Config, device: str) -> Iterator[str]:
             yield f"{name} is {width}, the LayerNorm kernels take at most {WIDEST}; {remedy}"
     if seq_length > MOST_POSITIONS:
         yield f"data.seq_length is {seq_length}, the attention kernels take at most {MOST_POSITIONS}; {remedy}"
+
+
+def _phases(config: Config, world_size: int, device: str) -> Iterator[str]:
+    def of_samples(config: Config) -> list[str]:
+        return [*row_problems(config), *_batch(config, world_size), *_kernels(config, device)]
+
+    steps, known, before = config.train.train_steps, of_samples(config), 0
+    if config.train.phases and config.corruption.source == "cached":
+        yield (
+            "train.phases are given and corruption.source is cached, but caches are of runs without phases; "
+            "use source frozen, or leave train.phases empty"
+        )
+    for number, phase in enumerate(config.train.phases, 1):
+        name = f"phase {number} of train.phases"
+        outside = out_of_range({option.name: option for option in options_of(Phase)}, flatten(phase))
+        yield from (f"{name}: {one}" for one in outside)
+        if not outside:
+            own = of_samples(config.by_phase[number])
+            yield from (f"{name}: {one}" for one in own if one not in known)
+        try:
+            start = steps_of(phase.start, steps)
+        except UserError as error:
+            yield f"{name}: start: {error}"
+            continue
+        if not before < start < steps:
+            yield (
+                f"{name}: start is {phase.start}, step {start:,}; must be above {before:,}, where what is before it "
+                f"begins, and below train.train_steps {steps:,}"
+            )
+        before = max(start, before)
 
 
 def _paths(config: Config) -> Iterator[str]:

@@ -6,13 +6,15 @@ Reading YAML and command lines is `metro_megatron.config.file`, checking what on
 show `metro_megatron.config.problems`.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.early_exit import Exits
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.position import BUCKETS, PositionScheme
-from metro_megatron.schedule import Decay, Point, Schedule, Written
+from metro_megatron.schedule import Decay, Point, Schedule, Steps, Written, steps_of
 from metro_megatron.vocabulary import padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
@@ -21,6 +23,8 @@ SharedPart = Literal["word", "position", "norm", "decoder"]
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
 would make another run of it."""
+BRANCH_MAY_CHANGE = "a run that branches from another's checkpoint may change it"
+"""Marks what is planned over the steps, of which a branch has others before it."""
 
 
 @dataclass(frozen=True)
@@ -315,12 +319,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with decoupled weight decay, linear warm-up and linear decay to zero."""
+    """Adam with decoupled weight decay, linear warm-up and decay to zero."""
 
-    lr: Annotated[float, above(0)] = 5e-4
+    lr: Annotated[float, above(0), BRANCH_MAY_CHANGE] = 5e-4
     """Peak learning rate."""
     lr_warmup_steps: Annotated[int, at_least(0)] = 10000
     """Steps of linear warm-up."""
+    lr_decay_steps: Annotated[Steps, BRANCH_MAY_CHANGE] = "100%"
+    """Last steps of the run, or their share, in which the rate falls from lr to 0; between warm-up and them it stays
+    (WSD). 100%: all behind the warm-up. 0: it never falls, as is good for a run from which branches decay."""
+    lr_decay_style: Annotated[Literal["linear", "cosine", "1-sqrt"], BRANCH_MAY_CHANGE] = "linear"
+    """How it falls; 1-sqrt: by 1 - sqrt(x) at share x of the decay (arXiv 2405.18392)."""
     weight_decay: Annotated[float, at_least(0)] = 0.01
     """Decoupled weight decay."""
     decay_all: bool = False
@@ -343,9 +352,14 @@ class OptimizerConfig:
     """fp16: overflows before the scale is halved."""
 
     def learning_rate(self, train_steps: int) -> Schedule:
-        """Linear from 0 to lr over the warm-up, then linear to 0 at train_steps."""
-        peak, end = Point(self.lr, self.lr_warmup_steps), Point(0.0, train_steps)
-        return Schedule(0.0, (peak, end)) if self.lr_warmup_steps else Schedule(self.lr, (end,))
+        """Linear from 0 to lr over the warm-up, lr until the decay begins, then to 0 at train_steps."""
+        warm, decay = self.lr_warmup_steps, steps_of(self.lr_decay_steps, train_steps)
+        points = [Point(self.lr, warm)] if warm else []
+        if train_steps - decay > warm:
+            points.append(Point(self.lr, train_steps - decay))
+        if decay:
+            points.append(Point(0.0, train_steps, shape=self.lr_decay_style))
+        return Schedule(0.0 if warm else self.lr, tuple(points))
 
 
 @dataclass(frozen=True)
@@ -397,8 +411,14 @@ class TrainConfig:
 
     output: Annotated[str, MAY_CHANGE] = ""
     """Run folder: checkpoints, metrics.jsonl, TensorBoard, resolved configuration. An existing one is resumed."""
-    train_steps: Annotated[int, at_least(1)] = 125000
-    """Optimizer steps of the whole run."""
+    branch_from: Annotated[str, BRANCH_MAY_CHANGE] = ""
+    """Checkpoint (iter_...) of another run from which this one begins, with its weights, moments and place in the data.
+    It may have another length, learning rate and other phases from there on; the rest must be equal."""
+    train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE] = 125000
+    """Optimizer steps of the whole run; of a branch, with those before it."""
+    phases: Annotated[list[Phase], BRANCH_MAY_CHANGE] = field(default_factory=list)
+    """From some step on, other samples, masks or rates: {start: 90%, seq_length: 512, mask_probability: 0.2, weights:
+    [1, 0, 3], lr_factor: 0.5}, of which each may be left out but start (docs/phases.md)."""
     global_batch_tokens: Annotated[int, at_least(1)] = 1 << 20
     """Most tokens of a step over all ranks: as many samples as have no more."""
     global_batch_size: Annotated[int, at_least(0)] = 0
@@ -439,6 +459,38 @@ class Config:
         return self.corruption.main_layer or max(1, self.model.num_layers // 2)
 
     @property
+    def phase_starts(self) -> list[int]:
+        """Steps done when each phase begins: 0, where the run's own options hold, then those of train.phases.
+
+        Raises UserError.
+        """
+        return [0, *(steps_of(phase.start, self.train.train_steps) for phase in self.train.phases)]
+
+    def phase_at(self, step: int) -> int:
+        """Number of the phase that a step, counted from 0, is of."""
+        return bisect_right(self.phase_starts, step) - 1
+
+    @property
+    def by_phase(self) -> list["Config"]:
+        """Of each phase a run that is all in it, but for the learning rate; the first has the run's own options."""
+        alone = replace(self, train=replace(self.train, phases=[]))
+        return [alone, *(alone._with_phase(phase) for phase in self.train.phases)]
+
+    def _with_phase(self, phase: Phase) -> "Config":
+        length, weights = phase.seq_length or self.data.seq_length, phase.weights or self.data.weights
+        rate = phase.mask_probability or self.objective.mask_probability
+        return replace(
+            self,
+            data=replace(self.data, seq_length=length, weights=weights),
+            objective=replace(self.objective, mask_probability=rate),
+        )
+
+    @property
+    def lr_factor(self) -> Schedule:
+        """Factor of the learning rate over the run."""
+        return Schedule.of_steps([1.0, *(phase.lr_factor for phase in self.train.phases)], self.phase_starts)
+
+    @property
     def schedules(self) -> dict[str, Schedule | Decay]:
         """All that changes over the run, for configuration, training and picture; names are dotted like options."""
         planned: dict[str, Schedule | Decay] = {
@@ -448,4 +500,13 @@ class Config:
             planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
         if self.early_exit.layers:
             planned["early_exit.share"] = Schedule.parse(self.early_exit.share)
-        return planned
+        return planned | {name: one for name, one in self._phased.items() if one.points}
+
+    @property
+    def _phased(self) -> dict[str, Schedule]:
+        phases, starts = self.by_phase, self.phase_starts
+        return {
+            "objective.mask_probability": Schedule.of_steps([one.objective.mask_probability for one in phases], starts),
+            "data.seq_length": Schedule.of_steps([one.data.seq_length for one in phases], starts),
+            "train.lr_factor": self.lr_factor,
+        }

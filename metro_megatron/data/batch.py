@@ -135,6 +135,8 @@ class StepBatch:
     """Sum over the step's samples of their lengths squared, which is what attention's cost grows with."""
     end: int
     """Global position of the first sample after the step."""
+    phase_begins: tuple[int, ...] = (0,)
+    """Global positions at which the phases up to the step's begin."""
 
 
 @dataclass(frozen=True)

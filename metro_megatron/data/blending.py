@@ -17,24 +17,30 @@ _RESOLUTION = 1 << 24
 """Weights that are not sizes are rounded to multiples of 1 / _RESOLUTION."""
 
 
-def source_weights(weights: Sequence[float], sizes: Sequence[int]) -> tuple[int, ...]:
+def source_weights(
+    weights: Sequence[float], sizes: Sequence[int], name: str = "data.weights", may_rest: bool = False
+) -> tuple[int, ...]:
     """Integer weights in proportion to `weights`, or to the sources' sizes in samples if there are none.
 
-    Raises UserError if there are not as many weights as sources, or one is not positive.
+    Raises UserError, which calls them `name`, if there are not as many weights as sources, or one is not positive;
+    with may_rest some may be 0.
     """
     if not weights:
         return tuple(sizes)
     problems = []
     if len(weights) != len(sizes):
-        problems.append(f"data.weights has {len(weights)} numbers for {len(sizes)} datasets; give as many")
+        problems.append(f"{name} has {len(weights)} numbers for {len(sizes)} datasets; give as many")
     for number, weight in enumerate(weights):
-        if not 0 < weight < np.inf:
-            problems.append(f"data.weights has {weight:g} at place {number}; each must be positive and finite")
-    empty = np.flatnonzero(np.equal(sizes, 0))
+        if not 0 < weight < np.inf and not (may_rest and weight == 0):
+            limit = "not negative" if may_rest else "positive"
+            problems.append(f"{name} has {weight:g} at place {number}; each must be {limit} and finite")
+    if may_rest and not any(weights):
+        problems.append(f"{name} are all 0; give a source that comes a positive one")
+    empty = [number for number, (weight, size) in enumerate(zip(weights, sizes, strict=False)) if weight and not size]
     problems += [f"dataset {number} of data.train has no samples, but a weight" for number in empty]
     if problems:
         raise UserError(problems)
-    return tuple(max(1, round(weight / sum(weights) * _RESOLUTION)) for weight in weights)
+    return tuple(max(1, round(weight / sum(weights) * _RESOLUTION)) if weight else 0 for weight in weights)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,15 @@ class Blend:
             total -= weight
         assert not is_open.any()
         return source, earlier
+
+    def counts(self, positions: int) -> tuple[int, ...]:
+        """How many of the first `positions` samples come from each source."""
+        rest, total, found = positions, sum(self.weights), []
+        for weight in self.weights:
+            found.append(rest * weight // total if weight else 0)
+            rest -= found[-1]
+            total -= weight
+        return tuple(found)
 
 
 def _share(count: NDArray[np.int64], weight: int, total: int) -> NDArray[np.int64]:

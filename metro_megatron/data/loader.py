@@ -4,20 +4,17 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Literal
 
-import numpy as np
-
-from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config
-from metro_megatron.data import fill
-from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
+from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.masking import Masking
+from metro_megatron.data.phase import PhaseData
 from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.samples import SampleIndex
-from metro_megatron.data.steps import StepSamples
+from metro_megatron.data.steps import RunSamples
 from metro_megatron.errors import UserError
 
 
@@ -29,7 +26,11 @@ class PretrainingData:
     the step are the same for every dp_size and for all rows. Every rank computes the rows of the whole step from
     the samples' lengths, and reads the tokens of its own rows only.
 
-    With split "validation" the same holds under a seed of its own.
+    A phase begins at a step, so that the global position at which it does is known when the step before has been
+    made. phase_begins are those positions, 0 first, as far as they are known already; phase_indices are the samples of
+    train.phases.
+
+    With split "validation" the same holds under a seed of its own, without phases.
 
     Raises UserError when a sample does not fit into a packed row.
     """
@@ -45,47 +46,39 @@ class PretrainingData:
         dp_size: int = 1,
         pin_memory: bool = False,
         cache: ReplacementReader | None = None,
+        phase_indices: Sequence[SampleIndex] = (),
+        phase_begins: Sequence[int] = (0,),
     ):
-        data = config.data
-        assert 0 <= dp_rank < dp_size and index.seq_length == data.seq_length
-        if data.most_row_places < data.seq_length:
-            raise UserError(
-                f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
-                f"data.seq_length {data.seq_length}; raise the one or lower the other"
-            )
-        self._index = index
-        self._samples = StepSamples(index, config, split)
-        objective = config.objective
-        self._masking = Masking(
-            self._samples.seed,
-            objective.mask_probability,
-            objective.keep_probability,
-            objective.random_probability,
-            config.model.vocab_size,
-        )
-        self._builder = MicroBatchBuilder(
-            index=index,
-            streams=[np.asarray(shard.tokens) for shard in shards],
-            masking=self._masking,
-            is_packed=data.is_packed,
-            cache=cache,
-        )
+        assert 0 <= dp_rank < dp_size
+        self._samples = RunSamples([index, *phase_indices], config, split, phase_begins)
         self._config = config
-        self._rule = RowRule.of(config, dp_size)
-        self._dp_rank, self._dp_size = dp_rank, dp_size
-        self._pin_memory = pin_memory
+        for own, of_phase in zip(self._samples.indices, self._samples.configs, strict=True):
+            data = of_phase.data
+            assert own.seq_length == data.seq_length
+            if data.most_row_places < data.seq_length:
+                raise UserError(
+                    f"data.micro_batch_tokens is {data.micro_batch_tokens}, less than one sample of "
+                    f"data.seq_length {data.seq_length}; raise the one or lower the other"
+                )
+        self._of_rank = partial(
+            PhaseData, shards=shards, dp_rank=dp_rank, dp_size=dp_size, pin_memory=pin_memory, cache=cache
+        )
+        self._phases: dict[int, PhaseData] = {}
 
     @property
     def num_samples(self) -> int:
         """Samples of one epoch."""
-        return len(self._index)
+        return len(self._samples.indices[0])
 
     def step_batch(self, step: int, first: int) -> StepBatch:
         """This rank's batch of a step (0-based) whose first sample has the global position `first`.
 
-        The next step begins at the batch's `end`; step 0 at position 0.
+        The next step begins at the batch's `end`; step 0 at position 0. A phase's first step must have been made, or
+        its position been given, before others of it are.
         """
-        return self._batch(step, first, self._samples.count(first))
+        number = self._samples.at(step, first)
+        begins = tuple(self._samples.begins[: number + 1])
+        return replace(self._phase(number).step_batch(step, first), phase_begins=begins)
 
     def prefetch(self, first_step: int, end_step: int, first: int) -> Generator[StepBatch, None, None]:
         """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
@@ -115,7 +108,7 @@ class PretrainingData:
         """
         assert num_samples <= self.num_samples, (num_samples, self.num_samples)
         for step, first in enumerate(range(0, num_samples, batch_size)):
-            yield self._batch(step, first, min(batch_size, num_samples - first))
+            yield self._phase(0).batch(step, first, min(batch_size, num_samples - first))
 
     def _steps(self, step: int, first: int) -> Iterator[StepBatch]:
         """Batches without end."""
@@ -126,33 +119,9 @@ class PretrainingData:
 
     def advice(self, first: int) -> str | None:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""
-        train, mean = self._config.train, self._index.num_tokens / len(self._index)
-        of_step = train.global_batch_size or train.global_batch_tokens / mean
-        count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
-        lengths = self._samples.lengths(self._samples.draws(first, count))
-        return fill.advice(self._config, self._dp_size, lengths)
+        return self._phase(self._samples.of_position(first)).advice(first)
 
-    def _batch(self, step: int, first: int, num_samples: int) -> StepBatch:
-        draws = self._samples.draws(first, num_samples)
-        lengths = self._samples.lengths(draws)
-        rows = StepRows.of(lengths, self._rule)
-        count = self._dp_size
-        of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]
-        micro_batches = [
-            replace(
-                self._builder.build(of_ranks[self._dp_rank], rows.length, draws, first),
-                samples_of_ranks=tuple(sum(map(len, of_rank)) for of_rank in of_ranks),
-            )
-            for of_ranks in of_all_ranks
-        ]
-        if self._pin_memory:
-            micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
-        return StepBatch(
-            step=step,
-            micro_batches=micro_batches,
-            num_masked=int(self._masking.counts(draws, self._index.length[draws.sample]).sum()),
-            num_tokens=int(lengths.sum()),
-            num_samples=num_samples,
-            num_squares=int((lengths**2).sum()),
-            end=first + num_samples,
-        )
+    def _phase(self, number: int) -> PhaseData:
+        if number not in self._phases:
+            self._phases[number] = self._of_rank(self._samples.phases[number])
+        return self._phases[number]

@@ -219,14 +219,22 @@ def sample_indices(
     Raises UserError as cached_sample_index.
     """
     folder, fraction = cache_folder(data.index_cache, data.train), data.validation_fraction
-    rule = SampleRule(data.seq_length, "train" if fraction > 0.0 else "all", fraction)
-    index = cached_sample_index(train, rule, folder, on_progress)
+    index = training_index(data, train, on_progress)
     if validation:
         return index, cached_sample_index(validation, SampleRule(data.seq_length), folder, on_progress)
     if fraction > 0.0:
         rule = SampleRule(data.seq_length, "validation", fraction)
         return index, cached_sample_index(train, rule, folder, on_progress)
     return index, None
+
+
+def training_index(
+    data: DataConfig, shards: Sequence[Shard], on_progress: Callable[[int], object] = lambda samples: None
+) -> SampleIndex:
+    """The index of the training samples alone. Raises UserError as cached_sample_index."""
+    fraction = data.validation_fraction
+    rule = SampleRule(data.seq_length, "train" if fraction > 0.0 else "all", fraction)
+    return cached_sample_index(shards, rule, cache_folder(data.index_cache, data.train), on_progress)
 
 
 def cached_sample_index(

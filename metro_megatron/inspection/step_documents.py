@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from metro_megatron.checkpoint.positions import known_position
 from metro_megatron.config.file import load_config
-from metro_megatron.data.samples import sample_indices
+from metro_megatron.data.samples import training_index
 from metro_megatron.data.shards import open_shards
-from metro_megatron.data.steps import StepSamples
+from metro_megatron.data.steps import RunSamples
 from metro_megatron.errors import UserError
 
 
@@ -52,7 +52,7 @@ class ReadSample:
 class RunOrder:
     """What a run reads, in order.
 
-    Raises UserError if the folder holds no run, and as open_shards and sample_indices. An index that is not there is
+    Raises UserError if the folder holds no run, and as open_shards and training_index. An index that is not there is
     built.
     """
 
@@ -63,8 +63,8 @@ class RunOrder:
             raise UserError(f"{self.config_path}: no such file; give a run folder (train.output of pretrain_metro.py)")
         self.config = load_config(self.config_path)
         self._shards = open_shards(self.config.data.train)
-        self._index, _ = sample_indices(self.config.data, self._shards, [])
-        self._steps = StepSamples(self._index, self.config)
+        indices = [training_index(phase.data, self._shards) for phase in self.config.by_phase]
+        self._samples = RunSamples(indices, self.config)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -81,23 +81,20 @@ class RunOrder:
         steps = self.config.train.train_steps
         if not 1 <= first <= last <= steps:
             raise UserError(f"--step {first} {last}: must ascend within 1 to train.train_steps {steps}")
-        batch_size = self.config.train.global_batch_size
-        done, position = ((first - 1, (first - 1) * batch_size)) if batch_size else known_position(self.run, first - 1)
-        for step, begin in self._steps.starts(done, position):
-            if step >= last:
-                return
-            on_step(step)
-            if step >= first - 1:
-                yield from self._of_step(step + 1, begin)
+        position = self._samples.position(first - 1, lambda step: known_position(self.run, step), on_step)
+        for step in range(first, last + 1):
+            yield from self._of_step(step, position)
+            position = self._samples.after(step - 1, position)
 
     def _of_step(self, step: int, first: int) -> Iterator[ReadSample]:
-        draws = self._steps.draws(first, self._steps.count(first))
-        numbers, places = self._index.shard[draws.sample], self._index.start[draws.sample]
+        phase = self._samples.phases[self._samples.at(step - 1, first)]
+        index, draws = phase.index, phase.draws(first, phase.count(first))
+        numbers, places = index.shard[draws.sample], index.start[draws.sample]
         documents, before = np.empty_like(places), np.empty_like(places)
         for number in np.unique(numbers):
             is_here = numbers == number
             documents[is_here], before[is_here] = self._shards[number].documents_of(places[is_here])
-        lengths = self._index.length[draws.sample]
+        lengths = index.length[draws.sample]
         for i in range(len(draws)):
             shard = self._shards[numbers[i]]
             manifest = shard.manifest

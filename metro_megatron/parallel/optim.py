@@ -54,7 +54,7 @@ class PendingUpdate:
 
 
 def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
-    """Rate of 0-based step: linear from lr / warm-up to lr, then linear towards 0 at train_steps."""
+    """Rate of 0-based step: linear from lr / warm-up to lr, then towards 0 at train_steps."""
     return options.learning_rate(train_steps).at(step, train_steps)
 
 
@@ -64,6 +64,7 @@ class Optimizer:
     def __init__(self, config: Config, homes: Homes):
         self.options = config.optimizer
         self.train_steps = config.train.train_steps
+        self.lr_factor = config.lr_factor
         self.homes = homes
         precision, layout = config.train.precision, homes.layout
         self.shared = mcore.distributed_optimizer(
@@ -90,7 +91,7 @@ class Optimizer:
         A skipped step leaves parameters and moments as they are. stops: whether this rank has been asked to, which
         every rank learns from the update. A collective call.
         """
-        rate = learning_rate(step, self.options, self.train_steps)
+        rate = learning_rate(step, self.options, self.train_steps) * self.lr_factor.at(step, self.train_steps)
         for group in self.chained.param_groups:
             group["lr"] = rate
             # megatron-core marks what is decayed and leaves the product to a scheduler that we do not use.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,7 @@ from metro_megatron.data.blending import source_weights
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import read_manifest
 from metro_megatron.data.replacements import CacheFolder, CachePlan
-from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices
+from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices, training_index
 from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.data.token_counts import cached_token_counts
 from metro_megatron.errors import UserError
@@ -34,6 +34,8 @@ class Corpus:
     train_index: SampleIndex
     validation_shards: list[Shard]
     validation_index: SampleIndex | None
+    phase_indices: list[SampleIndex] = field(default_factory=list)
+    """Training samples of each of train.phases."""
     cache: CacheFolder | None = None
     """Replacements, where the run reads them."""
     filled_by: str = ""
@@ -57,8 +59,12 @@ class Corpus:
         num_train = len(shards) - sum(len(read_manifest(prefix).shards) for prefix in data.validation)
         train, validation = shards[:num_train], shards[num_train:]
         train_index, validation_index = sample_indices(data, train, validation)
-        source_weights(data.weights, np.diff(train_index.source_bounds).tolist())
-        return cls(config, train, train_index, validation or train, validation_index)
+        indices = [train_index]
+        for phase in config.by_phase[1:]:
+            known = next((one for one in indices if one.seq_length == phase.data.seq_length), None)
+            indices.append(known or training_index(phase.data, train))
+        _refuse_weights(config, indices)
+        return cls(config, train, train_index, validation or train, validation_index, indices[1:])
 
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id is in the training shards [V]. Raises UserError as cached_token_counts."""
@@ -123,9 +129,13 @@ class Corpus:
             f"{train.train_steps:,} steps of {batch}: {epochs:.2f} epochs"
         )
 
-    def training_data(self, layout: Layout) -> PretrainingData:
-        """This rank's batches for training."""
-        return self._data(self.train_index, self.train_shards, layout, "train")
+    def index_at(self, step: int) -> SampleIndex:
+        """Training samples of a step, counted from 0."""
+        return [self.train_index, *self.phase_indices][self.config.phase_at(step)]
+
+    def training_data(self, layout: Layout, phase_begins: Sequence[int] = (0,)) -> PretrainingData:
+        """This rank's batches for training; phase_begins as PretrainingData has them."""
+        return self._data(self.train_index, self.train_shards, layout, "train", phase_begins)
 
     def validation_data(self, layout: Layout) -> PretrainingData:
         """This rank's batches for evaluation."""
@@ -139,7 +149,12 @@ class Corpus:
         return data.evaluation_batches(self.evaluated_samples, batch_size)
 
     def _data(
-        self, index: SampleIndex, shards: list[Shard], layout: Layout, split: Literal["train", "validation"]
+        self,
+        index: SampleIndex,
+        shards: list[Shard],
+        layout: Layout,
+        split: Literal["train", "validation"],
+        phase_begins: Sequence[int] = (0,),
     ) -> PretrainingData:
         return PretrainingData(
             index,
@@ -150,4 +165,22 @@ class Corpus:
             dp_size=layout.data.size(),
             pin_memory=layout.device.type == "cuda",
             cache=self.cache.reader(split) if self.cache else None,
+            phase_indices=self.phase_indices if split == "train" else (),
+            phase_begins=phase_begins,
         )
+
+
+def _refuse_weights(config: Config, indices: Sequence[SampleIndex]) -> None:
+    """Raise UserError with all that is wrong with the weights of the run and of its phases."""
+    problems = []
+    for number, (index, phase) in enumerate(zip(indices, config.by_phase, strict=True)):
+        name = f"weights of phase {number} of train.phases" if number else "data.weights"
+        weights = phase.data.weights
+        if number and weights == config.data.weights:
+            continue
+        try:
+            source_weights(weights, np.diff(index.source_bounds).tolist(), name, may_rest=len(indices) > 1)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)

@@ -75,11 +75,14 @@ class FrozenFolder:
         Raises UserError if it is no masked language model at all.
         """
         shape = self._unfilled()
-        positions, length = _most_positions(shape), config.data.seq_length
+        positions, lengths = _most_positions(shape), [phase.data.seq_length for phase in config.by_phase]
+        length = max(lengths)
+        number = lengths.index(length)
+        name = f"seq_length of phase {number} of train.phases" if number else "data.seq_length"
         found = []
         if positions is not None and positions < length:
             found.append(
-                f"corruption.frozen_model {self.path} has {positions} positions, data.seq_length is {length}; lower "
+                f"corruption.frozen_model {self.path} has {positions} positions, {name} is {length}; lower "
                 "the second, which needs no new shards, or give another model"
             )
         rows = shape.config.vocab_size

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from metro_megatron.checkpoint.files import iteration_folder, tracked_step
-from metro_megatron.checkpoint.resume import refuse_other_run
+from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -56,11 +55,8 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
     found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
     if found:
         raise UserError(found)
-    run = Path(config.train.output)
-    prepare_run_folder(run)
-    step = tracked_step(run)
-    if step is not None:
-        refuse_other_run(iteration_folder(run, step), config)
+    prepare_run_folder(Path(config.train.output))
+    beginning(config)
     import_megatron()
 
     from metro_megatron.train.corpus import Corpus

@@ -9,6 +9,7 @@ from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.steps import RunSamples
 from metro_megatron.errors import UserError
 from metro_megatron.train.corpus import Corpus
 
@@ -19,8 +20,9 @@ def past_step(
     """The whole batch of a step, counted from 1 as metrics.jsonl counts, and the corpus it is of.
 
     The samples are those of any layout; micro batches are those of one data-parallel rank. Where a step is as many
-    samples as fit, the steps before it are made too, from the last one that the run has logged or saved; `on_step`
-    hears of each. Raises UserError for a step that is not of the run, and as Corpus.open.
+    samples as fit, those of the steps before it are counted, from the last one that the run has logged or saved on, and
+    again where a phase begins; `on_step` hears of each. Raises UserError for a step that is not of the run, and as
+    Corpus.open.
     """
     found = problems(config, config.parallel.model_ranks, "cuda")
     if not 1 <= step <= config.train.train_steps:
@@ -28,16 +30,16 @@ def past_step(
     if found:
         raise UserError(found)
     corpus = Corpus.open(config)
-    data = PretrainingData(corpus.train_index, corpus.train_shards, config)
-    done, first = _known_position(config, step - 1)
-    if config.train.global_batch_size:
-        done, first = step - 1, (step - 1) * config.train.global_batch_size
-    while True:
-        batch = data.step_batch(done, first)
-        if done == step - 1:
-            return batch, corpus
-        done, first = done + 1, batch.end
-        on_step(done)
+    samples = RunSamples([corpus.train_index, *corpus.phase_indices], config)
+    first = samples.position(step - 1, lambda done: _known_position(config, done), on_step)
+    data = PretrainingData(
+        corpus.train_index,
+        corpus.train_shards,
+        config,
+        phase_indices=corpus.phase_indices,
+        phase_begins=samples.begins,
+    )
+    return data.step_batch(step - 1, first), corpus
 
 
 def _known_position(config: Config, step: int) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from fused.dispatch import describe
-from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.checkpoint.files import checkpoint_sha256
+from metro_megatron.checkpoint.resume import beginning, is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
@@ -57,6 +58,10 @@ class Trainer:
         self.seen_samples = 0
         """Global position of the next step's first sample."""
         self.seen_tokens = 0
+        self.phase_begins: tuple[int, ...] = (0,)
+        """Global positions at which the phases so far began."""
+        self.branch: dict[str, Any] | None = None
+        """Where the run branched from another, and the hash of that checkpoint."""
         self.unlogged = Amount()
         """What has been trained on since the last log line."""
         self.skipped_steps = 0
@@ -65,29 +70,37 @@ class Trainer:
         """Updates of the last steps whose figures have not been read."""
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint of the run folder, if there is one."""
-        step = tracked_step(self.run)
-        if step is None:
+        """Continue from the newest checkpoint of the run folder, or from the one that the run branches from, if there
+        is one."""
+        folder = beginning(self.config)
+        if folder is None:
             return
-        progress = self.checkpoints.restore(step)
+        progress = self.checkpoints.restore(folder)
+        self._refuse_other_data(folder.parent, progress)
+        self.done = progress["step"]
+        self.seen_samples = progress["consumed_samples"]
+        self.seen_tokens = progress["seen_tokens"]
+        self.skipped_steps = progress["skipped_steps"]
+        self.phase_begins = tuple(progress.get("phase_begins", [0]))
+        self.branch = progress.get("branch")
+        if is_branch_point(folder, self.config):
+            self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
+
+    def _refuse_other_data(self, run: Path, progress: dict[str, Any]) -> None:
         if progress["data"] != self.corpus.fingerprint:
             raise UserError(
-                f"the shards of data.train are not those that {self.run} was trained on "
+                f"the shards of data.train are not those that {run} was trained on "
                 "(their hashes differ): give the same shards, or choose another train.output"
             )
         if progress.get("filled_by", "") != self.corpus.filled_by:
             raise UserError(
-                f"corruption.{self.config.corruption.source}: the model or cache is not the one that {self.run} was "
+                f"corruption.{self.config.corruption.source}: the model or cache is not the one that {run} was "
                 "trained with (their hashes differ); give the same, or choose another train.output"
             )
-        self.done = step
-        self.seen_samples = progress["consumed_samples"]
-        self.seen_tokens = progress["seen_tokens"]
-        self.skipped_steps = progress["skipped_steps"]
 
     def train(self) -> None:
         """Train to the last step, or until SIGTERM; either way the state is saved."""
-        data = self.corpus.training_data(self.layout)
+        data = self.corpus.training_data(self.layout, self.phase_begins)
         report = self._open_report()
         if report:
             report.warn_of_padding(data, self.seen_samples)
@@ -101,6 +114,7 @@ class Trainer:
                 self.done += 1
                 self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
                 self.seen_samples = batch.end
+                self.phase_begins = batch.phase_begins
                 self.seen_tokens += batch.num_tokens
                 is_last = self.done == self.config.train.train_steps
                 is_logged = is_last or self.done % self.config.train.log_interval == 0
@@ -141,6 +155,8 @@ class Trainer:
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
+            **({"phase_begins": self.phase_begins} if self.config.train.phases else {}),
+            **({"branch": self.branch} if self.branch else {}),
         }
         folder = self.checkpoints.save(self.done, progress)
         if report:
@@ -164,7 +180,9 @@ class Trainer:
         report.say(describe(self.layout.device))
         report.say(self.corpus.description)
         if self.done:
-            report.say(f"continuing {self.run} after step {self.done}")
+            begun = self.branch and self.branch["step"] == self.done
+            whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"
+            report.say(f"{whence} after step {self.done}")
         return report
 
     def _description(self) -> str:
@@ -228,7 +246,8 @@ class Trainer:
     def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
         """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
         train_steps = self.config.train.train_steps
-        config = replace(self.config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
+        config = self.config.by_phase[self.config.phase_at(self.done - 1)]
+        config = replace(config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
         tflops = achieved_tflops(config, done, seconds, self.layout.world.size())
         is_cuda = self.layout.device.type == "cuda"
         name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""

@@ -7,6 +7,7 @@ import yaml
 
 from metro_megatron.cli.options import flatten, options_of, type_name
 from metro_megatron.config.file import dump_config, load_config, parse_config, save_config
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import Config, DataConfig, OptimizerConfig, TrainConfig
 from metro_megatron.errors import UserError
 
@@ -155,3 +156,41 @@ def test_every_field_is_read_somewhere():
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     unread = [option.name for option in options_of(Config) if option.leaf not in read]
     assert not unread
+
+
+def test_phases_come_from_files_and_command_lines_and_are_printed_as_they_read(write):
+    """A record of each; what it leaves out has its default, and is left out when printed."""
+    expected = [Phase("90%", seq_length=128, weights=[1.0, 0.0]), Phase(95000, mask_probability=0.2, lr_factor=0.5)]
+    path = write(
+        "train: {phases: [{start: 90%, seq_length: 128, weights: [1, 0]}, "
+        "{start: 95000, mask_probability: 0.2, lr_factor: 0.5}]}"
+    )
+    ways = [
+        ["--config", str(path)],
+        [
+            *("--train.phases", "{start: 90%, seq_length: 128, weights: [1, 0]}"),
+            "{start: 95000, mask_probability: 0.2, lr_factor: 0.5}",
+        ],
+    ]
+    for way in ways:
+        config = parse_config([*way, "--train.train_steps", "100000"])
+        assert config.train.phases == expected
+    text = dump_config(config)
+    assert "  phases: [{start: 90%, seq_length: 128, weights: [1.0, 0.0]}, {start: 95000," in text
+    assert "  # mask probability: 0.15 -> 0.15 at step 95,000 -> 0.2 at step 95,000\n" in text
+    assert "  # seq length: 512 -> 512 at step 90,000 -> 128 at step 90,000 -> 128 at step 95,000 -> 512 at" in text
+    assert "  # lr factor: 1 -> 1 at step 95,000 -> 0.5 at step 95,000\n" in text
+    assert load_config(Path(write(text))) == config
+
+
+def test_every_mistake_in_a_phase_is_named(write):
+    with pytest.raises(UserError) as caught:
+        parse_config(["--train.phases", "{sequence_length: 128, lr_factor: high}", "--train.phases", "{start"])
+    first, second = caught.value.problems
+    assert first == (
+        "--train.phases: sequence_length: no such key; did you mean seq_length?; "
+        "lr_factor: expected float, got 'high'; start: missing"
+    )
+    assert second.startswith(
+        "--train.phases: expected list of {start, seq_length, weights, mask_probability, lr_factor}"
+    )

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from metro_megatron.cli.options import options_of
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 
@@ -293,3 +294,37 @@ def test_contradictory_objectives_are_all_named():
     assert "main is mlm rtd mlm, which names a loss twice" in twice
     assert "mlm reads masked text and the others corrupted text; use mlm alone" in alone
     assert "clm is weighted, which weighs clm by what rtd says" in copies
+
+
+def test_phases_are_checked_in_one_go() -> None:
+    phases = [
+        Phase("90%", seq_length=1024, lr_factor=-1.0),
+        Phase("50%", seq_length=2, mask_probability=1.0),
+        Phase("60%", seq_length=1024),
+        Phase("soon"),
+        Phase(125000),
+    ]
+    config = configured(train__phases=phases, optimizer__lr_decay_steps="many", data__micro_batch_tokens=600)
+    longer = "data.seq_length is 1024, model.max_position_embeddings only 512; lower the first or raise the second"
+    row = (
+        "data.micro_batch_tokens is 600, but a row must hold one sample of data.seq_length 1024; raise the first to "
+        "1024 or more, or lower the second"
+    )
+    limit = "must be above 112,500, where what is before it begins, and below train.train_steps 125,000"
+    assert problems(config, 1) == [
+        "optimizer.lr_decay_steps: 'many' is neither a number of steps nor a share of the run; write 5000 or 10%",
+        "phase 1 of train.phases: lr_factor is -1.0, must be at least 0",
+        "phase 2 of train.phases: mask_probability is 1.0, must be at least 0 and less than 1",
+        f"phase 2 of train.phases: start is 50%, step 62,500; {limit}",
+        f"phase 3 of train.phases: {longer}",
+        f"phase 3 of train.phases: {row}",
+        f"phase 3 of train.phases: start is 60%, step 75,000; {limit}",
+        "phase 4 of train.phases: start: 'soon' is neither a number of steps nor a share of the run; write 5000 or 10%",
+        f"phase 5 of train.phases: start is 125000, step 125,000; {limit}",
+    ]
+    decay = problems(configured(optimizer__lr_decay_steps=125001), 1)
+    assert decay == [
+        "optimizer.lr_decay_steps is 125001, more than train.train_steps 125000; lower it, or give a share such as 10%"
+    ]
+    cached = configured(train__phases=[Phase(5)], corruption__source="cached", corruption__cache="x")
+    assert any("caches are of runs without phases" in one for one in problems(cached, 1))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from metro_megatron.commands.cache_corruption import Options, main
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.replacements import CONTENT, PLAN, CacheFolder
@@ -236,3 +237,8 @@ def test_a_reader_refuses_what_the_cache_does_not_hold(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{ids.name}: damaged or missing .*write it again"):
         folder.reader("train")
     shutil.rmtree(tmp_path)
+
+
+def test_a_run_in_phases_is_not_cached() -> None:
+    with pytest.raises(UserError, match="train.phases are given; caches are of runs without phases"):
+        main(Options(), ["--config", "demo", "--corruption.source", "frozen", "--train.phases", "{start: 90%}"])

@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import metro_megatron.commands.inspect_data as tool
 from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.config.file import save_config
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import LengthHistogram
@@ -160,7 +162,7 @@ def test_ids_beyond_the_vocabulary_are_a_message(tokenizer_folder: Path) -> None
             text.plain([300, wrong])
 
 
-def run_config(folder: Path, run: Path, **train: int) -> Config:
+def run_config(folder: Path, run: Path, **train: Any) -> Config:
     """A run over both sources."""
     prefixes = [str(folder / "parts" / name) for name in ("long", "short")]
     return Config(
@@ -177,15 +179,21 @@ def show_step(config: Config, step: int, folder: Path, capsys: Printed, samples:
     return capsys.readouterr().out.removesuffix("\n\n").split("\n\n")
 
 
-@pytest.mark.parametrize("train", [{}, {"global_batch_size": 24}])
+PHASES = [Phase(2, seq_length=32), Phase(4, weights=[0, 1])]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{}, {"global_batch_size": 24}, {"phases": PHASES}, {"phases": PHASES, "global_batch_size": 24}],
+)
 def test_a_step_is_what_the_ranks_of_the_run_read(folder: Path, tmp_path: Path, train: dict, capsys: Printed) -> None:
     config = run_config(folder, tmp_path / "run", **train)
     shards = open_shards(config.data.train)
-    index = build_sample_index(shards, 64)
+    index, *others = [build_sample_index(shards, phase.data.seq_length) for phase in config.by_phase]
     text = TokenText(Tokenizer.from_folder(shards[0].tokenizer_path))
     expected, totals = set(), set()
     for rank in range(2):
-        data = PretrainingData(index, shards, config, dp_rank=rank, dp_size=2)
+        data = PretrainingData(index, shards, config, dp_rank=rank, dp_size=2, phase_indices=others)
         *_, batch = data.prefetch(0, 5, 0)
         totals.add((batch.num_tokens, batch.num_masked))
         for micro_batch in batch.micro_batches:

@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import metro_megatron.commands.which_documents as tool
 from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.config.file import save_config
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.samples import build_sample_index
@@ -29,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, reviews: list[list[str]], t
     return folder
 
 
-def write_run(folder: Path, run: Path, **train: int) -> Config:
+def write_run(folder: Path, run: Path, **train: Any) -> Config:
     """A run over a dataset of several shards and two sources, and one of one; its documents come by weight."""
     prefixes = [str(folder / "d"), str(folder / "parts" / "short")]
     config = Config(
@@ -45,22 +47,28 @@ def write_run(folder: Path, run: Path, **train: int) -> Config:
     return config
 
 
-@pytest.mark.parametrize("train", [{}, {"global_batch_size": 24}])
-def test_the_samples_are_those_of_the_trainers_batches(folder: Path, tmp_path: Path, train: dict[str, int]) -> None:
+PHASES = [Phase(11, seq_length=32), Phase("50%", weights=[1, 0])]
+
+
+@pytest.mark.parametrize(
+    "train", [{}, {"global_batch_size": 24}, {"phases": PHASES}, {"phases": PHASES, "global_batch_size": 24}]
+)
+def test_the_samples_are_those_of_the_trainers_batches(folder: Path, tmp_path: Path, train: dict[str, Any]) -> None:
     config = write_run(folder, tmp_path / "run", **train)
     shards = open_shards(config.data.train)
-    data = PretrainingData(build_sample_index(shards, 64), shards, config)
+    indices = [build_sample_index(shards, phase.data.seq_length) for phase in config.by_phase]
+    data = PretrainingData(indices[0], shards, config, phase_indices=indices[1:])
     read = {}
     for batch in data.prefetch(0, STEPS, 0):
         samples = [one for micro_batch in batch.micro_batches for one in samples_of(micro_batch)]
         read[batch.step + 1] = sorted((number, ids[1:-1].tolist()) for number, ids, _ in samples)
     order = RunOrder(tmp_path / "run")
-    for step in (1, 2, STEPS):
-        found = list(order.samples(step, step))
+    for step in (1, 2, STEPS, 12, 20, 21):
+        found = list(RunOrder(tmp_path / "run").samples(step, step))
         assert sorted((one.sample, one.ids.tolist()) for one in found) == read[step]
     everything = list(order.samples(1, STEPS))
     assert [one.position for one in everything] == list(range(sum(map(len, read.values()))))
-    assert {one.epoch for one in everything if one.dataset == config.data.train[1]} > {0, 1}, "read several times"
+    assert {one.epoch for one in everything if one.dataset == config.data.train[1]} >= {0, 1}, "read several times"
 
 
 def test_numbers_and_places_are_those_of_the_documents(folder: Path, tmp_path: Path) -> None:
@@ -86,11 +94,11 @@ def test_a_step_is_counted_from_what_the_run_has_left(folder: Path, tmp_path: Pa
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "cons')
     counted: list[int] = []
     assert next(order.samples(31, 31, counted.append)).position == expected
-    assert counted == list(range(20, 31)), "from the checkpoint on"
+    assert counted == list(range(21, 31)), "from the checkpoint on"
     assert next(order.samples(11, 11)).position == 0, "as the log says, which is not checked"
     write_run(folder, tmp_path / "other", global_batch_size=24)
     counted.clear()
-    assert next(RunOrder(tmp_path / "other").samples(31, 31, counted.append)).position == 30 * 24 and counted == [30]
+    assert next(RunOrder(tmp_path / "other").samples(31, 31, counted.append)).position == 30 * 24 and not counted
 
 
 def test_what_is_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,8 @@ def small_config(**concerns: dict[str, Any]) -> Config:
 
 def small_corpus(config: Config) -> Corpus:
     shard = edge_shard() if config.data.train == ["edge"] else memory_shard(seed=7)
-    return Corpus(config, [shard], build_sample_index([shard], config.data.seq_length), [], None)
+    index, *of_phases = [build_sample_index([shard], phase.data.seq_length) for phase in config.by_phase]
+    return Corpus(config, [shard], index, [], None, of_phases)
 
 
 def random_vectors(trainer: Trainer) -> None:

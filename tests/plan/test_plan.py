@@ -49,6 +49,7 @@ def test_a_layout_that_cannot_run_says_why(capsys: pytest.CaptureFixture[str]) -
         (["--gpus", "12"], "--gpus is 12, must be at most 8 or a multiple of it"),
         (["--efficiency", "1.5"], "--efficiency is 1.5, must be greater than 0 and at most 1"),
         (["--model.num_attention_heads", "7"], "num_attention_heads is 7, must divide model.hidden_size"),
+        (["--train.phases", "{start: 90%}"], "a plan is of a run that is all in one phase"),
         (["--config", "xxl", "--gpus", "1", "--gpu", "a100-40g"], "no layout fits 1 x a100-40g: the least is 110"),
     ],
 )

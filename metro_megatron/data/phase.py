@@ -1,0 +1,88 @@
+"""The batches of one phase of a run: samples in an order, cut into steps, laid into rows, masked."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from metro_megatron.config.rows import RowRule
+from metro_megatron.data import fill
+from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
+from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.masking import Masking
+from metro_megatron.data.replacements import ReplacementReader
+from metro_megatron.data.steps import PhaseSamples
+
+
+class PhaseData:
+    """Batches of one data-parallel rank as PretrainingData has them."""
+
+    def __init__(
+        self,
+        samples: PhaseSamples,
+        shards: Sequence[TokenizedDocuments],
+        dp_rank: int,
+        dp_size: int,
+        pin_memory: bool,
+        cache: ReplacementReader | None,
+    ):
+        config, index = samples.config, samples.index
+        self._samples = samples
+        self._index = index
+        objective = config.objective
+        self._masking = Masking(
+            samples.order.seed,
+            objective.mask_probability,
+            objective.keep_probability,
+            objective.random_probability,
+            config.model.vocab_size,
+        )
+        self._builder = MicroBatchBuilder(
+            index=index,
+            streams=[np.asarray(shard.tokens) for shard in shards],
+            masking=self._masking,
+            is_packed=config.data.is_packed,
+            cache=cache,
+        )
+        self._config = config
+        self._rule = RowRule.of(config, dp_size)
+        self._dp_rank, self._dp_size = dp_rank, dp_size
+        self._pin_memory = pin_memory
+
+    def step_batch(self, step: int, first: int) -> StepBatch:
+        """Of a step that begins at the global position `first`."""
+        return self.batch(step, first, self._samples.count(first))
+
+    def advice(self, first: int) -> str | None:
+        """What to change if the steps from the global position `first` waste places (data/fill.py)."""
+        train, mean = self._config.train, self._index.num_tokens / len(self._index)
+        of_step = train.global_batch_size or train.global_batch_tokens / mean
+        count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
+        lengths = self._samples.lengths(self._samples.draws(first, count))
+        return fill.advice(self._config, self._dp_size, lengths)
+
+    def batch(self, step: int, first: int, num_samples: int) -> StepBatch:
+        """Of so many samples from the global position `first`."""
+        draws = self._samples.draws(first, num_samples)
+        lengths = self._samples.lengths(draws)
+        rows = StepRows.of(lengths, self._rule)
+        count = self._dp_size
+        of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]
+        micro_batches = [
+            replace(
+                self._builder.build(of_ranks[self._dp_rank], rows.length, draws, first),
+                samples_of_ranks=tuple(sum(map(len, of_rank)) for of_rank in of_ranks),
+            )
+            for of_ranks in of_all_ranks
+        ]
+        if self._pin_memory:
+            micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]
+        return StepBatch(
+            step=step,
+            micro_batches=micro_batches,
+            num_masked=int(self._masking.counts(draws, self._index.length[draws.sample]).sum()),
+            num_tokens=int(lengths.sum()),
+            num_samples=num_samples,
+            num_squares=int((lengths**2).sum()),
+            end=first + num_samples,
+        )
