@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 from metro_megatron.errors import UserError
 
@@ -178,13 +178,14 @@ def _parse_point(text: str) -> Point | float:
     match = _POINT.fullmatch(text)
     if not match:
         raise UserError(f"{text!r} is not a point of a schedule; {_REMEDY}")
-    value, step, share, shape = match.groups()
+    value, step, share = match.groups()[:3]
+    shape = cast(Shape, match[4] or "linear")
     if not math.isfinite(float(value)):
         raise UserError(f"{value} is too large for a number; {_REMEDY}")
     if step is not None and step.strip(","):
-        return Point(float(value), int(step.replace(",", "")), shape=shape or "linear")
+        return Point(float(value), int(step.replace(",", "")), shape=shape)
     if share is not None and 0 <= float(share) <= 100:
-        return Point(float(value), float(share), is_share=True, shape=shape or "linear")
+        return Point(float(value), float(share), is_share=True, shape=shape)
     if step is not None or share is not None:
         raise UserError(f"{text!r} is not within a run, which goes from 0% to 100%; {_REMEDY}")
     return float(value)

@@ -234,3 +234,22 @@ def test_a_frozen_run_from_a_run_and_its_cache(corpus: Path, yaml_file: Path, tm
     (tmp_path / "pair" / TRACKER).write_text("6\n")
     resumed = run(yaml_file, corpus, tmp_path / "online", *frozen, "--train.log_interval", "1")
     assert resumed.returncode == 2 and "the model or cache is not the one that" in resumed.stderr
+
+
+@pytest.mark.long
+def test_a_branch_in_phases_from_the_command_line(corpus: Path, yaml_file: Path, tmp_path: Path) -> None:
+    """The parent's middle checkpoint, two steps more on shorter samples, at a rate that falls."""
+    assert run(yaml_file, corpus, tmp_path / "parent").returncode == 0
+    options = [
+        *("--train.branch_from", tmp_path / "parent" / "iter_0000006"),
+        *("--train.train_steps", "9", "--optimizer.lr_decay_steps", "3", "--optimizer.lr_decay_style", "1-sqrt"),
+        *("--train.phases", "{start: 7, seq_length: 32, mask_probability: 0.3, lr_factor: 0.5}"),
+        *("--train.log_interval", "1"),
+    ]
+    result = run(yaml_file, corpus, tmp_path / "branch", *options)
+    assert result.returncode == 0, result.stderr
+    assert "iter_0000006 after step 6" in result.stdout
+    rates = [line["learning_rate"] for line in lines(tmp_path / "branch") if "learning_rate" in line]
+    assert rates == pytest.approx([1e-3, 0.5e-3 * (1 - (1 / 3) ** 0.5), 0.5e-3 * (1 - (2 / 3) ** 0.5)], rel=1e-12)
+    other = run(yaml_file, corpus, tmp_path / "other", *options, "--train.seed", "5")
+    assert other.returncode == 2 and "train.seed is 5, but the checkpoint was made with 1" in other.stderr
