@@ -43,13 +43,14 @@ def python_files(*packages: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
 
 
-def test_the_wheel_holds_packages_presets_and_nothing_else(built: Path) -> None:
+def test_the_wheel_holds_packages_presets_curves_and_nothing_else(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         for preset in (ROOT / "examples").glob("*.yaml"):
             assert wheel.read(f"metro_megatron/presets/{preset.name}") == preset.read_bytes()
+    curves = {f"metro_megatron/curves/{path.name}" for path in (ROOT / "docs" / "curves").glob("*.csv")}
     presets = {f"metro_megatron/presets/{path.name}" for path in (ROOT / "examples").glob("*.yaml")}
-    assert names == python_files("metro_megatron", "fused") | presets | {"metro_megatron/py.typed"}
+    assert names == python_files("metro_megatron", "fused") | presets | curves | {"metro_megatron/py.typed"}
 
 
 def test_every_command_of_the_wheel_exists_and_every_command_is_in_it(built: Path) -> None:
@@ -79,5 +80,6 @@ def test_the_sdist_is_the_checkout(built: Path) -> None:
     assert shipped - names == set()
     generated = {"PKG-INFO"} | {name for name in names if name.startswith("metro_megatron.egg-info/")}
     presets = {name for name in names if name.startswith("metro_megatron/presets/")}
-    assert names - shipped - generated - presets == set()
+    curves = {name for name in names if name.startswith("metro_megatron/curves/")}
+    assert names - shipped - generated - presets - curves == set()
     assert {Path(name).name for name in presets} >= {path.name for path in (ROOT / "examples").glob("*.yaml")}

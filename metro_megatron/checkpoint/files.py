@@ -19,6 +19,8 @@ from metro_megatron.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
+AVERAGE = "average.json"
+"""What an average of checkpoints was made of; no other checkpoint has it."""
 INTEGRITY = "integrity.json"
 METADATA = ".metadata"
 TRACKER = "latest_checkpointed_iteration.txt"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 
 from metro_megatron.checkpoint.files import (
+    AVERAGE,
     METADATA,
     TRACKER,
     check_metadata,
@@ -19,9 +25,13 @@ from metro_megatron.checkpoint.files import (
     tracked_step,
     verify_integrity,
 )
+from metro_megatron.config.file import load_config
+from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 
 OPTIMIZER_PREFIX = "optimizer."
+TOKENIZER = "tokenizer"
+"""Folder of a run's tokenizer."""
 
 
 def find_iteration(path: Path) -> Path:
@@ -41,31 +51,96 @@ def find_iteration(path: Path) -> Path:
 
 
 def find_tokenizer(iteration: Path) -> Path:
-    """The run's tokenizer folder, beside its checkpoints. Raises UserError if it is not there."""
-    folder = iteration.resolve().parent / "tokenizer"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a checkpoint's tokenizer is expected beside it in the run folder")
-    return folder
+    """The run's tokenizer folder: beside its checkpoints, or in one that stands alone.
+
+    Raises UserError if there is none.
+    """
+    beside = iteration.resolve().parent / TOKENIZER
+    for folder in (iteration / TOKENIZER, beside):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"{beside}: no such folder; a checkpoint's tokenizer is expected beside it in the run folder")
+
+
+def read_average(folder: Path) -> dict[str, Any]:
+    """average.json of a checkpoint folder; empty where it is no average."""
+    path = folder / AVERAGE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def stored_config(folder: Path) -> Config:
+    """The configuration of a checkpoint folder's model: an average of main alone has no auxiliary."""
+    config = load_config(folder / "run_config.yaml")
+    if read_average(folder).get("part") == "main" and config.corruption.trains_auxiliary:
+        # Main is the same whoever fills its masks; of what fills them without a model, uniform asks for nothing.
+        return replace(config, corruption=replace(config.corruption, source="uniform"))
+    return config
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """The model in a checkpoint: whole tensors by their global names, read when asked for."""
+
+    folder: Path
+    metadata: Metadata
+
+    @classmethod
+    def open(cls, folder: Path) -> StoredModel:
+        """Raises UserError when a file is damaged (integrity.json), the metadata is not plain, or there is no model."""
+        verify_integrity(folder)
+        model = cls(folder, check_metadata(folder))
+        if not model.stored:
+            raise UserError(f"{folder}: holds no model tensors")
+        return model
+
+    @cached_property
+    def stored(self) -> dict[str, TensorStorageMetadata]:
+        """Size and format of every tensor."""
+        entries = self.metadata.state_dict_metadata.items()
+        return {
+            name: entry
+            for name, entry in entries
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(OPTIMIZER_PREFIX)
+        }
+
+    def num_bytes(self, names: Iterable[str]) -> int:
+        """Of some tensors."""
+        found = [self.stored[name] for name in names]
+        return sum(one.size.numel() * one.properties.dtype.itemsize for one in found)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors in the format that they were saved in."""
+        tensors = {
+            name: torch.empty(self.stored[name].size, dtype=self.stored[name].properties.dtype, device="cpu")
+            for name in names
+        }
+        with without_distributed_warning():
+            dcp.load(tensors, storage_reader=_CheckedReader(self.folder, self.metadata), no_dist=True)
+        return tensors
+
+    def extra_states(self) -> Iterator[tuple[str, bytes]]:
+        """What layers save beside tensors, by name and as it lies in the file: megatron-core asks for it when loading,
+        though layers of ours leave it empty."""
+        for index, place in (self.metadata.storage_data or {}).items():
+            stored = self.metadata.state_dict_metadata[index.fqn]
+            if isinstance(stored, BytesStorageMetadata) and not index.fqn.startswith(OPTIMIZER_PREFIX):
+                with (self.folder / place.relative_path).open("rb") as file:
+                    file.seek(place.offset)
+                    yield index.fqn, file.read(place.length)
 
 
 def read_model_tensors(iteration_folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the model, whole and in the format it was saved in, by its global name.
+    """Every tensor of the model. Raises UserError as StoredModel.open."""
+    model = StoredModel.open(iteration_folder)
+    return model.read(model.stored)
 
-    Raises UserError when a file is damaged (integrity.json) or the metadata is not plain.
-    """
-    verify_integrity(iteration_folder)
-    metadata = check_metadata(iteration_folder)
-    tensors = {
-        name: torch.empty(stored.size, dtype=stored.properties.dtype, device="cpu")
-        for name, stored in metadata.state_dict_metadata.items()
-        if isinstance(stored, TensorStorageMetadata) and not name.startswith(OPTIMIZER_PREFIX)
-    }
-    if not tensors:
-        raise UserError(f"{iteration_folder}: holds no model tensors")
+
+@contextmanager
+def without_distributed_warning() -> Iterator[None]:
+    """torch says that its process group is not there, as it should be."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it should be
-        dcp.load(tensors, storage_reader=_CheckedReader(iteration_folder, metadata), no_dist=True)
-    return tensors
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 class _CheckedReader(dcp.FileSystemReader):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from metro_megatron.checkpoint.files import METADATA, iteration_folder, tracked_step
+from metro_megatron.checkpoint.files import AVERAGE, METADATA, iteration_folder, tracked_step
 from metro_megatron.cli.options import flatten, options_of
 from metro_megatron.config.file import load_config
 from metro_megatron.config.phases import Phase
@@ -49,8 +49,14 @@ def config_differences(saved: Config, given: Config, is_branch: bool = False) ->
 
 
 def refuse_other_run(iteration: Path, config: Config) -> None:
-    """Raise UserError naming all differences if `config` neither continues the run of a checkpoint folder nor branches
-    from it."""
+    """Raise UserError if a checkpoint folder cannot be continued at all, or naming all differences if `config` neither
+    continues its run nor branches from it."""
+    if (iteration / AVERAGE).is_file():
+        raise UserError(
+            f"{iteration}: an average of checkpoints has weights, but neither moments nor a place in the data, so no "
+            "run continues from it; continue from one of those it was made of, or turn it into a model with "
+            "tools/convert_checkpoint.py"
+        )
     saved, is_branch = load_config(iteration / "run_config.yaml"), is_branch_point(iteration, config)
     found = config_differences(saved, config, is_branch)
     if is_branch:

@@ -25,6 +25,7 @@ class ReadingProgress:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
+        self._advanced = 0
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(TextColumn(title), *columns, console=console)
@@ -40,6 +41,11 @@ class ReadingProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+    def advance(self, size: int) -> None:
+        """`size` bytes more are read, all of which count."""
+        self._advanced += size
+        self.update(self._advanced, self._advanced)
 
     def update(self, position: int, text_bytes: int, tokens: int = 0, rejected: int = 0) -> None:
         """`position` of the total bytes are read; they held so much text, tokens and rejected records."""

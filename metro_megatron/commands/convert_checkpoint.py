@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from metro_megatron.cli.command_line import run_tool, tool_command
-from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.files import refuse_foreign
 
@@ -33,7 +32,7 @@ def main(options: Options) -> None:
     # Late, so that --help and mistakes do not wait for torch.
     from transformers.utils import logging
 
-    from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors
+    from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors, stored_config
     from metro_megatron.hf.export import EXPORTED_FILES, exported_model, exported_tensors, write_hf_folder
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
@@ -41,7 +40,7 @@ def main(options: Options) -> None:
     logging.disable_progress_bar()
     iteration, target = find_iteration(Path(options.load)), Path(options.output)
     refuse_foreign(target, EXPORTED_FILES)
-    config = load_config(iteration / "run_config.yaml")
+    config = stored_config(iteration)
     tensors = exported_tensors(read_model_tensors(iteration), config)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(
@@ -67,8 +66,11 @@ def main(options: Options) -> None:
 
 def training_facts(iteration: Path, config: Config) -> dict[str, object]:
     """What the model card says about the run."""
+    from metro_megatron.checkpoint.average import average_facts
+
     facts: dict[str, object] = {
         "checkpoint": iteration.name,
+        **average_facts(iteration),
         "steps of the whole run": config.train.train_steps,
         "global batch": (
             f"{config.train.global_batch_size} samples of at most {config.data.seq_length} tokens"

@@ -3,8 +3,7 @@
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -82,27 +81,13 @@ def _refuse(options: Options) -> None:
         raise UserError(problems)
 
 
-@contextmanager
-def _reading(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Progress as a function that hears of bytes that were read."""
-    position = 0
-    with ReadingProgress(title, total_bytes) as progress:
-
-        def on_bytes(size: int) -> None:
-            nonlocal position
-            position += size
-            progress.update(position, position)
-
-        yield on_bytes
-
-
 def _verify(prefixes: list[str]) -> None:
     problems = []
     for prefix in prefixes:
         start = time.monotonic()
         try:
-            with _reading(f"{prefix}: verifying", dataset_bytes(read_manifest(prefix))) as on_bytes:
-                verified = verify(prefix, on_bytes)
+            with ReadingProgress(f"{prefix}: verifying", dataset_bytes(read_manifest(prefix))) as progress:
+                verified = verify(prefix, progress.advance)
         except UserError as error:
             problems += error.problems
         else:
@@ -134,8 +119,9 @@ def _show_statistics(prefixes: list[str], picture: str) -> None:
     found = []
     for prefix in prefixes:
         manifest = read_manifest(prefix)
-        with _reading(f"{prefix}: cutting samples", sum(shard.bin.bytes for shard in manifest.shards)) as on_bytes:
-            sources = source_lengths(prefix, on_bytes)
+        total = sum(shard.bin.bytes for shard in manifest.shards)
+        with ReadingProgress(f"{prefix}: cutting samples", total) as progress:
+            sources = source_lengths(prefix, progress.advance)
         print(f"{prefix}: {len(manifest.shards):,} shards, {dataset_bytes(manifest) / 1e6:,.1f} MB\n")
         _print(map(describe, [*sources, all_sources(sources)] if len(sources) > 1 else sources))
         found += sources

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from metro_megatron.config.problems import row_problems
 from metro_megatron.config.rows import RowRule
-from metro_megatron.config.schema import Config, TrainConfig
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepRows
+from metro_megatron.data.steps import step_samples
 
 LEAST = 0.9
 """Of the places in a step's rows, those that must hold tokens; a run with fewer warns."""
@@ -23,16 +24,6 @@ STEPS = 4
 """So many are looked at."""
 MOST_SAMPLES = 64
 """Of a rank's step, in the batches that are tried: so many fill its rows."""
-
-
-def step_samples(lengths: NDArray[np.int64], train: TrainConfig) -> int | None:
-    """How many samples a step has that begins with these; None where they are too few to tell."""
-    if train.global_batch_size:
-        return train.global_batch_size if train.global_batch_size <= len(lengths) else None
-    ends = np.cumsum(lengths)
-    if not ends.size or ends[-1] <= train.global_batch_tokens:  # a next sample may fit
-        return None
-    return int(np.searchsorted(ends, train.global_batch_tokens, side="right"))
 
 
 def filled(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> Iterator[float]:

@@ -1,6 +1,5 @@
 """The batches of a run, by step number: no state to save, nothing that depends on the number of ranks."""
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,18 +8,14 @@ from functools import partial
 from itertools import islice
 from typing import Literal
 
-import numpy as np
-
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
-from metro_megatron.data.blending import Blend, source_weights
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.order import SampleOrder
 from metro_megatron.data.phase import PhaseData
 from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.samples import SampleIndex
+from metro_megatron.data.steps import RunSamples
 from metro_megatron.errors import UserError
-from metro_megatron.randomness import Purpose, hash64
 
 
 class PretrainingData:
@@ -55,11 +50,10 @@ class PretrainingData:
         phase_begins: Sequence[int] = (0,),
     ):
         assert 0 <= dp_rank < dp_size
-        self._is_training = split == "train"
-        self._config = config if self._is_training else config.by_phase[0]
-        self._configs = self._config.by_phase
-        self._indices = [index, *phase_indices]
-        for data, own in zip([one.data for one in self._configs], self._indices, strict=True):
+        self._samples = RunSamples([index, *phase_indices], config, split, phase_begins)
+        self._config = config
+        for own, of_phase in zip(self._samples.indices, self._samples.configs, strict=True):
+            data = of_phase.data
             assert own.seq_length == data.seq_length
             if data.most_row_places < data.seq_length:
                 raise UserError(
@@ -69,18 +63,12 @@ class PretrainingData:
         self._of_rank = partial(
             PhaseData, shards=shards, dp_rank=dp_rank, dp_size=dp_size, pin_memory=pin_memory, cache=cache
         )
-        seed = config.train.seed
-        if not self._is_training:
-            seed = int(hash64(seed, Purpose.VALIDATION))
-        self._phases = [self._phase(0, SampleOrder(index.source_bounds, self._blend(0), seed))]
-        self._begins = [0]
-        for begin in phase_begins[1:]:
-            self._begin_phase(begin)
+        self._phases: dict[int, PhaseData] = {}
 
     @property
     def num_samples(self) -> int:
         """Samples of one epoch."""
-        return len(self._indices[0])
+        return len(self._samples.indices[0])
 
     def step_batch(self, step: int, first: int) -> StepBatch:
         """This rank's batch of a step (0-based) whose first sample has the global position `first`.
@@ -88,10 +76,9 @@ class PretrainingData:
         The next step begins at the batch's `end`; step 0 at position 0. A phase's first step must have been made, or
         its position been given, before others of it are.
         """
-        number = self._config.phase_at(step)
-        if step == self._config.phase_starts[number] and number == len(self._phases):
-            self._begin_phase(first)
-        return replace(self._phases[number].step_batch(step, first), phase_begins=tuple(self._begins[: number + 1]))
+        number = self._samples.at(step, first)
+        begins = tuple(self._samples.begins[: number + 1])
+        return replace(self._phase(number).step_batch(step, first), phase_begins=begins)
 
     def prefetch(self, first_step: int, end_step: int, first: int) -> Generator[StepBatch, None, None]:
         """step_batch of range(first_step, end_step), data.prefetch_steps of them prepared ahead by a thread.
@@ -121,7 +108,7 @@ class PretrainingData:
         """
         assert num_samples <= self.num_samples, (num_samples, self.num_samples)
         for step, first in enumerate(range(0, num_samples, batch_size)):
-            yield self._phases[0].batch(step, first, min(batch_size, num_samples - first))
+            yield self._phase(0).batch(step, first, min(batch_size, num_samples - first))
 
     def _steps(self, step: int, first: int) -> Iterator[StepBatch]:
         """Batches without end."""
@@ -132,24 +119,9 @@ class PretrainingData:
 
     def advice(self, first: int) -> str | None:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""
-        return self._phases[bisect_right(self._begins, first) - 1].advice(first)
+        return self._phase(self._samples.of_position(first)).advice(first)
 
-    def _begin_phase(self, position: int) -> None:
-        """Make the next phase, which begins at a global position."""
-        number, before = len(self._phases), self._phases[-1].order
-        bounds, blend = self._indices[number].source_bounds, self._blend(number)
-        is_same = self._indices[number].seq_length == self._indices[number - 1].seq_length
-        order = before.continued(position, blend) if is_same else before.cut_anew(position, blend, bounds)
-        # In this order: `advice` is asked by another thread, and must find a phase for every beginning.
-        self._phases.append(self._phase(number, order))
-        self._begins.append(position)
-
-    def _phase(self, number: int, order: SampleOrder) -> PhaseData:
-        return self._of_rank(self._indices[number], config=self._configs[number], order=order)
-
-    def _blend(self, number: int) -> Blend:
-        sizes = np.diff(self._indices[number].source_bounds).tolist()
-        if not self._is_training:
-            return Blend(source_weights([], sizes))
-        weights = self._configs[number].data.weights
-        return Blend(source_weights(weights, sizes, may_rest=len(self._configs) > 1))
+    def _phase(self, number: int) -> PhaseData:
+        if number not in self._phases:
+            self._phases[number] = self._of_rank(self._samples.phases[number])
+        return self._phases[number]

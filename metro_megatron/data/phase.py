@@ -4,39 +4,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from metro_megatron.config.rows import RowRule
-from metro_megatron.config.schema import Config
 from metro_megatron.data import fill
 from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.fill import step_samples
 from metro_megatron.data.masking import Masking
-from metro_megatron.data.order import Draws, SampleOrder
 from metro_megatron.data.replacements import ReplacementReader
-from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
+from metro_megatron.data.steps import PhaseSamples
 
 
 class PhaseData:
-    """Batches of one data-parallel rank as PretrainingData has them. config: of a run that is all in this phase."""
+    """Batches of one data-parallel rank as PretrainingData has them."""
 
     def __init__(
         self,
-        index: SampleIndex,
+        samples: PhaseSamples,
         shards: Sequence[TokenizedDocuments],
-        config: Config,
-        order: SampleOrder,
         dp_rank: int,
         dp_size: int,
         pin_memory: bool,
         cache: ReplacementReader | None,
     ):
-        self.order = order
+        config, index = samples.config, samples.index
+        self._samples = samples
         self._index = index
         objective = config.objective
         self._masking = Masking(
-            order.seed,
+            samples.order.seed,
             objective.mask_probability,
             objective.keep_probability,
             objective.random_probability,
@@ -56,36 +51,20 @@ class PhaseData:
 
     def step_batch(self, step: int, first: int) -> StepBatch:
         """Of a step that begins at the global position `first`."""
-        return self.batch(step, first, self._step_samples(first))
+        return self.batch(step, first, self._samples.count(first))
 
     def advice(self, first: int) -> str | None:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""
         train, mean = self._config.train, self._index.num_tokens / len(self._index)
         of_step = train.global_batch_size or train.global_batch_tokens / mean
         count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
-        lengths = self._lengths(self.order[np.arange(first, first + count)])
+        lengths = self._samples.lengths(self._samples.draws(first, count))
         return fill.advice(self._config, self._dp_size, lengths)
-
-    def _step_samples(self, first: int) -> int:
-        """How many samples a step has that begins at the global position `first`."""
-        train = self._config.train
-        if train.global_batch_size:
-            return train.global_batch_size
-        # 5% more samples than fit on average: in a step of a million tokens, some thousand samples, that is about four
-        # standard deviations of their sum. Too few are noticed, and cost a second look at more.
-        count = int(1.05 * train.global_batch_tokens * len(self._index) / self._index.num_tokens) + 1
-        while (found := step_samples(self._lengths(self.order[np.arange(first, first + count)]), train)) is None:
-            count += count // 4 + 1
-        return found
-
-    def _lengths(self, draws: Draws) -> NDArray[np.int64]:
-        """Tokens of samples, <s> and </s> included."""
-        return self._index.length[draws.sample].astype(np.int64) + NUM_SAMPLE_SPECIALS
 
     def batch(self, step: int, first: int, num_samples: int) -> StepBatch:
         """Of so many samples from the global position `first`."""
-        draws: Draws = self.order[np.arange(first, first + num_samples)]
-        lengths = self._lengths(draws)
+        draws = self._samples.draws(first, num_samples)
+        lengths = self._samples.lengths(draws)
         rows = StepRows.of(lengths, self._rule)
         count = self._dp_size
         of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.manifest import REMEDY, DatasetPaths, Manifest, ShardEntry, read_manifest
+from metro_megatron.data.manifest import REMEDY, DatasetPaths, Manifest, ShardEntry, ShardPaths, read_manifest
 from metro_megatron.errors import UserError
 
 INDEX_HEADER = struct.Struct("<9sQBQQ")
@@ -88,6 +88,18 @@ class Shard(TokenizedDocuments):
             number=number,
             manifest=manifest,
         )
+
+    def documents_of(self, tokens: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For tokens [n] of the shard, by their places: the number in the dataset of the document that each is in, and
+        how many tokens of that document come before it. Looked up in the index on the disk, for a few."""
+        itemsize = self.tokens.dtype.itemsize
+        offsets = np.memmap(ShardPaths(self.prefix).idx, "<i8", "r", INDEX_HEADER.size + 4 * len(self.unit_lengths))
+        starts = offsets[: len(self.unit_lengths)]
+        # Empty units and documents begin where the next one does: the last that begins there has the token.
+        units = np.searchsorted(starts, np.asarray(tokens, np.int64) * itemsize, side="right") - 1
+        documents = np.searchsorted(self.document_index, units, side="right") - 1
+        before = tokens - starts[self.document_index[documents]] // itemsize
+        return documents + self.first_document, before
 
     @property
     def tokenizer_path(self) -> Path:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
@@ -19,8 +22,12 @@ from metro_megatron.objective.terms import ALL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from metro_megatron.train.reference import Band
+
 VALIDATION = "validation/"
 COLUMNS = 3
+DASHES = ("--", ":", "-.")
+"""Of references, which differ in nothing else."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,12 @@ class Run:
         plan = folder / "run_config.yaml"
         return cls(folder.name, training, validation, load_config(plan) if plan.is_file() else None)
 
+    def tokens_at(self, steps: Sequence[float]) -> list[float]:
+        """Tokens read up to each step, between log lines by their mean."""
+        known = [0.0, *(line["step"] for line in self.training)]
+        tokens = [0.0, *(line["consumed_tokens"] for line in self.training)]
+        return np.interp(steps, known, tokens).tolist()
+
     def tokens_per_second(self) -> float:
         """Tokens over the seconds spent on steps, evaluation and saving left out."""
         seconds = tokens = before = 0.0
@@ -71,10 +84,11 @@ class Run:
         return tokens / seconds
 
 
-def draw(runs: Sequence[Run], output: Path) -> None:
+def draw(runs: Sequence[Run], output: Path, references: Sequence[Band] = ()) -> None:
     """Draw every panel with all runs and write the picture; its kind is that of the name's ending.
 
-    Runs whose configuration is known get one panel more, of what they schedule.
+    Runs whose configuration is known get one panel more, of what they schedule. With references, which are drawn below
+    the runs, dashed, places are tokens on a logarithmic scale: batches and lengths of runs may differ.
     """
     from matplotlib.figure import Figure
 
@@ -86,7 +100,7 @@ def draw(runs: Sequence[Run], output: Path) -> None:
     figure = Figure(figsize=(13, 3.5 * rows), layout="constrained")
     all_axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, panel in zip(all_axes, shown, strict=False):
-        _draw_panel(axes, panel, runs)
+        _draw_panel(axes, panel, runs, references)
     for axes in all_axes[count:]:
         axes.remove()
     if planned:
@@ -100,8 +114,9 @@ def draw(runs: Sequence[Run], output: Path) -> None:
         raise UserError(f"--output {output}: {error}; name a .png, .svg or .pdf file") from error
 
 
-def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], references: Sequence[Band]) -> None:
     color = 0
+    colors: dict[str, str] = {}
     for run in runs:
         logged = {name for line in run.training for name in line}
         for name, label in panel.curves.items():
@@ -109,18 +124,38 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run]) -> None:
                 continue
             label = label if len(runs) == 1 else f"{run.name}: {label}"
             style: dict[str, Any] = {"color": f"C{color}"}
+            colors.setdefault(name, f"C{color}")
+            places: Callable[[list[float]], list[float]] = run.tokens_at if references else list
             steps, values = _points(run.training, name)
-            axes.plot(steps, values, **style, alpha=0.25, linewidth=1)
-            axes.plot(steps, smooth(values, max(1, len(values) // 40)), **style, linewidth=1.8, label=label)
-            axes.plot(*_points(run.validation, name), **style, marker="o", markersize=4, linestyle="none")
+            axes.plot(places(steps), values, **style, alpha=0.25, linewidth=1)
+            axes.plot(places(steps), smooth(values, smoothing(len(values))), **style, linewidth=1.8, label=label)
+            steps, values = _points(run.validation, name)
+            axes.plot(places(steps), values, **style, marker="o", markersize=4, linestyle="none")
             color += 1
+    for band, dashes in zip(references, cycle(DASHES), strict=False):
+        for name, drawn in colors.items():
+            _draw_band(axes, band, name, panel.curves[name], drawn, dashes)
     axes.set_title(panel.title)
-    axes.set_xlabel("step")
+    axes.set_xlabel("tokens" if references else "step")
+    if references:
+        axes.set_xscale("log")
     axes.grid(alpha=0.3)
     if panel.is_share:
         axes.set_ylim(0, 1)
-    if color > 1:
+    if color > 1 or references:
         axes.legend(fontsize="small")
+
+
+def _draw_band(axes: Axes, band: Band, name: str, label: str, color: str, dashes: str) -> None:
+    """A figure of a reference, in the color of the first run that has it, and below all runs."""
+    curve = band.curve(name)
+    if curve is None:
+        return
+    tokens, (least, median, largest) = curve
+    style: dict[str, Any] = {"color": color, "zorder": 1}
+    if len(band.runs) > 1:
+        axes.fill_between(tokens, least, largest, **style, alpha=0.15, linewidth=0)
+    axes.plot(tokens, median, **style, alpha=0.6, linewidth=1.2, linestyle=dashes, label=f"{band.label}: {label}")
 
 
 def _draw_schedules(axes: Axes, runs: Sequence[Run]) -> None:
@@ -143,12 +178,18 @@ def _draw_schedules(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
-    """Mean over up to `width` values on either side of each one."""
+    """Mean over up to `width` values on either side of each one, as many on both: a slope stays where it is."""
     means = []
     for index in range(len(values)):
-        window = values[max(0, index - width) : index + width + 1]
+        sides = min(width, index, len(values) - 1 - index)
+        window = values[index - sides : index + sides + 1]
         means.append(sum(window) / len(window))
     return means
+
+
+def smoothing(count: int) -> int:
+    """`width` for the curve of a run of so many log lines."""
+    return max(1, count // 40)
 
 
 def _points(lines: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

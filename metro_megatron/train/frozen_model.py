@@ -20,8 +20,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from metro_megatron.checkpoint.files import INTEGRITY, METADATA, TRACKER
-from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors
-from metro_megatron.config.file import load_config
+from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors, stored_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
@@ -105,7 +104,7 @@ class FrozenFolder:
         return model
 
     def _of_run(self) -> PreTrainedModel:
-        config, model = load_config(self.path / "run_config.yaml"), self._unfilled()
+        config, model = stored_config(self.path), self._unfilled()
         tensors = exported_tensors(read_model_tensors(self.path), config)
         state = hf_state_dict(tensors, exported_model(config), config.objective.main)
         own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
@@ -159,7 +158,7 @@ class FrozenFolder:
 
     def _config(self) -> PretrainedConfig:
         if self.is_run:
-            config = load_config(self.path / "run_config.yaml")
+            config = stored_config(self.path)
             return metro_config(exported_model(config), config.objective.main)
         kind: Any = MetroConfig if self.is_ours else AutoConfig
         try:

@@ -191,7 +191,7 @@ def steps_of(data, count):
 def test_batches_of_tokens_end_before_the_sample_that_is_too_much(shards):
     """Whatever the rows and ranks: the same samples, the most that have train.global_batch_tokens at most."""
     alone = steps_of(data_of(shards, token_config()), 6)
-    order, index = data_of(shards)._phases[0].order, build_sample_index(shards, SEQ_LENGTH)
+    order, index = data_of(shards)._samples.phases[0].order, build_sample_index(shards, SEQ_LENGTH)
     drawn = order[np.arange(alone[-1].end + 1)].sample
     lengths = index.length[drawn] + 2
     begin = 0

@@ -43,7 +43,8 @@ def test_an_unfinished_last_line_is_left_out_and_another_is_an_error(tmp_path):
 
 
 def test_smoothing_is_a_mean_over_neighbors():
-    assert smooth([0, 3, 6, 3], 1) == [1.5, 3, 4, 4.5]
+    assert smooth([0, 3, 6, 3], 1) == [0, 3, 4, 3]
+    assert smooth([0, 1, 2, 3, 4], 2) == [0, 1, 2, 3, 4], "a slope stays where it is"
 
 
 @pytest.mark.parametrize("name", ["curves.png", "curves.svg"])

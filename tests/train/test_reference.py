@@ -1,0 +1,136 @@
+"""Curves of healthy runs: means of a run's lines, read back as written, drawn as a line or as a band over seeds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import metro_megatron.commands.plot_run as tool
+from metro_megatron.config.file import save_config
+from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
+from metro_megatron.train.curves import Run
+from metro_megatron.train.reference import CURVES, MOST_ROWS, Band, Reference, bands, reference_names
+
+CONFIG = Config()
+
+
+def write_run(folder: Path, losses: list[float], config: Config = CONFIG) -> Path:
+    """A run that logs every step of 50 tokens."""
+    folder.mkdir()
+    lines = [
+        {"step": i, "consumed_tokens": 50 * i, "aux_loss": loss, "rtd_auc": 0.5, "grad_norm": 1.0}
+        for i, loss in enumerate(losses, start=1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    save_config(config, folder / "run_config.yaml")
+    return folder
+
+
+def with_seed(seed: int, **model: int) -> Config:
+    return replace(CONFIG, train=replace(CONFIG.train, seed=seed), model=replace(CONFIG.model, **model))
+
+
+def write_curve(folder: Path, name: str, losses: list[float], config: Config = CONFIG) -> Path:
+    path = folder / f"{name}.csv"
+    Reference.of(Run.read(write_run(folder / name, losses, config)), name, "abc").write(path)
+    return path
+
+
+def test_a_long_run_is_thinned_to_means(tmp_path: Path) -> None:
+    losses = np.random.default_rng(0).uniform(1, 9, 2 * MOST_ROWS + 5)
+    config = with_seed(4, num_layers=3)
+    reference = Reference.of(Run.read(write_run(tmp_path / "run", losses.tolist(), config)), "mine-4", "abc")
+    assert list(reference.columns) == ["step", "tokens", "aux_loss", "rtd_auc"], "what is drawn"
+    blocks = [losses[i : i + 3] for i in range(0, len(losses), 3)]
+    np.testing.assert_allclose(reference.columns["aux_loss"], [block.mean() for block in blocks], rtol=1e-12)
+    assert reference.columns["tokens"][[0, -1]].tolist() == [150, 50 * len(losses)]
+    assert dict(reference.facts) == {"seed": "4", "commit": "abc", "data.train": "", "model.num_layers": "3"}
+    reference.write(tmp_path / "mine.csv")
+    again = Reference.read(tmp_path / "mine.csv")
+    assert (again.name, again.facts) == ("mine-4", reference.facts)
+    for name, column in reference.columns.items():
+        np.testing.assert_allclose(again.columns[name], column, rtol=5e-5)
+
+
+def test_the_curves_of_the_program_are_as_the_tool_writes_them(tmp_path: Path) -> None:
+    paths = sorted(CURVES.glob("*.csv"))
+    assert {"metro", "electra", "mlm_15"} <= {*reference_names()}
+    for path in paths:
+        reference = Reference.read(path)
+        reference.write(tmp_path / path.name)
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes() and path.stat().st_size < 20_000
+        assert 100 <= len(reference.columns["step"]) <= MOST_ROWS
+        assert path.stem == reference.name and path.stem.endswith(f"-{reference.facts['seed']}")
+        assert len(reference.facts["commit"]) >= 7 and "model.hidden_size" in reference.facts
+        assert reference.columns["step"][-1] == int(reference.facts["train.train_steps"]), "a whole run"
+
+
+def test_seeds_of_one_configuration_are_a_band(tmp_path: Path) -> None:
+    files = [
+        write_curve(tmp_path, "arm-1", [5, 4, 3], with_seed(1)),
+        write_curve(tmp_path, "arm-2", [7, 6, 5], with_seed(2)),
+        write_curve(tmp_path, "arm-3", [6, 5, 2, 1], with_seed(3)),
+        write_curve(tmp_path, "wide", [1, 1], with_seed(1, hidden_size=1536)),
+    ]
+    arm, wide = bands(map(str, files))
+    assert (arm.label, wide.label) == ("arm, 3 seeds", "wide")
+    tokens, curves = arm.curve("aux_loss")
+    assert tokens.tolist() == [50, 100, 150], "where all of them have been"
+    # The third run's own smoothing: its inner points are means with their neighbors.
+    np.testing.assert_allclose(curves, [[5, 4, 8 / 3], [6, 13 / 3, 3], [7, 6, 5]])
+    assert arm.curve("clm_loss") is None
+
+
+def test_runs_that_log_at_other_steps_are_read_between_their_rows() -> None:
+    runs = [
+        Reference(name, {"seed": "1"}, {"tokens": np.array(tokens), "x": np.array(values)})
+        for name, tokens, values in (
+            ("a", [0.0, 100.0, 200.0], [0.0, 10.0, 20.0]),
+            ("b", [50.0, 150.0], [3.0, np.nan]),
+            ("c", [40.0, 60.0, 260.0], [1.0, 1.0, 1.0]),
+        )
+    ]
+    tokens, curves = Band([runs[0], runs[2]]).curve("x")
+    assert tokens.tolist() == [40, 60, 100, 200] and curves[2].tolist() == [4, 6, 10, 20]
+    assert Band(runs).curve("x")[0].tolist() == [50]
+
+
+def test_the_picture_has_the_reference_beneath(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", [5, 4, 3])
+    curve = tmp_path / "arm-1.csv"
+    tool.main(tool.Options([str(run)], str(curve), commit="abc"))
+    assert f"--reference {curve}" in capsys.readouterr().out
+    other = write_curve(tmp_path, "arm-2", [6, 5, 4], with_seed(2))
+    picture = tmp_path / "x.svg"
+    tool.main(tool.Options([str(run)], str(picture), reference=[str(curve), str(other), "metro"]))
+    shown = picture.read_text()
+    assert "<!-- arm, 2 seeds: MLM -->" in shown and "<!-- metro-1: MLM -->" in shown
+    assert "<!-- tokens -->" in shown and "<!-- metro-1: CLM -->" not in shown
+    assert Run.read(run).tokens_at([0.5, 2.5, 3]) == [25, 125, 150]
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    run = str(write_run(tmp_path / "run", [5, 4]))
+    for options, message in (
+        (tool.Options([run], "x.png", reference=["metroo"]), "--reference metroo: .*there are electra, metro, mlm_15"),
+        (tool.Options([run, run], "x.csv"), "a .csv holds the curves of one run"),
+        (tool.Options([run], "x.png", commit="abc"), "--commit abc: is for the head of a .csv"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tool.main(options)
+    bad = tmp_path / "bad.csv"
+    for text in (
+        "",
+        "# name: a\nstep,tokens\n1,2\n",
+        "# name: a\n# seed: 1\n# commit: b\nstep,x\n1,2\n",
+        "step\n1,2\n",
+    ):
+        bad.write_text(text)
+        with pytest.raises(UserError, match="bad.csv: no reference curve"):
+            Reference.read(bad)
+    (tmp_path / "run" / "run_config.yaml").unlink()
+    with pytest.raises(UserError, match="has no run_config.yaml"):
+        Reference.of(Run.read(tmp_path / "run"), "x", "")
