@@ -25,12 +25,11 @@ def ridge_scores(
     targets = np.eye(num_classes)[classes]
     base = targets.mean(0)
     targets = targets - base
-    values, vectors = np.linalg.eigh(known.T @ known)
-    values = values.clip(min=0.0)
+    values, vectors = _directions(known)
     rotated = known @ vectors
     pulls = rotated.T @ targets
     squares = rotated**2
-    unit = max(float(values.mean()), np.finfo(np.float64).tiny)
+    unit = float(values.mean()) if len(values) else 1.0
 
     def error(penalty: float) -> float:
         shrunk = 1.0 / (values + penalty * unit)
@@ -40,3 +39,12 @@ def ridge_scores(
 
     best = min(PENALTIES.tolist(), key=error)
     return base + asked @ (vectors @ (pulls / (values + best * unit)[:, None]))
+
+
+def _directions(known: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues of known^T known that are not 0, and their vectors [d, values], by the smaller of two matrices."""
+    count, width = known.shape
+    values, vectors = np.linalg.eigh(known.T @ known if width <= count else known @ known.T)
+    kept = values > 1e-12 * max(float(values[-1]), 0.0)
+    values, vectors = values[kept], vectors[:, kept]
+    return values, vectors if width <= count else known.T @ (vectors / np.sqrt(values))
