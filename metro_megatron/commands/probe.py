@@ -80,19 +80,20 @@ def main(options: Options) -> None:
     if options.random_baseline and not options.from_scratch:
         print("random weights:", flush=True)
         random, _ = ask(from_scratch=True)
+    found = {task.name: figures(task, scores, random) for task in tasks}
     result = {
         "model": options.model,
         "from_scratch": options.from_scratch,
         "seed": options.seed,
         "layer": options.layer,
         "texts_cut": num_cut,
-        "tasks": {task.name: figures(task, scores, random) for task in tasks},
+        "tasks": found,
     }
     with whole_folder(output, (FIGURES, ITEMS)) as unfinished:
         (unfinished / FIGURES).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         lines = "".join(json.dumps(line) + "\n" for line in item_lines(tasks, scores))
         (unfinished / ITEMS).write_text(lines, encoding="utf-8")
-    print(table(result["tasks"]))
+    print(table(found))
     print(f"made {options.output}: {FIGURES}, and {ITEMS} with a score for every row; {num_cut} texts were cut")
     print("next: the same command for another model; items with one id are of one row")
 

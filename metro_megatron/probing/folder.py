@@ -31,8 +31,8 @@ class ProbeTask:
 
     def first(self, texts: int) -> ProbeTask:
         """Of either side the first rows that have at most so many texts, at least one."""
-        cut = [_first(self.kind, rows, texts) for rows in (self.train, self.test)]
-        return ProbeTask(self.name, self.kind, *cut, self.baselines)
+        train, test = (_first(self.kind, rows, texts) for rows in (self.train, self.test))
+        return ProbeTask(self.name, self.kind, train, test, self.baselines)
 
 
 def encode_rows(rows: Sequence[Row]) -> bytes:
@@ -51,9 +51,11 @@ def read_tasks(folder: Path, names: Sequence[str] = ()) -> list[ProbeTask]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found: dict[str, dict[str, Any]] = manifest["tasks"]
         version = manifest["format_version"]
+        if not all(isinstance(facts, dict) for facts in found.values()):
+            raise TypeError("a task is no object")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {REMEDY}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a manifest of tasks ({error!r}); {REMEDY}") from error
     if version != FORMAT:
         raise UserError(f"{path}: has format {version}, this program reads {FORMAT}; {REMEDY}")
@@ -85,9 +87,15 @@ def _read_rows(path: Path, kind: Kind, sha256: str) -> list[Row]:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path}: is not the file that {MANIFEST} describes; {REMEDY}")
     rows = []
-    for line, text in enumerate(content.decode().splitlines(), start=1):
-        row = json.loads(text)
-        if problem := kind.problem(row):
+    for line, text in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(text)
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {line}: not UTF-8") from None
+        except ValueError:
+            row = None
+        problem = kind.problem(row) if isinstance(row, dict) else "not one JSON object a line"
+        if problem:
             raise UserError(f"{path}, line {line}: {problem}")
         rows.append(row)
     if not rows:

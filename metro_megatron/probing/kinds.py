@@ -54,6 +54,8 @@ class Kind(ABC):
 
     def problem(self, row: Row) -> str | None:
         """What is wrong with a row."""
+        if not isinstance(row.get("id"), str):
+            return "has no id"
         for column, kind in self.columns.items():
             if not isinstance(row.get(column), kind) or row[column] in ("", []):
                 return f"{column} is {row.get(column)!r}, must be a {kind.__name__} that is not empty"

@@ -15,9 +15,9 @@ def ridge_scores(
 ) -> NDArray[np.float64]:
     """Scores [m, C] for test [m, d] of a classifier of train [n, d] and classes [n], each below C; the largest wins.
 
-    Features are standardized by train. Of the penalties the one whose squared error is least when every example is
-    predicted without itself (exact for ridge regression, from one eigendecomposition; the mean is left in). A pure
-    function of its arguments in float64.
+    Features are standardized by train. Of PENALTIES the one whose squared error is least when every example is
+    predicted from the others, for which ridge regression needs one eigendecomposition. A pure function of its
+    arguments, in float64.
     """
     mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     deviation[deviation == 0] = 1.0

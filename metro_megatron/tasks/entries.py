@@ -9,12 +9,14 @@ from metro_megatron.tasks.dictd import Entry
 _WORDNET_SENSE = re.compile(r"^    (?:(n|v|adj|adv) )?\d+: ", re.MULTILINE)
 _NOTES = re.compile(r"\[(?:syn|ant|also): .*?\]|\([^()]*\)")
 _EXAMPLE = re.compile(r'"([^"]+)"')
-_GCIDE_HEAD = re.compile(r"\A[^\n]*?\\[^\\]*\\,?(.*?)(?:\n(?=   \S)|\Z)", re.DOTALL)
+_GCIDE_SOURCE = re.compile(r"\[(?:1913 Webster|PJC|WordNet[^\]]*)\]")
+_BRACKETS = re.compile(r"\[[^\[\]]*\]")
+_GCIDE_HEAD = re.compile(r"\A[^\n]*?\\[^\\\n]*\\,?([^\n]*)")
 _GCIDE_PARTS = (("n.", "noun"), ("v.", "verb"), ("a.", "adjective"), ("adv.", "adverb"))
-_GCIDE_END = re.compile(r"\n\s*\n|\[1913 Webster\]|\[PJC\]|\[WordNet|--")
-_GCIDE_NOISE = re.compile(r"\[[^\]]*\]|\([A-Z][^()]*\.\)|^\s*\d+\.\s|[{}]")
+_GCIDE_END = re.compile(r"\n\s*\n|--")
+_GCIDE_NOISE = re.compile(r"\([A-Z][^()]*\.\)|^\s*\d+\.\s|[{}]")
 _FOLDOC_DOMAIN = re.compile(r"\A\s*(?:1\. )?<([^<>]+)>\s*(.*)\Z", re.DOTALL)
-_SENTENCE = re.compile(r"[^.!?]+[.!?](?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 PARTS_OF_SPEECH = {"n": "noun", "v": "verb", "adj": "adjective", "adv": "adverb"}
 
 
@@ -51,13 +53,16 @@ def wordnet_senses(entry: Entry) -> list[Sense]:
 
 def gcide_sense(entry: Entry) -> Sense | None:
     """The first sense of an article of GCIDE, of which a part of speech is known."""
-    head = _GCIDE_HEAD.match(entry.text)
+    # Etymologies and sounds in brackets, in which others are, run over lines; [1913 Webster] ends a sense.
+    text, before = _GCIDE_SOURCE.sub("\n\n", entry.text), ""
+    while text != before:
+        text, before = _BRACKETS.sub("", text), text
+    head = _GCIDE_HEAD.match(text)
     if head is None:
         return None
-    # Etymologies hold the abbreviations of other languages' words.
-    abbreviation = re.sub(r"\([^()]*\)", "", head[1]).strip(" ,\n")
+    abbreviation = re.sub(r"\([^()]*\)", "", head[1]).strip(" ,")
     part = next((name for short, name in _GCIDE_PARTS if abbreviation.startswith(short)), None)
-    body = _GCIDE_END.split(entry.text[head.end() :].strip("\n"))[0]
+    body = _GCIDE_END.split(text[head.end() :].strip("\n"))[0]
     definition = one_line(_GCIDE_NOISE.sub("", one_line(body))).strip(" ;:")
     return Sense(part, definition) if part and definition else None
 
@@ -79,5 +84,5 @@ def one_line(text: str) -> str:
 
 def sentences(text: str, num_words: range) -> Iterator[str]:
     """Sentences with so many words."""
-    found = (match.group().strip() for match in _SENTENCE.finditer(one_line(text)))
-    return (sentence for sentence in found if len(sentence.split()) in num_words)
+    found = _SENTENCE_END.split(one_line(text))
+    return (one for one in found if one.endswith((".", "!", "?")) and len(one.split()) in num_words)

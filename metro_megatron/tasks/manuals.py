@@ -15,18 +15,16 @@ from pathlib import Path
 from metro_megatron.probing.kinds import OUTSIDE
 
 _FONT = re.compile(r"\\f(?:\[(\w*)\]|\((\w\w)|(.))")
-_ESCAPES = (
-    (re.compile(r'\\".*'), ""),
-    (re.compile(r"\\\((?:aq|cq|oq|ga)|\\\[(?:aq|cq|oq|ga)\]"), "'"),
-    (re.compile(r"\\\((?:dq|lq|rq)|\\\[(?:dq|lq|rq)\]"), '"'),
-    (re.compile(r"\\\((?:em|en)|\\\[(?:em|en)\]"), "-"),
-    (re.compile(r"\\\(ha|\\\[ha\]"), "^"),
-    (re.compile(r"\\\(ti|\\\[ti\]"), "~"),
-    (re.compile(r"\\[*n]?(?:\(..|\[[^\]]*\])|\\\*.|\\s[+-]?\d+|\\[&|^/,:%!]"), ""),
-    (re.compile(r"\\[ ~0]"), " "),
-    (re.compile(r"\\e"), "\\\\"),
-    (re.compile(r"\\(.)"), r"\1"),
+_ESCAPE = re.compile(
+    r"""\\(?: ".*                                  # a comment
+    | \((?P<two>..) | \[(?P<long>[^\]]*)\]         # a glyph
+    | [*n](?: \(.. | \[[^\]]*\] | . ) | s[+-]?\d+  # a string or register, a size
+    | (?P<one>.) )""",
+    re.VERBOSE,
 )
+_NAMED = {"dq": '"', "lq": '"', "rq": '"', "em": "-", "en": "-", "ha": "^", "ti": "~"}
+_NAMED |= dict.fromkeys(("aq", "cq", "oq", "ga"), "'")
+_SINGLE = {"e": "\\", **dict.fromkeys("&|^/,:%!", ""), **dict.fromkeys(" ~0", " ")}
 _ARGUMENT = re.compile(r'"((?:[^"]|"")*)"?|(\S+)')
 _ALTERNATING = {"BR", "RB", "BI", "IB", "IR", "RI"}
 _PARAGRAPHS = {"PP", "P", "LP", "TP", "IP", "HP", "TQ"}
@@ -147,9 +145,14 @@ def _runs(text: str, font: str) -> Iterator[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    for pattern, replacement in _ESCAPES:
-        text = pattern.sub(replacement, text)
-    return text
+    return _ESCAPE.sub(_letter, text)
+
+
+def _letter(escape: re.Match[str]) -> str:
+    """What an escape prints; nothing for sizes, registers, strings and glyphs that are not known."""
+    if one := escape["one"]:
+        return _SINGLE.get(one, one)
+    return _NAMED.get(escape["two"] or escape["long"] or "", "")
 
 
 def _words(pieces: list[tuple[str, str]]) -> list[Word]:

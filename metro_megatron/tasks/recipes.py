@@ -25,6 +25,7 @@ NUM_DOMAINS = 8
 SHORTEST_HEADWORD = 4
 _LEFT_OUT = {"SYNOPSIS", "SEE ALSO", "COLOPHON", "AUTHORS", "AUTHOR", "COPYRIGHT", "LIBRARY", "HISTORY", "VERSIONS"}
 _LEFT_OUT |= {"STANDARDS", "ATTRIBUTES", "CONFORMING TO", "REPORTING BUGS", "EXAMPLES"}
+_PARTS = re.compile(r"[^\w.-]+")
 _SHUFFLES = tuple(permutations(range(SHUFFLED_WORDS)))[1:]
 
 
@@ -104,10 +105,10 @@ def same_headword(sources: Sources) -> Iterator[Draft]:
             common.setdefault(place, []).append((headword.lower(), sense.definition, other.definition))
     for entries in common.values():
         ordered = shuffled({entry[0]: entry for entry in entries}.values(), lambda entry: entry[0], "pairs")
-        for one, other in zip(ordered[::2], ordered[1::2], strict=False):
+        for one, two in zip(ordered[::2], ordered[1::2], strict=False):
             is_same = text_hash("same", one[0]) % 2 == 0
-            seconds = (one[2], other[2]) if is_same else (other[2], one[2])
-            for (headword, text, _), text_b in zip((one, other), seconds, strict=True):
+            seconds = (one[2], two[2]) if is_same else (two[2], one[2])
+            for (headword, text, _), text_b in zip((one, two), seconds, strict=True):
                 label = "same" if is_same else "different"
                 yield Draft(headword, {"text_a": text, "text_b": text_b, "label": label})
 
@@ -169,7 +170,7 @@ def section_manual(sources: Sources) -> Iterator[Draft]:
         texts = []
         for section in _used(manual):
             words = [word.text for paragraph in section.paragraphs for word in paragraph]
-            words = [word for word in words if not names & set(re.split(r"[^\w.-]+", word.lower()))]
+            words = [word for word in words if not names & {part.strip("-.") for part in _PARTS.split(word.lower())}]
             if len(words) >= SECTION_WORDS.start:
                 texts.append(" ".join(words[: SECTION_WORDS.stop - 1]))
         if texts:

@@ -80,7 +80,7 @@ class Probes:
         data, layout = self.config.data, self.layout
         train = task.kind.texts(task.train) if task.kind.learns else []
         texts = EncodedTexts.of([*train, *task.kind.texts(task.test)], tokenizer, data.seq_length - NUM_SAMPLE_SPECIALS)
-        documents = TokenizedDocuments.from_units([[ids] for ids in texts.ids])
+        documents = TokenizedDocuments.from_units([[ids.tolist()] for ids in texts.ids])
         index = build_sample_index([documents], data.seq_length)
         assert len(index) == len(texts.ids), "a text is one sample"
         lengths = index.length + NUM_SAMPLE_SPECIALS

@@ -157,4 +157,4 @@ def test_ten_tasks_are_less_than_a_hundredth_of_a_hundred_steps_at_base() -> Non
     texts = 10 * 2 * MOST_TEXTS
     read = sum(work.forward(Amount.of_samples(texts, 512)) for work in works(config) if work.where == "layers")
     step = model_flops(config, Amount.of_samples(2048, 512))
-    assert read < 0.01 * 100 * step
+    assert 0.4 * step < read < 0.01 * 100 * step
