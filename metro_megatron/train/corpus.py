@@ -20,6 +20,7 @@ from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indice
 from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.data.token_counts import cached_token_counts
 from metro_megatron.errors import UserError
+from metro_megatron.probing.folder import ProbeTask, read_tasks
 
 if TYPE_CHECKING:
     from metro_megatron.parallel.layout import Layout
@@ -40,15 +41,18 @@ class Corpus:
     """Replacements, where the run reads them."""
     filled_by: str = ""
     """Hash of the frozen model, or of the cache's plan, that fills the masks; a resumed run must find the same."""
+    probe_tasks: tuple[ProbeTask, ...] = ()
+    """What main's features are asked while it trains."""
 
     @classmethod
     def open(cls, config: Config) -> Corpus:
         """Open all shards and find their samples.
 
         Raises UserError for damaged shards, shards of several tokenizers, a vocabulary that is not the
-        model's, and splits without a sample.
+        model's, splits without a sample, and a folder of tasks that is none.
         """
-        data = config.data
+        data, train = config.data, config.train
+        tasks = tuple(read_tasks(Path(train.probe_tasks))) if train.probe_interval else ()
         shards = open_shards([*data.train, *data.validation])
         vocab_size = shards[0].vocab_size
         if vocab_size != config.model.vocab_size:
@@ -57,14 +61,17 @@ class Corpus:
                 f"set model.vocab_size to {vocab_size}, or preprocess with another tokenizer"
             )
         num_train = len(shards) - sum(len(read_manifest(prefix).shards) for prefix in data.validation)
-        train, validation = shards[:num_train], shards[num_train:]
-        train_index, validation_index = sample_indices(data, train, validation)
+        train_shards, validation = shards[:num_train], shards[num_train:]
+        train_index, validation_index = sample_indices(data, train_shards, validation)
         indices = [train_index]
         for phase in config.by_phase[1:]:
             known = next((one for one in indices if one.seq_length == phase.data.seq_length), None)
-            indices.append(known or training_index(phase.data, train))
+            indices.append(known or training_index(phase.data, train_shards))
         _refuse_weights(config, indices)
-        return cls(config, train, train_index, validation or train, validation_index, indices[1:])
+        return cls(
+            config, train_shards, train_index, validation or train_shards, validation_index, indices[1:],
+            probe_tasks=tasks,
+        )  # fmt: skip
 
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id is in the training shards [V]. Raises UserError as cached_token_counts."""

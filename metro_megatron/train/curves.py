@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from metro_megatron.train.reference import Band
 
 VALIDATION = "validation/"
+PROBE = "probe/"
 COLUMNS = 3
 DASHES = ("--", ":", "-.")
 """Of references, which differ in nothing else."""
@@ -61,6 +62,8 @@ class Run:
                 if number == len(lines):  # cut short while the run goes on
                     break
                 raise UserError(f"{path}, line {number}: not a line of metrics ({error})") from error
+            if any(name.startswith(PROBE) for name in figures):
+                continue
             (validation if is_validation else training).append(
                 {name.removeprefix(VALIDATION): value for name, value in figures.items()}
             )

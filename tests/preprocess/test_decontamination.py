@@ -57,6 +57,7 @@ def test_plain_text_and_documents_that_touch(tmp_path: Path) -> None:
     found = pickle.loads(pickle.dumps(EvaluationNgrams.from_files([str(tmp_path / "e.txt")])))
     whole = ["x " + " ".join(numbers[:13]) + " y", " ".join(numbers[14:]), " ".join(numbers[13:])]
     assert found.hits(whole).tolist() == [[True], [False], [True]]
+    assert found.repeated(whole).tolist() == [True] and found.repeated(whole[1:2]).tolist() == [False]
     assert found.hits([" ".join(numbers[:6]), " ".join(numbers[6:13])]).tolist() == [[False], [False]]
     assert found.hits([]).tolist() == []
 

@@ -21,6 +21,7 @@ def write_run(folder: Path, num_lines: int) -> Path:
     for i in range(1, num_lines + 1):
         lines.append({"step": i, **dict.fromkeys(LOGGED, 1 / i), "consumed_tokens": 100 * i, "tokens_per_second": 50})
         if i % 5 == 0:
+            lines.append({"step": i, "probe/acceptability": 1 / i})
             lines.append({"step": i, **{VALIDATION + name: 1 / i for name in LOGGED}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
