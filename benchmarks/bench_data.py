@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.baselines import ENCODERS
-from benchmarks.debian_text import fetch_packages, write_corpus
+from benchmarks.debian_text import PACKAGES, write_corpus
 from benchmarks.processes import ROOT, Measured, python, run_measured
 from benchmarks.provenance import provenance
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.data.shards import DTYPE_CODES, INDEX_HEADER, open_shards
 from metro_megatron.errors import UserError
+from metro_megatron.text.debian import fetch_packages
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 OURS = "ours"
@@ -129,7 +130,7 @@ def _prepare(folder: Path, text: str, tokenizer: str, max_bytes: int) -> Inputs:
     folder.mkdir(parents=True, exist_ok=True)
     source = Path(text) if text else folder / "debian"
     if not text and not source.exists():
-        fetch_packages(source)
+        fetch_packages(source, PACKAGES)
     corpus, tiny = folder / "text.jsonl", folder / "tiny.jsonl"
     size = _copy_lines(source, corpus, max_bytes) if source.is_file() else write_corpus(source, corpus, max_bytes)
     if size == 0:

@@ -3,13 +3,10 @@
 import gzip
 import html
 import re
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
-
-from metro_megatron.errors import UserError
 
 PACKAGES = (
     "dict-gcide",
@@ -29,17 +26,6 @@ DOCUMENT_CHARACTERS = 20_000
 _TAGS = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _EXTRA_BLANKS = re.compile(r"[ \t]*\n(?:[ \t]*\n)+")
 _ENDINGS = (".txt", ".html", ".rst", ".pod", ".dict", ".md")
-
-
-def fetch_packages(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
-    """Download packages with apt-get and unpack them below `folder`; needs Debian, but no rights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        subprocess.run(["apt-get", "download", *packages], cwd=folder, check=True, capture_output=True)
-        for package in sorted(folder.glob("*.deb")):
-            subprocess.run(["dpkg-deb", "-x", package.name, "unpacked"], cwd=folder, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"cannot fetch Debian packages ({error}); give a folder of text with --text") from error
 
 
 def write_corpus(folder: Path, output: Path, max_bytes: int) -> int:

@@ -179,6 +179,11 @@ def _paths(config: Config) -> Iterator[str]:
         yield "data.train is empty; give what tools/preprocess_data.py wrote: --data.train PREFIX..."
     if not config.train.output:
         yield "train.output is empty; name the run's folder: --train.output DIR"
+    if config.train.probe_interval > 0 and not config.train.probe_tasks:
+        yield (
+            f"train.probe_interval is {config.train.probe_interval}, but train.probe_tasks is empty; give a folder "
+            "that tools/make_tasks.py wrote, or set train.probe_interval 0"
+        )
     if data.validation and data.validation_fraction > 0:
         yield (
             f"data.validation is given and data.validation_fraction is {data.validation_fraction:g}; "

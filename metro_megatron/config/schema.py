@@ -420,6 +420,10 @@ class TrainConfig:
     """Steps between evaluations; the last step is always evaluated. 0 switches evaluation off."""
     eval_samples: Annotated[int, at_least(1), MAY_CHANGE] = 2048
     """Held-out samples per evaluation."""
+    probe_interval: Annotated[int, at_least(0), MAY_CHANGE] = 0
+    """Steps between probes of main's frozen features by train.probe_tasks; after the last step, too. 0: none."""
+    probe_tasks: Annotated[str, MAY_CHANGE] = ""
+    """Folder of tasks, written by tools/make_tasks.py."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ consecutive words of an evaluation text, or all words of one that has 8 to 12. S
 and are ignored. Two different n-grams have one hash with probability about 2**-64. F evaluation files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -85,37 +85,55 @@ class EvaluationNgrams:
         Files are numbered as find_inputs orders them. Raises UserError if one cannot be read or none holds a text that
         is long enough.
         """
-        found: dict[int, list[NDArray[np.uint64]]] = {}
-        numbers: dict[int, list[NDArray[np.int32]]] = {}
-        texts = ignored = 0
         files = find_inputs(patterns)
-        for number, file in enumerate(files):
-            for text in _texts(file):
-                words, _ = _words([text])
-                if len(words) < SHORTEST_TEXT:
-                    ignored += 1
-                    continue
-                texts += 1
-                size = min(NGRAM_WORDS, len(words))
-                found.setdefault(size, []).append(_ngram_hashes(words, size))
-                numbers.setdefault(size, []).append(np.full(len(words) - size + 1, number, np.int32))
-        if not texts:
+        texts = ((number, text) for number, file in enumerate(files) for text in _texts(file))
+        found = cls.from_texts(texts, len(files))
+        if not found.texts:
             raise UserError(
                 f"no evaluation text of at least {SHORTEST_TEXT} words in {', '.join(patterns)}; check --decontaminate"
             )
+        return found
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[tuple[int, str]], num_files: int) -> "EvaluationNgrams":
+        """From texts with the number, below F, of the file or whatever else they are counted for."""
+        found: dict[int, list[NDArray[np.uint64]]] = {}
+        numbers: dict[int, list[NDArray[np.int32]]] = {}
+        used = ignored = 0
+        for number, text in texts:
+            words, _ = _words([text])
+            if len(words) < SHORTEST_TEXT:
+                ignored += 1
+                continue
+            used += 1
+            size = min(NGRAM_WORDS, len(words))
+            found.setdefault(size, []).append(_ngram_hashes(words, size))
+            numbers.setdefault(size, []).append(np.full(len(words) - size + 1, number, np.int32))
         by_size = {size: _Ngrams.of(np.concatenate(found[size]), np.concatenate(numbers[size])) for size in found}
-        return cls(len(files), texts, ignored, by_size)
+        return cls(num_files, used, ignored, by_size)
 
     def hits(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """[n, F] whether each text repeats one of each evaluation file; a megabyte of texts at once is fast."""
         is_hit = np.zeros((len(texts), self.num_files), np.bool_)
+        for text, file in self._repetitions(texts):
+            is_hit[text, file] = True
+        return is_hit
+
+    def repeated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """[F] whether any of the texts repeats one of each evaluation file, for many files."""
+        is_repeated = np.zeros(self.num_files, np.bool_)
+        for _, file in self._repetitions(texts):
+            is_repeated[file] = True
+        return is_repeated
+
+    def _repetitions(self, texts: Sequence[str]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+        """Numbers of texts, and for each the number of a file that it repeats; for one size of n-grams at a time."""
         words, words_before = _words(texts)
         for size, known in self.by_size.items():
             begins, files = known.find(_ngram_hashes(words, size))
             first, last = (np.searchsorted(words_before, word, side="right") for word in (begins, begins + size - 1))
             is_inside = first == last
-            is_hit[first[is_inside] - 1, files[is_inside]] = True
-        return is_hit
+            yield first[is_inside] - 1, files[is_inside]
 
 
 def _texts(file: InputFile) -> Iterator[str]:

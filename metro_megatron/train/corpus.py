@@ -20,6 +20,7 @@ from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indice
 from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.data.token_counts import cached_token_counts
 from metro_megatron.errors import UserError
+from metro_megatron.probing.folder import ProbeTask, read_tasks
 
 if TYPE_CHECKING:
     from metro_megatron.parallel.layout import Layout
@@ -38,15 +39,18 @@ class Corpus:
     """Replacements, where the run reads them."""
     filled_by: str = ""
     """Hash of the frozen model, or of the cache's plan, that fills the masks; a resumed run must find the same."""
+    probe_tasks: tuple[ProbeTask, ...] = ()
+    """What main's features are asked while it trains."""
 
     @classmethod
     def open(cls, config: Config) -> Corpus:
         """Open all shards and find their samples.
 
         Raises UserError for damaged shards, shards of several tokenizers, a vocabulary that is not the
-        model's, and splits without a sample.
+        model's, splits without a sample, and a folder of tasks that is none.
         """
-        data = config.data
+        data, train = config.data, config.train
+        tasks = tuple(read_tasks(Path(train.probe_tasks))) if train.probe_interval else ()
         shards = open_shards([*data.train, *data.validation])
         vocab_size = shards[0].vocab_size
         if vocab_size != config.model.vocab_size:
@@ -55,10 +59,10 @@ class Corpus:
                 f"set model.vocab_size to {vocab_size}, or preprocess with another tokenizer"
             )
         num_train = len(shards) - sum(len(read_manifest(prefix).shards) for prefix in data.validation)
-        train, validation = shards[:num_train], shards[num_train:]
-        train_index, validation_index = sample_indices(data, train, validation)
+        train_shards, validation = shards[:num_train], shards[num_train:]
+        train_index, validation_index = sample_indices(data, train_shards, validation)
         source_weights(data.weights, np.diff(train_index.source_bounds).tolist())
-        return cls(config, train, train_index, validation or train, validation_index)
+        return cls(config, train_shards, train_index, validation or train_shards, validation_index, probe_tasks=tasks)
 
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id is in the training shards [V]. Raises UserError as cached_token_counts."""

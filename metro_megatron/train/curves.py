@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 VALIDATION = "validation/"
+PROBE = "probe/"
 COLUMNS = 3
 
 
@@ -54,6 +55,8 @@ class Run:
                 if number == len(lines):  # cut short while the run goes on
                     break
                 raise UserError(f"{path}, line {number}: not a line of metrics ({error})") from error
+            if any(name.startswith(PROBE) for name in figures):
+                continue
             (validation if is_validation else training).append(
                 {name.removeprefix(VALIDATION): value for name, value in figures.items()}
             )

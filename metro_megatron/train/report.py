@@ -54,6 +54,11 @@ class Report:
         shown = "".join(f"{label} {value:.3f} | " for label, value in extra.items())
         self.say(f"validation after step {step} | {self._losses(figures)} | {shown}{self._shares(figures)}")
 
+    def probes(self, step: int, figures: dict[str, float]) -> None:
+        """What frozen features score after `step` steps, by task, under names that begin with probe/."""
+        self._write(step, {f"probe/{name}": value for name, value in figures.items()})
+        self.say(f"probes after step {step} | {' '.join(f'{name} {value:.3f}' for name, value in figures.items())}")
+
     def warn_of_padding(self, data: PretrainingData, first: int) -> None:
         """Say once in a run what to change if the steps from the global position `first` are not full."""
         if not self.has_warned and (advice := data.advice(first)):

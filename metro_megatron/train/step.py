@@ -8,10 +8,12 @@ links the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
@@ -86,6 +88,28 @@ class Step:
         self._main_phase(views, batch, metrics)
         return [view.tokens for view in views]
 
+    @torch.no_grad()
+    def read(self, micro_batches: list[MicroBatch], use: Callable[[int, Tensor], object]) -> None:
+        """Main reads original tokens: forward only, without dropout and without heads.
+
+        On the last stage `use` gets the number of each micro batch and its hidden states [S, B, H], which are whole on
+        every tensor-parallel rank. All ranks of a pipeline call with as many micro batches of one shape. The caller has
+        fetched the parameters.
+        """
+        self._set_training(False)
+        moved = [micro_batch.to(self.layout.device) for micro_batch in micro_batches]
+
+        def forward_step(data: Iterator[tuple[int, MicroBatch]], model: DistributedDataParallel):
+            number, micro_batch = next(data)
+            # Around the wrapper, whose forward runs heads: its parameters are there already.
+            hidden = model.module.encode(micro_batch.tokens, micro_batch)
+            if not model.module.post_process:
+                return hidden, None
+            use(number, hidden)
+            return hidden.new_zeros(()), lambda nothing: (nothing, {})
+
+        self._run_schedule(forward_step, list(enumerate(moved)), moved[0].tokens.shape)
+
     def _set_training(self, is_training: bool) -> None:
         for _, module in self.parts.pair.modules():
             module.train(is_training)
@@ -136,15 +160,19 @@ class Step:
             # The schedule divides by the number of micro batches; our losses are plain sums.
             return loss * len(views), lambda scaled: (scaled, {})
 
+        self._run_schedule(forward_step, views, views[0].tokens.shape)
+
+    def _run_schedule(self, forward_step: Callable[..., Any], items: Sequence[Any], shape: torch.Size) -> None:
+        """Run the pipeline schedule over one item for each micro batch of this data-parallel rank, of [B, S]."""
         num_chunks = len(self.homes.stage)
         if num_chunks > 1:
-            mcore.group_micro_batches(self.homes.stage[0].config, len(views))
-        rows, length = views[0].tokens.shape
+            mcore.group_micro_batches(self.homes.stage[0].config, len(items))
+        rows, length = shape
         self.schedule(
             forward_step_func=forward_step,
-            data_iterator=[iter(views) for _ in range(num_chunks)] if num_chunks > 1 else iter(views),
+            data_iterator=[iter(items) for _ in range(num_chunks)] if num_chunks > 1 else iter(items),
             model=self.homes.stage,
-            num_microbatches=len(views),
+            num_microbatches=len(items),
             seq_length=length,
             micro_batch_size=rows,
             forward_only=not torch.is_grad_enabled(),

@@ -31,6 +31,7 @@ from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.probes import Probes
 from metro_megatron.train.report import Report
 from metro_megatron.train.step import Step
 
@@ -51,6 +52,7 @@ class Trainer:
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
         self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
+        self.probes = Probes(config, self.layout, corpus)
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
         self.done = 0
         """Steps done."""
@@ -110,6 +112,8 @@ class Trainer:
                     self._log(report, data, metrics, updates[-1], clock)
                 if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
                     clock.pause(lambda: self._evaluate(report))
+                if self._is_due(self.config.train.probe_interval, is_last):
+                    clock.pause(lambda: self._probe(report))
                 # Every rank reads the same: whoever was told alone would save, or end, alone.
                 is_stopping = any(update.stops for update in updates)
                 if self._is_due(self.config.checkpoint.save_interval, is_last) or is_stopping:
@@ -239,6 +243,12 @@ class Trainer:
         figures = self.evaluate()
         if report:
             report.validation(self.done, figures)
+
+    def _probe(self, report: Report | None) -> None:
+        self.homes.fetch_parameters()
+        figures = self.probes.figures(self.step)
+        if report:
+            report.probes(self.done, figures)
 
 
 class _Clock:

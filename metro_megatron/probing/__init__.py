@@ -1,0 +1,1 @@
+"""Tasks that judge an encoder by frozen features: what they are, and how features are scored."""

@@ -1,0 +1,1 @@
+"""Making probing tasks of dictionaries, manuals and reviews."""

@@ -1,0 +1,24 @@
+"""Debian's packages as a source of text: downloaded and unpacked by whoever asks, without rights."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from metro_megatron.errors import UserError
+
+
+def fetch_packages(folder: Path, packages: Sequence[str]) -> None:
+    """Download packages with apt-get and unpack them below `folder`; needs Debian, but no rights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["apt-get", "download", *packages], cwd=folder, check=True, capture_output=True)
+        for package in sorted(folder.glob("*.deb")):
+            subprocess.run(["dpkg-deb", "-x", package.name, "unpacked"], cwd=folder, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"cannot fetch Debian packages ({error}); give a folder of text with --text") from error
+
+
+def package_versions(folder: Path) -> dict[str, str]:
+    """Versions of the packages that were downloaded to `folder`, by name."""
+    parts = (path.name.split("_") for path in sorted(folder.glob("*_*_*.deb")))
+    return {name: version.replace("%3a", ":") for name, version, *_ in parts}
