@@ -25,9 +25,10 @@ class MetroConfig(PretrainedConfig):
     has none (TUPE); reset_cls: <s> has position biases of its own. norm_first: pre-LN and a last norm.
     shared_embeddings is "none", "token", "token_position" or "token_position_norm"; shared_lm_bias: both language
     modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
-    "normal" or "decay", position_init "normal" or "zero"; they matter only where weights start at random. classifier_dropout None means
-    hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError when heads do
-    not divide a width, a choice is unknown, or positions shall be shared that the input does not have.
+    "normal" or "decay", position_init "normal" or "zero"; they matter only where weights start at random.
+    classifier_dropout None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none.
+    Raises ValueError when heads do not divide a width, a choice is unknown, or positions shall be shared that the input
+    does not have.
     """
 
     model_type = "metro"
