@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 # LEFT: the usual minutes from the beginning of each stage to the end of the last.
 ifeq ($(PRESET),demo)
-  ifneq ($(shell expr $(MINUTES) \>= 3 2> /dev/null),1)
+  ifneq ($(shell expr $(MINUTES) + 0 \>= 3 2> /dev/null),1)
     $(error MINUTES is $(MINUTES), must be a whole number, at least 3)
   endif
   PROCESSES := 1

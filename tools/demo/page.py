@@ -33,8 +33,8 @@ img { max-width: 100% }
 <body>
 <h1>A small METRO-LM, pretrained here</h1>
 <p>Two models read film reviews. The small <i>auxiliary</i> one fills hidden words with words that might stand there.
-The <i>main</i> one reads the filled text and says of every word whether it is the author's, and what stood there if not.
-$amount</p>
+The <i>main</i> one reads the filled text and says of every word whether it is the author's, and what stood there if
+not. $amount</p>
 <h2>What it learned</h2>
 <p>On reviews it has not seen. The third column is what the best guess without reading would have: words by their
 frequency, or always saying how many are replaced. Losses are in nats, less is better; accuracies are shares.</p>
