@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -41,7 +41,7 @@ class Options:
     batch_size: Annotated[int, at_least(1)] = 32
     """Samples per batch."""
     sentences: Annotated[int, at_least(0)] = 4
-    """How many sentences are printed."""
+    """How many sentences are printed, and kept in the output."""
     seed: int = 1
     """Seed of masks and samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,10 +77,13 @@ def main(options: Options) -> None:
     figures = evaluate(pair, text, counts, options.batch_size, seed, _print_progress)
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**figures, "num_documents": len(documents)}, indent=2) + "\n", encoding="utf-8")
+    sentences = list(show(pair, model, choose_sentences(documents, options.sentences), counts, seed))
+    examples = {"legend": legend(pair.config), "sentences": [asdict(shown) for shown in sentences]}
+    result = {**figures, "num_documents": len(documents), "examples": examples}
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(describe(pair.config, figures, len(documents), rejects.total()))
     print(legend(pair.config))
-    for shown in show(pair, model, choose_sentences(documents, options.sentences), seed):
+    for shown in sentences:
         print(f"{shown}\n")
     print(f"made {options.output}")
 

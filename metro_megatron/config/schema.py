@@ -104,6 +104,9 @@ class ModelConfig:
     relative_bias_init: Literal["normal", "decay"] = "normal"
     """normal: as all weights. decay: head h starts at -2^-h times the distance, which lets small models on little text
     leave the plateau of word frequencies early; not METRO's."""
+    position_init: Literal["normal", "zero"] = "normal"
+    """How tables of absolute positions start. normal: as all weights. zero: the input begins as tokens alone, from
+    which small models learn sooner; not METRO's."""
     scaled_init_targets: Literal["ffn", "ffn_out", "residual_out", "none"] = "ffn"
     """Which matrices of layer l (0-based) start divided by sqrt(2 (l + 1)): METRO eq. 10."""
 

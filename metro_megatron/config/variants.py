@@ -82,6 +82,11 @@ def _sharing(config: Config) -> Iterator[str]:
             f"model.shared_embeddings is {model.shared_embeddings}, but with model.untied_positions the embedding has "
             "no positions to share; use token or none"
         )
+    if model.untied_positions and model.position_init == "zero":
+        yield (
+            "model.position_init is zero, but with model.untied_positions a norm reads the positions, which has no "
+            "gradient to speak of at zero; use normal"
+        )
     if model.shared_lm_bias and source != "auxiliary":
         yield (
             f"model.shared_lm_bias needs an auxiliary model that trains, corruption.source is {source}; "

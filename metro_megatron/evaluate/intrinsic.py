@@ -209,9 +209,14 @@ def _entropy(rate: float) -> float:
 
 def unigram_figures(targets: NDArray[np.int64], token_counts: NDArray[np.int64]) -> dict[str, float]:
     """What token frequencies [V] of the training text, one added to each, give at the masked tokens [M]."""
-    counts = token_counts.astype(np.float64) + 1
-    log_probabilities = np.log(counts) - math.log(counts.sum())
+    probabilities = unigram_probabilities(token_counts)
     return {
-        "unigram_loss": float(-log_probabilities[targets].mean()),
-        "unigram_accuracy": float((targets == counts.argmax()).mean()),
+        "unigram_loss": float(-np.log(probabilities[targets]).mean()),
+        "unigram_accuracy": float((targets == probabilities.argmax()).mean()),
     }
+
+
+def unigram_probabilities(token_counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What token frequencies [V], one added to each, expect anywhere."""
+    counts = token_counts.astype(np.float64) + 1
+    return counts / counts.sum()

@@ -4,23 +4,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 import torch
+from numpy.typing import NDArray
 
 from metro_megatron.data.samples import build_sample_index
-from metro_megatron.evaluate.intrinsic import filling, guess, held_out_text, masked_samples, terms_of
+from metro_megatron.evaluate.intrinsic import (
+    MaskedSamples,
+    filling,
+    guess,
+    held_out_text,
+    masked_samples,
+    terms_of,
+    unigram_probabilities,
+)
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import LANGUAGE_MODELS, MetroForPreTraining
+from metro_megatron.randomness import Purpose, hash64, uniform
 from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]")
+WORDS_PER_MASK = 6
+"""Of a shown sentence one word in so many is masked, about as many tokens as in pretraining."""
+SHOWN_GUESSES = 3
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What may stand at a masked token, and how likely that is."""
+
+    token: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.token} {self.probability:.1%}"
+
+
+@dataclass(frozen=True)
+class Masked:
+    """One masked token, and what is expected there."""
+
+    token: str
+    """The one that stood there."""
+    guesses: list[Candidate]
+    """The model's likeliest tokens, the best one first."""
+    probability: float
+    """Of the token that stood there, by the model."""
+    frequent: Candidate
+    """The likeliest by word frequencies alone: the same everywhere."""
+    frequency: float
+    """Of the token that stood there, by word frequencies alone."""
+
+    def __str__(self) -> str:
+        guesses = ", ".join(map(str, self.guesses))
+        return (
+            f"{self.token!r}: {guesses} (it has {self.probability:.1%}; by frequencies alone {self.frequency:.1%}, "
+            f"and {self.frequent} leads everywhere)"
+        )
 
 
 @dataclass(frozen=True)
@@ -32,9 +79,13 @@ class Shown:
     filled: str
     corrected: str | None
     """None where main neither detects nor corrects."""
+    masks: list[Masked]
+    """In order; none where words are filled at random."""
 
     def __str__(self) -> str:
-        return "\n".join(f"  {name:<10}{text}" for name, text in vars(self).items() if text is not None)
+        states = {name: getattr(self, name) for name in ("original", "masked", "filled", "corrected")}
+        lines = [f"  {name:<10}{text}" for name, text in states.items() if text is not None]
+        return "\n".join([*lines, *(f"  {'expected':<10}{mask}" for mask in self.masks)])
 
 
 def legend(config: MetroConfig) -> str:
@@ -54,17 +105,23 @@ def choose_sentences(documents: Iterable[Sequence[str]], wanted: int, num_words:
 
 
 @torch.no_grad()
-def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], seed: int) -> Iterator[Shown]:
-    """Mask each sentence by itself as in pretraining; `folder` is the exported one, for its tokenizer."""
+def show(
+    model: MetroForPreTraining, folder: Path, sentences: Sequence[str], token_counts: NDArray[np.int64], seed: int
+) -> Iterator[Shown]:
+    """Mask whole words of each sentence; `folder` is the exported one, for its tokenizer.
+
+    token_counts [V] are those of the training text: what is expected without reading the sentence.
+    """
     tokenizer = Tokenizer.from_folder(folder)
     pieces = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     heads = {term.name: term for term in terms_of(model.config)}
     corrector = next((heads[name] for name in LANGUAGE_MODELS if name in heads), None)
+    frequencies = torch.from_numpy(unigram_probabilities(token_counts))
     model.eval()
     for sentence in sentences:
         text = held_out_text([[sentence]], tokenizer)
         index = build_sample_index([text], model.config.max_position_embeddings)
-        batch = masked_samples(text, index, np.zeros(1, np.int64), seed)
+        batch = whole_words(masked_samples(text, index, np.zeros(1, np.int64), seed), pieces, seed)
         guesses = guess(model, batch)
         original, filled = batch.ids[0].tolist(), guesses.noised[0].tolist()
         is_masked, own, is_called = batch.is_masked[0].tolist(), filled, None
@@ -89,7 +146,51 @@ def show(model: MetroForPreTraining, folder: Path, sentences: Sequence[str], see
             masked=_text(pieces, masked, unmarked, ""),
             filled=_text(pieces, filled, is_masked, "[]"),
             corrected=corrected,
+            masks=_masks(pieces, batch, guesses.logits, frequencies),
         )
+
+
+def whole_words(batch: MaskedSamples, tokenizer: tokenizers.Tokenizer, seed: int) -> MaskedSamples:
+    """The one sample of the batch with whole words masked, one in WORDS_PER_MASK.
+
+    Those of a single token come first: a guess at part of a word says little to a reader.
+    """
+    words: list[list[int]] = []
+    for position, token in enumerate(batch.ids[0].tolist()):
+        if token < NUM_SPECIALS:
+            continue
+        piece = tokenizer.id_to_token(token) or ""
+        if not words or piece.startswith(WORD_BOUNDARY):
+            words.append([])
+        words[-1].append(position)
+    wanted = max(1, len(words) // WORDS_PER_MASK)
+    order = sorted(words, key=lambda word: (len(word) > 1, hash64(seed, Purpose.MASK, word[0])))
+    positions = sorted(position for word in order[:wanted] for position in word)
+    is_masked = torch.zeros_like(batch.is_masked)
+    is_masked[0, positions] = True
+    draws = [uniform(seed, Purpose.SAMPLE, np.array(positions), draw) for draw in range(batch.noise.size(1))]
+    return replace(batch, is_masked=is_masked, noise=torch.from_numpy(np.stack(draws, axis=1)))
+
+
+def _masks(
+    tokenizer: tokenizers.Tokenizer, batch: MaskedSamples, logits: dict[str, torch.Tensor], frequencies: torch.Tensor
+) -> list[Masked]:
+    """What the model that fills masks expects at each."""
+    name = next((name for name in ("aux", "mlm") if name in logits), None)
+    if name is None:
+        return []
+
+    def token(id: int) -> str:
+        return _text(tokenizer, [id], [False], "")
+
+    commonest = int(frequencies.argmax())
+    frequent = Candidate(token(commonest), float(frequencies[commonest]))
+    found = []
+    for own, row in zip(batch.ids[batch.is_masked].tolist(), logits[name].softmax(-1), strict=True):
+        best = row.topk(SHOWN_GUESSES)
+        guesses = [Candidate(token(i), p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        found.append(Masked(token(own), guesses, float(row[own]), frequent, float(frequencies[own])))
+    return found
 
 
 def _sentences(document: Sequence[str], num_words: range) -> Iterator[str]:

@@ -25,9 +25,10 @@ class MetroConfig(PretrainedConfig):
     has none (TUPE); reset_cls: <s> has position biases of its own. norm_first: pre-LN and a last norm.
     shared_embeddings is "none", "token", "token_position" or "token_position_norm"; shared_lm_bias: both language
     modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
-    "normal" or "decay"; both matter only where weights start at random. classifier_dropout None means
-    hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none. Raises ValueError when heads do
-    not divide a width, a choice is unknown, or positions shall be shared that the input does not have.
+    "normal" or "decay", position_init "normal" or "zero"; they matter only where weights start at random.
+    classifier_dropout None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none.
+    Raises ValueError when heads do not divide a width, a choice is unknown, or positions shall be shared that the input
+    does not have.
     """
 
     model_type = "metro"
@@ -62,6 +63,7 @@ class MetroConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         scaled_init_targets: str = "ffn",
         relative_bias_init: str = "normal",
+        position_init: str = "normal",
         objectives: list[str] | None = None,
         mask_token_id: int = 4,
         bos_token_id: int = 0,
@@ -88,6 +90,8 @@ class MetroConfig(PretrainedConfig):
             )
         if relative_bias_init not in ("normal", "decay"):
             raise ValueError(f"relative_bias_init is {relative_bias_init!r}; choose 'normal' or 'decay'")
+        if position_init not in ("normal", "zero"):
+            raise ValueError(f"position_init is {position_init!r}; choose 'normal' or 'zero'")
         objectives = ["rtd", "clm"] if objectives is None else objectives
         unknown = set(objectives) - {"rtd", "clm", "cloze", "scl", "mlm"}
         if unknown:
@@ -123,6 +127,7 @@ class MetroConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.scaled_init_targets = scaled_init_targets
         self.relative_bias_init = relative_bias_init
+        self.position_init = position_init
         self.objectives = objectives
         self.mask_token_id = mask_token_id
         for prefix, sizes in (("", self.main), ("auxiliary_", self.auxiliary)):

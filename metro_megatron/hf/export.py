@@ -80,6 +80,7 @@ def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO)
         initializer_range=model_config.init_method_std,
         scaled_init_targets=model_config.scaled_init_targets,
         relative_bias_init=model_config.relative_bias_init,
+        position_init=model_config.position_init,
         bos_token_id=BOS_ID,
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,

@@ -181,6 +181,7 @@ class MetroEmbeddings(nn.Module):
             self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         if self.adds_positions:
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+            self.position_embeddings.starts_at_zero = config.position_init == "zero"
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
         self.projection = nn.Linear(width, hidden_size) if width != hidden_size else nn.Identity()
@@ -359,6 +360,8 @@ class MetroPreTrainedModel(PreTrainedModel):
                 return
             if module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
+            if getattr(module, "starts_at_zero", False):
+                module.weight.zero_()
             if isinstance(module, MetroBiasTable) and module.config.relative_bias_init == "decay":
                 module.weight.copy_(module.decaying())
         elif isinstance(module, nn.LayerNorm):

@@ -70,6 +70,10 @@ class Unset:
         value[self.model_config.vocab_size :] = 0
         return value
 
+    def positions(self) -> Tensor:
+        """Normal, or zero where model.position_init says so."""
+        return self.zeros() if self.model_config.position_init == "zero" else self.normal()
+
     def biases(self) -> Tensor:
         """As the position scheme says."""
         assert isinstance(self.owner, Positions)
@@ -84,7 +88,7 @@ KINDS: tuple[tuple[tuple[type[torch.nn.Module], ...], Mapping[str, Callable[[Uns
         {"weight": Unset.matrix, "bias": Unset.zeros},
     ),
     ((VocabParallelEmbedding,), {"weight": Unset.vocabulary}),
-    ((torch.nn.Embedding,), {"weight": Unset.normal}),
+    ((torch.nn.Embedding,), {"weight": Unset.positions}),
     ((Positions,), {"weight": Unset.biases}),
 )
 """How each parameter of a kind of module starts. A module that joins two kinds has the names of both."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ train: {train_steps: 100000, global_batch_size: 8, precision: fp32, device: cpu,
 """
 CLASSIFIERS = [f"{start}-{seed}" for seed in (1, 2, 3) for start in ("pretrained", "random")]
 FIRST = ["texts", "train_tokenizer", "preprocess_data", "preprocess_data", "pretrain_metro"]
-LATER = ["convert_checkpoint", "plot_run", "evaluate", *["finetune"] * 6, "baseline", "summary"]
+LATER = ["convert_checkpoint", "plot_run", "evaluate", *["finetune"] * 6, "baseline", "sentiment", "summary"]
 
 # Stands for python and torchrun. It notes its command, and writes what make waits for unless it is to fail or to wait.
 STUB = """#!{python} -ES
@@ -91,10 +91,10 @@ class Demo:
         self.processes.append(process)
         return process
 
-    def make(self, code: int = 0) -> list[str]:
+    def make(self, code: int = 0, settings: Sequence[str] = ()) -> list[str]:
         """The scripts that one call of make runs."""
         (self.folder / "calls").unlink(missing_ok=True)
-        process = self.start(self.folder / "bin")
+        process = self.start(self.folder / "bin", *settings)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == code, output
         return self.calls()
@@ -140,9 +140,20 @@ def test_what_follows_from_a_change_is_done_again_and_nothing_else(demo):
     assert sorted(set(demo.make())) == sorted({*FIRST, *LATER} - {"texts", "baseline"})
     assert (demo.run / "pretraining" / "saved").read_text() == "made\n"  # a new run
     demo.change(demo.run / "model" / "config.json")
-    assert sorted(demo.make()) == sorted(["evaluate", *["finetune"] * 6, "summary"])
-    (demo.run / "finetuning" / "random-2" / "metrics.json").unlink()
+    assert sorted(demo.make()) == sorted(["evaluate", *["finetune"] * 6, "sentiment", "summary"])
+    (demo.run / "acceptability" / "random-2" / "metrics.json").unlink()
     assert demo.make() == ["finetune", "summary"]
+    assert demo.make(settings=["MINUTES=20"])[0] == "pretrain_metro"
+    assert (demo.run / "pretraining" / "saved").read_text() == "made\n"
+    assert demo.make(settings=["MINUTES=20"]) == ["summary"]
+
+
+@pytest.mark.parametrize("minutes", ["2", "-1", "2.5", "ten", ""])
+def test_too_few_minutes_are_refused(demo, minutes):
+    process = demo.start(demo.folder / "bin", f"MINUTES={minutes}")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and f"MINUTES is {minutes}, must be a whole number, at least 3" in output
+    assert not (demo.folder / "calls").exists()
 
 
 @pytest.mark.parametrize("stage", ["train_tokenizer", "pretrain_metro", "convert_checkpoint", "evaluate"])
@@ -178,10 +189,17 @@ def test_two_at_a_time(demo):
 
 
 @pytest.mark.parametrize(
-    ("preset", "gpus_and_cores", "processes"), [("demo", "0 2", 2), ("learn", "1 16", 1), ("learn", "0 4", 4)]
+    ("preset", "gpus_and_cores", "minutes", "processes"),
+    [("demo", "0 2", 3, 1), ("demo", "0 2", 60, 1), ("learn", "1 16", 8, 1), ("learn", "0 4", 8, 4)],
 )
-def test_tools_accept_the_commands(preset, gpus_and_cores, processes, tmp_path):
-    settings = (f"PRESET={preset}", f"GPUS_AND_CORES={gpus_and_cores}", f"OUTPUT={tmp_path}", f"BIN={BIN}")
+def test_tools_accept_the_commands(preset, gpus_and_cores, minutes, processes, tmp_path):
+    settings = (
+        f"PRESET={preset}",
+        f"MINUTES={minutes}",
+        f"GPUS_AND_CORES={gpus_and_cores}",
+        f"OUTPUT={tmp_path}",
+        f"BIN={BIN}",
+    )
     command = ["make", "-n", "-f", "tools/demo/demo.mk", *settings]
     printed = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
     commands = [shlex.split(line) for line in printed.replace("\\\n", "").splitlines() if str(BIN) in line]
@@ -213,7 +231,7 @@ def test_the_first_stages_for_real_and_ctrl_c_saves(demo):
     words = [a + b for a in ("ba", "do", "ki", "lu") for b in ("na", "ro", "ti", "zu")]
     reviews = [f"{' '.join(draw.choices(words, k=30))}. Number {i}." for i in range(300)]
     write_texts(split_texts(reviews, [Sentence(f"good {i}", "1") for i in range(10)], 40), demo.run / "text")
-    process = demo.start(BIN, "PROCESSES=1")
+    process = demo.start(BIN, "PROCESSES=1", "PRETRAINING=")
     metrics = demo.run / "pretraining" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process, 300)
     os.killpg(process.pid, signal.SIGINT)

@@ -1,5 +1,7 @@
+import base64
 import json
 import os
+from html.parser import HTMLParser
 
 import pytest
 
@@ -15,17 +17,42 @@ PROMISED = {
     "pretrained_accuracy",
     "random_init_accuracy",
     "tfidf_accuracy",
+    "tasks",
     "tokens_seen",
     "tokens_per_second",
     "seconds",
 }
 
 
+SENTIMENT = {
+    "pretrained": [0.65, 0.64, 0.66],
+    "random_init": [0.61, 0.62, 0.6],
+    "tfidf": 0.7,
+    "chance": 0.51,
+    "num_train": 1000,
+    "num_test": 1500,
+}
+CANDIDATE = {"token": "<b>", "probability": 0.25}
+EXAMPLES = {
+    "legend": "what [...] means",
+    "sentences": [
+        {
+            "original": "He & she say <b>.",
+            "masked": "He & she say <mask>.",
+            "filled": "He & she say [a].",
+            "corrected": None,
+            "masks": [
+                {"token": "<b>", "guesses": [CANDIDATE], "probability": 0.25, "frequent": CANDIDATE, "frequency": 0.125}
+            ],
+        }
+    ],
+}
+
 SPANS = (
     ("texts", "text/counts.json", 1000, 1005),
     ("pretraining", "pretraining.done", 1005, 1405),
     ("evaluation", "evaluation.json", 1405, 1425),
-    ("finetuning", "baseline.json", 1415, 1435),
+    ("tasks", "sentiment.json", 1415, 1435),
 )
 """Stage, file, begin and end; two of them overlap."""
 
@@ -41,14 +68,16 @@ def results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "run"
     figures = dict.fromkeys(INTRINSIC, 0.25) | {"aux_loss": 5.25, "unigram_loss": 6.625, "rtd_auc": 0.75}
-    write(root / "evaluation.json", figures)
-    write(root / "text" / "counts.json", {"overlaps": 63, "train": 600, "test": 150})
-    write(root / "baseline.json", {"tfidf_accuracy": 0.77})
+    write(root / "evaluation.json", figures | {"examples": EXAMPLES})
+    write(root / "text" / "counts.json", {"overlaps": 63})
+    write(root / "acceptability" / "baseline.json", {"tfidf": 0.77, "chance": 0.5, "num_train": 600, "num_test": 150})
+    write(root / "sentiment.json", SENTIMENT)
+    (root / "curves.png").write_bytes(b"a picture")
     recipe = {"epochs": 2, "learning_rate": 0.0005, "batch_size": 32}
     for start, base in (("pretrained", 0.7), ("random", 0.71)):
         for seed in (1, 2, 3):
             accuracy = {"accuracy": base + seed / 100, "recipe": recipe}
-            write(root / "finetuning" / f"{start}-{seed}" / "metrics.json", accuracy)
+            write(root / "acceptability" / f"{start}-{seed}" / "metrics.json", accuracy)
     lines = [
         {"step": 10, "consumed_tokens": 1000, "tokens_per_second": 100.0, "aux_loss": 8.0},
         {"step": 10, "validation/aux_loss": 8.1},
@@ -76,9 +105,61 @@ def test_summary_has_what_is_promised(results, capsys):
     assert summary["tokens_per_second"] == pytest.approx(3000 / (10 + 40))
     assert summary["overlaps_removed"] == 63
     printed = capsys.readouterr().out
-    assert "does not yet help" in printed and "1.38 below, at least 1.00 below: goal reached" in printed
+    assert summary["tasks"] == {
+        "acceptability": {
+            "pretrained": pytest.approx([0.71, 0.72, 0.73]),
+            "random_init": pytest.approx([0.72, 0.73, 0.74]),
+            "tfidf": 0.77,
+            "chance": 0.5,
+            "num_train": 600,
+            "num_test": 150,
+        },
+        "sentiment": SENTIMENT,
+    }
+    assert "Acceptability: at this budget pretraining does not help" in printed
+    assert "Sentiment: pretraining helped" in printed and "1.38 below, at least 1.00 below: goal reached" in printed
     assert "72.0" in printed and "71.0 72.0 73.0" in printed and "77.0" in printed
-    assert "make learn" in printed
+    assert "make learn" in printed and "run/demo.html" in printed
+
+
+def test_the_page_holds_all_it_shows(results):
+    main(Options("run"))
+    page = (results / "demo.html").read_text()
+    parser = Texts()
+    parser.feed(page)
+    assert parser.open == [] and not parser.links
+    for text in (
+        "He & she say <b>.",
+        "<b> 25.0%",
+        "12.5%",
+        "72.0 (71.0, 72.0, 73.0)",
+        "65.0 (65.0, 64.0, 66.0)",
+        "77.0",
+    ):
+        assert any(text in one for one in parser.texts), text
+    assert parser.pictures == ["data:image/png;base64," + base64.b64encode(b"a picture").decode()]
+
+
+class Texts(HTMLParser):
+    """What a browser would show of a page, and whether its elements are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.texts, self.links, self.pictures = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        found = dict(attributes)
+        self.links += [found[name] for name in ("href", "srcset") if name in found]
+        if "src" in found:
+            self.pictures.append(found["src"])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.texts.append(text)
 
 
 def test_seconds_of_stages(results):
@@ -86,7 +167,7 @@ def test_seconds_of_stages(results):
         "texts": 5.0,
         "pretraining": 400.0,
         "evaluation": 20.0,
-        "finetuning": 20.0,
+        "tasks": 20.0,
     }
 
 
@@ -118,11 +199,11 @@ def test_a_missed_goal_is_said(results):
 @pytest.mark.parametrize(
     ("pretrained", "random", "expected"),
     [
-        ([0.80, 0.81, 0.79], [0.70, 0.72, 0.78], "Pretraining helped"),
+        ([0.80, 0.81, 0.79], [0.70, 0.72, 0.78], "pretraining helped"),
         ([0.80, 0.81, 0.78], [0.70, 0.72, 0.78], "overlap"),
         ([0.70, 0.71, 0.72], [0.73, 0.75, 0.74], "worse than every one"),
     ],
 )
 def test_the_verdict_claims_no_more_than_the_seeds_show(pretrained, random, expected):
     assert expected in verdict(pretrained, random)
-    assert ("Pretraining helped" in verdict(pretrained, random)) == (min(pretrained) > max(random))
+    assert ("pretraining helped" in verdict(pretrained, random)) == (min(pretrained) > max(random))

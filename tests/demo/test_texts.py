@@ -1,4 +1,3 @@
-import csv
 import json
 from collections import Counter
 
@@ -9,11 +8,9 @@ from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
 from metro_megatron.text.documents import read_documents
 from metro_megatron.text.inputs import find_inputs
 from tools.demo.baseline import tfidf_accuracy
-from tools.demo.texts import Sentence, find_overlaps, installed_table, read_table, split_texts, write_texts
+from tools.demo.texts import PARTS, Sentence, find_overlaps, intact_and_shuffled, split_texts, write_texts
 
-REVIEWS = [
-    f"Review number {i} has words of its own.<br /><br />It ends w{i} x{i} y{i} z{i} v{i} u{i}." for i in range(40)
-]
+REVIEWS = [f"Review number {i} has words of its own.\n\nIt ends w{i} x{i} y{i} z{i} v{i} u{i}." for i in range(40)]
 
 
 def test_overlaps_are_six_words_in_a_row_whatever_the_case_and_the_signs():
@@ -39,17 +36,41 @@ def test_split_drops_duplicates_and_overlaps_and_keeps_everything_else():
     assert (texts.duplicates, len(texts.reviews), len(texts.held_out)) == (2, 30, 10)
     assert not set(texts.reviews) & set(texts.held_out)
     is_in_training = any("w3 x3" in review for review in texts.reviews)
-    assert texts.overlaps == is_in_training == (stolen not in texts.train + texts.test)
-    assert {*texts.train, *texts.test} - {stolen} == set(sentences)
-    assert not set(texts.train) & set(texts.test)
-    assert 20 <= len(texts.test) <= 60
-    assert all("<br" not in review and "\n\n" in review for review in texts.reviews)
+    assert texts.overlaps == is_in_training == (stolen not in texts.sentiment_train + texts.sentiment_test)
+    assert {*texts.sentiment_train, *texts.sentiment_test} - {stolen} == set(sentences)
+    assert not set(texts.sentiment_train) & set(texts.sentiment_test)
+    assert 20 <= len(texts.sentiment_test) <= 60
+
+
+def test_acceptability_is_not_told_by_words_and_keeps_reviews_on_one_side():
+    reviews = [f"Of review {i} {' '.join(f'{w}{i}' for w in 'abcdefgh')} is the end. Too short." for i in range(300)]
+    texts = split_texts(reviews, [], held_out=100)
+    train, test = texts.acceptability_train, texts.acceptability_test
+    assert len(train) + len(test) == 200 and 30 < len(test) < 110
+    for part in (train, test):
+        intact, shuffled = (
+            Counter(word for one in part if one.label == label for word in one.text.split())
+            for label in ("intact", "shuffled")
+        )
+        assert intact == shuffled and len({one.text for one in part}) == len(part)
+    numbers = [{word[1:] for one in part for word in one.text.split() if word[0] == "a"} for part in (train, test)]
+    held_out = {review.split()[2] for review in texts.held_out}
+    assert not numbers[0] & numbers[1] and numbers[0] | numbers[1] == held_out
+    for intact, shuffled in zip(train[::2], train[1::2], strict=True):
+        moved = [i for i, (a, b) in enumerate(zip(intact.text.split(), shuffled.text.split(), strict=True)) if a != b]
+        assert 2 <= len(moved) <= 4 and moved[-1] - moved[0] <= 3
+        assert sorted(intact.text.split()) == sorted(shuffled.text.split())
+
+
+def test_few_sentences_of_each_review():
+    review = " ".join(f"This is sentence number {i} of the very same long review." for i in range(10))
+    assert len(intact_and_shuffled([review])) == 6
 
 
 def test_parts_do_not_depend_on_the_order():
     sentences = [Sentence(f"sentence {i} of many", "0") for i in range(50)]
     one, other = split_texts(REVIEWS, sentences, 10), split_texts(REVIEWS[::-1], sentences[::-1], 10)
-    for name in ("reviews", "held_out", "train", "test"):
+    for name in ("reviews", "held_out", *PARTS):
         assert set(getattr(one, name)) == set(getattr(other, name))
 
 
@@ -64,19 +85,10 @@ def test_files_are_what_the_tools_read(tmp_path):
     write_texts(texts, tmp_path)
     documents = list(read_documents(find_inputs([str(tmp_path / "reviews.jsonl")]), rejects := Counter()))
     assert [one.units for one in documents] == [review.split("\n\n") for review in texts.reviews] and not rejects
-    train = read_labelled_texts(tmp_path / "train.csv")
-    assert list(zip(train.first, train.labels, strict=True)) == [(one.text, one.label) for one in texts.train]
+    train = read_labelled_texts(tmp_path / "sentiment_train.csv")
+    assert list(zip(train.first, train.labels, strict=True)) == [(one.text, one.label) for one in texts.sentiment_train]
     assert json.loads((tmp_path / "counts.json").read_text()) == texts.counts()
     assert texts.counts()["reviews"] == 35
-
-
-def test_the_table_gives_reviews_and_labelled_sentences(tmp_path):
-    path = tmp_path / "table.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([("text", "label", "source"), ("a\nb", 0, "imdb"), ("c", 1, "rotten_tomatoes"), ("d", 1, "x")])
-    assert read_table(path) == (["a\nb"], [Sentence("c", "1")])
-    assert installed_table().is_file()
 
 
 def test_tfidf_finds_a_telling_word():

@@ -95,8 +95,12 @@ def test_an_export_has_the_heads_of_its_objective_and_is_measured_by_them(export
     assert FIGURES[name] <= figures.keys() and losses == {one for one in FIGURES[name] if one.endswith("_loss")}
     assert ("random tokens" in describe(model.config, figures, 1, 0)) == (name == "alone")
     assert ("{...}" in legend(model.config)) == ("rtd" in heads)
-    (shown,) = show(model, folder, ["the old cat sees a green bird, it finds the house."], seed=3)
-    assert shown.filled.count("[") >= 1 and (shown.corrected is None) == ("rtd" not in heads)
+    (shown,) = show(model, folder, ["the old cat sees a green bird, it finds the house."], counts, seed=3)
+    assert (
+        bool(shown.masks) == (name != "alone")
+        and shown.filled.count("[") >= 1
+        and (shown.corrected is None) == ("rtd" not in heads)
+    )
 
 
 def test_classes_load_what_fits_and_say_what_is_missing(exports: dict[str, Path], remote_code: None) -> None:

@@ -1,9 +1,11 @@
+import itertools
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn import functional
@@ -20,10 +22,10 @@ from metro_megatron.evaluate.intrinsic import (
     terms_of,
     unigram_figures,
 )
-from metro_megatron.evaluate.sentences import choose_sentences, show
+from metro_megatron.evaluate.sentences import choose_sentences, show, whole_words
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
-from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS, PAD_ID
 from tests.hf.pair import VOCAB_SIZE, WORDS
 
@@ -138,13 +140,40 @@ def test_sentences_of_some_length_one_a_document():
 
 def test_shown_sentences_are_marked_where_something_happened(pair, export_folder):
     sentence = "the old cat sees a green bird, it finds é the house."
-    (shown,) = show(pair, export_folder, [sentence], seed=3)
+    counts = np.arange(VOCAB_SIZE)
+    (shown,) = show(pair, export_folder, [sentence], counts, seed=3)
     assert shown.original == sentence
     num_masked = shown.masked.count("<mask>")
     assert num_masked >= 1 and shown.filled.count("[") == num_masked
     assert "{" not in shown.filled and "[" not in shown.corrected
-    (again,) = show(pair, export_folder, [sentence], seed=3)
+    (again,) = show(pair, export_folder, [sentence], counts, seed=3)
     assert again == shown and "original" in str(shown)
+    total = counts.sum() + VOCAB_SIZE
+    assert len(shown.masks) == num_masked
+    for mask in shown.masks:
+        probabilities = [one.probability for one in mask.guesses]
+        assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1
+        assert max(probabilities) >= mask.probability > 0
+        assert mask.frequent.probability == pytest.approx(VOCAB_SIZE / total) and mask.token in sentence
+
+
+def test_masks_of_shown_sentences_are_whole_words_of_one_token_first(export_folder):
+    """Words of several tokens are masked only where there are no others, and then all of their tokens."""
+    pieces = tokenizers.Tokenizer.from_file(str(export_folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(export_folder)
+    for sentence in ("the old cat sees a green bird, it finds é the house.", "ééé"):
+        text = held_out_text([[sentence]], tokenizer)
+        batch = masked_samples(text, build_sample_index([text], 64), np.zeros(1, np.int64), seed=1)
+        for seed in range(20):
+            found = whole_words(batch, pieces, seed)
+            tokens = [pieces.id_to_token(one) for one in found.ids[0].tolist()]
+            masked = found.is_masked[0].tolist()
+            assert len(found.noise) == sum(masked) > 0
+            begins = [i for i, token in enumerate(tokens) if token.startswith(WORD_BOUNDARY)] + [len(tokens) - 1]
+            words = [range(*pair) for pair in itertools.pairwise(begins)]
+            assert all(len({masked[i] for i in word}) == 1 for word in words) and not masked[0] and not masked[-1]
+            if any(len(word) == 1 for word in words):
+                assert all(len(word) == 1 for word in words if masked[word[0]])
 
 
 def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
@@ -152,13 +181,14 @@ def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
     from metro_megatron.preprocess.run import PreprocessOptions, preprocess
 
     held_out = tmp_path / "held_out.jsonl"
-    held_out.write_text("".join(json.dumps({"text": "\n".join(units)}) + "\n" for units in DOCUMENTS) + "{broken\n")
+    held_out.write_text("".join(json.dumps({"text": ".\n".join(units)}) + "\n" for units in DOCUMENTS) + "{broken\n")
     prefix = str(tmp_path / "shard")
     with pytest.raises(UserError, match="no such dataset"):
         tool.main(tool.Options(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix))
     preprocess(PreprocessOptions([str(held_out)], str(export_folder), prefix, max_reject_fraction=0.5))
-    tool.main(tool.Options(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=0))
+    tool.main(tool.Options(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=2))
     figures = json.loads(Path(tmp_path / "f.json").read_text())
+    assert len(figures["examples"]["sentences"]) == 2 and "auxiliary" in figures["examples"]["legend"]
     printed = capsys.readouterr().out
     assert f"MLM loss {figures['aux_loss']:.3f}" in printed and "1 records rejected" in printed
     assert figures["num_documents"] == len(DOCUMENTS) and figures["unigram_loss"] < math.log(VOCAB_SIZE)

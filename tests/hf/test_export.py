@@ -202,8 +202,9 @@ def test_configuration_carries_every_field_of_the_model() -> None:
         hidden_size=36, num_attention_heads=4, ffn_hidden_size=50, num_layers=5, auxiliary_num_layers=2, vocab_size=290,
         max_position_embeddings=33, relative_attention_num_buckets=8, relative_attention_max_distance=19,
         relative_bucket="t5", layer_norm_eps=1e-6, hidden_dropout=0.25, attention_dropout=0.15, init_method_std=0.03,
-        scaled_init_targets="residual_out", relative_bias_init="decay", reset_cls=False, norm_first=True,
-        shared_embeddings="token_position_norm", shared_lm_bias=True, embedding_size=31, auxiliary_hidden_size=24,
+        scaled_init_targets="residual_out", relative_bias_init="decay", position_init="zero", reset_cls=False,
+        norm_first=True, shared_embeddings="token_position_norm", shared_lm_bias=True, embedding_size=31,
+        auxiliary_hidden_size=24,
         auxiliary_num_attention_heads=3, auxiliary_ffn_hidden_size=51, rtd_head="dense", lm_head="dense",
     )  # fmt: skip
     values = metro_config(odd).to_dict().values()

@@ -1,9 +1,11 @@
 # The demo, stage by stage: `make demo` and `make learn` call this file.
-#   PRESET  demo: minutes of two cores; learn: about ten minutes of one GPU, or a night of all cores
-#   OUTPUT  folder of all results
+#   PRESET   demo: minutes of two cores; learn: about ten minutes of one GPU, or a night of all cores
+#   MINUTES  of the demo, from 3: how long it pretrains follows from it
+#   OUTPUT   folder of all results
 # A stage runs again where its inputs are newer than what it made, and all do where this file is newer. An interrupted
 # one goes on where it was, as far as its tool saves that.
 PRESET := demo
+MINUTES := 8
 OUTPUT := runs/$(PRESET)
 CONFIG := examples/$(PRESET).yaml
 SEEDS := 1 2 3
@@ -11,12 +13,22 @@ BIN := .venv/bin
 
 # LEFT: the usual minutes from the beginning of each stage to the end of the last.
 ifeq ($(PRESET),demo)
-  PROCESSES := 2
-  FINETUNING := --epochs 2 --learning_rate 5e-4
-  LEFT := 13 13 13 12 5 5 4 0
+  ifneq ($(shell expr $(MINUTES) + 0 \>= 3 2> /dev/null),1)
+    $(error MINUTES is $(MINUTES), must be a whole number, at least 3)
+  endif
+  PROCESSES := 1
+  THREADS := 2
+  # What is left of the minutes beside the other stages, at the pace of two quiet cores.
+  STEPS := $(shell expr $(MINUTES) \* 900 - 2200)
+  IS_SHORT := $(shell expr $(MINUTES) \< 6)
+  PRETRAINING := --train.train_steps $(STEPS) --optimizer.lr_warmup_steps $(shell expr $(STEPS) / 16) \
+	--train.eval_interval $(shell expr $(STEPS) / 5)
+  FINETUNING := --epochs $(if $(filter 1,$(IS_SHORT)),1,2) --learning_rate 5e-4
+  LEFT := $(MINUTES) $(MINUTES) $(MINUTES) $(MINUTES) $(if $(filter 1,$(IS_SHORT)),2 2 1 0,3 3 2 0)
 else
   COUNT := import os, torch; print(torch.cuda.device_count(), len(os.sched_getaffinity(0)))
   GPUS_AND_CORES := $(shell $(BIN)/python -c "$(COUNT)")
+  THREADS := 1
   FINETUNING := --epochs 4 --learning_rate 2e-4
   ifeq ($(firstword $(GPUS_AND_CORES)),0)
     PROCESSES := $(lastword $(GPUS_AND_CORES))
@@ -30,7 +42,7 @@ else
 endif
 
 # Says where the demo is, and notes the time for the summary: $(call begin,number of the stage,what it does).
-STAGES := texts tokenizer shards pretraining export evaluation finetuning summary
+STAGES := texts tokenizer shards pretraining export evaluation tasks summary
 begin = @mkdir -p $(OUTPUT); echo "$$(date +%s) $(word $(1),$(STAGES)) $@" >>$(OUTPUT)/begun.txt; \
 	echo; echo "[$(1)/$(words $(STAGES))] $(2) | about $(word $(1),$(LEFT)) of $(firstword $(LEFT)) minutes left"
 
@@ -40,17 +52,21 @@ tokenizer := $(OUTPUT)/tokenizer/report.json
 shards := $(OUTPUT)/shards/held_out.manifest.json
 model := $(OUTPUT)/model/config.json
 starts := $(foreach seed,$(SEEDS),pretrained-$(seed) random-$(seed))
-classifiers := $(starts:%=$(OUTPUT)/finetuning/%/metrics.json)
+classifiers := $(starts:%=$(OUTPUT)/acceptability/%/metrics.json)
 
 .DEFAULT_GOAL := summary
-.PHONY: summary
+.PHONY: summary FORCE
 .DELETE_ON_ERROR:
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 export OMP_NUM_THREADS := 1
 # Two evaluations or fine-tunings share the cores of pretraining.
-half := env OMP_NUM_THREADS=$(shell expr \( $(PROCESSES) + 1 \) / 2)
+half := env OMP_NUM_THREADS=$(shell expr \( $(PROCESSES) \* $(THREADS) + 1 \) / 2)
+
+# Changes when another number of minutes is asked for.
+$(OUTPUT)/minutes: FORCE
+	@mkdir -p $(@D); echo $(MINUTES) | cmp -s - $@ || echo $(MINUTES) >$@
 
 $(text): tools/demo/demo.mk tools/demo/texts.py metro_megatron/__init__.py
 	$(call begin,1,text of the reviews and sentences)
@@ -69,15 +85,15 @@ $(shards): $(tokenizer)
 		--output_prefix $(OUTPUT)/shards/held_out --workers 2 --overwrite
 	@touch $@
 
-# Other shards or another configuration need a new run. An old one is continued.
-$(OUTPUT)/pretraining.begun: $(shards) $(CONFIG)
+# Other shards, minutes or another configuration need a new run. An old one is continued.
+$(OUTPUT)/pretraining.begun: $(shards) $(CONFIG) $(OUTPUT)/minutes
 	rm -rf $(OUTPUT)/pretraining
 	@touch $@
 
 # Its processes save at SIGTERM. Ctrl-C becomes that if torchrun does not handle SIGINT, which it would pass on.
 $(OUTPUT)/pretraining.done: $(OUTPUT)/pretraining.begun
 	$(call begin,4,pretraining)
-	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) --shutdown-timeout 100 \
+	env OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) --shutdown-timeout 100 \
 		--signals-to-handle SIGTERM,SIGHUP pretrain_metro.py --config $(CONFIG) \
 		--data.train $(OUTPUT)/shards/reviews --data.validation $(OUTPUT)/shards/held_out \
 		--train.output $(OUTPUT)/pretraining $(PRETRAINING)
@@ -91,22 +107,30 @@ $(model): $(OUTPUT)/pretraining.done
 $(OUTPUT)/evaluation.json: $(model)
 	$(call begin,6,evaluation on held-out reviews)
 	$(half) $(BIN)/python tools/evaluate.py --model $(<D) --input $(OUTPUT)/text/held_out.jsonl \
-		--unigram_from $(OUTPUT)/shards/reviews --output $@
+		--unigram_from $(OUTPUT)/shards/reviews --sentences 6 --output $@
 
-$(classifiers): $(OUTPUT)/finetuning/%/metrics.json: $(model)
-	$(call begin,7,fine-tuning $*)
-	$(half) $(BIN)/python tools/finetune.py --model $(<D) --task classification \
-		--train_file $(OUTPUT)/text/train.csv --validation_file $(OUTPUT)/text/test.csv --output $(@D) $(FINETUNING) \
+$(classifiers): $(OUTPUT)/acceptability/%/metrics.json: $(model)
+	$(call begin,7,acceptability: fine-tuning $*)
+	$(half) $(BIN)/python tools/finetune.py --model $(<D) --task classification --output $(@D) $(FINETUNING) \
+		--train_file $(OUTPUT)/text/acceptability_train.csv \
+		--validation_file $(OUTPUT)/text/acceptability_test.csv \
 		--seed $(lastword $(subst -, ,$*)) $(if $(filter random-%,$*),--from_scratch)
 
-$(OUTPUT)/baseline.json: $(text) | $(model)
-	$(call begin,7,TF-IDF and logistic regression to compare with)
-	$(BIN)/python -m tools.demo.baseline --train_file $(OUTPUT)/text/train.csv --test_file $(OUTPUT)/text/test.csv \
-		--output $@
+$(OUTPUT)/acceptability/baseline.json: $(text) | $(model)
+	$(call begin,7,acceptability: TF-IDF and logistic regression to compare with)
+	$(BIN)/python -m tools.demo.baseline --output $@ \
+		--train_file $(OUTPUT)/text/acceptability_train.csv --test_file $(OUTPUT)/text/acceptability_test.csv
+
+$(OUTPUT)/sentiment.json: $(model)
+	$(call begin,7,sentiment: frozen features)
+	$(half) $(BIN)/python -m tools.demo.sentiment --model $(<D) --output $@ \
+		--train_file $(OUTPUT)/text/sentiment_train.csv --test_file $(OUTPUT)/text/sentiment_test.csv
 
 $(OUTPUT)/curves.png: $(OUTPUT)/pretraining.done
 	$(BIN)/python tools/plot_run.py --run $(OUTPUT)/pretraining --output $@
 
-summary: $(OUTPUT)/evaluation.json $(classifiers) $(OUTPUT)/baseline.json $(OUTPUT)/curves.png
+results := $(OUTPUT)/evaluation.json $(classifiers) $(OUTPUT)/acceptability/baseline.json $(OUTPUT)/sentiment.json
+
+summary: $(results) $(OUTPUT)/curves.png
 	$(call begin,8,summary)
 	$(BIN)/python -m tools.demo.summary --root $(OUTPUT)

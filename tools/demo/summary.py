@@ -1,4 +1,4 @@
-"""What came out of the demonstration: a table, and summary.json for programs."""
+"""What came out of the demonstration: a table, a page for people, and summary.json for programs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.train.curves import Run
+from tools.demo.page import write_page
 
 MLM_MARGIN = 1.0
 """Nats that the held-out MLM loss must lie below the unigram loss."""
@@ -43,10 +44,12 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Collect the results of all stages into summary.json and print them as a table."""
+    """Collect the results of all stages into summary.json and demo.html, and print them as a table."""
     folder = Path(options.root)
     summary = collect(folder)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    page = {**summary, "about_tasks": about_tasks(summary)}
+    write_page(folder / "demo.html", page, _read(folder / "evaluation.json")["examples"], folder / "curves.png")
     print(table(summary))
     print(next_steps(folder))
 
@@ -56,12 +59,18 @@ def collect(folder: Path) -> dict[str, Any]:
     evaluation = _read(folder / "evaluation.json")
     counts = _read(folder / "text" / "counts.json")
     run = Run.read(folder / "pretraining")
-    classifiers = {
-        start: [_read(path) for path in sorted(folder.glob(f"finetuning/{start}-*/metrics.json"))]
+    found = {
+        start: [_read(path) for path in sorted(folder.glob(f"acceptability/{start}-*/metrics.json"))]
         for start in ("pretrained", "random")
     }
-    accuracies = {start: [one["accuracy"] for one in runs] for start, runs in classifiers.items()}
-    recipe = classifiers["pretrained"][0]["recipe"]
+    baseline = _read(folder / "acceptability" / "baseline.json")
+    acceptability = {
+        "pretrained": [one["accuracy"] for one in found["pretrained"]],
+        "random_init": [one["accuracy"] for one in found["random"]],
+        **baseline,
+    }
+    tasks = {"acceptability": acceptability, "sentiment": _read(folder / "sentiment.json")}
+    recipe = found["pretrained"][0]["recipe"]
     spans = read_spans(folder / "begun.txt")
     stage_seconds = {stage: covered(found) for stage, found in spans.items()}
     # An interrupted attempt has left no span, but what it did is in the run's figures.
@@ -69,21 +78,21 @@ def collect(folder: Path) -> dict[str, Any]:
     stage_seconds["pretraining"] += resumed
     return {
         **{name: evaluation[name] for name in INTRINSIC},
-        "pretrained_accuracy": accuracies["pretrained"],
-        "random_init_accuracy": accuracies["random"],
-        "tfidf_accuracy": _read(folder / "baseline.json")["tfidf_accuracy"],
+        "tasks": tasks,
+        # Of the task that is fine-tuned.
+        "pretrained_accuracy": acceptability["pretrained"],
+        "random_init_accuracy": acceptability["random_init"],
+        "tfidf_accuracy": acceptability["tfidf"],
         "tokens_seen": int(run.training[-1]["consumed_tokens"]),
         "tokens_per_second": run.tokens_per_second(),
         "steps": int(run.training[-1]["step"]),
         "seconds": covered(span for found in spans.values() for span in found) + resumed,
         "stage_seconds": stage_seconds,
         "overlaps_removed": counts["overlaps"],
-        "num_train_sentences": counts["train"],
-        "num_test_sentences": counts["test"],
         "finetuning_epochs": recipe["epochs"],
         "finetuning_learning_rate": recipe["learning_rate"],
         "finetuning_batch_size": recipe["batch_size"],
-        "verdict": verdict(accuracies["pretrained"], accuracies["random"]),
+        "verdicts": {name: verdict(task["pretrained"], task["random_init"]) for name, task in tasks.items()},
     }
 
 
@@ -114,16 +123,16 @@ def verdict(pretrained: Sequence[float], random: Sequence[float]) -> str:
     gain = median(pretrained) - median(random)
     points = f"{100 * gain:+.1f} points between the medians"
     if min(pretrained) > max(random):
-        return f"Pretraining helped: every pretrained run is better than every one from random weights ({points})."
+        return f"pretraining helped: every pretrained run is better than every one from random weights ({points})."
     if max(pretrained) < min(random):
         return (
-            f"At this budget pretraining does not yet help: every pretrained run is worse than every one from random "
+            "at this budget pretraining does not help: every pretrained run is worse than every one from random "
             f"weights ({points})."
         )
     ranges = [f"{100 * min(values):.1f} to {100 * max(values):.1f}" for values in (pretrained, random)]
     return (
-        f"At this budget pretraining does not yet help: over the seeds, runs from pretrained weights reach {ranges[0]} "
-        f"and those from random weights {ranges[1]}, which overlap ({points})."
+        f"at this budget pretraining does not help: over the seeds, pretrained weights reach {ranges[0]} and random "
+        f"weights {ranges[1]}, which overlap ({points})."
     )
 
 
@@ -143,12 +152,15 @@ def table(summary: dict[str, Any]) -> str:
         ("replace rate", f"{s['replace_rate']:.3f}", "", ""),
         ("replaced tokens found", f"{s['replace_accuracy']:.3f}", "0", ""),
         ("original tokens kept", f"{s['non_replace_accuracy']:.3f}", "1", ""),
-        ("", "", "", ""),
-        ("fine-tuning, accuracy", "median", "seeds", ""),
-        _accuracies("from pretrained weights", s["pretrained_accuracy"]),
-        _accuracies("from random weights", s["random_init_accuracy"]),
-        ("TF-IDF, for scale", f"{100 * s['tfidf_accuracy']:.1f}", "", ""),
     ]
+    for name, task in s["tasks"].items():
+        rows += [
+            ("", "", "", ""),
+            (f"{name}, accuracy", "median", "seeds", ""),
+            _accuracies("from pretrained weights", task["pretrained"]),
+            _accuracies("from random weights", task["random_init"]),
+            (f"TF-IDF; always the same: {100 * task['chance']:.1f}", f"{100 * task['tfidf']:.1f}", "", ""),
+        ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {other:<{widths[2]}}  {note}".rstrip()
@@ -160,10 +172,8 @@ def table(summary: dict[str, Any]) -> str:
             "",
             *lines,
             "",
-            *textwrap.wrap(s["verdict"], 100, initial_indent="  ", subsequent_indent="  "),
-            f"  Each fine-tuning run: {s['num_train_sentences']:,} sentences, epochs: {s['finetuning_epochs']}, "
-            f"batches of {s['finetuning_batch_size']}, learning rate {s['finetuning_learning_rate']:g}; "
-            f"{s['num_test_sentences']:,} test sentences.",
+            *(line for name, text in s["verdicts"].items() for line in _wrapped(f"{name.capitalize()}: {text}")),
+            *_wrapped(about_tasks(s)),
             f"  {s['overlaps_removed']} sentences that share six words in a row with a review were removed first.",
             f"  Pretraining: {s['steps']:,} steps, {s['tokens_seen'] / 1e6:.2f} M tokens, "
             f"{s['tokens_per_second']:,.0f} tokens/s. All stages together: {minutes:.1f} minutes.",
@@ -171,11 +181,24 @@ def table(summary: dict[str, Any]) -> str:
     )
 
 
+def about_tasks(summary: dict[str, Any]) -> str:
+    """How the tasks were asked."""
+    acceptability, sentiment = summary["tasks"]["acceptability"], summary["tasks"]["sentiment"]
+    return (
+        "Acceptability asks whether four neighbouring words of a held-out sentence were shuffled, which is near to "
+        f"what is pretrained; fine-tuned on {acceptability['num_train']:,} sentences "
+        f"({summary['finetuning_epochs']} epochs, "
+        f"batches of {summary['finetuning_batch_size']}, rate {summary['finetuning_learning_rate']:g}), tested on "
+        f"{acceptability['num_test']:,}. Sentiment is asked of frozen features: a linear classifier of "
+        f"{sentiment['num_train']:,} labelled sentences, tested on {sentiment['num_test']:,}."
+    )
+
+
 def next_steps(folder: Path) -> str:
     """What to look at and to run after the demonstration."""
     lines = [
         "",
-        f"made {folder}/summary.json, {folder}/curves.png and the model {folder}/model",
+        f"made {folder}/demo.html (open it in a browser), {folder}/summary.json and the model {folder}/model",
         "next:",
         f"  tensorboard --logdir {folder}/pretraining/tensorboard",
         f"  python tools/finetune.py --model {folder}/model --task classification --train_file TRAIN.csv "
@@ -196,6 +219,10 @@ def _goal(is_reached: bool, what: str) -> str:
 
 def _accuracies(name: str, values: Sequence[float]) -> tuple[str, str, str, str]:
     return name, f"{100 * median(values):.1f}", " ".join(f"{100 * value:.1f}" for value in values), ""
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ")
 
 
 def _read(path: Path) -> dict[str, Any]:
