@@ -95,10 +95,7 @@ class History:
 
     def gain(self, term: str, lines: Sequence[Line] | None = None) -> float:
         """By what share of the trivial loss a loss lies below it."""
-        if term == "rtd":
-            trivial = detection_entropy(self.mean("replace_rate", lines))
-        else:
-            trivial = self.last.unigram
+        trivial = detection_entropy(self.mean("replace_rate", lines)) if term == "rtd" else self.last.unigram
         return 1 - self.mean(f"{term}_loss", lines) / trivial if trivial else 0.0
 
     @property
@@ -251,7 +248,7 @@ def _all_original(history: History) -> str | None:
     if not (history.is_half_done and history.has("rtd_auc")):
         return None
     auc, gain = history.mean("rtd_auc"), history.gain("rtd")
-    if auc > 0.5 + _auc_noise(history) / 2 and gain > 0:
+    if auc > 0.5 + max(0.01, _auc_noise(history) / 2) and gain > 0:
         return None
     return f"AUC {auc:.3f}, replaced tokens found {history.mean('replace_accuracy'):.1%}"
 

@@ -70,8 +70,6 @@ def _places(micro_batch: MicroBatch) -> list[int]:
 
 
 def _noise(batch: StepBatch, following: StepBatch) -> Iterator[str]:
-    keys = [
-        tuple(key) for one in (*batch.micro_batches, *following.micro_batches) for key in one.noise_keys.tolist()
-    ]
+    keys = [tuple(key) for one in (*batch.micro_batches, *following.micro_batches) for key in one.noise_keys.tolist()]
     if len(set(keys)) < len(keys):
         yield "the noise of replacements has the same keys at several masks, or in the next step again"

@@ -161,7 +161,9 @@ def _hidden(subject: Subject, batch: StepBatch, views: list[View]) -> list[Tenso
 def _same(config: Config, one: list[Tensor], other: list[Tensor]) -> bool:
     """Equal but for rounding: products of other rows may be added in another order."""
     tolerance = 1e-4 if config.train.precision == "fp32" else 2e-2
-    return all(torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance) for a, b in zip(one, other))
+    return all(
+        torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance) for a, b in zip(one, other, strict=True)
+    )
 
 
 def _at(hidden: Tensor, where: Tensor) -> Tensor:

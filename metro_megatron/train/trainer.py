@@ -67,7 +67,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.pending: deque[PendingUpdate] = deque()
         """Updates of the last steps whose figures have not been read."""
-        self.watch = Watch(config)
+        self.watch = Watch(config) if self.layout.rank == 0 else None
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the run folder, if there is one."""
@@ -85,7 +85,8 @@ class Trainer:
                 f"corruption.{self.config.corruption.source}: the model or cache is not the one that {self.run} was "
                 "trained with (their hashes differ); give the same, or choose another train.output"
             )
-        if self._fingerprint() != progress.get("fingerprint", self._fingerprint()):
+        # Checkpoints of earlier releases have none.
+        if "fingerprint" in progress and progress["fingerprint"] != self._fingerprint():
             raise UserError(
                 f"{self.run}: weights or moments are not those that were saved after step {step}: what loads the "
                 "checkpoint has lost or changed some; undo the change to the program"
@@ -110,7 +111,7 @@ class Trainer:
         batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
             for batch in clock.waiting(batches):
-                if report:
+                if self.watch:
                     self.watch.batch(batch)
                 self.pending.append(self.step.train(batch, metrics, stop.is_asked))
                 self.done += 1
@@ -218,7 +219,8 @@ class Trainer:
         while len(self.pending) > keep:
             step = self.done + 1 - len(self.pending)
             updates.append(self.pending.popleft().read())
-            self.watch.update(updates[-1])
+            if self.watch:
+                self.watch.update(updates[-1])
             self._count_skipped(updates[-1], step)
         return updates
 
@@ -244,7 +246,7 @@ class Trainer:
         figures, weights = metrics.reduce(), norms.measure()
         seconds, waited, steps = clock.lap()
         done, self.unlogged = self.unlogged, Amount()
-        if not report:
+        if not report or not self.watch:
             return
         tokens = figures.pop("tokens")
         terms = self.parts.all_terms

@@ -16,7 +16,6 @@ from metro_megatron import mcore
 from metro_megatron.checkpoint import save
 from metro_megatron.config.position import PositionScheme
 from metro_megatron.corruption import trained
-from metro_megatron.data import batch as batches
 from metro_megatron.data import masking
 from metro_megatron.data.batch import MicroBatch, MicroBatchBuilder
 from metro_megatron.data.loader import PretrainingData
@@ -95,6 +94,16 @@ def doubled_counts(build: Any) -> Any:
     return ours
 
 
+def all_shown(readings: Any) -> Any:
+    return lambda self, draws, positions, tokens: tokens
+
+
+def next_target(patch: Patch) -> None:
+    """Every mask wants the original of another."""
+    targets: Any = MicroBatch.masked_targets
+    patch.setattr(MicroBatch, "masked_targets", property(lambda self: targets.fget(self).roll(1)))
+
+
 # --- replacements
 
 
@@ -123,12 +132,47 @@ def reads_originals(forward: Any) -> Any:
 
 
 def with_dropout(build: Any) -> Any:
-    return lambda config, device: build(
-        replace(config, model=replace(config.model, auxiliary_dropout="train")), device
-    )
+    return lambda config, device: build(replace(config, model=replace(config.model, auxiliary_dropout="train")), device)
+
+
+def one_noise(statistics: Any) -> Any:
+    return sampling(lambda one: one._replace(keys=torch.zeros_like(one.keys)))(statistics)
+
+
+def cold(statistics: Any) -> Any:
+    return sampling(lambda one: one._replace(temperature=0.3))(statistics)
+
+
+def never_training(tell: Any) -> Any:
+    def ours(self: Step, is_training: bool) -> None:
+        tell(self, False)
+
+    return ours
 
 
 # --- losses and gradients
+
+
+def swapped(loss: Any) -> Any:
+    return lambda logits, is_original, is_real: loss(logits, ~is_original, is_real)
+
+
+def without_weight(patch: Patch) -> None:
+    patch.setattr(ReplacedTokenDetection, "weight", Schedule(0.0))
+
+
+def negative(weighted: Any) -> Any:
+    return lambda *args: -weighted(*args)
+
+
+def halved(weighted: Any) -> Any:
+    """Where it becomes a gradient."""
+    return lambda terms, losses, at, batch=None: weighted(terms, losses, at, batch) / 2
+
+
+def unreduced(patch: Patch) -> None:
+    for name in ("start_grad_sync", "finish_grad_sync"):
+        patch.setattr(DistributedDataParallel, name, lambda self, *args: None)
 
 
 def detached(loss: Any) -> Any:
@@ -188,7 +232,9 @@ def overflows(trainer: Trainer, patch: Patch) -> None:
 
 def copied_table(trainer: Trainer, patch: Patch) -> None:
     model: Any = trainer.parts.corruptor.model  # type: ignore[attr-defined]
-    own = copy.deepcopy(trainer.pair.shared["tied"].word)
+    word = trainer.pair.shared["tied"].word
+    own = copy.copy(word)
+    own._parameters = {"weight": torch.nn.Parameter(word.weight.detach().clone())}
     model.borrowed = model.embedding.borrowed = (Borrowed(word=own),)
 
 
@@ -207,9 +253,11 @@ def rate_jumps(rate: Any) -> Any:
     return lambda at, options, steps: rate(at, options, steps) * (100 if at >= LATE else 1)
 
 
-def whole_rows(samples: Any) -> Any:
+def three_too_many(samples: Any) -> Any:
     def ours(cu_seqlens: Tensor, longest: int) -> Any:
-        return samples(cu_seqlens[[0, -1]], int(cu_seqlens[-1]))
+        shifted = cu_seqlens.clone()
+        shifted[1:-1] += 3
+        return samples(shifted, longest + 3)
 
     return ours
 
@@ -229,43 +277,62 @@ def crossed(corrupt: Any) -> Any:
     return lambda micro_batch, sampled: corrupt(micro_batch, sampled.flip(0))
 
 
+def own_table(patch: Patch) -> None:
+    patch.setattr(TiedParameters, "for_auxiliary", lambda self: Borrowed())
+
+
+def one_bucket(rows: Any) -> Any:
+    return lambda self: [0, 0]
+
+
 DROPS = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
+UNCLIPPED = {"optimizer": {"clip_grad": 0.0}}
+HALF = {"train": {"precision": "fp16"}, "optimizer": {"initial_loss_scale": 256.0}}
+SERIAL = {"parallel": {"overlap": False}}
+HEAD = (vocabulary, "linear_cross_entropy")
 
 FAULTS = (
-    Fault("positions go on from sample to sample", "positions do not begin", instead(MicroBatchBuilder, "_cells", positions_run_on)),
+    Fault(
+        "positions go on from sample to sample",
+        "positions do not",
+        instead(MicroBatchBuilder, "_cells", positions_run_on),
+    ),
     Fault("masks on <s>", "masks lie on", instead(masking, "_smallest_hashes", one_to_the_left)),
-    Fault("masked tokens are shown", "shown", instead(Masking, "readings", lambda _: lambda self, draws, positions, tokens: tokens)),
-    Fault("targets of another mask", "targets", lambda patch: patch.setattr(MicroBatch, "masked_targets", property(lambda self: self.tokens.t().reshape(-1)[self.masked_index].roll(1)))),
+    Fault("masked tokens are shown", "shown", instead(Masking, "readings", all_shown)),
+    Fault("targets of another mask", "targets", next_target),
     Fault("order stuck on the same samples", "repeated data", instead(SampleOrder, "__getitem__", round_and_round)),
     Fault("data-parallel ranks read the same", "share out", instead(Corpus, "training_data", same_part), ranks=2),
     Fault("loss divided by twice the tokens", "divided", instead(PretrainingData, "step_batch", doubled_counts)),
     Fault("noise the same in every step", "noise", instead(Masking, "noise_keys", keys_of_positions)),
-    Fault("one noise for all masks", "do not depend on the noise", instead(vocabulary, "linear_cross_entropy", sampling(lambda s: s._replace(keys=torch.zeros_like(s.keys))))),
-    Fault("always the likeliest word", "do not depend on the noise", instead(vocabulary, "linear_cross_entropy", likeliest)),
-    Fault("temperature 0.3", "not drawn", instead(vocabulary, "linear_cross_entropy", sampling(lambda s: s._replace(temperature=0.3)))),
+    Fault("one noise for all masks", "one fixed noise", instead(*HEAD, one_noise)),
+    Fault("always the likeliest word", "the likeliest word", instead(*HEAD, likeliest)),
+    Fault("temperature 0.3", "not drawn", instead(*HEAD, cold)),
     Fault("auxiliary reads the originals", "reads the originals", instead(AuxiliaryModel, "forward", reads_originals)),
-    Fault("replacements at the wrong masks", "does not read what was drawn", instead(step, "corrupt", crossed)),
-    Fault("dropout in the auxiliary", "auxiliary drops", instead(mcore, "auxiliary_config", with_dropout), concerns=DROPS),
-    Fault("evaluation mode stuck", "does not drop", lambda patch: patch.setattr(Step, "_set_training", lambda self, on: [module.eval() for _, module in self.parts.pair.modules()]), concerns=DROPS),
-    Fault("labels swapped", "replaced token detection", instead(rtd, "detection_loss", lambda loss: lambda logits, is_original, is_real: loss(logits, ~is_original, is_real))),
+    Fault("replacements at the wrong masks", "not read what was drawn", instead(step, "corrupt", crossed)),
+    Fault(
+        "dropout in the auxiliary", "auxiliary drops", instead(mcore, "auxiliary_config", with_dropout), concerns=DROPS
+    ),
+    Fault("evaluation mode stuck", "does not drop", instead(Step, "_set_training", never_training), concerns=DROPS),
+    Fault("labels swapped", "replaced token detection", instead(rtd, "detection_loss", swapped)),
     Fault("CLM names the token before", "clm: the original", instead(LanguageModel, "statistics", other_targets)),
-    Fault("CLM without gradient", "no gradient reaches main.clm_head", instead(CorrectiveLanguageModel, "loss", detached)),
-    Fault("RTD without weight", "weight 0", lambda patch: patch.setattr(ReplacedTokenDetection, "weight", Schedule(0.0))),
-    Fault("auxiliary climbs: wrong sign", "not the derivative", instead(trained, "weighted", lambda weighted: lambda *args: -weighted(*args))),
-    Fault("main's loss halved once more", "not the derivative", instead(step, "weighted", lambda weighted: lambda *args: weighted(*args) / (2 if len(args) > 3 and args[3] else 1))),
-    Fault("gradients not reduced over ranks", "not the derivative", lambda patch: [patch.setattr(DistributedDataParallel, name, lambda self, *args: None) for name in ("start_grad_sync", "finish_grad_sync")] and None, ranks=2, concerns={"parallel": {"overlap": False}}),
+    Fault("CLM without gradient", "reaches main.clm_head", instead(CorrectiveLanguageModel, "loss", detached)),
+    Fault("RTD without weight", "RTD says original to all", without_weight),
+    Fault("auxiliary climbs: wrong sign", "not the derivative", instead(trained, "weighted", negative)),
+    Fault("main's loss halved once more", "not the derivative", instead(step, "weighted", halved)),
+    Fault("gradients not reduced over ranks", "not the derivative", unreduced, ranks=2, concerns=SERIAL),
     Fault("position table without gradient", "no gradient reaches", instead(Positions, "bias", without_gradient)),
     Fault("token table copied, not tied", "not tied", infect=copied_table),
-    Fault("auxiliary has a table of its own", "not tied", lambda patch: patch.setattr(TiedParameters, "for_auxiliary", lambda self: Borrowed())),
-    Fault("[CLS] shares a bucket", "[CLS]", instead(PositionScheme, "cls_rows", lambda rows: lambda self: [0, 0])),
-    Fault("attention over the whole row", "another sample", instead(sequences, "packed_samples", whole_rows)),
+    Fault("auxiliary has a table of its own", "not tied", own_table),
+    Fault("[CLS] shares a bucket", "[CLS]", instead(PositionScheme, "cls_rows", one_bucket)),
+    Fault("attention beyond the sample", "another sample", instead(sequences, "packed_samples", three_too_many)),
     Fault("token table frozen", "weights do not move (tied.word", infect=frozen_table),
     Fault("moments lost at resume", "moments", instead(save, "load_state", moments_lost), resumes_after=20),
     Fault("rate 30 times too high", "learning rate too high", concerns={"optimizer": {"lr": 0.15}}),
     Fault("rate jumps in the middle", "learning rate too high", instead(optim, "learning_rate", rate_jumps)),
     Fault("epsilon of 0.1", "epsilon", concerns={"optimizer": {"adam_eps": 0.1}}),
     Fault("weight decay of 10", "weight decay rules", concerns={"optimizer": {"weight_decay": 10.0}}),
-    Fault("a spike without clipping", "norm spike", infect=spikes, concerns={"optimizer": {"clip_grad": 0.0}}),
+    Fault("a spike without clipping", "norm spike", infect=spikes, concerns=UNCLIPPED),
     Fault("gradients not finite now and then", "not finite", infect=nans),
-    Fault("fp16's scale at its floor", "loss scale at its floor", infect=overflows, concerns={"train": {"precision": "fp16"}, "optimizer": {"initial_loss_scale": 256.0}}),
-)  # fmt: skip
+    Fault("fp16's scale at its floor", "loss scale at its floor", infect=overflows, concerns=HALF),
+)
+"""In the order in which a document meets them; the fault of each is named by what is said of it."""

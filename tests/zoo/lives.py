@@ -79,8 +79,11 @@ def corpus_of(config: Config, text: int) -> Corpus:
     return Corpus(config, [shard], build_sample_index([shard], config.data.seq_length), [], None)
 
 
-def live(config: Config, folder: str, steps: int, fault: Fault | None, text: int = 7) -> Outcome:
-    """On every rank: train up to `steps` steps in the run folder, sick from the beginning or not at all."""
+def live(config: Config, folder: str, steps: int, illness: str, text: int = 7) -> Outcome:
+    """On every rank: train up to `steps` steps in the run folder, with the fault of that name, or healthy."""
+    from tests.zoo.faults import FAULTS  # functions that no pickle holds: named to other processes, found here
+
+    fault = next((one for one in FAULTS if one.name == illness), None)
     config = replace(config, train=replace(config.train, output=folder))
     said: list[tuple[int, str]] = []
     with ExitStack() as stack:
@@ -119,5 +122,5 @@ def life(fault: Fault | None, concerns: Concerns, text: int = 7, steps: int = ST
     config, ranks = zoo_config(concerns), fault.ranks if fault else 1
     with tempfile.TemporaryDirectory() as folder:
         if fault and fault.resumes_after:
-            run_ranks(live, ranks, config, folder, fault.resumes_after, None, text)
-        return run_ranks(live, ranks, config, folder, steps, fault, text)[0]
+            run_ranks(live, ranks, config, folder, fault.resumes_after, "", text)
+        return run_ranks(live, ranks, config, folder, steps, fault.name if fault else "", text)[0]
