@@ -56,7 +56,7 @@ def _parts(layout: Layout, batch: StepBatch) -> Iterator[str]:
     found = sorted(place for rank_places, _, _ in everyone for place in rank_places)
     if found != list(range(batch.end - batch.num_samples, batch.end)):
         yield "data-parallel ranks do not share out the samples of a step: some are read twice, or by nobody"
-    counted = tuple(sum(one[number] for one in everyone) for number in (1, 2))
+    counted = sum(one[1] for one in everyone), sum(one[2] for one in everyone)
     if counted != (batch.num_masked, batch.num_tokens):
         yield (
             f"losses are divided by {batch.num_masked} masked and {batch.num_tokens} real tokens, "

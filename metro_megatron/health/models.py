@@ -73,8 +73,8 @@ def _labels(subject: Subject, view: View) -> Iterator[str]:
         elif isinstance(term, LanguageModel) and (term.name != "clm" or subject.config.objective.clm == "simplified"):
             decoding = _knowing(subject, micro_batch)
             if isinstance(term, MaskedLanguageModel):
-                found = term.statistics(decoding, micro_batch, subject.layout.tensor)
-                loss, correct = found.loss.sum(), (found.predicted == micro_batch.masked_targets).sum()
+                known = term.statistics(decoding, micro_batch, subject.layout.tensor)
+                loss, correct = known.loss.sum(), (known.predicted == micro_batch.masked_targets).sum()
             else:
                 loss, sums = term.loss(_reading(term.name, decoding), view, subject.layout)
                 correct = sums[f"{term.name}_correct"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal
@@ -26,17 +26,17 @@ class Reduced(Protocol):
 
 
 class Phases(Protocol):
-    """The step, phase by phase (train/step.py)."""
+    """The step, phase by phase (train/step.py); metrics are what `Subject.new_sums` makes."""
 
     def on_device(self, batch: StepBatch) -> list[MicroBatch]: ...
 
-    def gradients(self, batch: StepBatch, metrics: Reduced) -> list[View]: ...
+    def gradients(self, batch: StepBatch, metrics: Any) -> list[View]: ...
 
-    def propose(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: Reduced) -> list[Proposal]: ...
+    def propose(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: Any) -> list[Proposal]: ...
 
     def exchange(self, micro_batches: list[MicroBatch], proposals: list[Proposal]) -> list[View]: ...
 
-    def read(self, views: list[View], batch: StepBatch, metrics: Reduced) -> None: ...
+    def read(self, views: list[View], batch: StepBatch, metrics: Any) -> None: ...
 
 
 @dataclass(frozen=True)

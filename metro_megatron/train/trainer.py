@@ -266,7 +266,7 @@ class Trainer:
             "seconds_per_step": seconds / steps,
             "data_share": waited / seconds,
         }
-        planned = data.read_before(self.seen_samples - done.samples, self.seen_samples)
+        planned = data.read_before(self.seen_samples - int(done.samples), self.seen_samples)
         report.training(self.done, figures, self.watch.line(self.done, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
             report.warn_of_padding(data, self.seen_samples)

@@ -33,7 +33,10 @@ def look_and_train(
     weights, norms = whole_weights(trainer), WeightNorms(trainer.pair, trainer.optimizer, trainer.layout).measure()
     for name, weight in weights.items():
         norm, size = norms[name]
-        assert size == weight.numel() and norm == pytest.approx(float(weight.double().norm()), rel=1e-12), name
+        assert size == weight.numel(), name
+        # In bf16 it is the norm of the masters.
+        rel = 1e-12 if config.train.precision == "fp32" else 4e-3
+        assert norm == pytest.approx(float(weight.double().norm()), rel=rel), name
     trainer.close()
     lines = [json.loads(line) for line in (Path(config.train.output) / "metrics.jsonl").read_text().splitlines()]
     return said, lines, weights, state, torch.random.get_rng_state()
