@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench wheels bench-cpu clean
+.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench wheels bench-cpu zoo clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
 	@echo "make test    a test of everything (8 to 9 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (7 to 8 more)"
+	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"
 
@@ -61,6 +62,9 @@ ledger: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_gpu
+
+zoo: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.zoo
 
 # For Python 3.12 on x86-64: what bench_gpu imports beside torch, Triton, numpy, pytest, PyYAML, psutil, packaging,
 # rich, sentencepiece and tensorboard; and the text of make learn. The releases are those of constraints.txt.

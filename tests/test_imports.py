@@ -14,7 +14,7 @@ LAYERS = (
     ("pretrain_metro", "tools", "benchmarks"),
     ("metro_megatron.commands",),
     ("metro_megatron.train", "metro_megatron.finetune", "metro_megatron.inspection", "metro_megatron.tasks"),
-    ("metro_megatron.checkpoint", "metro_megatron.evaluate", "metro_megatron.preprocess"),
+    ("metro_megatron.checkpoint", "metro_megatron.evaluate", "metro_megatron.preprocess", "metro_megatron.health"),
     ("metro_megatron.corruption",),
     ("metro_megatron.objective",),
     ("metro_megatron.model", "metro_megatron.hf", "metro_megatron.probing"),
@@ -59,6 +59,7 @@ WITH_COLLECTIVES = (
     "metro_megatron.objective",
     "metro_megatron.corruption",
     "metro_megatron.checkpoint",
+    "metro_megatron.health",
     "metro_megatron.train",
 )
 

@@ -464,6 +464,8 @@ class TrainConfig:
     """auto: our Triton kernels where they can run; reference: plain torch, the same mathematics."""
     device: Annotated[Literal["auto", "cpu", "cuda"], MAY_CHANGE] = "auto"
     """auto: cuda where there is one."""
+    self_check: Annotated[bool, MAY_CHANGE] = True
+    """Look at batches, replacements, models and gradients before the first step of every start (docs/health.md)."""
     log_interval: Annotated[int, at_least(1), MAY_CHANGE] = 10
     """Steps between log lines."""
     eval_interval: Annotated[int, at_least(0), MAY_CHANGE] = 1000

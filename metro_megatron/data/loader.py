@@ -117,6 +117,10 @@ class PretrainingData:
             yield batch
             step, first = step + 1, batch.end
 
+    def read_before(self, first: int, end: int) -> float:
+        """Share of the samples at global positions first to end that an earlier epoch of their source had, too."""
+        return float((self._order[np.arange(first, end)].epoch > 0).mean()) if end > first else 0.0
+
     def advice(self, first: int) -> str | None:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""
         return self._phase(self._samples.of_position(first)).advice(first)

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.files import replace_text
+from metro_megatron.health.watch import Said
 from metro_megatron.objective.term import Term
 
 TENSORBOARD_NAMES = {"learning_rate": "learning-rate", "grad_norm": "grad-norm", "loss_scale": "loss-scale"}
@@ -33,9 +34,9 @@ class Report:
         self.started = time.monotonic()
         self.has_warned = False
 
-    def training(self, step: int, figures: dict[str, float]) -> None:
-        """Figures of the steps up to `step` (1-based) since the last line."""
-        self._write(step, figures)
+    def training(self, step: int, figures: dict[str, float], alarms: Sequence[Said] = ()) -> None:
+        """Figures of the steps up to `step` (1-based) since the last line, and the alarms that they set off."""
+        self._write(step, figures, {one.alarm.name: one.evidence for one in alarms})
         done = step - self.first_step
         seconds = (time.monotonic() - self.started) / done * (self.train_steps - step)
         self.say(
@@ -46,6 +47,9 @@ class Report:
             f"{_utilization(figures)} "
             f"(data {figures['data_share']:.1%}) | ETA {_duration(seconds)}"
         )
+        for alarm in alarms:
+            self.say(f"warning: step {step}: {alarm.text}")
+            self.tensorboard.add_text("alarms", alarm.text, step)
 
     def validation(self, step: int, figures: dict[str, float]) -> None:
         """Figures of an evaluation after `step` steps, under names that begin with validation/."""
@@ -81,8 +85,9 @@ class Report:
             shown |= term.console
         return " ".join(f"{label} {figures[name]:.3f}" for label, name in shown.items())
 
-    def _write(self, step: int, figures: dict[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **figures}) + "\n")
+    def _write(self, step: int, figures: dict[str, float], alarms: dict[str, str] | None = None) -> None:
+        line = {"step": step, **figures, **({"alarms": alarms} if alarms else {})}
+        self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         for name, value in figures.items():
             self.tensorboard.add_scalar(TENSORBOARD_NAMES.get(name, name), value, step)

@@ -55,26 +55,35 @@ class Step:
 
         stops: whether this rank has been asked to stop, see Optimizer.step.
         """
+        self.gradients(batch, metrics)
+        return self.optimizer.step(batch.step, stops)
+
+    def gradients(self, batch: StepBatch, metrics: MetricSums) -> list[View]:
+        """Both phases and the reduction: what the update reads. Returns what main read."""
+        micro_batches = self.on_device(batch)
+        # Gathers of updated parameters start here; those of the shared home are awaited, it computes first.
+        self.homes.begin_step()
+        with self.homes.corrupting():
+            proposals = self.propose(micro_batches, batch, metrics)
+        # From here on phase 1's gradients travel while main computes.
+        self.homes.end_corruption_phase()
+        exits = self.config.early_exit.exits_at(batch.step, self.config.train.train_steps)
+        views = [replace(view, exits=exits) for view in self.exchange(micro_batches, proposals)]
+        with self.homes.quiet():  # the tied parameters collect gradients in both phases
+            self.read(views, batch, metrics)
+        self.homes.end_main_phase()
+        return views
+
+    def on_device(self, batch: StepBatch) -> list[MicroBatch]:
+        """The micro batches of a step of training, with the key of its dropout; modules are told that they train."""
         self._set_training(True)
         # The operators take seeds as signed numbers and add up to 3 per layer: two bits less leave room for both.
         seed = int(hash64(self.config.train.seed, Purpose.DROPOUT, batch.step)) >> 2
         dropout_seed = torch.full((1,), seed, device=self.layout.device)
-        micro_batches = [
+        return [
             replace(micro_batch.to(self.layout.device), dropout_seed=dropout_seed)
             for micro_batch in batch.micro_batches
         ]
-        # Gathers of updated parameters start here; those of the shared home are awaited, it computes first.
-        self.homes.begin_step()
-        with self.homes.corrupting():
-            proposals = self._corruption_phase(micro_batches, batch, metrics)
-        # From here on phase 1's gradients travel while main computes.
-        self.homes.end_corruption_phase()
-        exits = self.config.early_exit.exits_at(batch.step, self.config.train.train_steps)
-        views = [replace(view, exits=exits) for view in self._exchange(micro_batches, proposals)]
-        with self.homes.quiet():  # the tied parameters collect gradients in both phases
-            self._main_phase(views, batch, metrics)
-        self.homes.end_main_phase()
-        return self.optimizer.step(batch.step, stops)
 
     @torch.no_grad()
     def evaluate(self, batch: StepBatch, metrics: MetricSums) -> list[Tensor]:
@@ -84,8 +93,8 @@ class Step:
         """
         self._set_training(False)
         micro_batches = [micro_batch.to(self.layout.device) for micro_batch in batch.micro_batches]
-        views = self._exchange(micro_batches, self._corruption_phase(micro_batches, batch, metrics))
-        self._main_phase(views, batch, metrics)
+        views = self.exchange(micro_batches, self.propose(micro_batches, batch, metrics))
+        self.read(views, batch, metrics)
         return [view.tokens for view in views]
 
     @torch.no_grad()
@@ -114,9 +123,7 @@ class Step:
         for _, module in self.parts.pair.modules():
             module.train(is_training)
 
-    def _corruption_phase(
-        self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums
-    ) -> list[Proposal]:
+    def propose(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums) -> list[Proposal]:
         """What is proposed for this pipeline rank's share of the micro batches."""
         proposals = []
         for j in share(len(micro_batches), self.layout.pipeline):
@@ -125,7 +132,8 @@ class Step:
             proposals.append(proposal)
         return proposals
 
-    def _exchange(self, micro_batches: list[MicroBatch], proposals: list[Proposal]) -> list[View]:
+    def exchange(self, micro_batches: list[MicroBatch], proposals: list[Proposal]) -> list[View]:
+        """What main reads: all proposals of the pipeline group in their micro batches."""
         masked = [micro_batch.masked_index.numel() for micro_batch in micro_batches]
         sampled = exchange([proposal.sampled for proposal in proposals], masked, self.layout.pipeline)
         views = [corrupt(*one) for one in zip(micro_batches, sampled, strict=True)]
@@ -136,7 +144,7 @@ class Step:
             views = [replace(view, distractors=ids.view(-1, count)) for view, ids in zip(views, everyone, strict=True)]
         return views
 
-    def _main_phase(self, views: list[View], batch: StepBatch, metrics: MetricSums) -> None:
+    def read(self, views: list[View], batch: StepBatch, metrics: MetricSums) -> None:
         """The pipeline schedule over all micro batches of this data-parallel rank."""
         views = [self._with_second(view) for view in views]
 

@@ -21,6 +21,10 @@ from metro_megatron.config.schema import Config
 from metro_megatron.data.fill import LEAST
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.errors import UserError
+from metro_megatron.health.self_check import self_check
+from metro_megatron.health.shards import WeightNorms, fingerprint
+from metro_megatron.health.subject import Subject
+from metro_megatron.health.watch import Watch
 from metro_megatron.model.encoder import TIED
 from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
@@ -70,6 +74,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.pending: deque[PendingUpdate] = deque()
         """Updates of the last steps whose figures have not been read."""
+        self.watch = Watch(config) if self.layout.rank == 0 else None
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the run folder, or from the one that the run branches from, if there
@@ -79,6 +84,12 @@ class Trainer:
             return
         progress = self.checkpoints.restore(folder)
         self._refuse_other_data(folder.parent, progress)
+        # Checkpoints of earlier releases have none.
+        if "fingerprint" in progress and progress["fingerprint"] != self._fingerprint():
+            raise UserError(
+                f"{folder}: weights or moments are not those that were saved: what loads the checkpoint has lost or "
+                "changed some; undo the change to the program"
+            )
         self.done = progress["step"]
         self.seen_samples = progress["consumed_samples"]
         self.seen_tokens = progress["seen_tokens"]
@@ -106,12 +117,17 @@ class Trainer:
         report = self._open_report()
         if report:
             report.warn_of_padding(data, self.seen_samples)
+        if self.config.train.self_check and self.done < self.config.train.train_steps:
+            self._check(report, data)
         stop = _StopSignal()
         metrics = MetricSums(self.layout, self.parts.all_terms)
+        norms = WeightNorms(self.pair, self.optimizer, self.layout)
         clock = _Clock()
         batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
             for batch in clock.waiting(batches):
+                if self.watch:
+                    self.watch.batch(batch)
                 self.pending.append(self.step.train(batch, metrics, stop.is_asked))
                 self.done += 1
                 self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
@@ -123,7 +139,7 @@ class Trainer:
                 # One step late, while a GPU works at this one. Figures that are logged are this step's.
                 updates = self._read_updates(0 if is_logged else 1)
                 if is_logged:
-                    self._log(report, data, metrics, updates[-1], clock)
+                    self._log(report, data, metrics, norms, updates[-1], clock)
                 if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
                     clock.pause(lambda: self._evaluate(report))
                 if self._is_due(self.config.train.probe_interval, is_last):
@@ -158,6 +174,7 @@ class Trainer:
             "seen_tokens": self.seen_tokens,
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,
+            "fingerprint": self._fingerprint(),
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
             **({"phase_begins": self.phase_begins} if self.config.train.phases else {}),
             **({"branch": self.branch} if self.branch else {}),
@@ -172,6 +189,28 @@ class Trainer:
 
     def _is_due(self, interval: int, is_last: bool) -> bool:
         return interval > 0 and (is_last or self.done % interval == 0)
+
+    def _fingerprint(self) -> str:
+        """Of weights and moments. A collective call."""
+        return fingerprint(self.pair, self.optimizer, self.layout)
+
+    def _check(self, report: Report | None, data: PretrainingData) -> None:
+        """Look at the parts of the run, with the next steps' batches. A collective call."""
+        subject = Subject(
+            config=self.config,
+            layout=self.layout,
+            pair=self.pair,
+            corruptor=self.parts.corruptor,
+            terms=self.parts.terms,
+            homes=self.homes,
+            optimizer=self.optimizer,
+            step=self.step,
+            new_sums=lambda: MetricSums(self.layout, self.parts.all_terms),
+        )
+        batch = data.step_batch(self.done, self.seen_samples)
+        line = self_check(subject, batch, data.step_batch(self.done + 1, batch.end))
+        if report:
+            report.say(line)
 
     def _open_report(self) -> Report | None:
         if self.layout.rank != 0:
@@ -202,6 +241,8 @@ class Trainer:
         while len(self.pending) > keep:
             step = self.done + 1 - len(self.pending)
             updates.append(self.pending.popleft().read())
+            if self.watch:
+                self.watch.update(updates[-1])
             self._count_skipped(updates[-1], step)
         return updates
 
@@ -216,34 +257,39 @@ class Trainer:
             )
 
     def _log(
-        self, report: Report | None, data: PretrainingData, metrics: MetricSums, update: Update, clock: _Clock
+        self,
+        report: Report | None,
+        data: PretrainingData,
+        metrics: MetricSums,
+        norms: WeightNorms,
+        update: Update,
+        clock: _Clock,
     ) -> None:
-        figures = metrics.reduce()
+        figures, weights = metrics.reduce(), norms.measure()
         seconds, waited, steps = clock.lap()
         done, self.unlogged = self.unlogged, Amount()
-        if not report:
+        if not report or not self.watch:
             return
         tokens = figures.pop("tokens")
         terms = self.parts.all_terms
         figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms}, self.done - 1)
-        report.training(
-            self.done,
-            {
-                "consumed_samples": self.seen_samples,
-                "consumed_tokens": self.seen_tokens,
-                **figures,
-                "grad_norm": update.grad_norm,
-                "shared_grad_norm": update.shared_grad_norm,
-                "stage_grad_norm": update.stage_grad_norm,
-                "loss_scale": update.loss_scale,
-                "skipped_steps": self.skipped_steps,
-                "learning_rate": update.learning_rate,
-                "tokens_per_second": tokens / seconds,
-                **self._utilization(done, seconds),
-                "seconds_per_step": seconds / steps,
-                "data_share": waited / seconds,
-            },
-        )
+        figures = {
+            "consumed_samples": self.seen_samples,
+            "consumed_tokens": self.seen_tokens,
+            **figures,
+            "grad_norm": update.grad_norm,
+            "shared_grad_norm": update.shared_grad_norm,
+            "stage_grad_norm": update.stage_grad_norm,
+            "loss_scale": update.loss_scale,
+            "skipped_steps": self.skipped_steps,
+            "learning_rate": update.learning_rate,
+            "tokens_per_second": tokens / seconds,
+            **self._utilization(done, seconds),
+            "seconds_per_step": seconds / steps,
+            "data_share": waited / seconds,
+        }
+        planned = data.read_before(self.seen_samples - int(done.samples), self.seen_samples)
+        report.training(self.done, figures, self.watch.line(self.done, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
             report.warn_of_padding(data, self.seen_samples)
 

@@ -63,7 +63,7 @@ def corrupted(configs: list[Config]) -> list[Samples]:
             corpus = corpus.with_cache(Path(config.corruption.cache), "")
         trainer = Trainer(config, corpus, torch.device("cpu"))
         seen: Samples = {}
-        phase = trainer.step._main_phase
+        phase = trainer.step.read
 
         def remember(views: Any, batch: StepBatch, metrics: Any, seen: Samples = seen, phase: Any = phase) -> None:
             name = "train" if torch.is_grad_enabled() else "validation"
@@ -74,7 +74,7 @@ def corrupted(configs: list[Config]) -> list[Samples]:
             )
             phase(views, batch, metrics)
 
-        trainer.step._main_phase = remember  # type: ignore[method-assign]
+        trainer.step.read = remember  # type: ignore[method-assign]
         run_steps(trainer, 0, STEPS)
         trainer.evaluate()
         trainer.close()

@@ -58,7 +58,7 @@ def one_step() -> dict[str, Any]:
     trainer.step._set_training(True)
     trainer.homes.begin_step()
     with trainer.homes.corrupting():
-        proposals = trainer.step._corruption_phase(
+        proposals = trainer.step.propose(
             batch.micro_batches, batch, MetricSums(trainer.layout, trainer.parts.all_terms)
         )
     found: dict[str, Any] = {"gradients": main_gradients(trainer), "sampled": [one.sampled for one in proposals]}

@@ -1,0 +1,433 @@
+"""The alarms: what a sick run shows in the figures of its log lines, what it comes from, and what helps.
+
+An alarm is a pure function of the lines so far. Its marks come from something: what a model gets that knows frequencies
+only, the spread of a mean over so many tokens, how long Adam remembers; none was fitted to a size or a corpus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from metro_megatron.config.schema import Config
+from metro_megatron.health.trivial import chance_of_auc, detection_entropy
+
+LEAST_STEPS = 20
+"""Steps that a judgement of a loss or a norm is made over."""
+SIGMAS = 5.0
+"""Standard deviations: by chance less than once in a million lines."""
+SPREAD = 3.0
+"""Standard deviation in nats of a masked token's loss, at most about that of word frequencies."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is known at one log line."""
+
+    step: int
+    """Steps done."""
+    figures: Mapping[str, float]
+    """As they are logged."""
+    masked: int
+    """Masked tokens since the line before, over all ranks."""
+    tokens: int
+    """All of them."""
+    norms: Sequence[float] = ()
+    """Gradient norm of every step since the line before."""
+    skipped: int = 0
+    """Steps of those that were skipped for gradients that are not finite."""
+    unigram: float = 0.0
+    """Loss of word frequencies."""
+    repeated: float = 0.0
+    """Share of the samples that were read before, though the order says that they are new."""
+    weights: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """Norm and number of elements of every parameter."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The lines so far, of this start of the run."""
+
+    config: Config
+    lines: Sequence[Line]
+
+    @property
+    def last(self) -> Line:
+        return self.lines[-1]
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the window and the one before lie behind the warm-up of the learning rate, and Adam remembers it."""
+        options = self.config.optimizer
+        begin = options.lr_warmup_steps + 1 / max(1 - options.adam_beta2, 1e-3)
+        return self.last.step - 2 * LEAST_STEPS >= begin and len(self._window_before) > 0
+
+    @property
+    def is_half_done(self) -> bool:
+        return self.is_warm and self.last.step >= self.config.train.train_steps / 2
+
+    @property
+    def _window_before(self) -> list[Line]:
+        return self.window(len(self.lines) - len(self.window()))
+
+    def is_falling(self, name: str) -> bool:
+        """Whether a loss is lower by a hundredth than in the window before."""
+        return self.mean(name) < 0.99 * self.mean(name, self._window_before)
+
+    def window(self, end: int | None = None) -> list[Line]:
+        """The lines of the last LEAST_STEPS steps, or those before line number `end`."""
+        lines = self.lines[:end]
+        return [] if not lines else [line for line in lines if line.step > lines[-1].step - LEAST_STEPS]
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.last.figures for name in names)
+
+    def mean(self, name: str, lines: Sequence[Line] | None = None) -> float:
+        """Of a figure over the tokens of a window."""
+        lines = self.window() if lines is None else lines
+        return sum(line.figures[name] * line.tokens for line in lines) / max(sum(line.tokens for line in lines), 1)
+
+    def noise(self) -> float:
+        """SIGMAS standard deviations in nats of a mean over the masked tokens of the window."""
+        return SIGMAS * SPREAD / math.sqrt(max(sum(line.masked for line in self.window()), 1))
+
+    def gain(self, term: str, lines: Sequence[Line] | None = None) -> float:
+        """By what share of the trivial loss a loss lies below it."""
+        trivial = detection_entropy(self.mean("replace_rate", lines)) if term == "rtd" else self.last.unigram
+        return 1 - self.mean(f"{term}_loss", lines) / trivial if trivial else 0.0
+
+    @property
+    def language_terms(self) -> list[str]:
+        """The language models among the run's losses: those that word frequencies are the plateau of."""
+        return [term for term in ("aux", "clm", "mlm") if self.has(f"{term}_loss") and self._is_plain(term)]
+
+    def _is_plain(self, term: str) -> bool:
+        return term != "clm" or self.config.objective.clm == "simplified"
+
+    @property
+    def matrix_rms(self) -> float:
+        """Root mean square of the elements of the layers' matrices; 0: not known."""
+        own = [
+            (norm, size)
+            for name, (norm, size) in self.last.weights.items()
+            if ".layers." in name and name.endswith(".weight") and "linear" in name and "layer_norm" not in name
+        ]
+        return math.sqrt(sum(norm**2 for norm, _ in own) / sum(size for _, size in own)) if own else 0.0
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One illness."""
+
+    name: str
+    cause: str
+    remedy: str
+    sees: Callable[[History], str | None]
+    """What shows it now, in figures; None: nothing does."""
+
+
+def _not_finite(history: History) -> str | None:
+    last = history.last
+    steps = max(len(last.norms), 1)
+    # fp16 finds its scale by overflows; of other formats one is too many.
+    allowed = steps / 2 if history.config.train.precision == "fp16" else 0
+    return f"{last.skipped} of {steps} steps skipped" if last.skipped > allowed else None
+
+
+def _loss_scale_at_floor(history: History) -> str | None:
+    options, scale = history.config.optimizer, history.last.figures["loss_scale"]
+    if history.config.train.precision != "fp16" or scale > options.min_loss_scale:
+        return None
+    return f"loss scale {scale:g}, optimizer.min_loss_scale is {options.min_loss_scale:g}"
+
+
+def _norm_spike(history: History) -> str | None:
+    """One gradient outweighs all that Adam remembers when (1 - beta2) k^2 > 1, k times the usual one, after clipping.
+
+    A spike of k^2 is told even if it was clipped.
+    """
+    before = [norm for line in history.lines[:-1] for norm in line.norms if math.isfinite(norm)][-100:]
+    now = [norm for norm in history.last.norms if math.isfinite(norm)]
+    if len(before) < LEAST_STEPS or not now:
+        return None
+    options, usual, largest = history.config.optimizer, median(before), max(now)
+    ratio = 1 / math.sqrt(max(1 - options.adam_beta2, 1e-12))
+    clip = options.clip_grad or math.inf
+    harms = min(largest, clip) > ratio * min(usual, clip) or largest > ratio**2 * usual
+    return f"gradient norm {largest:.3g}, usual {usual:.3g}" if harms and usual > 0 else None
+
+
+def _no_gradient(history: History) -> str | None:
+    zero = [name for name in ("shared_grad_norm", "stage_grad_norm") if history.last.figures.get(name) == 0]
+    return f"{' and '.join(zero)} 0" if zero else None
+
+
+def _rate_too_high(history: History) -> str | None:
+    """Adam moves a weight by about the rate in a step, and averages over 1 / (1 - beta1) steps: in these it must not
+    rewrite the weights.
+    """
+    rate, rms = history.last.figures["learning_rate"], history.matrix_rms
+    most = (1 - history.config.optimizer.adam_beta1) * rms
+    return f"rate {rate:.2g}, weights of {rms:.2g}: more than {most:.2g}" if rms and rate > most else None
+
+
+def _epsilon_rules(history: History) -> str | None:
+    """Adam is itself where a gradient's element is larger than epsilon."""
+    size = sum(size for _, size in history.last.weights.values())
+    if not size or not history.last.norms:
+        return None
+    options = history.config.optimizer
+    element = min(median(history.last.norms), options.clip_grad or math.inf) / math.sqrt(size)
+    return f"epsilon {options.adam_eps:.2g}, a gradient's element {element:.2g}" if element < options.adam_eps else None
+
+
+def _decay_rules(history: History) -> str | None:
+    """AdamW's weights tend to a size of sqrt(rate / (2 decay)) within 1 / (rate decay) steps (Kosson et al. 2023)."""
+    options, rms = history.config.optimizer, history.matrix_rms
+    if not rms or options.lr * options.weight_decay * history.config.train.train_steps < 1:
+        return None
+    rest = math.sqrt(options.lr / (2 * options.weight_decay))
+    return f"weights of {rms:.2g} tend to {rest:.2g}" if rest < rms / 2 else None
+
+
+def _frozen(history: History) -> str | None:
+    if len(history.lines) < 2 or not history.last.figures["learning_rate"]:
+        return None
+    now, before = history.last, history.lines[-2]
+    if now.skipped >= len(now.norms):
+        return None
+    same = [name for name in now.weights if before.weights.get(name, (None,))[0] == now.weights[name][0]]
+    # Rows that no step has read leave a norm as it was only if there are no others; decay alone would change it.
+    return f"{', '.join(same[:3])}{' and others' if len(same) > 3 else ''}" if same else None
+
+
+def _repeated(history: History) -> str | None:
+    share = history.last.repeated
+    return f"{share:.0%} of the samples" if share > 0.5 else None
+
+
+def _worse_than_frequencies(history: History) -> str | None:
+    if not history.is_warm:
+        return None
+    for term in history.language_terms:
+        loss, trivial = history.mean(f"{term}_loss"), history.last.unigram
+        if loss > max(trivial + history.noise(), 1.02 * trivial) and not history.is_falling(f"{term}_loss"):
+            return f"{term} loss {loss:.3f}, that of word frequencies {trivial:.3f}"
+    if not history.has("rtd_loss") or history.is_falling("rtd_loss"):
+        return None
+    if history.gain("rtd") < -max(0.02, _detection_noise(history)):
+        trivial = detection_entropy(history.mean("replace_rate"))
+        return f"RTD loss {history.mean('rtd_loss'):.3f}, that of the share of replaced tokens {trivial:.3f}"
+    return None
+
+
+def _detection_noise(history: History) -> float:
+    """SIGMAS standard deviations of the trivial loss, of which it is a share: log odds times that of the rate."""
+    rate = history.mean("replace_rate")
+    if not 0 < rate < 1:
+        return math.inf
+    spread = abs(math.log(rate / (1 - rate))) * math.sqrt(rate * (1 - rate) / sum(x.tokens for x in history.window()))
+    return SIGMAS * spread / detection_entropy(rate)
+
+
+def _auc_noise(history: History) -> float:
+    tokens, rate = sum(line.tokens for line in history.window()), history.mean("replace_rate")
+    return SIGMAS * chance_of_auc(rate * tokens, (1 - rate) * tokens)
+
+
+def _detection_inverted(history: History) -> str | None:
+    if not (history.is_warm and history.has("rtd_auc")):
+        return None
+    auc = history.mean("rtd_auc")
+    return f"AUC {auc:.3f}" if auc < 0.5 - max(0.05, _auc_noise(history)) else None
+
+
+def _all_original(history: History) -> str | None:
+    if not (history.is_half_done and history.has("rtd_auc")):
+        return None
+    auc, gain = history.mean("rtd_auc"), history.gain("rtd")
+    if auc > 0.5 + max(0.01, _auc_noise(history) / 2) and gain > 0:
+        return None
+    return f"AUC {auc:.3f}, replaced tokens found {history.mean('replace_accuracy'):.1%}"
+
+
+def _detection_collapsed(history: History) -> str | None:
+    """Main got worse though the auxiliary, which makes its task, got no better."""
+    if not (history.is_warm and history.has("rtd_auc", "aux_loss")):
+        return None
+    aux, now = history.mean("aux_loss"), history.mean("rtd_auc")
+    ends = range(len(history.window()), len(history.lines) - len(history.window()) + 1)
+    windows = (history.window(end) for end in ends)
+    alike = [w for w in windows if history.mean("aux_loss", w) <= aux + history.noise()]
+    best = max((history.mean("rtd_auc", w) for w in alike), default=0.5)
+    lost = best - 0.5 > 4 * _auc_noise(history) and now - 0.5 < (best - 0.5) / 4
+    return f"AUC {now:.3f} after {best:.3f}, at no better an auxiliary" if lost else None
+
+
+def _loss_fell_back(history: History) -> str | None:
+    """More than half of what a language model had learned is lost."""
+    if not history.is_warm:
+        return None
+    for term in history.language_terms:
+        size = len(history.window())
+        losses = [
+            history.mean(f"{term}_loss", history.window(end)) for end in range(size, len(history.lines) - size + 1)
+        ]
+        best, now, trivial = min(losses, default=math.inf), history.mean(f"{term}_loss"), history.last.unigram
+        if trivial - best > 2 * history.noise() and now > (best + trivial) / 2:
+            return f"{term} loss {now:.3f} after {best:.3f}"
+    return None
+
+
+def _plateau(history: History) -> str | None:
+    """As many steps lie behind as before, and nothing but frequencies is known."""
+    if not history.is_half_done:
+        return None
+    filler = next((term for term in ("aux", "mlm") if term in history.language_terms), None)
+    if filler is None or history.gain(filler) > 0.01 or history.is_falling(f"{filler}_loss"):
+        return None
+    return f"{filler} loss {history.mean(f'{filler}_loss'):.3f}, that of word frequencies {history.last.unigram:.3f}"
+
+
+def _clm_learns_nothing(history: History) -> str | None:
+    """The auxiliary reads less and knows more: main's correction has a tenth of what the auxiliary has learned."""
+    if not history.is_half_done or not {"aux", "clm"} <= set(history.language_terms):
+        return None
+    aux, clm = history.gain("aux"), history.gain("clm")
+    is_sure = aux * history.last.unigram > 2 * history.noise()
+    shown = f"CLM loss {history.mean('clm_loss'):.3f}, MLM {history.mean('aux_loss'):.3f}"
+    return f"{shown}, word frequencies {history.last.unigram:.3f}" if is_sure and clm < aux / 10 else None
+
+
+def _nothing_to_detect(history: History) -> str | None:
+    if not history.has("sampled_accuracy"):
+        return None
+    share = history.mean("sampled_accuracy")
+    return f"{share:.1%} of the masks filled with the original" if share > 0.9 else None
+
+
+def _always_the_likeliest(history: History) -> str | None:
+    """A draw is the original less often than the likeliest word is, unless it is that word."""
+    if not history.has("sampled_accuracy") or history.config.corruption.disallow_correct:
+        return None
+    sampled, likeliest = history.mean("sampled_accuracy"), history.mean("aux_accuracy")
+    masked = sum(line.masked for line in history.window())
+    # Equal to the last one of hundreds of hits: two ways of choosing would differ.
+    if sampled * masked < 100 or abs(sampled - likeliest) * masked >= 0.5:
+        return None
+    return f"both accuracies of the auxiliary {sampled:.3%}"
+
+
+ALARMS: tuple[Alarm, ...] = (
+    Alarm(
+        "gradients not finite",
+        "overflow: a rate too high for the precision, a broken device, or a loss of infinity",
+        "lower optimizer.lr or optimizer.clip_grad, or use train.precision bf16 or fp32",
+        _not_finite,
+    ),
+    Alarm(
+        "loss scale at its floor",
+        "gradients overflow fp16 whatever the scale",
+        "use train.precision bf16, or lower optimizer.lr",
+        _loss_scale_at_floor,
+    ),
+    Alarm(
+        "norm spike",
+        "one step outweighs all that Adam remembers: odd data, or weights at the edge of divergence",
+        "look at the step with tools/inspect_data.py --step; set optimizer.clip_grad, lower optimizer.lr",
+        _norm_spike,
+    ),
+    Alarm(
+        "no gradient",
+        "a loss of weight 0, or one cut off from the weights",
+        "look at the weights of objective.*",
+        _no_gradient,
+    ),
+    Alarm(
+        "learning rate too high",
+        "weights are rewritten faster than Adam averages",
+        "lower optimizer.lr",
+        _rate_too_high,
+    ),
+    Alarm(
+        "epsilon rules Adam",
+        "optimizer.adam_eps is larger than gradients are, and updates shrink with them",
+        "lower optimizer.adam_eps",
+        _epsilon_rules,
+    ),
+    Alarm(
+        "weight decay rules",
+        "optimizer.weight_decay shrinks weights more than gradients move them",
+        "lower optimizer.weight_decay",
+        _decay_rules,
+    ),
+    Alarm(
+        "weights do not move",
+        "the optimizer leaves them out, or no gradient reaches them",
+        "say which change to the model or the optimizer they belong to; a run of the plain program has none",
+        _frozen,
+    ),
+    Alarm(
+        "repeated data",
+        "the order gives the same samples again, or the shards hold copies",
+        "look at data.train for copies (tools/inspect_data.py), and at what changed the order",
+        _repeated,
+    ),
+    Alarm(
+        "worse than frequencies",
+        "a learning rate too high, gradients that are not those of the losses, or a loss of weight 0",
+        "lower optimizer.lr or lengthen optimizer.lr_warmup_steps",
+        _worse_than_frequencies,
+    ),
+    Alarm(
+        "detection inverted",
+        "labels or logits of replaced token detection have the wrong sign",
+        "1 is original in the loss, 0 replaced: look at what changed either",
+        _detection_inverted,
+    ),
+    Alarm(
+        "RTD says original to all",
+        "main does not see what was replaced: its loss weighs too little, or its rate kills it",
+        "look at objective.rtd_weight; lower optimizer.lr, raise the samples of a step",
+        _all_original,
+    ),
+    Alarm(
+        "replace accuracy collapsed",
+        "main diverged",
+        "go back to a checkpoint before it with a lower optimizer.lr or optimizer.clip_grad",
+        _detection_collapsed,
+    ),
+    Alarm(
+        "loss fell back",
+        "the model diverged",
+        "go back to a checkpoint before it with a lower optimizer.lr or optimizer.clip_grad",
+        _loss_fell_back,
+    ),
+    Alarm(
+        "stuck on word frequencies",
+        "rate, warm-up, batch or start do not let the model leave the plateau, or targets are not those of the text",
+        "change optimizer.lr or the samples of a step, start positions smaller, or train longer",
+        _plateau,
+    ),
+    Alarm(
+        "CLM learns nothing",
+        "main's language model gets no gradient, wrong targets, or is drowned by replaced token detection",
+        "lower objective.rtd_weight or optimizer.lr, raise objective.clm_weight or the samples of a step",
+        _clm_learns_nothing,
+    ),
+    Alarm(
+        "auxiliary too good",
+        "it sees the originals, the text repeats itself, or it is too large",
+        "look for copies in the shards; make the auxiliary smaller or objective.mask_probability higher",
+        _nothing_to_detect,
+    ),
+    Alarm(
+        "replacements are not drawn",
+        "the likeliest word is taken, as without noise or at temperature 0",
+        "set corruption.temperature to 1",
+        _always_the_likeliest,
+    ),
+)
+"""In the order in which they are said: nearer causes first."""

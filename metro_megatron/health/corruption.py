@@ -1,0 +1,115 @@
+"""What must hold of replacements: drawn from what the corruptor says, by the noise's keys, of masked text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metro_megatron.corruption.corruptor import sampling_of
+from metro_megatron.corruption.trained import TrainedModel
+from metro_megatron.data.batch import MicroBatch, StepBatch
+from metro_megatron.health.subject import Subject
+from metro_megatron.vocabulary import NUM_SPECIALS
+
+ROWS = 256
+"""Masked tokens whose logits are made."""
+SIGMAS = 6.0
+LEAST_MASKS = 16
+"""Below, equal samples may be chance."""
+
+
+@torch.no_grad()
+def problems(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]) -> Iterator[str]:
+    """Of micro batches on the device, while the modules train. Collective calls, to be exhausted."""
+    source = subject.config.corruption.source
+    micro_batch = micro_batches[0]
+    first, second = (_sampled(subject, micro_batch, batch) for _ in range(2))
+    if not torch.equal(first, second):
+        yield "replacements change when they are drawn again with the same noise"
+    if source not in ("none", "cached"):
+        other = _sampled(subject, replace(micro_batch, noise_keys=~micro_batch.noise_keys), batch)
+        if len(first) >= LEAST_MASKS and torch.equal(first, other):
+            yield "replacements do not depend on the noise: the likeliest word, or one fixed noise"
+        vocab_size = subject.config.model.vocab_size
+        if ((first < NUM_SPECIALS) | (first >= vocab_size)).any():
+            yield "replacements are special tokens, or beyond the vocabulary"
+    if isinstance(subject.corruptor, TrainedModel):
+        yield from _trained(subject, subject.corruptor, micro_batch, batch, first)
+    yield from _views(subject, batch, micro_batches)
+
+
+def _sampled(subject: Subject, micro_batch: MicroBatch, batch: StepBatch) -> Tensor:
+    return subject.corruptor.propose(micro_batch, batch, subject.optimizer.scale_loss).sampled
+
+
+def _trained(
+    subject: Subject, model: TrainedModel, micro_batch: MicroBatch, batch: StepBatch, sampled: Tensor
+) -> Iterator[str]:
+    rows = model.read(micro_batch, drops=True).rows
+    originals = micro_batch.masked_targets
+    shifted = NUM_SPECIALS + (originals - NUM_SPECIALS + 1) % (subject.config.model.vocab_size - NUM_SPECIALS)
+    tokens = micro_batch.tokens.t().flatten().index_copy(0, micro_batch.masked_index, shifted)
+    hidden_changed = replace(micro_batch, tokens=tokens.view(*micro_batch.tokens.t().shape).t().contiguous())
+    if not torch.equal(rows, model.read(hidden_changed, drops=True).rows):
+        yield "the auxiliary reads the originals that it has to name"
+    if subject.config.model.auxiliary_dropout == "zero" and micro_batch.dropout_seed is not None:
+        other = replace(micro_batch, dropout_seed=micro_batch.dropout_seed + 1)
+        if not torch.equal(rows, model.read(other, drops=True).rows):
+            yield "the auxiliary drops, though model.auxiliary_dropout is zero"
+    deviation = _deviation(subject, model, micro_batch, batch, sampled)
+    if abs(deviation) > SIGMAS:
+        yield (
+            "replacements are not drawn from what the auxiliary says: their log-probability is "
+            f"{deviation:+.1f} standard deviations from that of draws"
+        )
+
+
+def _deviation(
+    subject: Subject, model: TrainedModel, micro_batch: MicroBatch, batch: StepBatch, sampled: Tensor
+) -> float:
+    """Of the sum of log p(sample) over some masks, in standard deviations of what draws from p give."""
+    decoding = model.read(micro_batch, drops=True)
+    group = subject.layout.tensor
+    own = decoding._replace(rows=decoding.rows[:ROWS]).logits().float().contiguous()
+    parts = own.new_empty(group.size() * len(own), own.size(1))
+    dist.all_gather_into_tensor(parts, own, group=group)
+    logits = parts.view(group.size(), *own.shape).transpose(0, 1).flatten(1).double()
+    sampling = sampling_of(subject.config, micro_batch, batch)
+    is_word = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
+    is_word[NUM_SPECIALS : subject.config.model.vocab_size] = True
+    logits = logits.masked_fill(~is_word, -1e30) / sampling.temperature
+    if subject.config.corruption.disallow_correct:
+        logits.scatter_(1, micro_batch.masked_targets[:ROWS, None], -1e30)
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    mean = (p * log_p).sum(-1)
+    spread = (p * log_p.square()).sum(-1) - mean.square()
+    drawn = log_p.gather(1, sampled[:ROWS, None])[:, 0].clamp(min=-1e3)
+    return float((drawn - mean).sum() / spread.sum().clamp(min=1e-6).sqrt())
+
+
+def _views(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]) -> Iterator[str]:
+    proposals = subject.step.propose(micro_batches, batch, subject.new_sums())
+    views = subject.step.exchange(micro_batches, proposals)
+    pipeline = subject.layout.pipeline
+    digests = torch.stack([(view.tokens * _weights(view.tokens)).sum() for view in views])
+    everyone = digests.new_empty(pipeline.size() * len(digests))
+    dist.all_gather_into_tensor(everyone, digests, group=pipeline)
+    if (everyone.view(pipeline.size(), -1) != digests).any():
+        yield "pipeline stages do not read the same replacements"
+    for view in views:
+        micro_batch = view.micro_batch
+        if (view.tokens != micro_batch.tokens)[~micro_batch.is_masked].any():
+            yield "tokens are replaced that were not masked"
+        drawn = _sampled(subject, micro_batch, batch)
+        if not torch.equal(view.tokens.t().reshape(-1)[micro_batch.masked_index], drawn):
+            yield "main does not read what was drawn at the masks"
+
+
+def _weights(tokens: Tensor) -> Tensor:
+    """Odd numbers, so that the order of tokens counts in a sum of products."""
+    return 2 * torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape) + 1

@@ -1,0 +1,139 @@
+"""What must hold of gradients: every parameter has one, and together they are the derivative of the logged loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+from metro_megatron.data.batch import MicroBatch, StepBatch
+from metro_megatron.data.views import View
+from metro_megatron.health.shards import Shard, shards
+from metro_megatron.health.subject import Subject
+from metro_megatron.objective.figures import weighted
+
+STEP = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
+"""Share of the loss by which a step along the gradient shall change it: far above rounding, nearly linear."""
+LARGEST = 0.05
+"""Norm of that step at most, as a share of the weights' or of what they start from."""
+SHARES = (1.0, 1 / 8)
+"""Of that step: a wrong gradient stays wrong on a shorter one, a bent loss straightens."""
+TOLERANCE = {"fp32": 0.15, "bf16": 0.35, "fp16": 0.35}
+"""Gradients that miss a rank, a micro batch or a phase are off by a half or more."""
+
+GROUPS = (
+    ("token table", lambda name: name == "tied.word.weight"),
+    ("position tables", lambda name: "table" in name or "position" in name),
+    ("auxiliary", lambda name: name.startswith("aux.")),
+    ("main", lambda name: True),
+)
+"""Parameters whose gradients are compared together, each in the first that takes it."""
+
+
+def problems(subject: Subject, batch: StepBatch) -> Iterator[str]:
+    """Of a step's batch on the host; the gradients stay behind, and the next step forgets them. Collective calls."""
+    views = subject.step.gradients(batch, subject.new_sums())
+    own = list(shards(subject.pair, subject.optimizer, subject.layout))
+    yield from _missing(subject, batch, own)
+    exits = views[0].exits
+    if exits is not None and exits.share > 0:
+        return  # which tokens leave is no smooth function of weights
+    scale = 1.0 if subject.optimizer.loss_scale is None else float(subject.optimizer.loss_scale.scale)
+    micro_batches = subject.step.on_device(batch)
+    taken: set[str] = set()
+    for group, takes in GROUPS:
+        members = [one for one in own if one.name not in taken and takes(one.name)]
+        taken |= {one.name for one in members}
+        yield from _derivative(subject, batch, micro_batches, views, members, group, scale)
+
+
+def _missing(subject: Subject, batch: StepBatch, own: Sequence[Shard]) -> Iterator[str]:
+    sizes = list(torch._foreach_norm([one.gradient for one in own], float("inf"))) if own else []
+    here = dict(zip((one.name for one in own), torch.stack(sizes).tolist() if sizes else [], strict=True))
+    everyone: list[dict[str, float]] = [{}] * subject.layout.world.size()
+    dist.all_gather_object(everyone, here, group=subject.layout.world)
+    largest: dict[str, float] = {}
+    for one in everyone:
+        for name, size in one.items():
+            largest[name] = max(size, largest.get(name, 0.0))
+    unweighted = tuple(f"main.{term.name}_head." for term in subject.terms if not term.weight_at(batch.step))
+    none = sorted(name for name, size in largest.items() if size == 0 and not name.startswith(unweighted))
+    if none and batch.num_masked:
+        yield f"no gradient reaches {', '.join(none[:3])}{f' and {len(none) - 3} more' if len(none) > 3 else ''}"
+
+
+@torch.no_grad()
+def _derivative(
+    subject: Subject,
+    batch: StepBatch,
+    micro_batches: list[MicroBatch],
+    views: list[View],
+    members: Sequence[Shard],
+    group: str,
+    scale: float,
+) -> Iterator[str]:
+    """The loss a step up and a step down the gradient of these parameters."""
+    config, precision = subject.config, subject.config.train.precision
+    before = [one.weight.clone() for one in members]
+    gradients = [one.gradient.double() / scale for one in members]
+    square = _total(subject, members, [gradient.square().sum() for gradient in gradients])
+    size = _total(subject, members, [weight.double().square().sum() for weight in before])
+    count = _total(subject, members, [torch.full_like(square, weight.numel()) for weight in before])
+    loss = _loss(subject, batch, micro_batches, views)
+    if float(square) == 0:
+        return
+    most = LARGEST * torch.maximum(size.sqrt(), config.model.init_method_std * count.sqrt())
+    whole = torch.minimum(STEP[precision] * loss / square, most / square.sqrt())
+    ratio = 1.0
+    for share in SHARES:
+        losses, predicted = [], []
+        for sign in (1, -1):
+            for one, start, gradient in zip(members, before, gradients, strict=True):
+                one.weight.copy_(start + sign * share * whole * gradient)
+            moved = [
+                ((one.weight.double() - start.double()) * gradient).sum()
+                for one, start, gradient in zip(members, before, gradients, strict=True)
+            ]
+            predicted.append(float(_total(subject, members, moved)))
+            _share_parameters(subject)
+            losses.append(_loss(subject, batch, micro_batches, views))
+        expected, found = predicted[0] - predicted[1], losses[0] - losses[1]
+        # A change that small is lost in rounding.
+        ratio = found / expected if abs(expected) > share * STEP[precision] * loss / 20 else 1.0
+        if abs(ratio - 1) <= TOLERANCE[precision]:
+            break
+    for one, start in zip(members, before, strict=True):
+        one.weight.copy_(start)
+    _share_parameters(subject)
+    if abs(ratio - 1) > TOLERANCE[precision]:
+        yield (
+            f"the gradient of the {group} is not the derivative of the loss: a step along it changes the loss by "
+            f"{ratio:.2f} of what it says"
+        )
+
+
+def _total(subject: Subject, members: Sequence[Shard], parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Over all ranks, in FP64; what tensor-parallel ranks hold alike counts once."""
+    total = torch.zeros((), dtype=torch.float64, device=subject.layout.device)
+    for one, part in zip(members, parts, strict=True):
+        if one.counts:
+            total += part
+    dist.all_reduce(total, group=subject.layout.world)
+    return total
+
+
+def _share_parameters(subject: Subject) -> None:
+    """Give every rank what the owners of shards have changed."""
+    subject.homes.end_step()
+    subject.homes.fetch_parameters()
+
+
+def _loss(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch], views: list[View]) -> float:
+    """The whole loss of the step with the replacements as they were drawn."""
+    sums = subject.new_sums()
+    subject.step.propose(micro_batches, batch, sums)
+    subject.step.read(views, batch, sums)
+    figures = sums.reduce()
+    terms = subject.all_terms
+    return float(weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms}, batch.step))

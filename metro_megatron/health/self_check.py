@@ -1,0 +1,54 @@
+"""Before the first step: what leaves no trace in curves is looked at, through the run's own parts.
+
+Nothing that training reads is changed: weights are put back bit for bit, and gradients are forgotten by the next step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from metro_megatron.data.batch import StepBatch
+from metro_megatron.errors import UserError
+from metro_megatron.health import batches, corruption, gradients, models
+from metro_megatron.health.subject import Subject
+
+
+def self_check(subject: Subject, batch: StepBatch, following: StepBatch) -> str:
+    """Look at everything with the next two steps' batches; returns a line that says so.
+
+    Raises UserError, on every rank, naming all that is wrong. A collective call.
+    """
+    started = time.monotonic()
+    subject.homes.fetch_parameters()
+    found = list(_problems(subject, batch, following))
+    everyone: list[list[str]] = [[]] * subject.layout.world.size()
+    dist.all_gather_object(everyone, found, group=subject.layout.world)
+    wrong = list(dict.fromkeys(problem for one in everyone for problem in one))
+    if wrong:
+        remedy = "what runs is not what the options say; undo the change to the program, or set train.self_check false"
+        raise UserError([*(f"self-check: {problem}" for problem in wrong), f"self-check: {remedy}"])
+    return f"self-check: batches, replacements, models and gradients are in order ({time.monotonic() - started:.1f} s)"
+
+
+def _problems(subject: Subject, batch: StepBatch, following: StepBatch) -> Iterator[str]:
+    yield from batches.problems(subject.config, subject.layout, batch, following)
+    part = _part(subject, batch)
+    micro_batches = subject.step.on_device(part)
+    yield from corruption.problems(subject, part, micro_batches)
+    yield from models.problems(subject, part, micro_batches)
+    yield from gradients.problems(subject, part)
+
+
+def _part(subject: Subject, batch: StepBatch) -> StepBatch:
+    """The first micro batches alone, one for each pipeline stage, with counts of their own. A collective call."""
+    own = batch.micro_batches[: subject.layout.pipeline.size()]
+    counts = [(one.masked_index.numel(), int(one.is_real.sum()), one.num_samples) for one in own]
+    totals = torch.tensor([sum(column) for column in zip(*counts, strict=True)], device=subject.layout.device)
+    dist.all_reduce(totals, group=subject.layout.data)
+    masked, tokens, samples = totals.tolist()
+    return replace(batch, micro_batches=own, num_masked=masked, num_tokens=tokens, num_samples=samples)

@@ -1,0 +1,140 @@
+"""What a run is watched by on its first rank: the lines so far, and which alarms have been said."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metro_megatron.config.schema import Config
+from metro_megatron.data.batch import MicroBatch, StepBatch
+from metro_megatron.health.alarms import ALARMS, Alarm, History, Line
+from metro_megatron.health.trivial import WordFrequencies
+from metro_megatron.parallel.optim import Update
+from metro_megatron.randomness import hash64
+
+QUIET_LINES = 10
+"""Lines without an alarm's signs after which it may be said again."""
+MOST_LINES = 400
+MOST_SAMPLES = 1 << 18
+"""Samples whose contents are remembered, 8 bytes each and a set's room."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """An alarm that goes off."""
+
+    alarm: Alarm
+    evidence: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.alarm.name} ({self.evidence}): {self.alarm.cause}. {self.alarm.remedy[0].upper()}" + (
+            f"{self.alarm.remedy[1:]}"
+        )
+
+
+class Watch:
+    """Host work alone: no device is asked for anything here."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.frequencies = WordFrequencies(config.model.vocab_size)
+        self.lines: deque[Line] = deque(maxlen=MOST_LINES)
+        self.read = _Read()
+        self.masked = self.tokens = 0
+        self.norms: list[float] = []
+        self.skipped = 0
+        self.quiet: dict[str, int] = {}
+        """By alarm that has been said: lines since its signs were last seen."""
+
+    def batch(self, batch: StepBatch) -> None:
+        """Look at what a step is about to read, while it is on the host."""
+        self.masked += batch.num_masked
+        self.tokens += batch.num_tokens
+        for micro_batch in batch.micro_batches:
+            self.frequencies.add(micro_batch.masked_targets.numpy())
+            self.read.add(sample_hashes(micro_batch))
+
+    def update(self, update: Update) -> None:
+        """Note what a step did."""
+        self.norms.append(update.grad_norm)
+        self.skipped += update.is_skipped
+
+    def line(
+        self, step: int, figures: Mapping[str, float], weights: Mapping[str, tuple[float, int]], planned: float
+    ) -> list[Said]:
+        """The alarms that go off with this log line; each is said once, and again only after it was away.
+
+        planned: share of the samples since the line before that earlier epochs had, too.
+        """
+        self.lines.append(
+            Line(
+                step=step,
+                figures=figures,
+                masked=self.masked,
+                tokens=self.tokens,
+                norms=tuple(self.norms),
+                skipped=self.skipped,
+                unigram=self.frequencies.entropy(),
+                repeated=self.read.lap() - planned,
+                weights=weights,
+            )
+        )
+        self.masked = self.tokens = self.skipped = 0
+        self.norms = []
+        history = History(self.config, list(self.lines))
+        said = []
+        for alarm in ALARMS:
+            evidence = alarm.sees(history)
+            if evidence and alarm.name not in self.quiet:
+                said.append(Said(alarm, evidence))
+            if evidence:
+                self.quiet[alarm.name] = 0
+            elif alarm.name in self.quiet:
+                self.quiet[alarm.name] += 1
+                if self.quiet[alarm.name] >= QUIET_LINES:
+                    del self.quiet[alarm.name]
+        return said
+
+
+class _Read:
+    """Which samples have been read, by their contents."""
+
+    def __init__(self) -> None:
+        self.order: deque[int] = deque()
+        self.known: set[int] = set()
+        self.count = self.again = 0
+
+    def add(self, hashes: NDArray[np.uint64]) -> None:
+        for one in hashes.tolist():
+            self.count += 1
+            if one in self.known:
+                self.again += 1
+                continue
+            self.known.add(one)
+            self.order.append(one)
+            if len(self.order) > MOST_SAMPLES:
+                self.known.discard(self.order.popleft())
+
+    def lap(self) -> float:
+        """Share of the samples since the last call that had been read before."""
+        share = self.again / max(self.count, 1)
+        self.count = self.again = 0
+        return share
+
+
+def sample_hashes(micro_batch: MicroBatch) -> NDArray[np.uint64]:
+    """A hash of the contents of every sample, wherever it lies."""
+    real = micro_batch.is_real.numpy().reshape(-1)
+    tokens, positions = (
+        tensor.numpy().reshape(-1)[real].astype(np.uint64) for tensor in (micro_batch.tokens, micro_batch.position_ids)
+    )
+    lengths = micro_batch.sample_lengths.numpy()
+    lengths = lengths[lengths > 0]
+    begins = np.cumsum(lengths) - lengths
+    hashed = hash64(tokens, positions)
+    return np.add.reduceat(hashed, begins) if len(begins) else np.empty(0, np.uint64)

@@ -1,0 +1,165 @@
+"""Alarms as functions of figures: each goes off at its mark and not before, and is said once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+from metro_megatron.config.schema import Config, OptimizerConfig, TrainConfig
+from metro_megatron.data.loader import PretrainingData
+from metro_megatron.health.alarms import ALARMS, History, Line
+from metro_megatron.health.trivial import WordFrequencies, detection_entropy
+from metro_megatron.health.watch import QUIET_LINES, Watch, sample_hashes
+from metro_megatron.parallel.optim import Update
+from tests.parity.small_run import memory_shard, small_config, small_corpus
+
+CONFIG = Config(
+    optimizer=OptimizerConfig(lr=5e-4, lr_warmup_steps=100), train=TrainConfig(train_steps=1000, precision="bf16")
+)
+FIGURES = {
+    "aux_loss": 5.0,
+    "aux_accuracy": 0.2,
+    "sampled_accuracy": 0.08,
+    "clm_loss": 5.2,
+    "rtd_loss": 0.38,
+    "rtd_auc": 0.65,
+    "replace_accuracy": 0.1,
+    "replace_rate": 0.138,
+    "learning_rate": 5e-4,
+    "loss_scale": 1.0,
+    "shared_grad_norm": 0.7,
+    "stage_grad_norm": 0.7,
+}
+MATRIX = "main.block.layers.0.mlp.linear_fc1.weight"
+
+
+def line(step: int, **changed: Any) -> Line:
+    """One of ten steps in the middle of a healthy run; what is no field of a line is a figure."""
+    fields = {name: changed.pop(name) for name in list(changed) if name in Line.__dataclass_fields__}
+    healthy = Line(
+        step=step,
+        figures={**FIGURES, **changed},
+        masked=15_000,
+        tokens=100_000,
+        norms=(1.0,) * 10,
+        unigram=6.8,
+        weights={MATRIX: (20.0 + step / 1e3, 10**6)},
+    )
+    return replace(healthy, **fields)
+
+
+def said(lines: list[Line], config: Config = CONFIG) -> set[str]:
+    return {alarm.name for alarm in ALARMS if alarm.sees(History(config, lines))}
+
+
+def after(**changed: Any) -> list[Line]:
+    """Lines up to step 600 of 1000, the last two windows as told."""
+    return [line(step, **(changed if step > 560 else {})) for step in range(10, 610, 10)]
+
+
+def test_a_healthy_run_has_none_from_its_first_line() -> None:
+    lines = after()
+    for count in range(1, len(lines)):
+        assert said(lines[:count]) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "sick", "nearly"),
+    [
+        ("gradients not finite", {"skipped": 1}, {}),
+        ("no gradient", {"stage_grad_norm": 0.0}, {"stage_grad_norm": 1e-9}),
+        # (1 - 0.9) of weights of 0.02
+        ("learning rate too high", {"learning_rate": 2.1e-3}, {"learning_rate": 2.0e-3}),
+        # One gradient of norm 1 in 10^13 elements has an element of 3e-7, below 1e-6.
+        ("epsilon rules Adam", {"weights": {"a": (1.0, 10**13)}}, {"weights": {"a": (1.0, 10**11)}}),
+        ("repeated data", {"repeated": 0.51}, {"repeated": 0.5}),
+        ("weights do not move", {"weights": {MATRIX: (20.0, 10**6)}}, {}),
+        ("worse than frequencies", {"clm_loss": 6.95}, {"clm_loss": 6.85}),
+        ("detection inverted", {"rtd_auc": 0.44}, {"rtd_auc": 0.46}),
+        ("RTD says original to all", {"rtd_auc": 0.505}, {"rtd_auc": 0.52}),
+        ("replace accuracy collapsed", {"rtd_auc": 0.53}, {"rtd_auc": 0.54}),
+        ("loss fell back", {"aux_loss": 5.91}, {"aux_loss": 5.89}),
+        ("stuck on word frequencies", {"aux_loss": 6.75}, {"aux_loss": 6.7}),
+        ("CLM learns nothing", {"clm_loss": 6.63}, {"clm_loss": 6.60}),
+        ("auxiliary too good", {"sampled_accuracy": 0.91}, {"sampled_accuracy": 0.89}),
+        ("replacements are not drawn", {"sampled_accuracy": 0.2}, {"sampled_accuracy": 0.199}),
+    ],
+)
+def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict[str, Any]) -> None:
+    assert name in said(after(**sick)), sick
+    assert name not in said(after(**nearly)), nearly
+
+
+def test_a_spike_is_one_that_adam_cannot_average() -> None:
+    """1 / sqrt(1 - 0.98) = 7.07 times the usual norm, after clipping; clipped ones are told from 50 times on."""
+    usual = [line(step) for step in range(10, 110, 10)]
+    free = replace(CONFIG, optimizer=replace(CONFIG.optimizer, clip_grad=0.0))
+    for norm, config, is_told in ((7.2, free, True), (7.0, free, False), (49.0, CONFIG, False), (51.0, CONFIG, True)):
+        lines = [*usual, line(110, norms=(1.0, norm))]
+        assert ("norm spike" in said(lines, config)) == is_told, (norm, config.optimizer.clip_grad)
+        assert "norm spike" not in said([usual[0], lines[-1]], config), "what is usual is not known yet"
+
+
+def test_decay_rules_where_weights_tend_to_less_than_half() -> None:
+    """sqrt(5e-4 / (2 wd)) against 0.02 / 2: 2.5; and only a run of 1 / (lr wd) steps gets there."""
+    for decay, steps, is_told in ((2.6, 1000, True), (2.4, 1000, False), (2.6, 700, False)):
+        optimizer, train = replace(CONFIG.optimizer, weight_decay=decay), replace(CONFIG.train, train_steps=steps)
+        found = said(after(weights={MATRIX: (20.0, 10**6)}), replace(CONFIG, optimizer=optimizer, train=train))
+        assert ("weight decay rules" in found) == is_told, (decay, steps)
+
+
+def test_fp16_finds_its_scale_before_anything_is_said() -> None:
+    fp16 = replace(CONFIG, train=replace(CONFIG.train, precision="fp16"))
+    assert said(after(skipped=5, loss_scale=2.0), fp16) == set()
+    assert said(after(skipped=6, loss_scale=2.0), fp16) == {"gradients not finite"}
+    assert said(after(loss_scale=1.0), fp16) == {"loss scale at its floor"}
+
+
+def test_an_alarm_is_said_once_and_again_when_it_was_away() -> None:
+    watch, steps = Watch(CONFIG), iter(range(10, 10_000, 10))
+
+    def lines(count: int, **changed: float) -> int:
+        total = 0
+        for _ in range(count):
+            watch.update(Update(5e-4, 1.0, 0.7, 0.7, 1.0, False, False))
+            total += len(watch.line(next(steps), {**FIGURES, **changed}, {}, 0.0))
+        return total
+
+    assert lines(1, stage_grad_norm=0.0) == 1
+    assert lines(5, stage_grad_norm=0.0) == 0
+    assert lines(QUIET_LINES - 1) == 0 and lines(1, stage_grad_norm=0.0) == 0, "it flickers"
+    assert lines(QUIET_LINES) == 0 and lines(1, stage_grad_norm=0.0) == 1
+
+
+def test_marks_of_models_that_know_frequencies_only() -> None:
+    words, counts = WordFrequencies(50), np.random.default_rng(0).zipf(1.5, 20_000) % 50
+    for part in np.split(counts, 20):
+        words.add(part)
+    shares = np.bincount(counts, minlength=50) / 20_000
+    assert words.entropy() == pytest.approx(entropy(shares) + 49 / 40_000, rel=1e-12)
+    assert detection_entropy(0.15) == pytest.approx(entropy([0.15, 0.85]), rel=1e-12)
+
+
+def data_of(**concerns: Any) -> PretrainingData:
+    config = small_config(**concerns)
+    corpus = small_corpus(config)
+    return PretrainingData(corpus.train_index, [memory_shard(seed=7)], config)
+
+
+def test_samples_are_known_again_wherever_they_lie_and_new_epochs_are_planned() -> None:
+    packed, padded = data_of().step_batch(0, 0), data_of(data={"row_format": "padded"}).step_batch(0, 0)
+    seen = [sorted(np.concatenate([sample_hashes(one) for one in batch.micro_batches])) for batch in (packed, padded)]
+    assert seen[0] == seen[1] and len(set(seen[0])) == 24
+    data, watch, first, planned = data_of(), Watch(small_config()), 0, []
+    for step in range(40):
+        batch = data.step_batch(step, first)
+        watch.batch(batch)
+        planned.append(data.read_before(first, batch.end))
+        first = batch.end
+        watch.line(step, FIGURES, {}, planned[-1])
+        assert watch.lines[-1].repeated == pytest.approx(0.0, abs=0.1), "but for a few that are alike"
+    assert planned[0] == 0.0 and planned[-1] == 1.0

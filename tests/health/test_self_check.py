@@ -1,0 +1,122 @@
+"""The look before the first step: silent where all is well, in every layout, and nobody could tell that it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from metro_megatron.config.schema import Config
+from metro_megatron.health.shards import WeightNorms, fingerprint
+from metro_megatron.train import trainer as module
+from tests.distributed import run_ranks
+from tests.parity.small_run import small_config, start, whole_weights
+
+DROPS = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+
+
+def look_and_train(
+    config: Config,
+) -> tuple[list[str], list[dict[str, Any]], dict[str, torch.Tensor], str, torch.Tensor]:
+    """What was said, the figures of a step each, and the state afterwards."""
+    said: list[str] = []
+    with patch.object(module, "copy_tokenizer"), patch.object(module.Report, "say", lambda _, line: said.append(line)):
+        trainer = start(config)
+        trainer.train()
+    trainer.homes.fetch_parameters()
+    state = fingerprint(trainer.pair, trainer.optimizer, trainer.layout)
+    weights, norms = whole_weights(trainer), WeightNorms(trainer.pair, trainer.optimizer, trainer.layout).measure()
+    for name, weight in weights.items():
+        norm, size = norms[name]
+        assert size == weight.numel(), name
+        # In bf16 it is the norm of the masters.
+        rel = 1e-12 if config.train.precision == "fp32" else 4e-3
+        assert norm == pytest.approx(float(weight.double().norm()), rel=rel), name
+    trainer.close()
+    lines = [json.loads(line) for line in (Path(config.train.output) / "metrics.jsonl").read_text().splitlines()]
+    return said, lines, weights, state, torch.random.get_rng_state()
+
+
+def config_of(folder: Path, looks: bool, **concerns: Any) -> Config:
+    train = {"train_steps": 3, "output": str(folder / str(looks)), "self_check": looks, **concerns.pop("train", {})}
+    return small_config(train=train, **concerns)
+
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {"model": DROPS}),
+    "pp2": (2, {"parallel": {"pipeline_model_parallel_size": 2}, "model": DROPS}),
+    "dp2 padded": (2, {"data": {"row_format": "padded"}}),
+    "tp2 pp2 vpp2 sp recomputed": (
+        4,
+        {
+            "parallel": {
+                "tensor_model_parallel_size": 2,
+                "pipeline_model_parallel_size": 2,
+                "virtual_pipeline_model_parallel_size": 2,
+                "sequence_parallel": True,
+                "recompute": "full",
+            },
+        },
+    ),
+    "bf16, no overlap": (1, {"train": {"precision": "bf16"}, "parallel": {"overlap": False}}),
+    "all losses": (1, {"objective": {"main": ["rtd", "clm", "cloze", "scl"], "clm": "mixture"}}),
+    "BERT": (1, {"corruption": {"source": "none"}, "objective": {"main": ["mlm"]}}),
+    "early exit": (1, {"early_exit": {"layers": [1], "share": "0.5"}}),
+    "untied, T5": (1, {"model": {"untied_positions": True, "relative_bucket": "t5"}}),
+    "main fills, eval": (1, {"corruption": {"source": "main"}, "model": {**DROPS, "auxiliary_dropout": "eval"}}),
+}  # fmt: skip
+QUICK = ("one", "pp2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in LAYOUTS]
+)
+def test_it_is_silent_and_leaves_no_trace(name: str, tmp_path: Path) -> None:
+    """Losses, norms, weights, moments and torch's generator are bit for bit those of a run without it."""
+    ranks, concerns = LAYOUTS[name]
+    with_it, without = (
+        run_ranks(look_and_train, ranks, config_of(tmp_path, looks, **concerns))[0] for looks in (True, False)
+    )
+    assert sum(line.startswith("self-check: ") for line in with_it[0]) == 1
+    assert not any(line.startswith("self-check") for line in without[0])
+    timing = {"tokens_per_second", "tflops_per_gpu", "seconds_per_step", "data_share", "mfu"}
+    for one, other in zip(with_it[1], without[1], strict=True):
+        assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in other.items() if k not in timing}
+    assert with_it[3] == without[3] and torch.equal(with_it[4], without[4])
+    for key, weight in without[2].items():
+        assert torch.equal(with_it[2][key], weight), key
+
+
+def resumed_fingerprints(config: Config) -> tuple[str, str]:
+    """Train and save; the state's fingerprint, and that of a trainer that has loaded it."""
+    with patch.object(module, "copy_tokenizer"), patch.object(module.Report, "say"):
+        trainer = start(config)
+        trainer.train()
+        first = fingerprint(trainer.pair, trainer.optimizer, trainer.layout)
+        trainer.close()
+        again = start(replace(config))
+        again.restore()
+        second = fingerprint(again.pair, again.optimizer, again.layout)
+        again.close()
+    return first, second
+
+
+def restored_fingerprint(config: Config) -> str:
+    trainer = start(config)
+    trainer.restore()
+    found = fingerprint(trainer.pair, trainer.optimizer, trainer.layout)
+    trainer.close()
+    return found
+
+
+def test_the_fingerprint_of_weights_and_moments_is_that_of_every_layout(tmp_path: Path) -> None:
+    parallel = {"tensor_model_parallel_size": 2}
+    config = config_of(tmp_path, False)
+    ((first, second),) = run_ranks(resumed_fingerprints, 1, config)
+    split = replace(config, parallel=replace(config.parallel, **parallel))  # type: ignore[arg-type]
+    assert {first, second} | set(run_ranks(restored_fingerprint, 2, split)) == {first}

@@ -1,0 +1,338 @@
+"""The zoo: faults that really happen, as patches of the trainer's parts. What detects them does not know them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor
+
+from metro_megatron import mcore
+from metro_megatron.checkpoint import save
+from metro_megatron.config.position import PositionScheme
+from metro_megatron.corruption import trained
+from metro_megatron.data import masking
+from metro_megatron.data.batch import MicroBatch, MicroBatchBuilder
+from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.masking import Masking
+from metro_megatron.data.order import SampleOrder
+from metro_megatron.model import sequences
+from metro_megatron.model.encoder import AuxiliaryModel, Borrowed, TiedParameters
+from metro_megatron.model.position import Positions
+from metro_megatron.objective import rtd, vocabulary
+from metro_megatron.objective.clm import CorrectiveLanguageModel
+from metro_megatron.objective.rtd import ReplacedTokenDetection
+from metro_megatron.objective.vocabulary import LanguageModel
+from metro_megatron.parallel import optim
+from metro_megatron.schedule import Schedule
+from metro_megatron.train import step
+from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.step import Step
+from metro_megatron.train.trainer import Trainer
+from tests.zoo.lives import Fault
+
+Patch = pytest.MonkeyPatch
+LATE = 120
+"""Step of what happens in the middle of a run."""
+
+
+def instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
+    """Puts make(what it was) in place of a function or method."""
+    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+# --- data and masks
+
+
+def positions_run_on(cells: Any) -> Any:
+    def ours(self: Any, samples: Any, begins: Any, num_cells: int) -> Any:
+        tokens, positions, is_real = cells(self, samples, begins, num_cells)
+        positions[is_real] = torch.arange(int(is_real.sum())).numpy() % 48
+        return tokens, positions, is_real
+
+    return ours
+
+
+def one_to_the_left(smallest: Any) -> Any:
+    def ours(*args: Any) -> Any:
+        row, column = smallest(*args)
+        return row, column - 1
+
+    return ours
+
+
+def keys_of_positions(keys: Any) -> Any:
+    def ours(self: Any, draws: Any, positions: Any) -> Any:
+        return keys(self, replace(draws, epoch=0 * draws.epoch, sample=0 * draws.sample), positions)
+
+    return ours
+
+
+def round_and_round(order: Any) -> Any:
+    return lambda self, positions: order(self, positions % 72)
+
+
+def same_part(build: Any) -> Any:
+    def ours(self: Any, layout: Any) -> PretrainingData:
+        data = build(self, layout)
+        data._dp_rank = 0
+        return data
+
+    return ours
+
+
+def doubled_counts(build: Any) -> Any:
+    def ours(self: Any, *args: Any) -> Any:
+        found = build(self, *args)
+        return replace(found, num_tokens=2 * found.num_tokens)
+
+    return ours
+
+
+def all_shown(readings: Any) -> Any:
+    return lambda self, draws, positions, tokens: tokens
+
+
+def next_target(patch: Patch) -> None:
+    """Every mask wants the original of another."""
+    targets: Any = MicroBatch.masked_targets
+    patch.setattr(MicroBatch, "masked_targets", property(lambda self: targets.fget(self).roll(1)))
+
+
+# --- replacements
+
+
+def sampling(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Statistics of a vocabulary whose sampling is changed."""
+
+    def make(statistics: Any) -> Any:
+        def ours(rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, shard: Any, sampling: Any = None) -> Any:
+            return statistics(rows, weight, bias, targets, shard, sampling and change(sampling))
+
+        return ours
+
+    return make
+
+
+def likeliest(statistics: Any) -> Any:
+    def ours(*args: Any) -> Any:
+        found = statistics(*args)
+        return found if found.sampled is None else found._replace(sampled=found.predicted)
+
+    return ours
+
+
+def reads_originals(forward: Any) -> Any:
+    return lambda self, micro_batch: forward(self, replace(micro_batch, masked_tokens=micro_batch.tokens))
+
+
+def with_dropout(build: Any) -> Any:
+    return lambda config, device: build(replace(config, model=replace(config.model, auxiliary_dropout="train")), device)
+
+
+def one_noise(statistics: Any) -> Any:
+    return sampling(lambda one: one._replace(keys=torch.zeros_like(one.keys)))(statistics)
+
+
+def cold(statistics: Any) -> Any:
+    return sampling(lambda one: one._replace(temperature=0.3))(statistics)
+
+
+def never_training(tell: Any) -> Any:
+    def ours(self: Step, is_training: bool) -> None:
+        tell(self, False)
+
+    return ours
+
+
+# --- losses and gradients
+
+
+def swapped(loss: Any) -> Any:
+    return lambda logits, is_original, is_real: loss(logits, ~is_original, is_real)
+
+
+def without_weight(patch: Patch) -> None:
+    patch.setattr(ReplacedTokenDetection, "weight", Schedule(0.0))
+
+
+def negative(weighted: Any) -> Any:
+    return lambda *args: -weighted(*args)
+
+
+def halved(weighted: Any) -> Any:
+    """Where it becomes a gradient."""
+    return lambda terms, losses, at, batch=None: weighted(terms, losses, at, batch) / 2
+
+
+def unreduced(patch: Patch) -> None:
+    for name in ("start_grad_sync", "finish_grad_sync"):
+        patch.setattr(DistributedDataParallel, name, lambda self, *args: None)
+
+
+def detached(loss: Any) -> Any:
+    def ours(*args: Any) -> Any:
+        value, sums = loss(*args)
+        return value.detach().requires_grad_(), sums
+
+    return ours
+
+
+def other_targets(statistics: Any) -> Any:
+    def ours(self: Any, decoding: Any, micro_batch: MicroBatch, *args: Any) -> Any:
+        if self.name != "clm":
+            return statistics(self, decoding, micro_batch, *args)
+        tokens = micro_batch.tokens.roll(1, 1)
+        return statistics(self, decoding, replace(micro_batch, tokens=tokens), *args)
+
+    return ours
+
+
+def without_gradient(bias: Any) -> Any:
+    def ours(self: Any) -> Any:
+        found = bias(self)
+        return type(found)(*(None if one is None else one.detach() for one in found))
+
+    return ours
+
+
+def in_gradients(trainer: Trainer, patch: Patch, change: Callable[[Tensor, int], None]) -> None:
+    """Change every gradient after the phases of a step."""
+    gradients = trainer.step.gradients
+
+    def ours(batch: Any, metrics: Any) -> Any:
+        found = gradients(batch, metrics)
+        for ddp in trainer.homes.all:
+            for parameter in ddp.module.parameters():
+                change(parameter.main_grad, batch.step)
+        return found
+
+    patch.setattr(trainer.step, "gradients", ours)
+
+
+def spikes(trainer: Trainer, patch: Patch) -> None:
+    in_gradients(trainer, patch, lambda gradient, at: gradient.mul_(1e3 if at == LATE else 1.0))
+
+
+def nans(trainer: Trainer, patch: Patch) -> None:
+    in_gradients(trainer, patch, lambda gradient, at: gradient.fill_(float("nan")) if at % 50 == 30 else None)
+
+
+def overflows(trainer: Trainer, patch: Patch) -> None:
+    in_gradients(trainer, patch, lambda gradient, at: gradient.fill_(float("inf")) if 0 < at < 45 and at % 3 else None)
+
+
+# --- models and optimizer
+
+
+def copied_table(trainer: Trainer, patch: Patch) -> None:
+    model: Any = trainer.parts.corruptor.model  # type: ignore[attr-defined]
+    word = trainer.pair.shared["tied"].word
+    own = copy.copy(word)
+    own._parameters = {"weight": torch.nn.Parameter(word.weight.detach().clone())}
+    model.borrowed = model.embedding.borrowed = (Borrowed(word=own),)
+
+
+def frozen_table(trainer: Trainer, patch: Patch) -> None:
+    update, word = trainer.optimizer._update, trainer.pair.shared["tied"].word.weight
+
+    def ours(*args: Any) -> None:
+        before = word.detach().clone()
+        update(*args)
+        word.data.copy_(before)
+
+    patch.setattr(trainer.optimizer, "_update", ours)
+
+
+def rate_jumps(rate: Any) -> Any:
+    return lambda at, options, steps: rate(at, options, steps) * (100 if at >= LATE else 1)
+
+
+def three_too_many(samples: Any) -> Any:
+    def ours(cu_seqlens: Tensor, longest: int) -> Any:
+        shifted = cu_seqlens.clone()
+        shifted[1:-1] += 3
+        return samples(shifted, longest + 3)
+
+    return ours
+
+
+def moments_lost(load: Any) -> Any:
+    def ours(pair: Any, optimizer: Any, state: Any) -> None:
+        load(pair, optimizer, state)
+        for one in optimizer.both:
+            for moments in one.optimizer.state.values():
+                moments["exp_avg"].zero_()
+                moments["exp_avg_sq"].zero_()
+
+    return ours
+
+
+def crossed(corrupt: Any) -> Any:
+    return lambda micro_batch, sampled: corrupt(micro_batch, sampled.flip(0))
+
+
+def own_table(patch: Patch) -> None:
+    patch.setattr(TiedParameters, "for_auxiliary", lambda self: Borrowed())
+
+
+def one_bucket(rows: Any) -> Any:
+    return lambda self: [0, 0]
+
+
+DROPS = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
+UNCLIPPED = {"optimizer": {"clip_grad": 0.0}}
+HALF = {"train": {"precision": "fp16"}, "optimizer": {"initial_loss_scale": 256.0}}
+SERIAL = {"parallel": {"overlap": False}}
+HEAD = (vocabulary, "linear_cross_entropy")
+
+FAULTS = (
+    Fault(
+        "positions go on from sample to sample",
+        "positions do not",
+        instead(MicroBatchBuilder, "_cells", positions_run_on),
+    ),
+    Fault("masks on <s>", "masks lie on", instead(masking, "_smallest_hashes", one_to_the_left)),
+    Fault("masked tokens are shown", "shown", instead(Masking, "readings", all_shown)),
+    Fault("targets of another mask", "targets", next_target),
+    Fault("order stuck on the same samples", "repeated data", instead(SampleOrder, "__getitem__", round_and_round)),
+    Fault("data-parallel ranks read the same", "share out", instead(Corpus, "training_data", same_part), ranks=2),
+    Fault("loss divided by twice the tokens", "divided", instead(PretrainingData, "step_batch", doubled_counts)),
+    Fault("noise the same in every step", "noise", instead(Masking, "noise_keys", keys_of_positions)),
+    Fault("one noise for all masks", "one fixed noise", instead(*HEAD, one_noise)),
+    Fault("always the likeliest word", "the likeliest word", instead(*HEAD, likeliest)),
+    Fault("temperature 0.3", "not drawn", instead(*HEAD, cold)),
+    Fault("auxiliary reads the originals", "reads the originals", instead(AuxiliaryModel, "forward", reads_originals)),
+    Fault("replacements at the wrong masks", "not read what was drawn", instead(step, "corrupt", crossed)),
+    Fault(
+        "dropout in the auxiliary", "auxiliary drops", instead(mcore, "auxiliary_config", with_dropout), concerns=DROPS
+    ),
+    Fault("evaluation mode stuck", "does not drop", instead(Step, "_set_training", never_training), concerns=DROPS),
+    Fault("labels swapped", "replaced token detection", instead(rtd, "detection_loss", swapped)),
+    Fault("CLM names the token before", "clm: the original", instead(LanguageModel, "statistics", other_targets)),
+    Fault("CLM without gradient", "reaches main.clm_head", instead(CorrectiveLanguageModel, "loss", detached)),
+    Fault("RTD without weight", "RTD says original to all", without_weight),
+    Fault("auxiliary climbs: wrong sign", "not the derivative", instead(trained, "weighted", negative)),
+    Fault("main's loss halved once more", "not the derivative", instead(step, "weighted", halved)),
+    Fault("gradients not reduced over ranks", "not the derivative", unreduced, ranks=2, concerns=SERIAL),
+    Fault("position table without gradient", "no gradient reaches", instead(Positions, "bias", without_gradient)),
+    Fault("token table copied, not tied", "not tied", infect=copied_table),
+    Fault("auxiliary has a table of its own", "not tied", own_table),
+    Fault("[CLS] shares a bucket", "[CLS]", instead(PositionScheme, "cls_rows", one_bucket)),
+    Fault("attention beyond the sample", "another sample", instead(sequences, "packed_samples", three_too_many)),
+    Fault("token table frozen", "weights do not move (tied.word", infect=frozen_table),
+    Fault("moments lost at resume", "moments", instead(save, "load_state", moments_lost), resumes_after=20),
+    Fault("rate 30 times too high", "learning rate too high", concerns={"optimizer": {"lr": 0.15}}),
+    Fault("rate jumps in the middle", "learning rate too high", instead(optim, "learning_rate", rate_jumps)),
+    Fault("epsilon of 0.1", "epsilon", concerns={"optimizer": {"adam_eps": 0.1}}),
+    Fault("weight decay of 10", "weight decay rules", concerns={"optimizer": {"weight_decay": 10.0}}),
+    Fault("a spike without clipping", "norm spike", infect=spikes, concerns=UNCLIPPED),
+    Fault("gradients not finite now and then", "not finite", infect=nans),
+    Fault("fp16's scale at its floor", "loss scale at its floor", infect=overflows, concerns=HALF),
+)
+"""In the order in which a document meets them; the fault of each is named by what is said of it."""

@@ -1,0 +1,35 @@
+"""Healthy runs of other seeds, rates, sizes, vocabularies, texts and objectives: nothing may be said of them."""
+
+from __future__ import annotations
+
+from tests.zoo.lives import Concerns
+
+HEALTHY: dict[str, Concerns] = {
+    "seed 2": {"train": {"seed": 2}},
+    "seed 3": {"train": {"seed": 3}},
+    "seed 4, steps of tokens": {"train": {"seed": 4, "global_batch_size": 0, "global_batch_tokens": 700}},
+    "rate 3e-3": {"optimizer": {"lr": 3e-3}},
+    "rate 2e-3, small start": {"optimizer": {"lr": 2e-3}, "model": {"init_method_std": 0.06}},
+    "rate 5e-4 of 2000 steps": {"optimizer": {"lr": 5e-4}, "train": {"train_steps": 2000}},
+    "warm-up of 200 steps": {"optimizer": {"lr_warmup_steps": 200}, "train": {"train_steps": 2000}},
+    "no clipping": {"optimizer": {"clip_grad": 0.0}},
+    "128 words": {"model": {"vocab_size": 128}},
+    "512 words": {"model": {"vocab_size": 512}},
+    "2,048 words": {"model": {"vocab_size": 2048}, "train": {"train_steps": 2000}},
+    "width 48": {"model": {"hidden_size": 48, "ffn_hidden_size": 96}},
+    "width 64": {"model": {"hidden_size": 64, "ffn_hidden_size": 128}, "optimizer": {"lr": 4e-3}},
+    "deeper": {"model": {"num_layers": 4, "auxiliary_num_layers": 2}, "train": {"train_steps": 2000}},
+    "steps of 8 samples": {"train": {"global_batch_size": 8, "train_steps": 2000}},
+    "steps of 48 samples": {"train": {"global_batch_size": 48}},
+    "padded rows, a line a step": {"data": {"row_format": "padded"}, "train": {"log_interval": 1, "train_steps": 2000}},
+    "dropout": {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}},
+    "pre-LN": {"model": {"norm_first": True}, "optimizer": {"lr": 3e-3}},
+    "lambda 50": {"objective": {"rtd_weight": 50.0}, "train": {"train_steps": 2000}},
+    "mask rate 0.3": {"objective": {"mask_probability": 0.3}},
+    "plain masked language model": {"corruption": {"source": "none"}, "objective": {"main": ["mlm"]}},
+    "bf16": {"train": {"precision": "bf16"}},
+    "fp16": {"train": {"precision": "fp16"}},
+    "early exit": {"early_exit": {"layers": [1]}, "train": {"train_steps": 2000}},
+    "unigram replacements": {"corruption": {"source": "unigram"}},
+    "COCO-LM's losses": {"objective": {"main": ["rtd", "clm", "scl"], "clm": "mixture"}},
+}
