@@ -4,10 +4,10 @@ Scores of an arm are a table [n, m] of n seeds and m items, both drawn from more
 
     score = mean + seed + item + what is left, each with its variance.
 
-Items of a run share what its seed did to it, so n times m scores are far fewer than as many independent ones, and it is
-seeds that are repeated. Arms of the same seeds share order, masks, noise and initial weights: they are compared by their
-differences, one table, in which seed and item mean what both do to the difference. Arms of different seeds are two
-tables, of the same items.
+Items of a run share what its seed did to it, so n times m scores are far fewer than as many independent ones: it is
+seeds that are repeated. Arms of the same seeds share order, masks, noise and initial weights. They are compared by
+their differences, one table, in which seed and item mean what both do to the difference. Arms of different seeds are
+two tables, of the same items.
 
 With mean squares MS between seeds, between items and of what is left, one table's mean has the variance
 

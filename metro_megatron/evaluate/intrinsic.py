@@ -179,7 +179,7 @@ def evaluate(
         for name, value in _sums(terms, batch, guesses).items():
             sums[name] = sums.get(name, 0) + value.double()
         if of_samples is not None:
-            of_samples |= {int(ids[row]): _sums(terms, *_row(batch, guesses, row)) for row in range(len(ids))}
+            of_samples |= {int(ids[row]): _scalars(_sums(terms, *_row(batch, guesses, row))) for row in range(len(ids))}
         targets.append(batch.ids[batch.is_masked])
         on_progress(done, len(batches))
     found = figures(terms, sums)
@@ -197,7 +197,8 @@ def document_figures(
     config: MetroConfig, text: TokenizedDocuments, of_samples: dict[int, Sums]
 ) -> list[dict[str, float]]:
     """The figures of each document by itself, from what `evaluate` noted of its samples; a document of no samples has
-    none, and a figure that it cannot have, such as a loss where no token is masked, is left out."""
+    none. Left out is a figure that it cannot have, such as a loss where no token is masked, and the area under the
+    curve, which no mean over documents gives."""
     index = build_sample_index([text], config.max_position_embeddings)
     ends = np.concatenate([[0], text.unit_lengths.cumsum()])[text.document_index]
     owner = np.searchsorted(ends, index.start, side="right") - 1
@@ -206,14 +207,20 @@ def document_figures(
         for name, value in of_samples[sample].items():
             sums[document][name] = sums[document].get(name, torch.zeros(())) + value.double()
     terms = terms_of(config)
-    return [_known_figures(terms, one) if one else {} for one in sums]
+    nothing = {name: torch.zeros(1) for term in terms for name, elements in term.sums.items() if elements > 1}
+    return [_known_figures(terms, one | nothing) if one else {} for one in sums]
+
+
+def _scalars(sums: Sums) -> Sums:
+    """Without the histograms of detection, 16 MB a sample."""
+    return {name: value for name, value in sums.items() if value.ndim == 0}
 
 
 def _known_figures(terms: Sequence[Term], sums: Sums) -> dict[str, float]:
     """Of losses and shares, those that are not over nothing."""
     masked, tokens, replaced = (int(sums[name]) for name in ("num_masked", "num_tokens", "replaced"))
     over = {"replace_accuracy": replaced, "non_replace_accuracy": tokens - replaced}
-    over["rtd_auc"] = min(over.values())
+    over["rtd_auc"] = 0
     found = figures(terms, sums)
     kept = {name for name in found if name not in OF_ROWS and over.get(name, tokens if "rtd" in name else masked)}
     return {name: value for name, value in found.items() if name in kept and math.isfinite(value)}

@@ -37,7 +37,8 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
         one = _parse(line)
         if one is None:
             raise UserError(
-                f'{path}, line {number}: {line[:60]!r} is no score; a line is {{"task": "cloze", "id": "17", "score": 1}}'
+                f"{path}, line {number}: {line[:60]!r} is no score; "
+                'a line is {"task": "cloze", "id": "17", "score": 1}'
             )
         items = found.setdefault(one.task, {})
         if one.id in items:
