@@ -19,17 +19,17 @@ class Options:
     """Of which table."""
 
     results: str = "docs/results/campaign.csv"
-    """Table of make campaign."""
+    """Table of make learn."""
 
 
 def main(options: Options) -> None:
-    """Print median, spread and standard error of every figure, by arm, learning rate, budget and device.
+    """Print median, spread and standard error of every figure, by arm, learning rate, budget and steps.
 
     Groups of one seed are tries of a rate. Whether two arms differ says tools/compare_runs.py.
     """
     rows = read_rows(Path(options.results))
     if not rows:
-        raise UserError(f"{options.results} has no rows; make campaign writes it")
+        raise UserError(f"{options.results} has no rows; make learn writes it")
     print(
         "| arm | rate | FLOPs | seeds | figure | median | spread | standard error |\n|---|---|---|---|---|---|---|---|"
     )
