@@ -115,9 +115,9 @@ def compare(a: Arm, b: Arm) -> Iterator[Compared]:
         items = [one for one in runs[0][task] if all(one in run[task] for run in runs)]
         if len(items) < 2:
             raise UserError(f"{task}: the runs have {len(items)} items in common; score them on the same texts")
-        tables = [_table(arm, task, items) for arm in (a, b)]
+        of_a, of_b = (_table(arm, task, items) for arm in (a, b))
         num_left_out = len({one for run in runs for one in run[task]}) - len(items)
-        found, ratio = _difference(*tables, is_paired=bool(seeds))
+        found, ratio = _difference(of_a, of_b, is_paired=bool(seeds))
         yield Compared(task, found, len(items), num_left_out, ratio)
 
 
