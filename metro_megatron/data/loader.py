@@ -110,16 +110,23 @@ class PretrainingData:
         for step, first in enumerate(range(0, num_samples, batch_size)):
             yield self._phase(0).batch(step, first, min(batch_size, num_samples - first))
 
+    def read_before(self, first: int, end: int) -> float:
+        """Share of the samples at global positions first to end that an earlier epoch of their source had, too.
+
+        Of several phases the last one counts.
+        """
+        if end <= first:
+            return 0.0
+        number = self._samples.of_position(end - 1)
+        begin = max(first, self._samples.begins[number])
+        return float((self._samples.phases[number].draws(begin, end - begin).epoch > 0).mean())
+
     def _steps(self, step: int, first: int) -> Iterator[StepBatch]:
         """Batches without end."""
         while True:
             batch = self.step_batch(step, first)
             yield batch
             step, first = step + 1, batch.end
-
-    def read_before(self, first: int, end: int) -> float:
-        """Share of the samples at global positions first to end that an earlier epoch of their source had, too."""
-        return float((self._order[np.arange(first, end)].epoch > 0).mean()) if end > first else 0.0
 
     def advice(self, first: int) -> str | None:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""

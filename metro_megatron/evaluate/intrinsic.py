@@ -160,11 +160,13 @@ def evaluate(
     batch_size: int,
     seed: int,
     on_progress: Callable[[int, int], object],
+    of_samples: dict[int, Sums] | None = None,
 ) -> dict[str, float]:
     """Every figure, in nats and shares, over all of `text` cut to the model's longest sample.
 
     token_counts [V] are those of the training text, for the unigram figures. Rates and detection are over all real
-    tokens, <s> and </s> included, as in pretraining. `on_progress` gets batches done and batches in all.
+    tokens, <s> and </s> included, as in pretraining. `on_progress` gets batches done and batches in all. `of_samples`,
+    if given, gets the sums of every sample by its number, which document_figures reads.
     """
     index = build_sample_index([text], model.config.max_position_embeddings)
     by_length = np.argsort(index.length, kind="stable")
@@ -173,8 +175,11 @@ def evaluate(
     terms, sums, targets = terms_of(model.config), {name: torch.zeros(()) for name in COUNTS}, []
     for done, ids in enumerate(batches, start=1):
         batch = masked_samples(text, index, ids, seed)
-        for name, value in _sums(terms, batch, guess(model, batch)).items():
+        guesses = guess(model, batch)
+        for name, value in _sums(terms, batch, guesses).items():
             sums[name] = sums.get(name, 0) + value.double()
+        if of_samples is not None:
+            of_samples |= {int(ids[row]): _scalars(_sums(terms, *_row(batch, guesses, row))) for row in range(len(ids))}
         targets.append(batch.ids[batch.is_masked])
         on_progress(done, len(batches))
     found = figures(terms, sums)
@@ -186,6 +191,52 @@ def evaluate(
         "num_tokens": int(sums["num_tokens"]),
         "num_samples": len(index),
     }
+
+
+def document_figures(
+    config: MetroConfig, text: TokenizedDocuments, of_samples: dict[int, Sums]
+) -> list[dict[str, float]]:
+    """The figures of each document by itself, from what `evaluate` noted of its samples; a document of no samples has
+    none. Left out is a figure that it cannot have, such as a loss where no token is masked, and the area under the
+    curve, which no mean over documents gives."""
+    index = build_sample_index([text], config.max_position_embeddings)
+    ends = np.concatenate([[0], text.unit_lengths.cumsum()])[text.document_index]
+    owner = np.searchsorted(ends, index.start, side="right") - 1
+    sums: list[dict[str, Tensor]] = [{} for _ in range(text.num_documents)]
+    for sample, document in enumerate(owner.tolist()):
+        for name, value in of_samples[sample].items():
+            sums[document][name] = sums[document].get(name, torch.zeros(())) + value.double()
+    terms = terms_of(config)
+    nothing = {name: torch.zeros(1) for term in terms for name, elements in term.sums.items() if elements > 1}
+    return [_known_figures(terms, one | nothing) if one else {} for one in sums]
+
+
+def _scalars(sums: Sums) -> Sums:
+    """Without the histograms of detection, 16 MB a sample."""
+    return {name: value for name, value in sums.items() if value.ndim == 0}
+
+
+def _known_figures(terms: Sequence[Term], sums: Sums) -> dict[str, float]:
+    """Of losses and shares, those that are not over nothing."""
+    masked, tokens, replaced = (int(sums[name]) for name in ("num_masked", "num_tokens", "replaced"))
+    over = {"replace_accuracy": replaced, "non_replace_accuracy": tokens - replaced}
+    over["rtd_auc"] = 0
+    found = figures(terms, sums)
+    kept = {name for name in found if name not in OF_ROWS and over.get(name, tokens if "rtd" in name else masked)}
+    return {name: value for name, value in found.items() if name in kept and math.isfinite(value)}
+
+
+def _row(batch: MaskedSamples, guesses: Guesses, row: int) -> tuple[MaskedSamples, Guesses]:
+    """One sample of a batch by itself."""
+    before, here = (int(batch.is_masked[rows].sum()) for rows in (slice(row), row))
+    masked, whole = slice(before, before + here), slice(row, row + 1)
+    num_samples = len(batch.ids)
+    logits = {
+        name: one[whole] if one.shape[:2] == (num_samples, batch.ids.shape[1]) else one[masked]
+        for name, one in guesses.logits.items()
+    }
+    sample = MaskedSamples(batch.ids[whole], batch.is_masked[whole], batch.noise[masked])
+    return sample, Guesses(guesses.noised[whole], logits)
 
 
 def _sums(terms: Sequence[Term], batch: MaskedSamples, guesses: Guesses) -> Sums:

@@ -113,7 +113,7 @@ class Probes:
                 features[torch.from_numpy(texts.pieces(numbers)).to(features.device)] = means
 
         if reading.micro_batches:
-            step.read(reading.micro_batches, use)
+            step.read_originals(reading.micro_batches, use)
         # One rank has each row, the others have zeros.
         dist.all_reduce(features, group=self.layout.world)
         return features.cpu().numpy()

@@ -98,7 +98,7 @@ class Step:
         return [view.tokens for view in views]
 
     @torch.no_grad()
-    def read(self, micro_batches: list[MicroBatch], use: Callable[[int, Tensor], object]) -> None:
+    def read_originals(self, micro_batches: list[MicroBatch], use: Callable[[int, Tensor], object]) -> None:
         """Main reads original tokens: forward only, without dropout and without heads.
 
         On the last stage `use` gets the number of each micro batch and its hidden states [S, B, H], which are whole on

@@ -25,14 +25,19 @@ TEXT = Text("reviews", "held_out", np.array([64, 64, 64, 23]), "0" * 64)
 
 
 def test_runs_have_equal_flops_and_differ_in_the_arm_alone():
-    runs = planned_runs(TEXT, BUDGET, 2, [1e-3])
-    assert [(run.arm, run.config.train.seed) for run in runs] == [(arm, seed) for seed in (1, 2) for arm in ARMS]
+    runs = planned_runs(TEXT, BUDGET, 4, [1e-3])
+    assert [(run.arm, run.config.train.seed) for run in runs] == [
+        (arm.name, seed) for seed in (1, 2, 3, 4) for arm in ARMS if arm.most_seeds is None or seed <= 3
+    ]
     for run in runs:
         samples = run.config.train.train_steps * run.config.train.global_batch_size
         amount = Amount(samples * 215 / 4, samples * (3 * 64**2 + 23**2) / 4, samples)
-        assert run.flops == pytest.approx(model_flops(run.config, amount))
-        assert run.flops == pytest.approx(BUDGET, rel=0.02)
-    for run in runs[1:4]:
+        if run.is_trained:
+            assert run.flops == pytest.approx(model_flops(run.config, amount))
+            assert run.flops == pytest.approx(BUDGET, rel=0.02)
+        else:
+            assert (run.arm, run.flops) == ("random_weights", 0.0)
+    for run in runs[1 : len(ARMS) - 1]:
         ours, metro = flatten(run.config), flatten(runs[0].config)
         changed = {name for name in ours if ours[name] != metro[name]}
         assert {name for name in changed if name.startswith(("data.", "optimizer.", "train.", "checkpoint."))} <= {
@@ -40,10 +45,35 @@ def test_runs_have_equal_flops_and_differ_in_the_arm_alone():
             "optimizer.lr_warmup_steps",
         }
         assert run.config.model.main == runs[0].config.model.main
+        assert run.config.objective.rtd_weight == 10
+
+
+def test_seed_1_tries_every_rate_and_chooses_each_arm_s_own():
+    rates = [1e-3, 5e-4, 2e-3]
+    before = planned_runs(TEXT, BUDGET, 2, rates)
+    first, trained = [run for run in before if run.config.train.seed == 1], [arm for arm in ARMS if arm.is_trained]
+    assert len(first) == len(rates) * len(trained) + 1 and before[: len(first)] == first
+    wanted = {arm.name: rates[number % 3] for number, arm in enumerate(trained)}
+    rows, done = [], set()
+    while len(done) < len(first):  # the run of an arm may depend on what another has chosen
+        run = next(one for one in planned_runs(TEXT, BUDGET, 2, rates, rows) if one.name not in done)
+        assert run.config.train.seed == 1
+        best = run.config.optimizer.lr == wanted.get(run.arm)
+        rows.append({"run": run.name, "rtd_auc": str(0.7 if best else 0.6), "mlm_loss": str(5.0 if best else 6.0)})
+        done.add(run.name)
+    after = planned_runs(TEXT, BUDGET, 2, rates, rows)
+    second = [run for run in after if run.config.train.seed == 2]
+    assert {run.arm: run.config.optimizer.lr for run in second if run.is_trained} == wanted
+    names = {(run.arm, run.config.train.seed, run.config.optimizer.lr): run.name for run in after}
+    for run in after:
+        own = names["metro", run.config.train.seed, wanted["metro"]] if run.arm == "fast_electra" else ""
+        assert run.auxiliary == own
 
 
 def test_another_run_has_another_name_and_layout_makes_none():
     run, *others = planned_runs(TEXT, BUDGET, 1, [1e-3])
+    fast = next(one for one in others if one.auxiliary)
+    others.append(replace(fast, auxiliary="another"))
     others += planned_runs(TEXT, 2 * BUDGET, 1, [1e-3])[:1] + planned_runs(TEXT, BUDGET, 1, [2e-3])[:1]
     others.append(replace(run, text=replace(TEXT, sha256="1" * 64)))
     assert len({run.name, *(other.name for other in others)}) == 1 + len(others)
@@ -86,15 +116,16 @@ DONE = ["pretrain_metro", "convert_checkpoint", "evaluate"]
 
 
 def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys):
-    options = Options(BUDGET, root=str(tmp_path), results=str(tmp_path / "results" / "campaign.csv"), seeds=1)
+    results = str(tmp_path / "results" / "campaign.csv")
+    options = Options(BUDGET, root=str(tmp_path), results=results, seeds=1, rates=[1e-3])
     runs, stages, results = planned_runs(TEXT, BUDGET, 1, [1e-3]), Stages(), Path(options.results)
     for stage, calls in zip(DONE, (DONE[:1], DONE[:2], DONE[1:]), strict=True):
         stages.calls, stages.fails = [], stage
         with pytest.raises(UserError):
-            campaign(options, runs, stages)
+            campaign(options, TEXT, stages)
         assert stages.calls == calls and read_rows(results) == []
     stages.calls, stages.fails = [], ""
-    campaign(options, runs, stages)
+    campaign(options, TEXT, stages)
     assert stages.calls == [*DONE[1:], *DONE * (len(ARMS) - 1)]
     assert f"[2/{len(ARMS)}] electra-1-" in capsys.readouterr().out
     rows, before = read_rows(results), results.read_bytes()
@@ -102,10 +133,11 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
         (run.name, run.arm, "5.0", "") for run in runs
     ]
     assert [(int(row["tokens"]), float(row["seconds"])) for row in rows] == [
-        (100 * run.config.train.train_steps, 2.0 * run.config.train.train_steps) for run in runs
+        (100 * run.config.train.train_steps, 2.0 * run.config.train.train_steps) if run.is_trained else (0, 0.0)
+        for run in runs
     ]
     stages.calls = []
-    campaign(options, runs, stages)
+    campaign(options, TEXT, stages)
     assert stages.calls == [] and results.read_bytes() == before
     with pytest.raises(UserError, match="has a row of"):
         append_row(results, rows[0])

@@ -14,6 +14,7 @@ from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.samples import build_sample_index
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.intrinsic import (
+    document_figures,
     evaluate,
     guess,
     held_out_text,
@@ -22,6 +23,7 @@ from metro_megatron.evaluate.intrinsic import (
     terms_of,
     unigram_figures,
 )
+from metro_megatron.evaluate.scores import read_scores
 from metro_megatron.evaluate.sentences import choose_sentences, show, whole_words
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
@@ -126,6 +128,32 @@ def test_figures_are_means_over_the_text_whatever_the_batch(pair, text):
     assert one["replace_rate"] == pytest.approx(is_replaced.float().mean().item())
 
 
+def test_a_document_has_the_figures_of_an_evaluation_that_reads_no_other(pair, text):
+    counts = np.bincount(text.tokens, minlength=VOCAB_SIZE)
+    of_samples = {}
+    whole = evaluate(pair, text, counts, 5, 1, lambda done, total: None, of_samples)
+    assert whole == evaluate(pair, text, counts, 5, 1, lambda done, total: None)
+    found = document_figures(pair.config, text, of_samples)
+    assert len(found) == len(DOCUMENTS)
+    counted = []
+    index = build_sample_index([text], pair.config.max_position_embeddings)
+    bounds = np.cumsum([0, *text.unit_lengths])[text.document_index]
+    for number, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        samples = np.flatnonzero((index.start >= low) & (index.start < high))
+        batch = masked_samples(text, index, samples, 1)
+        guesses = guess(pair, batch)
+        targets = batch.ids[batch.is_masked]
+        expected = functional.cross_entropy(guesses.logits["aux"], targets).item()
+        assert found[number]["aux_loss"] == pytest.approx(expected, rel=1e-4)
+        is_original = (guesses.noised == batch.ids)[batch.is_real].float()
+        expected = functional.binary_cross_entropy_with_logits(guesses.logits["rtd"][batch.is_real], is_original)
+        assert found[number]["rtd_loss"] == pytest.approx(expected.item(), rel=1e-4)
+        counted.append({"masked": len(targets), "tokens": len(is_original)})
+    for name, over in (("clm_loss", "masked"), ("rtd_loss", "tokens")):
+        total = sum(one[name] * count[over] for one, count in zip(found, counted, strict=True))
+        assert whole[name] == pytest.approx(total / sum(count[over] for count in counted), rel=1e-5)
+
+
 def test_no_text_is_an_error(export_folder):
     with pytest.raises(UserError, match="no text"):
         held_out_text([], Tokenizer.from_folder(export_folder))
@@ -189,6 +217,12 @@ def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
     tool.main(tool.Options(str(export_folder), [str(held_out)], str(tmp_path / "f.json"), prefix, sentences=2))
     figures = json.loads(Path(tmp_path / "f.json").read_text())
     assert len(figures["examples"]["sentences"]) == 2 and "auxiliary" in figures["examples"]["legend"]
+    documents = tmp_path / "scores" / "held_out.jsonl"
+    command = str(export_folder), [str(held_out)], str(tmp_path / "g.json"), prefix, str(documents)
+    tool.main(tool.Options(*command, sentences=2))
+    scores = read_scores(documents)
+    assert json.loads((tmp_path / "g.json").read_text()) == figures
+    assert scores.keys() >= {"held_out.aux_loss", "held_out.rtd_loss"} and len(scores["held_out.rtd_loss"]) == 8
     printed = capsys.readouterr().out
     assert f"MLM loss {figures['aux_loss']:.3f}" in printed and "1 records rejected" in printed
     assert figures["num_documents"] == len(DOCUMENTS) and figures["unigram_loss"] < math.log(VOCAB_SIZE)

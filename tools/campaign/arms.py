@@ -6,7 +6,7 @@ of what they are for, never of the arm.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,36 @@ from metro_megatron.config.schema import MAY_CHANGE, Config
 from metro_megatron.plan.flops import Amount, model_flops
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "campaign"
-ARMS = ("metro", "electra", "mlm_15", "mlm_30")
-"""Files of CONFIGS, over common.yaml, in the order of runs."""
+FEWER_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of pretraining: a file of CONFIGS over common.yaml."""
+
+    name: str
+    most_seeds: int | None = None
+    """None: as many as the campaign has."""
+    figure: str = "rtd_auc"
+    """Of held-out text, by which seed 1 chooses the learning rate: the best detection, or the lowest loss."""
+    is_trained: bool = True
+
+
+ARMS = (
+    Arm("metro"),
+    Arm("electra"),
+    Arm("mlm_15", figure="mlm_loss"),
+    Arm("mlm_30", figure="mlm_loss"),
+    Arm("fast_electra", FEWER_SEEDS),
+    Arm("early_exit", FEWER_SEEDS),
+    Arm("uniform", FEWER_SEEDS),
+    Arm("random_weights", FEWER_SEEDS, is_trained=False),
+)
+"""In the order of runs; fast_electra comes after metro, whose auxiliary it takes."""
+AUXILIARY_OF = {"fast_electra": "metro"}
+"""Whose run of the same seed gives the frozen auxiliary model."""
+UNTRAINED = ("--train.train_steps", "1", "--optimizer.lr", "1e-30", "--optimizer.lr_warmup_steps", "0")
+"""A checkpoint takes one step; this rate changes no weight, but for biases of 0, which become as little."""
 STEPS_PER_WARM_UP = 16
 """Steps to a step of warm-up, as in examples/demo.yaml: schedules are equal in shares of a run."""
 
@@ -51,8 +79,11 @@ class PlannedRun:
 
     arm: str
     options: tuple[str, ...]
-    """All that pretrain_metro.py is given, train.output aside."""
+    """All that pretrain_metro.py is given, train.output and corruption.frozen_model aside."""
     text: Text
+    auxiliary: str = ""
+    """Name of the run whose auxiliary fills the masks, frozen; its FLOPs are not among this run's."""
+    is_trained: bool = True
 
     @cached_property
     def config(self) -> Config:
@@ -61,7 +92,7 @@ class PlannedRun:
     @property
     def flops(self) -> float:
         """Model FLOPs of all steps, by plan/flops.py."""
-        return self.config.train.train_steps * _step_flops(self.config, self.text)
+        return self.config.train.train_steps * _step_flops(self.config, self.text) if self.is_trained else 0.0
 
     @property
     def name(self) -> str:
@@ -72,20 +103,52 @@ class PlannedRun:
             for option, value in zip(options_of(Config), flatten(self.config).values(), strict=True)
             if MAY_CHANGE not in option.marks and value != option.default
         }
-        made_of = json.dumps([values, self.text.sha256], sort_keys=True)
+        made_of = json.dumps([values, self.text.sha256, *filter(None, [self.auxiliary])], sort_keys=True)
         return f"{self.arm}-{self.config.train.seed}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
 
 
-def planned_runs(text: Text, budget: float, seeds: int, rates: Sequence[float]) -> list[PlannedRun]:
-    """All runs in their order: every arm with the first seed, then with the next, so that a campaign that ends early
-    has arms to compare. An arm takes the number of steps whose FLOPs are nearest to the budget."""
-    arms = {arm: [*_arm_options(arm, text), *_step_options(arm, text, budget)] for arm in ARMS}
-    return [
-        PlannedRun(arm, (*options, "--optimizer.lr", f"{rate:g}", "--train.seed", str(seed)), text)
-        for seed in range(1, seeds + 1)
-        for rate in rates
-        for arm, options in arms.items()
+def planned_runs(
+    text: Text, budget: float, seeds: int, rates: Sequence[float], rows: Sequence[Mapping[str, str]] = ()
+) -> list[PlannedRun]:
+    """All runs in their order: every arm with the first seed at every rate, then with the next at the chosen one, so
+    that a campaign that ends early has arms to compare. An arm takes the number of steps whose FLOPs are nearest to the
+    budget.
+
+    rows are those of runs that are done. As long as they leave an arm's rate open, the first one stands for it in later
+    seeds: such runs are counted, and not yet to be done, as all of the first seed come before them.
+    """
+    arms = {arm: [*_arm_options(arm.name, text), *_step_options(arm.name, text, budget)] for arm in ARMS}
+
+    def planned(arm: Arm, seed: int, rate: float) -> PlannedRun:
+        given = ("--optimizer.lr", f"{rate:g}") if arm.is_trained else UNTRAINED
+        options = (*arms[arm], *given, "--train.seed", str(seed))
+        source = next((one for one in ARMS if one.name == AUXILIARY_OF.get(arm.name)), None)
+        auxiliary = planned(source, seed, chosen[source]).name if source else ""
+        return PlannedRun(arm.name, options, text, auxiliary, arm.is_trained)
+
+    chosen: dict[Arm, float] = {}
+    first = []
+    for arm in ARMS:
+        chosen[arm] = rates[0]  # while its own first runs are planned
+        grid = [(rate, planned(arm, 1, rate)) for rate in (rates if arm.is_trained else rates[:1])]
+        first += [run for _, run in grid]
+        chosen[arm] = _best_rate(arm, grid, rows)
+    later = [
+        planned(arm, seed, chosen[arm])
+        for seed in range(2, seeds + 1)
+        for arm in ARMS
+        if arm.most_seeds is None or seed <= arm.most_seeds
     ]
+    return [*first, *later]
+
+
+def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequence[Mapping[str, str]]) -> float:
+    """Of the rates whose runs have rows, all of them or else the first."""
+    found = {row["run"]: row[arm.figure] for row in rows}
+    if any(run.name not in found for _, run in grid) or len(grid) == 1:
+        return grid[0][0]
+    sign = 1 if arm.figure.endswith("_loss") else -1
+    return min(grid, key=lambda one: sign * float(found[one[1].name]))[0]
 
 
 def _arm_options(arm: str, text: Text) -> list[str]:

@@ -50,9 +50,10 @@ class Options:
     results: str = "docs/results/campaign.csv"
     """Table that gets a row for each finished run."""
     seeds: Annotated[int, at_least(1)] = 5
-    """Each arm is pretrained with seeds 1 to this one."""
-    rates: list[float] = field(default_factory=lambda: [1e-3])
-    """Peak learning rates, the same for each arm."""
+    """METRO, ELECTRA and MLM are pretrained with seeds 1 to this one, other arms with 3 at most."""
+    rates: list[float] = field(default_factory=lambda: [1e-3, 5e-4, 2e-3])
+    """Peak learning rates, the same for each arm: seed 1 tries all, and each arm's best one on held-out text is that of
+    its other seeds."""
     processes: Annotated[int, at_least(1)] = 2
     """Data-parallel processes; no figure depends on them beyond rounding."""
 
@@ -69,7 +70,7 @@ def main(options: Options) -> None:
     root = Path(options.root)
     try:
         with locked(root / "lock", wait=False):
-            campaign(options, planned_runs(read_text(root), options.budget, options.seeds, options.rates), call)
+            campaign(options, read_text(root), call)
     except BlockingIOError as error:
         raise UserError(f"{root}: another process runs this campaign; wait for it or end it") from error
 
@@ -84,19 +85,24 @@ def read_text(root: Path) -> Text:
     return Text(train, f"{root}/shards/held_out", lengths, hashlib.sha256(contents.encode()).hexdigest())
 
 
-def campaign(options: Options, runs: Sequence[PlannedRun], call: Call) -> None:
+def campaign(options: Options, text: Text, call: Call) -> None:
     """Do what has no row yet, in order, and say before each run how much is left."""
     results = Path(options.results)
-    for number, run in enumerate(runs, start=1):
+    while True:
         rows = read_rows(results)
+        runs = planned_runs(text, options.budget, options.seeds, options.rates, rows)
         finished = {row["run"] for row in rows}
-        left = [one for one in runs if one.name not in finished]
-        if run in left:
-            time_left = duration(left, rows, device(options.processes))
-            print(f"\n[{number}/{len(runs)}] {describe(run)} | {len(left)} runs left, {time_left}", flush=True)
-            do(run, options, call)
-            append_row(results, row_of(run, options))
+        left = [run for run in runs if run.name not in finished]
+        if not left:
+            break
+        run, number = left[0], len(runs) - len(left) + 1
+        time_left = duration(left, rows, device(options.processes))
+        print(f"\n[{number}/{len(runs)}] {describe(run)} | {len(left)} runs left, {time_left}", flush=True)
+        do(run, options, call)
+        append_row(results, row_of(run, options))
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
+    print(f"next: python -m tools.campaign.summary --results {results}")
+    print(f"      python tools/compare_runs.py --a {options.root}/metro-* --b {options.root}/electra-*")
 
 
 def do(run: PlannedRun, options: Options, call: Call) -> None:
@@ -108,12 +114,15 @@ def do(run: PlannedRun, options: Options, call: Call) -> None:
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes))
         # Its processes save at SIGTERM.
         patience = ("--shutdown-timeout", "100", "--signals-to-handle", "SIGTERM")
-        call([python, *torchrun, *patience, "pretrain_metro.py", *run.options, "--train.output", str(training)])
+        frozen = ("--corruption.frozen_model", str(root / run.auxiliary / "pretraining")) if run.auxiliary else ()
+        output = ("--train.output", str(training))
+        call([python, *torchrun, *patience, "pretrain_metro.py", *run.options, *frozen, *output])
         if tracked_step(training) != steps:
             raise UserError(f"{training}: interrupted; run the same command again to continue")
     call([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
     evaluation = ("--input", str(root / "text" / "held_out.jsonl"), "--unigram_from", run.text.train)
-    output = ("--output", str(folder / "evaluation.json"), "--sentences", "1")
+    scores = ("--documents", str(folder / "scores" / "held_out.jsonl"))
+    output = ("--output", str(folder / "evaluation.json"), *scores, "--sentences", "1")
     call([python, "tools/evaluate.py", "--model", str(folder / "model"), *evaluation, *output, "--device", "cpu"])
 
 
@@ -122,13 +131,13 @@ def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
     folder, config = Path(options.root) / run.name, run.config
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     curves = Run.read(folder / "pretraining")
-    tokens = int(curves.training[-1]["consumed_tokens"])
+    tokens = int(curves.training[-1]["consumed_tokens"]) if run.is_trained else 0
     return {
         "run": run.name,
         "arm": run.arm,
         "seed": config.train.seed,
-        "lr": config.optimizer.lr,
-        "steps": config.train.train_steps,
+        "lr": config.optimizer.lr if run.is_trained else 0.0,
+        "steps": config.train.train_steps if run.is_trained else 0,
         "tokens": tokens,
         "flops": f"{run.flops:.4e}",
         **{name: round(evaluation[name], 6) for name in FIGURES if name in evaluation},
@@ -144,6 +153,8 @@ def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
 
 def describe(run: PlannedRun) -> str:
     config = run.config
+    if not run.is_trained:
+        return f"{run.name}: not trained"
     tokens = config.train.train_steps * config.train.global_batch_size * run.text.sample.tokens
     return (
         f"{run.name}: lr {config.optimizer.lr:g}, {config.train.train_steps:,} steps, {tokens / 1e6:.2f}M tokens, "
@@ -153,7 +164,8 @@ def describe(run: PlannedRun) -> str:
 
 def duration(runs: Sequence[PlannedRun], rows: Sequence[dict[str, str]], device: str) -> str:
     """How long they take at the pace of the rows that have this device, else at that of make demo."""
-    paces = [float(row["flops"]) / float(row["seconds"]) for row in rows if row["device"] == device]
+    done = [row for row in rows if row["device"] == device and float(row["seconds"])]
+    paces = [float(row["flops"]) / float(row["seconds"]) for row in done]
     pace = median(paces) if paces else FLOPS_PER_SECOND
     hours = sum(run.flops / pace + SECONDS_BESIDE for run in runs) / 3600
     return f"about {hours:.1f} hours"
