@@ -165,6 +165,10 @@ class MetroUntiedPositions(nn.Module):
         return torch.cat([of_query.expand(-1, 1, length), below], dim=1)
 
 
+class MetroPositionTable(nn.Embedding):
+    """Learned absolute positions [P, D]."""
+
+
 class MetroEmbeddings(nn.Module):
     """drop(LN(E[token] + P[position])), without P where positions are untied.
 
@@ -180,8 +184,7 @@ class MetroEmbeddings(nn.Module):
         if not is_auxiliary or not SHARED_EMBEDDINGS[config.shared_embeddings]:
             self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         if self.adds_positions:
-            self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
-            self.position_embeddings.starts_at_zero = config.position_init == "zero"
+            self.position_embeddings = MetroPositionTable(config.max_position_embeddings, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(0.0 if is_auxiliary else config.hidden_dropout_prob)
         self.projection = nn.Linear(width, hidden_size) if width != hidden_size else nn.Identity()
@@ -360,7 +363,7 @@ class MetroPreTrainedModel(PreTrainedModel):
                 return
             if module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
-            if getattr(module, "starts_at_zero", False):
+            if isinstance(module, MetroPositionTable) and self.config.position_init == "zero":
                 module.weight.zero_()
             if isinstance(module, MetroBiasTable) and module.config.relative_bias_init == "decay":
                 module.weight.copy_(module.decaying())

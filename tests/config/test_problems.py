@@ -143,6 +143,11 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         ),
         (
             1,
+            {"model__untied_positions": True, "model__position_init": "zero"},
+            ["position_init is zero, but with model.untied_positions a norm reads the positions", "use normal"],
+        ),
+        (
+            1,
             {"model__untied_positions": True, "model__shared_embeddings": "token_position"},
             ["shared_embeddings is token_position, but with model.untied_positions the", "use token or none"],
         ),

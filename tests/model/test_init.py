@@ -134,3 +134,25 @@ def test_decaying_biases(bucket: str, reset_cls: bool) -> None:
     for distance, start_of_bucket in ((0, 0), (1, 1), (7, 7), (100, 86 if bucket == "coco" else 91)):
         for query, key in ((1, 1 + distance), (1 + distance, 1)):
             assert biases[query, key].tolist() == [-start_of_bucket / 2**head for head in range(4)]
+
+
+@pytest.mark.parametrize("position_init", ["normal", "zero"])
+def test_start_of_absolute_positions(position_init: str) -> None:
+    """Of both encoders, here and in transformers; nothing else starts otherwise."""
+    plain, changed = run_ranks(first_values, 1, {}, {"position_init": position_init})[0]
+    tables = {name for name in plain[0] if name.endswith("position.weight")}
+    assert len(tables) == 2
+    for name, weight in changed[0].items():
+        expected = torch.zeros_like(weight) if position_init == "zero" and name in tables else plain[0][name]
+        assert torch.equal(weight, expected), name
+    small = ModelConfig(
+        position_init=position_init,  # type: ignore[arg-type]
+        hidden_size=16,
+        num_attention_heads=2,
+        num_layers=1,
+        vocab_size=300,
+    )
+    pair = MetroForPreTraining(metro_config(small))
+    for embeddings in (pair.metro.embeddings, pair.auxiliary.embeddings):
+        assert bool(embeddings.position_embeddings.weight.any()) == (position_init == "normal")
+        assert embeddings.norm.weight.all()

@@ -115,8 +115,8 @@ def do(run: PlannedRun, options: Options, call: Call) -> None:
         # Its processes save at SIGTERM.
         patience = ("--shutdown-timeout", "100", "--signals-to-handle", "SIGTERM")
         frozen = ("--corruption.frozen_model", str(root / run.auxiliary / "pretraining")) if run.auxiliary else ()
-        output = ("--train.output", str(training))
-        call([python, *torchrun, *patience, "pretrain_metro.py", *run.options, *frozen, *output])
+        command = ("pretrain_metro.py", *run.options, *frozen, "--train.output", str(training))
+        call([python, *torchrun, *patience, *command])
         if tracked_step(training) != steps:
             raise UserError(f"{training}: interrupted; run the same command again to continue")
     call([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
