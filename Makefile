@@ -12,7 +12,7 @@ STAMP := .venv/installed
 .PHONY: help venv test test-all check demo learn figure3 campaign ledger bench wheels bench-cpu zoo clean
 
 help:
-	@echo "make demo    train a small METRO-LM on real text and fine-tune it (13 to 17 minutes on 2 cores)"
+	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
 	@echo "make figure3 train METRO's Figure 3 in miniature and draw it (5 to 20 minutes on 2 cores)"
 	@echo "make learn   pretrain METRO, ELECTRA, MLM and others at equal FLOPs, run by run (nights on 2 cores); resumes"
 	@echo "make ledger  write docs/ledger.md: the papers' tables and figures beside what is computed here"
@@ -29,7 +29,8 @@ venv: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	@echo "installing torch and the others into .venv, one to three minutes"
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
 # Each of the JOBS takes a run of files, then tests from another's end: fixtures of files are made once.
@@ -48,7 +49,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 demo: $(STAMP)
-	$(MAKE) -j2 --no-print-directory -f tools/demo/demo.mk PRESET=$@ BIN=$(BIN)
+	$(MAKE) -j2 --no-print-directory -f tools/demo/demo.mk BIN=$(BIN)
 
 figure3: $(STAMP)
 	$(MAKE) -j2 --no-print-directory -f tools/figure3/figure3.mk BIN=$(BIN)

@@ -1,1 +1,1 @@
-"""The stages of make demo and make learn."""
+"""The stages of make demo."""

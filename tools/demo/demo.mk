@@ -1,45 +1,26 @@
-# The demo, stage by stage: `make demo` and `make learn` call this file.
-#   PRESET   demo: minutes of two cores; learn: about ten minutes of one GPU, or a night of all cores
-#   MINUTES  of the demo, from 3: how long it pretrains follows from it
+# The demo, stage by stage: `make demo` calls this file.
+#   MINUTES  on two quiet cores, from 3: how long it pretrains follows from it
 #   OUTPUT   folder of all results
 # A stage runs again where its inputs are newer than what it made, and all do where this file is newer. An interrupted
 # one goes on where it was, as far as its tool saves that.
-PRESET := demo
 MINUTES := 8
-OUTPUT := runs/$(PRESET)
-CONFIG := examples/$(PRESET).yaml
+OUTPUT := runs/demo
+CONFIG := examples/demo.yaml
 SEEDS := 1 2 3
 BIN := .venv/bin
 
-# LEFT: the usual minutes from the beginning of each stage to the end of the last.
-ifeq ($(PRESET),demo)
-  ifneq ($(shell expr $(MINUTES) + 0 \>= 3 2> /dev/null),1)
-    $(error MINUTES is $(MINUTES), must be a whole number, at least 3)
-  endif
-  PROCESSES := 1
-  THREADS := 2
-  # What is left of the minutes beside the other stages, at the pace of two quiet cores.
-  STEPS := $(shell expr $(MINUTES) \* 900 - 2200)
-  IS_SHORT := $(shell expr $(MINUTES) \< 6)
-  PRETRAINING := --train.train_steps $(STEPS) --optimizer.lr_warmup_steps $(shell expr $(STEPS) / 16) \
-	--train.eval_interval $(shell expr $(STEPS) / 5)
-  FINETUNING := --epochs $(if $(filter 1,$(IS_SHORT)),1,2) --learning_rate 5e-4
-  LEFT := $(MINUTES) $(MINUTES) $(MINUTES) $(MINUTES) $(if $(filter 1,$(IS_SHORT)),2 2 1 0,3 3 2 0)
-else
-  COUNT := import os, torch; print(torch.cuda.device_count(), len(os.sched_getaffinity(0)))
-  GPUS_AND_CORES := $(shell $(BIN)/python -c "$(COUNT)")
-  THREADS := 1
-  FINETUNING := --epochs 4 --learning_rate 2e-4
-  ifeq ($(firstword $(GPUS_AND_CORES)),0)
-    PROCESSES := $(lastword $(GPUS_AND_CORES))
-    # Short rows, so that there are enough of them for every core.
-    PRETRAINING := --data.micro_batch_tokens 1024
-    LEFT := 543 543 543 542 62 62 61 0
-  else
-    PROCESSES := 1
-    LEFT := 14 14 13 13 3 3 2 0
-  endif
+ifneq ($(shell expr $(MINUTES) + 0 \>= 3 2> /dev/null),1)
+  $(error MINUTES is $(MINUTES), must be a whole number, at least 3)
 endif
+THREADS := 2
+# What is left of the minutes beside the other stages, at the pace of two quiet cores.
+STEPS := $(shell expr $(MINUTES) \* 900 - 2200)
+PRETRAINING := --train.train_steps $(STEPS) --optimizer.lr_warmup_steps $(shell expr $(STEPS) / 16) \
+	--train.eval_interval $(shell expr $(STEPS) / 5)
+IS_SHORT := $(filter 1,$(shell expr $(MINUTES) \< 6))
+FINETUNING := --epochs $(if $(IS_SHORT),1,2) --learning_rate 5e-4
+# The usual minutes from the beginning of each stage to the end of the last.
+LEFT := $(MINUTES) $(MINUTES) $(MINUTES) $(MINUTES) $(if $(IS_SHORT),2 2 1 0,3 3 2 0)
 
 # Says where the demo is, and notes the time for the summary: $(call begin,number of the stage,what it does).
 STAGES := texts tokenizer shards pretraining export evaluation tasks summary
@@ -61,8 +42,6 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 export OMP_NUM_THREADS := 1
-# Two evaluations or fine-tunings share the cores of pretraining.
-half := env OMP_NUM_THREADS=$(shell expr \( $(PROCESSES) \* $(THREADS) + 1 \) / 2)
 
 # Changes when another number of minutes is asked for.
 $(OUTPUT)/minutes: FORCE
@@ -93,7 +72,7 @@ $(OUTPUT)/pretraining.begun: $(shards) $(CONFIG) $(OUTPUT)/minutes
 # Its processes save at SIGTERM. Ctrl-C becomes that if torchrun does not handle SIGINT, which it would pass on.
 $(OUTPUT)/pretraining.done: $(OUTPUT)/pretraining.begun
 	$(call begin,4,pretraining)
-	env OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) --shutdown-timeout 100 \
+	env OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc-per-node 1 --shutdown-timeout 100 \
 		--signals-to-handle SIGTERM,SIGHUP pretrain_metro.py --config $(CONFIG) \
 		--data.train $(OUTPUT)/shards/reviews --data.validation $(OUTPUT)/shards/held_out \
 		--train.output $(OUTPUT)/pretraining $(PRETRAINING)
@@ -106,12 +85,12 @@ $(model): $(OUTPUT)/pretraining.done
 
 $(OUTPUT)/evaluation.json: $(model)
 	$(call begin,6,evaluation on held-out reviews)
-	$(half) $(BIN)/python tools/evaluate.py --model $(<D) --input $(OUTPUT)/text/held_out.jsonl \
+	$(BIN)/python tools/evaluate.py --model $(<D) --input $(OUTPUT)/text/held_out.jsonl \
 		--unigram_from $(OUTPUT)/shards/reviews --sentences 6 --output $@
 
 $(classifiers): $(OUTPUT)/acceptability/%/metrics.json: $(model)
 	$(call begin,7,acceptability: fine-tuning $*)
-	$(half) $(BIN)/python tools/finetune.py --model $(<D) --task classification --output $(@D) $(FINETUNING) \
+	$(BIN)/python tools/finetune.py --model $(<D) --task classification --output $(@D) $(FINETUNING) \
 		--train_file $(OUTPUT)/text/acceptability_train.csv \
 		--validation_file $(OUTPUT)/text/acceptability_test.csv \
 		--seed $(lastword $(subst -, ,$*)) $(if $(filter random-%,$*),--from_scratch)
@@ -123,7 +102,7 @@ $(OUTPUT)/acceptability/baseline.json: $(text) | $(model)
 
 $(OUTPUT)/sentiment.json: $(model)
 	$(call begin,7,sentiment: frozen features)
-	$(half) $(BIN)/python -m tools.demo.sentiment --model $(<D) --output $@ \
+	$(BIN)/python -m tools.demo.sentiment --model $(<D) --output $@ \
 		--train_file $(OUTPUT)/text/sentiment_train.csv --test_file $(OUTPUT)/text/sentiment_test.csv
 
 $(OUTPUT)/curves.png: $(OUTPUT)/pretraining.done

@@ -204,8 +204,8 @@ def next_steps(folder: Path) -> str:
         f"  python tools/finetune.py --model {folder}/model --task classification --train_file TRAIN.csv "
         "--validation_file VALIDATION.csv --output DIR",
     ]
-    if folder.name != "learn":
-        lines.append("  make learn    the same path with enough tokens to help: a GPU, or a night")
+    lines.append("  make demo MINUTES=60    the same with more to read")
+    lines.append("  make learn    METRO beside ELECTRA and masked language models at equal FLOPs")
     return "\n".join(lines)
 
 
