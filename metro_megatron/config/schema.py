@@ -322,7 +322,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, or Muon for matrices, with decoupled weight decay, linear warm-up and decay to zero."""
+    """Adam, or Muon for matrices, with decoupled weight decay; a warm-up and a decay to zero."""
 
     lr: Annotated[float, above(0)] = 5e-4
     """Peak learning rate."""

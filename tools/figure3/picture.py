@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metro_megatron.cli.command_line import run_tool
-from metro_megatron.train.curves import Run, smooth
+from metro_megatron.train.curves import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,10 +55,16 @@ def collect(root: Path) -> dict[str, dict[str, list[float]]]:
     return {
         arm: {
             "step": [line["step"] for line in lines],
-            **{name: [round(y, 4) for y in smooth([line[name] for line in lines], SMOOTH_STEPS)] for name in PANELS},
+            **{name: [round(y, 4) for y in averaged([line[name] for line in lines])] for name in PANELS},
         }
         for arm, lines in runs.items()
     }
+
+
+def averaged(values: Sequence[float]) -> list[float]:
+    """Means over SMOOTH_STEPS lines on either side, as far as there are some: the last figure is a mean, too."""
+    windows = (values[max(0, index - SMOOTH_STEPS) : index + SMOOTH_STEPS + 1] for index in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def draw(curves: dict[str, dict[str, list[float]]]) -> Figure:
