@@ -12,9 +12,8 @@ BIN := .venv/bin
 ifneq ($(shell expr $(MINUTES) + 0 \>= 3 2> /dev/null),1)
   $(error MINUTES is $(MINUTES), must be a whole number, at least 3)
 endif
-THREADS := 2
 # What is left of the minutes beside the other stages, at the pace of two quiet cores.
-STEPS := $(shell expr $(MINUTES) \* 900 - 2200)
+STEPS := $(shell expr $(MINUTES) \* 700 - 1600)
 PRETRAINING := --train.train_steps $(STEPS) --optimizer.lr_warmup_steps $(shell expr $(STEPS) / 16) \
 	--train.eval_interval $(shell expr $(STEPS) / 5)
 IS_SHORT := $(filter 1,$(shell expr $(MINUTES) \< 6))
@@ -72,7 +71,7 @@ $(OUTPUT)/pretraining.begun: $(shards) $(CONFIG) $(OUTPUT)/minutes
 # Its processes save at SIGTERM. Ctrl-C becomes that if torchrun does not handle SIGINT, which it would pass on.
 $(OUTPUT)/pretraining.done: $(OUTPUT)/pretraining.begun
 	$(call begin,4,pretraining)
-	env OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc-per-node 1 --shutdown-timeout 100 \
+	$(BIN)/torchrun --standalone --nproc-per-node 2 --shutdown-timeout 100 \
 		--signals-to-handle SIGTERM,SIGHUP pretrain_metro.py --config $(CONFIG) \
 		--data.train $(OUTPUT)/shards/reviews --data.validation $(OUTPUT)/shards/held_out \
 		--train.output $(OUTPUT)/pretraining $(PRETRAINING)
