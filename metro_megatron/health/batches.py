@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,13 +13,13 @@ from metro_megatron.parallel.layout import Layout
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS
 
 
-def problems(config: Config, layout: Layout, batch: StepBatch, following: StepBatch) -> Iterator[str]:
-    """Of a step's batch on the host, and of the next one. A collective call, to be exhausted."""
+def problems(config: Config, layout: Layout, batch: StepBatch, following: StepBatch | None) -> Iterator[str]:
+    """Of a step's batch on the host, and of the next one, if there is one. A collective call, to be exhausted."""
     for micro_batch in batch.micro_batches:
         yield from _masks(config, micro_batch)
         yield from _samples(micro_batch)
     yield from _parts(layout, batch)
-    yield from _noise(batch, following)
+    yield from _noise([batch, following] if following else [batch])
 
 
 def _masks(config: Config, micro_batch: MicroBatch) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _places(micro_batch: MicroBatch) -> list[int]:
     return micro_batch.sample_places.tolist()
 
 
-def _noise(batch: StepBatch, following: StepBatch) -> Iterator[str]:
-    keys = [tuple(key) for one in (*batch.micro_batches, *following.micro_batches) for key in one.noise_keys.tolist()]
+def _noise(batches: Sequence[StepBatch]) -> Iterator[str]:
+    keys = [tuple(key) for batch in batches for one in batch.micro_batches for key in one.noise_keys.tolist()]
     if len(set(keys)) < len(keys):
         yield "the noise of replacements has the same keys at several masks, or in the next step again"

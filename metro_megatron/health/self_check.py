@@ -18,8 +18,8 @@ from metro_megatron.health import batches, corruption, gradients, models
 from metro_megatron.health.subject import Subject
 
 
-def self_check(subject: Subject, batch: StepBatch, following: StepBatch) -> str:
-    """Look at everything with the next two steps' batches; returns a line that says so.
+def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None) -> str:
+    """Look at everything with the batches of the next two steps, or of the last one; returns a line that says so.
 
     Raises UserError, on every rank, naming all that is wrong. A collective call.
     """
@@ -35,7 +35,7 @@ def self_check(subject: Subject, batch: StepBatch, following: StepBatch) -> str:
     return f"self-check: batches, replacements, models and gradients are in order ({time.monotonic() - started:.1f} s)"
 
 
-def _problems(subject: Subject, batch: StepBatch, following: StepBatch) -> Iterator[str]:
+def _problems(subject: Subject, batch: StepBatch, following: StepBatch | None) -> Iterator[str]:
     yield from batches.problems(subject.config, subject.layout, batch, following)
     part = _part(subject, batch)
     micro_batches = subject.step.on_device(part)

@@ -208,7 +208,9 @@ class Trainer:
             new_sums=lambda: MetricSums(self.layout, self.parts.all_terms),
         )
         batch = data.step_batch(self.done, self.seen_samples)
-        line = self_check(subject, batch, data.step_batch(self.done + 1, batch.end))
+        # Behind the last step a cache of replacements has nothing.
+        has_next = self.done + 1 < self.config.train.train_steps
+        line = self_check(subject, batch, data.step_batch(self.done + 1, batch.end) if has_next else None)
         if report:
             report.say(line)
 

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -242,3 +243,19 @@ def test_a_reader_refuses_what_the_cache_does_not_hold(tmp_path: Path) -> None:
 def test_a_run_in_phases_is_not_cached() -> None:
     with pytest.raises(UserError, match="train.phases are given; caches are of runs without phases"):
         main(Options(), ["--config", "demo", "--corruption.source", "frozen", "--train.phases", "{start: 90%}"])
+
+
+def trained(config: Config) -> int:
+    trainer = Trainer(config, corpus_of(config).with_cache(Path(config.corruption.cache), ""), torch.device("cpu"))
+    with patch("metro_megatron.train.trainer.copy_tokenizer"):
+        trainer.train()
+    trainer.close()
+    return trainer.done
+
+
+def test_the_last_step_needs_nothing_behind_the_cache(tmp_path: Path) -> None:
+    save("bert", tmp_path / "bert")
+    online, cached = (config_of(tmp_path, source, train={"train_steps": 1}) for source in ("frozen", "cached"))
+    run_ranks(write, 1, online, tmp_path / "cache")
+    run = replace(cached, train=replace(cached.train, output=str(tmp_path / "run")))
+    assert run.train.self_check and run_ranks(trained, 1, run) == [1]
