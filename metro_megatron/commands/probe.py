@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.errors import UserError
+from metro_megatron.evaluate.scores import write_scores
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.probing.folder import ProbeTask, read_tasks
 from metro_megatron.tokenizer.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def main(options: Options) -> None:
     # Late, so that --help and mistakes do not wait for torch.
     import torch
 
-    from metro_megatron.evaluate.frozen import item_lines, probe_all
+    from metro_megatron.evaluate.frozen import item_scores, probe_all
 
     output, folder = Path(options.output), Path(options.model)
     refuse_foreign(output, (FIGURES, ITEMS))
@@ -91,8 +92,7 @@ def main(options: Options) -> None:
     }
     with whole_folder(output, (FIGURES, ITEMS)) as unfinished:
         (unfinished / FIGURES).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        lines = "".join(json.dumps(line) + "\n" for line in item_lines(tasks, scores))
-        (unfinished / ITEMS).write_text(lines, encoding="utf-8")
+        write_scores(unfinished / ITEMS, item_scores(tasks, scores))
     print(table(found))
     print(f"made {options.output}: {FIGURES}, and {ITEMS} with a score for every row; {num_cut} texts were cut")
     print("next: the same command for another model; items with one id are of one row")

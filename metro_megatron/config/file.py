@@ -35,7 +35,7 @@ class _Files:
     """What a command line has beside the configuration itself."""
 
     config: list[str] = field(default_factory=list)
-    """YAML files or presets (base, base_pp, large_pp, xl, xxl, electra_small, electra_base, demo, learn); a later one
+    """YAML files or presets (base, base_pp, large_pp, xl, xxl, electra_small, electra_base, demo); a later one
     overrides an earlier one."""
     print_config: bool = False
     """Print the resolved configuration as YAML and exit."""

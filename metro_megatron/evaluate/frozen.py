@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metro_megatron.evaluate.scores import Score
 from metro_megatron.hf.modeling_metro import MetroModel
 from metro_megatron.probing.features import EncodedTexts
 from metro_megatron.probing.folder import ProbeTask
-from metro_megatron.probing.kinds import Row, Scores
+from metro_megatron.probing.kinds import Scores
 from metro_megatron.probing.ridge import ridge_scores
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
@@ -78,10 +79,8 @@ def probe_all(
     return found, cut
 
 
-def item_lines(tasks: Sequence[ProbeTask], scores: dict[str, Scores]) -> list[dict[str, Row | str | float]]:
-    """One object for every test row: task, id and score."""
-    return [
-        {"task": task.name, "id": row["id"], "score": score}
-        for task in tasks
-        for row, score in zip(task.test, scores[task.name].items, strict=True)
-    ]
+def item_scores(tasks: Sequence[ProbeTask], scores: dict[str, Scores]) -> Iterator[Score]:
+    """Of every test row."""
+    for task in tasks:
+        for row, score in zip(task.test, scores[task.name].items, strict=True):
+            yield Score(task.name, row["id"], score)

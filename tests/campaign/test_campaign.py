@@ -16,7 +16,7 @@ from metro_megatron.config.problems import problems
 from metro_megatron.errors import UserError
 from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
-from tools.campaign.arms import ARMS, Text, planned_runs
+from tools.campaign.arms import ARMS, Text, chosen_runs, planned_runs
 from tools.campaign.campaign import Options, campaign
 from tools.campaign.rows import COLUMNS, append_row, read_rows
 
@@ -68,6 +68,16 @@ def test_seed_1_tries_every_rate_and_chooses_each_arm_s_own():
     for run in after:
         own = names["metro", run.config.train.seed, wanted["metro"]] if run.arm == "fast_electra" else ""
         assert run.auxiliary == own
+
+
+def test_what_is_compared_is_one_run_of_each_seed():
+    rates, figures = [1e-3, 5e-4], iter([0.6, 0.7])
+    grid = [run for run in planned_runs(TEXT, BUDGET, 3, rates) if run.arm == "metro" and run.config.train.seed == 1]
+    rows = [{"run": run.name, "rtd_auc": str(next(figures)), "mlm_loss": ""} for run in grid]
+    runs = planned_runs(TEXT, BUDGET, 3, rates, rows)
+    assert [(one.config.train.seed, one.config.optimizer.lr) for one in chosen_runs(runs, "metro")] == [
+        (seed, 5e-4) for seed in (1, 2, 3)
+    ]
 
 
 def test_another_run_has_another_name_and_layout_makes_none():

@@ -13,7 +13,7 @@ from metro_megatron.data.fill import LEAST, STEPS, advice, filled
 from metro_megatron.data.samples import build_sample_index
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PRESETS = ("base", "base_pp", "large_pp", "xl", "xxl", "electra_small", "electra_base", "learn")
+PRESETS = ("base", "base_pp", "large_pp", "xl", "xxl", "electra_small", "electra_base")
 GPUS = [2**power for power in range(3, 10)]
 
 

@@ -1,1 +1,1 @@
-"""Pretraining of several arms at equal FLOPs, run by run: make campaign."""
+"""Pretraining of several arms at equal FLOPs, run by run: make learn."""

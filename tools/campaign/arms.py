@@ -142,6 +142,12 @@ def planned_runs(
     return [*first, *later]
 
 
+def chosen_runs(runs: Sequence[PlannedRun], arm: str) -> list[PlannedRun]:
+    """Of the runs that planned_runs has made, an arm's at its chosen rate: one of each seed, if there are several."""
+    own = [run for run in runs if run.arm == arm]
+    return [run for run in own if run.config.optimizer.lr == own[-1].config.optimizer.lr]
+
+
 def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequence[Mapping[str, str]]) -> float:
     """Of the rates whose runs have rows, all of them or else the first."""
     found = {row["run"]: row[arm.figure] for row in rows}

@@ -26,7 +26,7 @@ from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked
 from metro_megatron.train.curves import Run
-from tools.campaign.arms import CONFIGS, PlannedRun, Text, planned_runs
+from tools.campaign.arms import CONFIGS, PlannedRun, Text, chosen_runs, planned_runs
 from tools.campaign.rows import FIGURES, append_row, read_rows
 
 FLOPS_PER_SECOND = 4.1e10
@@ -102,7 +102,8 @@ def campaign(options: Options, text: Text, call: Call) -> None:
         append_row(results, row_of(run, options))
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
     print(f"next: python -m tools.campaign.summary --results {results}")
-    print(f"      python tools/compare_runs.py --a {options.root}/metro-* --b {options.root}/electra-*")
+    a, b = (" ".join(f"{options.root}/{run.name}" for run in chosen_runs(runs, arm)) for arm in ("metro", "electra"))
+    print(f"      python tools/compare_runs.py --a {a} --b {b}")
 
 
 def do(run: PlannedRun, options: Options, call: Call) -> None:

@@ -75,7 +75,7 @@ def write_page(path: Path, summary: Mapping[str, Any], examples: Mapping[str, An
         verdicts="".join(
             f"<p>{escape(f'{name.capitalize()}: {text}')}</p>" for name, text in summary["verdicts"].items()
         ),
-        legend=escape(examples["legend"].capitalize()),
+        legend=escape(examples["legend"]),
         examples="".join(map(_example, examples["sentences"])),
         curves=base64.b64encode(curves.read_bytes()).decode(),
     )

@@ -14,6 +14,8 @@ import numpy as np
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
+from metro_megatron.probing.folder import ProbeTask
+from metro_megatron.probing.kinds import Classification, Row
 from tools.demo.baseline import chance, tfidf_accuracy
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def main(options: Options) -> None:
         "random_init": random,
         "tfidf": median(tfidf_accuracy(part, test) for part in parts),
         "chance": chance(test),
-        "num_train": options.labels,
+        "num_train": len(parts[0]),
         "num_test": len(test),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -66,20 +68,15 @@ def main(options: Options) -> None:
 
 
 def accuracy(model: MetroModel, tokenizer: Tokenizer, train: LabelledTexts, test: LabelledTexts) -> float:
-    """Of ridge regression on the mean hidden states of an encoder."""
-    from metro_megatron.evaluate.frozen import frozen_features
-    from metro_megatron.probing.features import EncodedTexts
-    from metro_megatron.probing.ridge import ridge_scores
+    """Of the linear classifier that tools/probe.py has."""
+    from metro_megatron.evaluate.frozen import probe
 
-    model.eval()
-    longest = model.config.max_position_embeddings - 2
-    known, asked = (
-        frozen_features(model, EncodedTexts.of([[text] for text in texts.first], tokenizer, longest))
-        for texts in (train, test)
-    )
-    names = sorted(set(train.labels))
-    scores = ridge_scores(known, np.array([names.index(label) for label in train.labels]), asked, len(names))
-    return float(np.mean([names[best] == label for best, label in zip(scores.argmax(1), test.labels, strict=True)]))
+    scores, _ = probe(model, tokenizer, ProbeTask("sentiment", Classification(), _rows(train), _rows(test), {}))
+    return scores.figures["accuracy"]
+
+
+def _rows(texts: LabelledTexts) -> list[Row]:
+    return [{"text": text, "label": label} for text, label in zip(texts.first, texts.labels, strict=True)]
 
 
 def _draw(count: int, wanted: int, seed: int) -> Sequence[int]:

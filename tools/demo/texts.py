@@ -1,7 +1,6 @@
 """The texts of the demonstration: film reviews to pretrain on, labelled sentences of two tasks."""
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,14 +10,14 @@ from pathlib import Path
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 from metro_megatron.tasks.entries import sentences as sentences_of
-from metro_megatron.tasks.hashing import is_test
+from metro_megatron.tasks.hashing import is_test, text_hash
 from metro_megatron.tasks.recipes import SENTENCE_WORDS, acceptability
 from metro_megatron.tasks.reviews import installed_table, read_reviews
 
 HELD_OUT_REVIEWS = 1000
 TEST_SHARE = 0.2
 SHINGLE_WORDS = 6
-SENTENCES_PER_REVIEW = 3
+SENTENCES_PER_REVIEW = 2
 """Of held-out reviews, for acceptability."""
 PARTS = ("sentiment_train", "sentiment_test", "acceptability_train", "acceptability_test")
 TEXT_FILES = ("reviews.jsonl", "held_out.jsonl", *(f"{part}.csv" for part in PARTS), "counts.json")
@@ -96,7 +95,7 @@ def split_texts(reviews: Sequence[str], sentences: Sequence[Sentence], held_out:
     documents = list(dict.fromkeys(reviews))
     if len(documents) <= held_out:
         raise UserError(f"{len(documents)} different reviews, must be more than the {held_out} that are held out")
-    chosen = set(sorted(documents, key=_hash)[:held_out])
+    chosen = set(sorted(documents, key=text_hash)[:held_out])
     training = [document for document in documents if document not in chosen]
     overlapping = find_overlaps([sentence.text for sentence in sentences], training)
     kept = [sentence for index, sentence in enumerate(sentences) if index not in overlapping]
@@ -121,7 +120,7 @@ def intact_and_shuffled(reviews: Sequence[str]) -> list[Sentence]:
     """
     found = []
     for review in reviews:
-        usable = sorted(set(sentences_of(review, SENTENCE_WORDS)), key=_hash)
+        usable = sorted(set(sentences_of(review, SENTENCE_WORDS)), key=text_hash)
         # Each sentence stands for a document, of which acceptability takes one.
         drafts = acceptability((sentence, sentence) for sentence in usable[:SENTENCES_PER_REVIEW])
         found += [Sentence(str(draft.row["text"]), str(draft.row["label"])) for draft in drafts]
@@ -165,11 +164,7 @@ def _windows(words: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _is_test(text: str) -> bool:
-    return _hash(text) < TEST_SHARE * 2**64
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    return text_hash(text) < TEST_SHARE * 2**64
 
 
 if __name__ == "__main__":
