@@ -20,12 +20,14 @@ from metro_megatron.config.schema import MAY_CHANGE, Config
 from metro_megatron.plan.flops import Amount, model_flops
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "campaign"
+COMMON = (str(CONFIGS / "common.yaml"),)
+"""What all arms have in common, unless a campaign has other sizes."""
 FEWER_SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of pretraining: a file of CONFIGS over common.yaml."""
+    """One way of pretraining: a file of CONFIGS over those in common."""
 
     name: str
     most_seeds: int | None = None
@@ -66,6 +68,8 @@ class Text:
     """[n] tokens of the training samples, <s> and </s> included."""
     sha256: str
     """Of the shards to train on."""
+    configs: tuple[str, ...] = COMMON
+    """Configuration files of all arms, which make samples of the text."""
 
     @property
     def sample(self) -> Amount:
@@ -163,7 +167,7 @@ def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequenc
 
 
 def _arm_options(arm: str, text: Text) -> list[str]:
-    files = ["--config", str(CONFIGS / "common.yaml"), str(CONFIGS / f"{arm}.yaml")]
+    files = ["--config", *text.configs, str(CONFIGS / f"{arm}.yaml")]
     return [*files, "--data.train", text.train, "--data.validation", text.validation]
 
 

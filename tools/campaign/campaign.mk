@@ -2,12 +2,14 @@
 #   BUDGET  FLOPs of each run; 2e13 takes about eight minutes of two cores
 #   SEEDS   how many of METRO, ELECTRA and MLM; other arms have 3 at most
 #   RATES   peak learning rates that seed 1 of each arm tries
+#   CONFIG  configuration files of all arms, and on how many PROCESSES: of another size are other runs
 OUTPUT := runs/campaign
 BUDGET := 2e13
 SEEDS := 5
 RATES := 1e-3 5e-4 2e-3
 BIN := .venv/bin
 CONFIG := examples/campaign/common.yaml
+PROCESSES := 2
 RESULTS := docs/results/campaign.csv
 
 # What each stage writes last. All are made once: rows of another text could not be compared.
@@ -34,7 +36,7 @@ $(text): | $(tasks)
 
 $(tokenizer): | $(text)
 	$(run) tools/train_tokenizer.py --input $(OUTPUT)/text/train.jsonl --output $(@D) --overwrite \
-		--vocab_size $(shell sed -n 's/^ *vocab_size: *//p' $(CONFIG))
+		--vocab_size $(shell sed -n 's/^ *vocab_size: *//p' $(firstword $(CONFIG)))
 
 $(OUTPUT)/shards/%.manifest.json: | $(tokenizer)
 	$(run) tools/preprocess_data.py --input $(OUTPUT)/text/$*.jsonl --tokenizer $(OUTPUT)/tokenizer \
@@ -42,4 +44,4 @@ $(OUTPUT)/shards/%.manifest.json: | $(tokenizer)
 
 campaign: | $(shards)
 	$(run) -m tools.campaign.campaign --root $(OUTPUT) --results $(RESULTS) --budget $(BUDGET) --seeds $(SEEDS) \
-		--rates $(RATES)
+		--rates $(RATES) --config $(CONFIG) --processes $(PROCESSES)

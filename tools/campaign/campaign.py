@@ -21,14 +21,14 @@ from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import above, at_least
 from metro_megatron.commands.probe import FIGURES as PROBED
-from metro_megatron.config.file import load_config
+from metro_megatron.config.file import parse_config
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked
 from metro_megatron.probing.folder import MANIFEST
 from metro_megatron.train.curves import Run
-from tools.campaign.arms import CONFIGS, PlannedRun, Text, chosen_runs, figure_of, planned_runs
+from tools.campaign.arms import COMMON, PlannedRun, Text, chosen_runs, figure_of, planned_runs
 from tools.campaign.rows import FIGURES, append_row, keep_tasks, read_rows
 
 FLOPS_PER_SECOND = 4.1e10
@@ -47,6 +47,8 @@ class Options:
 
     budget: Annotated[float, above(0)]
     """Model FLOPs of each run, by metro_megatron/plan/flops.py."""
+    config: list[str] = field(default_factory=lambda: list(COMMON))
+    """Configuration files of all arms, a later one over the earlier ones."""
     root: str = "runs/campaign"
     """Folder with tasks/, text/ and shards/; runs are written there."""
     results: str = "docs/results/campaign.csv"
@@ -73,19 +75,21 @@ def main(options: Options) -> None:
     try:
         with locked(root / "lock", wait=False):
             keep_tasks(root / "tasks" / MANIFEST, Path(options.results))
-            campaign(options, read_text(root), call)
+            campaign(options, read_text(root, options.config), call)
     except BlockingIOError as error:
         raise UserError(f"{root}: another process runs this campaign; wait for it or end it") from error
 
 
-def read_text(root: Path) -> Text:
-    """The training samples that the campaign's common configuration makes of the shards. Raises UserError."""
+def read_text(root: Path, configs: Sequence[str] = COMMON) -> Text:
+    """The training samples that the configuration of all arms makes of the shards. Raises UserError."""
     train = f"{root}/shards/train"
     shards = open_shards([train])
-    seq_length = load_config(CONFIGS / "common.yaml").data.seq_length
+    seq_length = parse_config(["--config", *configs, "--data.train", train]).data.seq_length
     lengths = build_sample_index(shards, seq_length).length.astype(int) + NUM_SAMPLE_SPECIALS
     contents = "".join(shard.sha256 + shard.index_sha256 for shard in shards)
-    return Text(train, f"{root}/shards/validation", lengths, hashlib.sha256(contents.encode()).hexdigest())
+    return Text(
+        train, f"{root}/shards/validation", lengths, hashlib.sha256(contents.encode()).hexdigest(), tuple(configs)
+    )
 
 
 def campaign(options: Options, text: Text, call: Call) -> None:
@@ -99,7 +103,7 @@ def campaign(options: Options, text: Text, call: Call) -> None:
         if not left:
             break
         run, number = left[0], len(runs) - len(left) + 1
-        time_left = duration(left, rows, device(options.processes))
+        time_left = duration(left, rows, device(run, options.processes))
         print(f"\n[{number}/{len(runs)}] {describe(run)} | {len(left)} runs left, {time_left}", flush=True)
         do(run, options, call)
         append_row(results, row_of(run, options))
@@ -124,7 +128,7 @@ def do(run: PlannedRun, options: Options, call: Call) -> None:
         if tracked_step(training) != steps:
             raise UserError(f"{training}: interrupted; run the same command again to continue")
     call([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
-    judged = ("--model", str(folder / "model"), "--device", "cpu")
+    judged = ("--model", str(folder / "model"), "--device", run.config.train.device)
     for part, scores in (("validation", ()), ("test", ("--documents", str(folder / "scores" / "test.jsonl")))):
         text = ("--input", str(root / "text" / f"{part}.jsonl"), "--unigram_from", run.text.train)
         output = ("--output", str(folder / f"{part}.json"), *scores, "--sentences", "1")
@@ -153,7 +157,7 @@ def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
         **{name: round(test[name], 6) for name in FIGURES if name in test},
         **{name: round(facts["score"], 6) for name, facts in probed["tasks"].items()},
         "seconds": round(tokens / curves.tokens_per_second(), 1),
-        "device": device(options.processes),
+        "device": device(run, options.processes),
         "versions": ", ".join(
             [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in VERSIONS)]
         ),
@@ -182,8 +186,12 @@ def duration(runs: Sequence[PlannedRun], rows: Sequence[dict[str, str]], device:
     return f"about {hours:.1f} hours"
 
 
-def device(processes: int) -> str:
-    """The processor's name, how many cores this process may use, and how many processes train."""
+def device(run: PlannedRun, processes: int) -> str:
+    """The name of the processor and how many cores this process may use, or of the GPU; how many processes train."""
+    if run.config.train.device != "cpu":
+        import torch  # --help does not wait for it
+
+        return f"{torch.cuda.get_device_name()}, {processes} processes"
     found = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = found[1].strip() if found else platform.machine()
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {processes} processes"

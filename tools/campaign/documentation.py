@@ -19,12 +19,13 @@ VERSIONED = ("linux-doc", "postgresql-doc", "python3-doc")
 """Empty packages, each of which depends on the one of Debian's version."""
 
 _PAGE = re.compile(r"\.html?(\.en)?$")
-_INLINE = frozenset(
-    "a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark q s samp small span strike "
-    "strong sub sup time tt u var wbr".split()
+_INLINE = re.compile(
+    "a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|img|ins|kbd|label|mark|q|s|samp|small|span|strike|"
+    "strong|sub|sup|time|tt|u|var|wbr"
 )
-_LEFT_OUT = frozenset("script style pre head nav table header footer".split())
-_STOP_WORDS = frozenset("the be to of and that have with".split())
+"""Names of the elements that are words of a line; all others are blocks."""
+_LEFT_OUT = {"script", "style", "pre", "head", "nav", "table", "header", "footer"}
+_STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 """Gopher's (arXiv 2112.11446, appendix A): a text without two of them is no English."""
 _FEWEST_WORDS = 8
 _ENDS = (".", "!", "?", ":", '"', "”", ")")
@@ -60,7 +61,7 @@ def read_page(path: Path) -> list[str]:
 
 
 def paragraphs(page: str) -> list[str]:
-    """What stands between the block elements of an HTML page, each on one line; code, tables and navigation left out."""
+    """What stands between the block elements of an HTML page, without code, tables and navigation."""
     parser = _Paragraphs()
     parser.feed(page)
     parser.close()
@@ -101,7 +102,7 @@ class _Paragraphs(HTMLParser):
         self._end_block("html")
 
     def _end_block(self, tag: str) -> None:
-        if tag in _INLINE:
+        if _INLINE.fullmatch(tag):
             return
         text = " ".join("".join(self._pieces).split())
         self._pieces.clear()
