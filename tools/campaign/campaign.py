@@ -65,8 +65,8 @@ class Options:
 def main(options: Options) -> None:
     """Pretrain every arm with every seed at equal FLOPs; runs that have a row are skipped, an interrupted one goes on.
 
-    All arms of a seed come before the next seed. A finished run is exported, evaluated on held-out text, asked the tasks
-    with its weights as they are, and appended to the table; the exports stay for other judges.
+    All arms of a seed come before the next seed. A finished run is exported, evaluated on held-out text, asked the
+    tasks with its weights as they are, and appended to the table; the exports stay for other judges.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
@@ -87,9 +87,8 @@ def read_text(root: Path, configs: Sequence[str] = COMMON) -> Text:
     seq_length = parse_config(["--config", *configs, "--data.train", train]).data.seq_length
     lengths = build_sample_index(shards, seq_length).length.astype(int) + NUM_SAMPLE_SPECIALS
     contents = "".join(shard.sha256 + shard.index_sha256 for shard in shards)
-    return Text(
-        train, f"{root}/shards/validation", lengths, hashlib.sha256(contents.encode()).hexdigest(), tuple(configs)
-    )
+    sha256 = hashlib.sha256(contents.encode()).hexdigest()
+    return Text(train, f"{root}/shards/validation", lengths, sha256, tuple(configs))
 
 
 def campaign(options: Options, text: Text, call: Call) -> None:
