@@ -19,7 +19,7 @@ from metro_megatron.evaluate.scores import Score, write_scores
 from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
 from tools.campaign.arms import ARMS, PlannedRun, Text, chosen_runs, planned_runs
-from tools.campaign.campaign import Options, campaign
+from tools.campaign.campaign import Options, campaign, check_arms
 from tools.campaign.rows import COLUMNS, append_row, keep_tasks, read_baselines, read_rows
 
 BUDGET = 1e12
@@ -177,6 +177,20 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
     with pytest.raises(UserError, match="has a row of"):
         append_row(results, rows[0])
     assert results.read_bytes() == before
+
+
+def test_some_arms_are_done_first_and_their_runs_are_the_same(tmp_path):
+    results = tmp_path / "campaign.csv"
+    options = Options(BUDGET, root=str(tmp_path), results=str(results), seeds=2, rates=[1e-3], arms=["metro", "mlm_15"])
+    campaign(options, TEXT, Stages())
+    wanted = [run.name for run in planned_runs(TEXT, BUDGET, 2, [1e-3]) if run.arm in options.arms]
+    assert [row["run"] for row in read_rows(results)] == wanted and len(wanted) == 4
+    with pytest.raises(UserError) as caught:
+        check_arms(["electra", "mlm", "fast_electra"])
+    assert caught.value.problems == [
+        f"--arms mlm: unknown; there are {', '.join(arm.name for arm in ARMS)}",
+        "--arms fast_electra: its auxiliary is that of metro; give metro, too",
+    ]
 
 
 def test_rows_of_one_table_are_of_the_same_tasks(tmp_path):

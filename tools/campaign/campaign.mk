@@ -2,11 +2,13 @@
 #   BUDGET  FLOPs of each run; 2e13 takes about eight minutes of two cores
 #   SEEDS   how many of METRO, ELECTRA and MLM; other arms have 3 at most
 #   RATES   peak learning rates that seed 1 of each arm tries
+#   ARMS    those to pretrain now, all if empty: the others are left for later
 #   CONFIG  configuration files of all arms, and on how many PROCESSES: of another size are other runs
 OUTPUT := runs/campaign
 BUDGET := 2e13
 SEEDS := 5
 RATES := 1e-3 5e-4 2e-3
+ARMS :=
 BIN := .venv/bin
 CONFIG := examples/campaign/common.yaml
 PROCESSES := 2
@@ -44,4 +46,4 @@ $(OUTPUT)/shards/%.manifest.json: | $(tokenizer)
 
 campaign: | $(shards)
 	$(run) -m tools.campaign.campaign --root $(OUTPUT) --results $(RESULTS) --budget $(BUDGET) --seeds $(SEEDS) \
-		--rates $(RATES) --config $(CONFIG) --processes $(PROCESSES)
+		--rates $(RATES) $(if $(ARMS),--arms $(ARMS)) --config $(CONFIG) --processes $(PROCESSES)

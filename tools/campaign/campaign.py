@@ -28,7 +28,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import locked
 from metro_megatron.probing.folder import MANIFEST
 from metro_megatron.train.curves import Run
-from tools.campaign.arms import COMMON, PlannedRun, Text, chosen_runs, figure_of, planned_runs
+from tools.campaign.arms import ARMS, AUXILIARY_OF, COMMON, PlannedRun, Text, chosen_runs, figure_of, planned_runs
 from tools.campaign.rows import FIGURES, append_row, keep_tasks, read_rows
 
 FLOPS_PER_SECOND = 4.1e10
@@ -47,6 +47,8 @@ class Options:
 
     budget: Annotated[float, above(0)]
     """Model FLOPs of each run, by metro_megatron/plan/flops.py."""
+    arms: list[str] = field(default_factory=lambda: [arm.name for arm in ARMS])
+    """Arms to pretrain; the others' runs are left for later."""
     config: list[str] = field(default_factory=lambda: list(COMMON))
     """Configuration files of all arms, a later one over the earlier ones."""
     root: str = "runs/campaign"
@@ -71,6 +73,7 @@ def main(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
             signal.signal(number, signal.default_int_handler)
+    check_arms(options.arms)
     root = Path(options.root)
     try:
         with locked(root / "lock", wait=False):
@@ -78,6 +81,19 @@ def main(options: Options) -> None:
             campaign(options, read_text(root, options.config), call)
     except BlockingIOError as error:
         raise UserError(f"{root}: another process runs this campaign; wait for it or end it") from error
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """Raises UserError for arms that are unknown, or whose auxiliary is of an arm that is not among them."""
+    known = [arm.name for arm in ARMS]
+    problems = [f"--arms {arm}: unknown; there are {', '.join(known)}" for arm in arms if arm not in known]
+    problems += [
+        f"--arms {arm}: its auxiliary is that of {source}; give {source}, too"
+        for arm, source in AUXILIARY_OF.items()
+        if arm in arms and source not in arms
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def read_text(root: Path, configs: Sequence[str] = COMMON) -> Text:
@@ -96,7 +112,8 @@ def campaign(options: Options, text: Text, call: Call) -> None:
     results = Path(options.results)
     while True:
         rows = read_rows(results)
-        runs = planned_runs(text, options.budget, options.seeds, options.rates, rows)
+        planned = planned_runs(text, options.budget, options.seeds, options.rates, rows)
+        runs = [run for run in planned if run.arm in options.arms]
         finished = {row["run"] for row in rows}
         left = [run for run in runs if run.name not in finished]
         if not left:
@@ -108,8 +125,9 @@ def campaign(options: Options, text: Text, call: Call) -> None:
         append_row(results, row_of(run, options))
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
     print(f"next: python -m tools.campaign.summary --results {results}")
-    a, b = (" ".join(f"{options.root}/{run.name}" for run in chosen_runs(runs, arm)) for arm in ("metro", "mlm_15"))
-    print(f"      python tools/compare_runs.py --a {a} --b {b}")
+    if {"metro", "mlm_15"} <= set(options.arms):
+        a, b = (" ".join(f"{options.root}/{run.name}" for run in chosen_runs(runs, arm)) for arm in ("metro", "mlm_15"))
+        print(f"      python tools/compare_runs.py --a {a} --b {b}")
 
 
 def do(run: PlannedRun, options: Options, call: Call) -> None:
