@@ -17,7 +17,7 @@ from metro_megatron.tasks.hashing import text_hash
 from metro_megatron.tasks.reviews import installed_table, read_reviews
 from tools.campaign.documentation import fetch_documentation, read_documentation
 
-HELD_OUT_DOCUMENTS = 300
+HELD_OUT_DOCUMENTS = 200
 """Of each source, for each of validation and test."""
 HELD_OUT_CHARACTERS = 2000
 """A held-out document has its first paragraphs, as many as have so many characters, but at least one."""
