@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from metro_megatron.checkpoint.files import AVERAGE, METADATA, iteration_folder, tracked_step
+from metro_megatron.checkpoint.files import (
+    AVERAGE,
+    METADATA,
+    TRACKER,
+    iteration_folder,
+    newest_step,
+    resumable_steps,
+    saved_steps,
+    tracked_step,
+)
 from metro_megatron.cli.options import flatten, options_of
 from metro_megatron.config.file import load_config
 from metro_megatron.config.phases import Phase
@@ -14,22 +23,50 @@ from metro_megatron.errors import UserError
 
 
 def beginning(config: Config) -> Path | None:
-    """The checkpoint that a run goes on from: the newest of its own folder, else the one that it branches from.
+    """The first of `beginnings` whose configuration can be read; None: the run begins from nothing.
 
-    None: it begins from nothing. Raises UserError if there is no such checkpoint, or as refuse_other_run.
+    For a first look: whether it is whole is seen when it is loaded. Raises UserError as `beginnings` does, if no
+    configuration can be read, or as refuse_other_run.
+    """
+    problems = []
+    for iteration in beginnings(config):
+        try:
+            load_config(iteration / "run_config.yaml")
+        except UserError as error:
+            problems += error.problems
+            continue
+        refuse_other_run(iteration, config)
+        return iteration
+    if problems:
+        raise UserError(problems)
+    return None
+
+
+def beginnings(config: Config) -> list[Path]:
+    """The checkpoints that a run may go on from, the best first: of its own folder, else the one that it branches from.
+
+    None: it begins from nothing. Raises UserError if train.branch_from is no checkpoint.
     """
     run, branch = Path(config.train.output), Path(config.train.branch_from)
-    step = tracked_step(run)
-    if step is None and not config.train.branch_from:
-        return None
-    iteration = branch if step is None else iteration_folder(run, step)
-    if step is None and not (branch / METADATA).is_file():
+    steps = resumable_steps(run)
+    if steps or not config.train.branch_from:
+        return [iteration_folder(run, step) for step in steps]
+    if not (branch / METADATA).is_file():
         # Not the run's newest: that would be another one when the same command is given again.
-        newest = tracked_step(branch)
+        newest = newest_step(branch)
         such = "iter_0005000 of a run folder" if newest is None else iteration_folder(branch, newest)
         raise UserError(f"train.branch_from {branch} is no checkpoint (no {METADATA}); give one, such as {such}")
-    refuse_other_run(iteration, config)
-    return iteration
+    return [branch]
+
+
+def lost_tracker(run: Path) -> list[str]:
+    """A line where a run folder's checkpoints are there, but not what says which of them is the newest."""
+    steps = saved_steps(run)
+    if not steps or tracked_step(run) is not None:
+        return []
+    return [
+        f"{run / TRACKER} is lost or names no checkpoint that is there; the newest one there is of step {steps[-1]}"
+    ]
 
 
 def is_branch_point(iteration: Path, config: Config) -> bool:

@@ -436,6 +436,10 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_last: Annotated[int, at_least(0)] = 3
     """Newest checkpoints kept; 0 keeps all."""
+    strict: bool = False
+    """End the run where its newest checkpoint is damaged or not known, instead of going back to an older one."""
+    failed_saves: Annotated[int, at_least(0)] = 2
+    """Saves in a row that may fail, for want of room for instance, before the run ends; that of its end never may."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
     ((lines, said),) = run_ranks(run, 1, config)
     assert [(line["step"], line["skipped_steps"]) for line in lines] == [(6, 4)] and tracked_step(tmp_path) == 6
     assert any("after step 4" in one for one in said)
+    ((whole, _),) = run_ranks(run, 1, replace(config, train=replace(config.train, output=f"{tmp_path}/whole")), True)
+    for name in ("aux_loss", "rtd_loss", "clm_loss", "rtd_auc", "replace_rate", "consumed_tokens"):
+        assert lines[0][name] == whole[0][name], "the line is of all steps since the one before, saved or not"
+    ((_, said),) = run_ranks(run, 1, config)
+    assert said[-1] == f"{tmp_path} is finished: all its 6 steps are done"
 
 
 def test_a_run_whose_steps_are_all_skipped_ends_with_a_remedy(tmp_path: Path) -> None:
