@@ -69,10 +69,17 @@ class Checkpoints:
         self.pair = pair
         self.optimizer = optimizer
 
-    def check_shared(self) -> None:
-        """Raise UserError, on every rank, if not all ranks see the first one's run folder."""
+    def check_folder(self) -> None:
+        """Raise UserError, on every rank, if the run folder cannot be written, has no room for a checkpoint, or is not
+        one that all ranks see."""
         marker = self.run / ".seen_by_all"
-        self._on_first_rank(lambda: (self.run.mkdir(parents=True, exist_ok=True), marker.touch()))
+
+        def prepare() -> None:
+            self.run.mkdir(parents=True, exist_ok=True)
+            self._check_room()
+            marker.touch()
+
+        self._on_first_rank(prepare)
         end = time.monotonic() + SECONDS_TO_APPEAR
         while not (is_seen := marker.exists()) and time.monotonic() < end:
             time.sleep(0.1)
@@ -152,6 +159,10 @@ class Checkpoints:
     def _prepare(self, unfinished: Path) -> None:
         for leftover in self.run.glob("iter_*.unfinished"):
             shutil.rmtree(leftover)
+        self._check_room()
+        unfinished.mkdir(parents=True)
+
+    def _check_room(self) -> None:
         needed = BYTES_PER_PARAMETER * self._num_parameters()
         free = shutil.disk_usage(self.run).free
         if free < needed:
@@ -159,7 +170,6 @@ class Checkpoints:
                 f"a checkpoint needs about {needed / 1e9:.2f} GB, but {self.run} has {free / 1e9:.2f} GB free: "
                 "free some space or lower checkpoint.keep_last, then run the same command again"
             )
-        unfinished.mkdir(parents=True)
 
     def _num_parameters(self) -> int:
         """Parameters of this rank times the ranks that hold different ones: an upper bound."""

@@ -86,10 +86,9 @@ class Report:
         self.say(f"step {step} done {seconds:.0f} s after the start of the process")
 
     def say(self, line: str) -> None:
+        encoding = sys.stdout.encoding or "utf-8"  # of a console that may lack a character
         try:
-            print(line, flush=True)
-        except UnicodeEncodeError:  # a console that lacks a character
-            print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+            print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
         except OSError:  # nobody reads any more: not even Python at its exit shall try
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -86,7 +86,7 @@ class Trainer:
     def restore(self) -> None:
         """Continue from the newest whole checkpoint of the run folder, or from the one that the run branches from, if
         there is one. A collective call."""
-        self.checkpoints.check_shared()
+        self.checkpoints.check_folder()
         restored = self.checkpoints.restore()
         if restored is None:
             return

@@ -275,9 +275,9 @@ def save_many(config: Config) -> list[str]:
     def no_space(path: object) -> Any:
         return real_usage(path)._replace(free=1000)
 
-    for patch in ({"disk_usage": no_space}, {"save": fail_to_save}):
-        shutil.disk_usage = patch.get("disk_usage", real_usage)  # type: ignore[assignment]
-        dist_checkpointing.save = patch.get("save", real_save)
+    for broken in ({"disk_usage": no_space}, {"save": fail_to_save}):
+        shutil.disk_usage = broken.get("disk_usage", real_usage)  # type: ignore[assignment]
+        dist_checkpointing.save = broken.get("save", real_save)
         trainer.done = 6
         try:
             trainer.save(None)
