@@ -16,7 +16,10 @@ from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.train.processes import claimed
 from tests.test_pretrain_metro import command, corpus, environment, lines, run, yaml_file  # noqa: F401 - fixtures
 
-LONG = ("--train.train_steps", "100000", "--train.log_interval", "1", "--checkpoint.save_interval", "100000")
+LONG = (
+    *("--train.train_steps", "100000", "--train.log_interval", "1"),
+    *("--checkpoint.save_interval", "100000", "--parallel.timeout_minutes", "1"),
+)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 100.0) -> None:
@@ -76,3 +79,15 @@ def test_a_terminal_that_goes_loses_nothing_under_nohup(
     assert done is not None and lines(output)[-1]["step"] == done
     assert "SIGHUP: saving after this step" in console.read_text()
     assert not os.path.exists(output / f"iter_{done:07d}.unfinished")
+
+
+@pytest.mark.long
+def test_a_rank_that_is_stopped_is_named_within_the_time_that_ranks_wait(
+    started: tuple[Path, subprocess.Popen[bytes], list[psutil.Process], Path],
+) -> None:
+    output, torchrun, workers, console = started
+    workers[1].suspend()
+    torchrun.wait(timeout=180)  # one minute, and half of one in which torchrun is patient with a stopped process
+    said = console.read_text()
+    assert f"rank 1, process {workers[1].pid} on" in said and "has done nothing since" in said
+    assert "File" in (output / "still" / "rank_0.txt").read_text()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from metro_megatron.checkpoint.files import (
     AVERAGE,
@@ -15,10 +16,10 @@ from metro_megatron.checkpoint.files import (
     saved_steps,
     tracked_step,
 )
-from metro_megatron.cli.options import flatten, options_of
+from metro_megatron.cli.options import Option, flatten, options_of
 from metro_megatron.config.file import load_config
 from metro_megatron.config.phases import Phase
-from metro_megatron.config.schema import BRANCH_MAY_CHANGE, MAY_CHANGE, Config
+from metro_megatron.config.schema import BRANCH_MAY_CHANGE, MAY_CHANGE, OVERRIDE_MAY_CHANGE, Config
 from metro_megatron.errors import UserError
 
 
@@ -76,13 +77,26 @@ def is_branch_point(iteration: Path, config: Config) -> bool:
 
 def config_differences(saved: Config, given: Config, is_branch: bool = False) -> list[str]:
     """One line per field whose change would make another run of it, or something else than a branch."""
-    there, here = flatten(saved), flatten(given)
     may_change = {MAY_CHANGE, BRANCH_MAY_CHANGE} if is_branch else {MAY_CHANGE}
     return [
-        f"{option.name} is {here[option.name]!r}, but the checkpoint was made with {there[option.name]!r}"
-        for option in options_of(Config)
-        if may_change.isdisjoint(option.marks) and here[option.name] != there[option.name]
+        f"{option.name} is {here!r}, but the checkpoint was made with {there!r}"
+        + (" (train.override may name it)" if OVERRIDE_MAY_CHANGE in option.marks else "")
+        for option, there, here in _changed(saved, given)
+        if may_change.isdisjoint(option.marks) and option.name not in given.train.override
     ]
+
+
+def overridden(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:
+    """What a resumed run is told anew about its further steps, by name of the option: as it was, and as it is."""
+    steering = {"train.skip_steps", *given.train.override}
+    return {option.name: (there, here) for option, there, here in _changed(saved, given) if option.name in steering}
+
+
+def _changed(saved: Config, given: Config) -> Iterator[tuple[Option, Any, Any]]:
+    there, here = flatten(saved), flatten(given)
+    for option in options_of(Config):
+        if here[option.name] != there[option.name]:
+            yield option, there[option.name], here[option.name]
 
 
 def refuse_other_run(iteration: Path, config: Config) -> None:
@@ -98,6 +112,8 @@ def refuse_other_run(iteration: Path, config: Config) -> None:
     found = config_differences(saved, config, is_branch)
     if is_branch:
         found += _past_differences(iteration, saved, config)
+    else:
+        found += _skipped_otherwise(iteration, saved, config)
     if found:
         remedy = "or choose another train.branch_from" if is_branch else "or choose another train.output"
         raise UserError([*found, f"{iteration}: give the values of this checkpoint, {remedy}"])
@@ -113,6 +129,21 @@ def _past_differences(iteration: Path, saved: Config, given: Config) -> Iterator
         yield (
             f"train.phases has {_listed(planned)} before the branching after step {step}, but the checkpoint was made "
             f"with {_listed(begun)}; keep those, their starts in steps"
+        )
+
+
+def _skipped_otherwise(iteration: Path, saved: Config, given: Config) -> Iterator[str]:
+    """What of the plan of steps that are passed over is not what was done before the checkpoint."""
+    step = json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"]
+    if given.train.train_steps < step:
+        yield f"train.train_steps is {given.train.train_steps}, but {step} are done; give more"
+    before, planned = (
+        {one for part in config.skipped_steps for one in part if one < step} for config in (saved, given)
+    )
+    if before != planned:
+        yield (
+            f"train.skip_steps is {given.train.skip_steps}, but up to step {step} the checkpoint was made with "
+            f"{saved.train.skip_steps}; keep those, and add later ones only"
         )
 
 

@@ -29,9 +29,9 @@ from metro_megatron.checkpoint.files import (
     verify_integrity,
     write_integrity,
 )
-from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, refuse_other_run
+from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
 from metro_megatron.checkpoint.sharded_state import load_model_state, load_state, model_state, sharded_state
-from metro_megatron.config.file import save_config
+from metro_megatron.config.file import load_config, save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.files import move_whole, replace_text, sync_file, sync_folder
@@ -57,6 +57,8 @@ class Restored:
     progress: dict[str, Any]
     remarks: list[str]
     """Why it is not the newest, if it is not."""
+    overridden: dict[str, tuple[Any, Any]]
+    """Options that the run was told anew: as they were, and as they are."""
 
 
 class Checkpoints:
@@ -137,7 +139,8 @@ class Checkpoints:
             self._on_first_rank(lambda: refuse_other_run(folder, self.config))  # noqa: B023 - called at once
             state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=True)
             load_state(self.pair, self.optimizer, dist_checkpointing.load(state, str(folder)))
-            return Restored(folder, json.loads((folder / "progress.json").read_text()), remarks)
+            told = overridden(load_config(folder / "run_config.yaml"), self.config)
+            return Restored(folder, json.loads((folder / "progress.json").read_text()), remarks, told)
         return None
 
     def _damage(self, folder: Path) -> list[str]:

@@ -16,6 +16,9 @@ from torch.distributed import ProcessGroup
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.parallel import cpu
 
+LATER = 1.1
+"""Collectives wait so many times as long as ranks may be still: train/watchdog.py knows more to say than they."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -47,7 +50,7 @@ class Layout:
             torch.cuda.set_device(device)
         # Under torchrun processes cannot join twice: a benchmark of several layouts has joined before.
         has_joined = not dist.is_initialized()
-        timeout = timedelta(minutes=config.timeout_minutes)
+        timeout = timedelta(minutes=LATER * config.timeout_minutes)
         if has_joined:
             _join(device, timeout)
         chunks = config.virtual_pipeline_model_parallel_size
@@ -55,7 +58,7 @@ class Layout:
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=chunks if config.is_interleaved else None,
-            distributed_timeout_minutes=config.timeout_minutes,
+            distributed_timeout_minutes=LATER * config.timeout_minutes,  # type: ignore[arg-type] # goes into a timedelta
             create_gloo_process_groups=False,
         )
         world_size, tp = dist.get_world_size(), config.tensor_model_parallel_size

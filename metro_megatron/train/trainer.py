@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 
 from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
@@ -33,11 +34,13 @@ from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts
 from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.journal import note
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.probes import Probes
 from metro_megatron.train.report import Report
 from metro_megatron.train.step import Step
 from metro_megatron.train.stop import StopRequest
+from metro_megatron.train.watchdog import Watchdog
 
 MAX_SKIPPED = 50
 """Steps skipped in a row for gradients that are not finite, after which a run stops."""
@@ -78,6 +81,7 @@ class Trainer:
         """Of the steps since the last log line."""
         self.clock = Clock()
         self.stop: StopRequest | None = None
+        self.watchdog: Watchdog | None = None
         self.failed_saves = 0
         """Saves in a row that failed."""
         self.remarks: list[str] = []
@@ -91,6 +95,11 @@ class Trainer:
         if restored is None:
             return
         folder, progress, self.remarks = restored.folder, restored.progress, restored.remarks
+        if self.layout.rank == 0 and restored.overridden:
+            note(self.run, progress["step"], restored.overridden)
+            self.remarks += [
+                f"from here on {name} is {now!r}, was {was!r}" for name, (was, now) in restored.overridden.items()
+            ]
         self._refuse_other_data(folder.parent, progress)
         # Checkpoints of earlier releases have none.
         if "fingerprint" in progress and progress["fingerprint"] != self._fingerprint():
@@ -136,9 +145,15 @@ class Trainer:
         norms = WeightNorms(self.pair, self.optimizer, self.layout)
         clock = self.clock = Clock()
         self.stop = StopRequest(self.layout.rank == 0, clock.seconds_to_stop)
+        self.watchdog = self._new_watchdog()
         batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
             for batch in clock.waiting(batches):
+                if any(self.done in window for window in self.config.skipped_steps):
+                    self.done += 1
+                    self.seen_samples, self.phase_begins = batch.end, batch.phase_begins
+                    continue
+                self._sign(f"step {self.done + 1}", clock.longest_step)
                 if self.watch:
                     self.watch.batch(batch)
                 self.pending.append(self.step.train(batch, self.metrics, self.stop.is_asked))
@@ -167,6 +182,8 @@ class Trainer:
                 if self.stop.is_agreed:
                     break
         finally:
+            if self.watchdog:
+                self.watchdog.close()
             batches.close()
             self.stop.restore()
             if report:
@@ -184,11 +201,13 @@ class Trainer:
                 self.stop.is_agreed = self.stop.is_agreed or self.layout.any_rank(self.stop.is_asked)
                 if self.stop.is_agreed:
                     return {}
+            self._sign(f"batch {batch.step + 1} of an evaluation")
             self.step.evaluate(batch, metrics)
         return metrics.reduce()
 
     def save(self, report: Report | None = None) -> None:
         """Save the state after the steps done so far. A collective call."""
+        self._sign("to save")
         self._read_updates(0)
         self.homes.fetch_parameters()
         progress: dict[str, Any] = {
@@ -224,6 +243,18 @@ class Trainer:
     def close(self) -> None:
         """Leave the process groups."""
         self.layout.destroy()
+
+    def _new_watchdog(self) -> Watchdog | None:
+        """None for a process that waits for no other."""
+        world_size, seconds = self.layout.world.size(), 60.0 * self.config.parallel.timeout_minutes
+        if world_size == 1:
+            return None
+        store = distributed_c10d._get_default_store()
+        return Watchdog(store, self.layout.rank, world_size, seconds, self.run / "still")
+
+    def _sign(self, doing: str, usual: float = 0.0) -> None:
+        if self.watchdog:
+            self.watchdog.sign(doing, usual)
 
     def _is_due(self, interval: int, is_last: bool) -> bool:
         return interval > 0 and (is_last or self.done % interval == 0)
@@ -293,8 +324,8 @@ class Trainer:
         if self.skipped_in_a_row == MAX_SKIPPED:
             raise UserError(
                 f"{MAX_SKIPPED} steps in a row had gradients that are not finite (the last one is step {step}): "
-                "restart from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "
-                "train.precision bf16"
+                "go on from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "
+                "train.precision bf16, named in train.override, or pass over such steps with train.skip_steps"
             )
 
     def _log(
@@ -349,6 +380,7 @@ class Trainer:
             report.validation(self.done, figures)
 
     def _probe(self, report: Report | None) -> None:
+        self._sign("to probe")
         self.homes.fetch_parameters()
         figures = self.probes.figures(self.step)
         if report:
