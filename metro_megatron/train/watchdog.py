@@ -52,26 +52,34 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
+        self._tell()
         while not self._ended.wait(self._seconds / CHECKS):
             self._looks += 1
-            since, doing, limit = self._last
-            with suppress(RuntimeError):  # the store has ended with torchrun
-                sign = [self._looks, since, doing, socket.gethostname(), os.getpid()]
-                self._store.set(_key(self._rank), json.dumps(sign))
+            self._tell()
+            since, _, limit = self._last
             if time.time() - since > limit:
                 self._end()
 
+    def _tell(self) -> None:
+        since, doing, _ = self._last
+        with suppress(RuntimeError):  # the store has ended with torchrun
+            self._store.set(
+                _key(self._rank), json.dumps([self._looks, since, doing, socket.gethostname(), os.getpid()])
+            )
+
     def _end(self) -> None:
-        """Write this thread's process's stacks, say who was still first, and end the process."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"rank_{self._rank}.txt").open("w") as file:
-            faulthandler.dump_traceback(file)
-        with suppress(RuntimeError):
+        """Write this process's stacks, say who was still first, and end the process."""
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / f"rank_{self._rank}.txt").open("w") as file:
+                faulthandler.dump_traceback(file)
+        with suppress(RuntimeError, OSError):
             print(f"error: {self._verdict()}", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the loop waits in a collective, which no exception reaches
 
     def _verdict(self) -> str:
-        signs = {rank: json.loads(self._store.get(_key(rank))) for rank in range(self._world_size) if self._has(rank)}
+        ranks = [rank for rank in range(self._world_size) if self._store.check([_key(rank)])]
+        signs = {rank: json.loads(self._store.get(_key(rank))) for rank in ranks}
         stopped = [rank for rank, (looks, *_) in signs.items() if looks < self._looks - CHECKS / 2]
         first = min(stopped or signs, key=lambda rank: signs[rank][1])
         _, since, doing, host, process = signs[first]
@@ -81,9 +89,6 @@ class Watchdog:
             f"{process} on {host}, has done nothing since {clock}, when it began {doing}; where the other ranks "
             f"stand is in {self._folder}. Look at that machine, then run the same command again"
         )
-
-    def _has(self, rank: int) -> bool:
-        return self._store.check([_key(rank)])
 
 
 def _key(rank: int) -> str:
