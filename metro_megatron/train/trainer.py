@@ -112,7 +112,8 @@ class Trainer:
         self.seen_tokens = progress["seen_tokens"]
         self.skipped_steps = progress["skipped_steps"]
         self.phase_begins = tuple(progress.get("phase_begins", [0]))
-        self.metrics.load_state(progress.get("unlogged", {}))
+        if "unlogged" in progress:
+            self.metrics.load_state(progress["unlogged"])
         self.branch = progress.get("branch")
         if is_branch_point(folder, self.config):
             self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
@@ -359,7 +360,7 @@ class Trainer:
             "data_share": waited / seconds,
         }
         planned = data.read_before(self.seen_samples - int(done.samples), self.seen_samples)
-        report.training(self.done, figures, self.watch.line(self.done, figures, weights, planned))
+        report.training(self.done, figures, self.metrics.digest, self.watch.line(self.done, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
             report.warn_of_padding(data, self.seen_samples)
 
