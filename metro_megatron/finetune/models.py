@@ -102,9 +102,7 @@ def read_tokenizer(folder: Path, config: PreTrainedConfig, max_length: int) -> P
     if tokenizer.pad_token_id is None:
         problems.append(f"{folder}: its tokenizer has no padding token; set pad_token in tokenizer_config.json")
     if len(tokenizer) > config.vocab_size:
-        problems.append(
-            f"{folder}: has {len(tokenizer)} ids, the model {config.vocab_size}; give the model's tokenizer"
-        )
+        problems.append(f"{folder}: has {len(tokenizer)} ids, the model {config.vocab_size}; give its own tokenizer")
     longest = _num_positions(config)
     if max_length > longest:
         problems.append(f"max_length is {max_length}, but the model has {longest} positions; give at most {longest}")
