@@ -24,6 +24,8 @@ class Recipe:
     """Largest gradient norm; 0 switches clipping off."""
     max_length: Annotated[int, at_least(0)] = 0
     """Tokens at which texts are cut; 0 takes as many as the model has positions."""
+    tokenizer: str = ""
+    """Folder of the model's tokenizer; empty: that of the model."""
     seed: Annotated[int, at_least(0)] = 1
     """Seed of the fresh head, the order of the texts and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

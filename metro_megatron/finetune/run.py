@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import (
     EvalPrediction,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
@@ -26,12 +27,10 @@ from transformers import (
 
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
+from metro_megatron.finetune.models import build_model, read_config, read_tokenizer, write_model
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.task import Encoded, Outputs, Task
-from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import EXPORTED_FILES, finish_folder
-from metro_megatron.hf.modeling_metro import MetroModel, MetroPreTrainedModel
-from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
+from metro_megatron.hf.export import EXPORTED_FILES
 
 OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
@@ -48,8 +47,9 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     problems = recipe.problems()
     if problems:
         raise UserError(problems)
-    config = _read_config(model_folder, task.settings())
-    tokenizer = read_tokenizer(model_folder, config, recipe.max_length)
+    config = read_config(model_folder, task.settings())
+    tokenizer_folder = Path(recipe.tokenizer) if recipe.tokenizer else model_folder
+    tokenizer = read_tokenizer(tokenizer_folder, config, recipe.max_length)
     train, validation = (task.encode(tokenizer, examples) for examples in (task.train, task.validation))
     print(
         f"{len(task.train)} training and {len(task.validation)} validation {task.unit}, {task.describe_labels()}; "
@@ -58,7 +58,7 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     )
     # The head, the order of the rows and dropout follow from here: nothing random may come before.
     set_seed(recipe.seed)
-    model = _build_model(task.model_class, model_folder, config, recipe.from_scratch)
+    model = build_model(task.head, model_folder, config, recipe.from_scratch)
     epochs, outputs = _train(task, model, tokenizer, (train, validation), recipe)
     result = {
         "task": task.name,
@@ -72,53 +72,13 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
         "recipe": asdict(recipe),
         "seconds": time.monotonic() - start,
     }
-    _write(output, model, model_folder, result, task.predictions(outputs, validation.rows))
+    _write(output, model, tokenizer_folder, result, task.predictions(outputs, validation.rows))
     return result
-
-
-def read_tokenizer(folder: Path, config: MetroConfig, max_length: int) -> PreTrainedTokenizerFast:
-    """The folder's tokenizer, cutting at max_length tokens (0: at the model's positions). Raises UserError."""
-    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(missing)}; export the model again")
-    longest = config.max_position_embeddings
-    if max_length > longest:
-        raise UserError(f"max_length is {max_length}, but the model has {longest} positions; give at most {longest}")
-    if 0 < max_length < 8:
-        raise UserError(f"max_length is {max_length}; give at least 8, of which specials take up to 4")
-    return PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=max_length or longest)
-
-
-def _read_config(folder: Path, settings: dict[str, Any]) -> MetroConfig:
-    """The model's configuration with the task's settings."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a folder that tools/convert_checkpoint.py has written") from None
-    except ValueError as error:
-        raise UserError(f"{path}: unreadable ({error}); export the model again") from error
-    kind = found.get("model_type")
-    if kind != MetroConfig.model_type:
-        raise UserError(f"{folder}: is a {kind!r} model; give a folder that tools/convert_checkpoint.py has written")
-    return MetroConfig.from_pretrained(folder, **settings)
-
-
-def _build_model(
-    model_class: type[MetroPreTrainedModel], folder: Path, config: MetroConfig, from_scratch: bool
-) -> MetroPreTrainedModel:
-    model = model_class(config)
-    if not from_scratch:
-        if not list(folder.glob("model*.safetensors")):
-            raise UserError(f"{folder}: holds no model.safetensors; export the model again, or use --from_scratch")
-        encoder = MetroModel.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
-        model.get_submodule("metro").load_state_dict(encoder.state_dict())
-    return model
 
 
 def _train(
     task: Task[Any],
-    model: MetroPreTrainedModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     encoded: tuple[Encoded, Encoded],
     recipe: Recipe,
@@ -226,16 +186,13 @@ class _Progress(TrainerCallback):
 
 def _write(
     output: Path,
-    model: MetroPreTrainedModel,
-    model_folder: Path,
+    model: PreTrainedModel,
+    tokenizer_folder: Path,
     result: dict[str, Any],
     predictions: list[dict[str, Any]],
 ) -> None:
     with whole_folder(output, OUTPUT_FILES) as folder:
-        model.save_pretrained(folder)
-        finish_folder(folder)
-        for name in TOKENIZER_FILES:
-            (folder / name).write_bytes((model_folder / name).read_bytes())
+        write_model(model, tokenizer_folder, folder)
         lines = "".join(json.dumps(line) + "\n" for line in predictions)
         (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts
-from metro_megatron.hf.modeling_metro import MetroPreTrainedModel
+from metro_megatron.finetune.models import Head
 
 Row: TypeAlias = dict[str, Any]
 """One input of the model. Keys that are no parameters of its forward are the task's own and kept from it."""
@@ -42,8 +42,8 @@ class Task(ABC, Generic[Examples]):
     """What an example is, in the plural."""
     makes: ClassVar[str]
     """What the trained model is, for the reader."""
-    model_class: ClassVar[type[MetroPreTrainedModel]]
-    """Holds the encoder as `metro`; its head starts fresh."""
+    head: ClassVar[Head]
+    """What stands on the encoder; it starts fresh."""
     score_names: ClassVar[tuple[str, ...]]
     """Keys of `scores` in the order in which they are shown; the first is the one that models are compared by."""
     usage: ClassVar[str]
@@ -108,5 +108,5 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: LabelledTexts[Any], 
         texts.first, texts.second, truncation=True, split_special_tokens=True, return_attention_mask=False
     )
     num_cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
-    rows = [{"input_ids": ids, "label": label} for ids, label in zip(encoded["input_ids"], labels, strict=True)]
-    return Encoded(rows, num_cut)
+    columns = zip(*encoded.values(), labels, strict=True)  # ids, and for BERT token_type_ids
+    return Encoded([dict(zip((*encoded, "label"), row, strict=True)) for row in columns], num_cut)

@@ -15,7 +15,6 @@ from metro_megatron.finetune.examples import read_examples
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task
-from metro_megatron.hf.modeling_metro import MetroForQuestionAnswering
 
 FILLERS = {"input_ids": 1, "p_mask": 1}
 
@@ -33,7 +32,7 @@ class Spans(Task[list[Question]]):
     name = "spans"
     unit = "questions"
     makes = "reader"
-    model_class = MetroForQuestionAnswering
+    head = "question_answering"
     score_names = ("exact",)
     usage = "MetroForQuestionAnswering"
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts, mixed_kinds, read_labelled_texts
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts
-from metro_megatron.hf.modeling_metro import MetroForSequenceClassification
 
 _SHOWN_LABELS = 5
 
@@ -24,7 +23,7 @@ class Classification(Task[LabelledTexts[str]]):
 
     name = "classification"
     makes = "classifier"
-    model_class = MetroForSequenceClassification
+    head = "sequence_classification"
     score_names = ("accuracy", "macro_f1", "mcc")
     usage = 'transformers.pipeline("text-classification", model="{output}", trust_remote_code=True)'
 

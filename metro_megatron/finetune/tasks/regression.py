@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts, mixed_kinds, read_labelled_texts
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts
-from metro_megatron.hf.modeling_metro import MetroForSequenceClassification
 
 
 class Regression(Task[LabelledTexts[float]]):
@@ -20,7 +19,7 @@ class Regression(Task[LabelledTexts[float]]):
 
     name = "regression"
     makes = "regressor"
-    model_class = MetroForSequenceClassification
+    head = "sequence_classification"
     score_names = ("pearson", "spearman")
     usage = 'transformers.pipeline("text-classification", model="{output}", trust_remote_code=True)'
 
