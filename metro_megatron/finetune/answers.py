@@ -4,6 +4,15 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Answer(NamedTuple):
+    """What was found in a context, "" for nothing, and how much better no answer scores than it."""
+
+    text: str
+    no_answer: float
+
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -32,19 +41,21 @@ def scored_answers(golds: Sequence[str]) -> list[str]:
     return [gold for gold in golds if normalized(gold)] or [""]
 
 
-def best_threshold(scores: Sequence[float], no_answer: Sequence[float], has_answer: Sequence[bool]) -> tuple[float, float]:
-    """The best mean score, and the threshold that gives it: questions whose `no_answer` lies above it get no answer.
+def best_threshold(
+    scores: Sequence[float], answers: Sequence[Answer], has_answer: Sequence[bool]
+) -> tuple[float, float]:
+    """The best mean score, and the threshold that gives it: questions whose `no_answer` lies above get no answer.
 
-    `scores` are those of the answers found where none is withheld. Version 2.0's search: from withholding all, the
-    answers are let go in the order of no_answer.
+    `scores` are those of the answers where none is withheld. Version 2.0's search: beginning with none, answers are
+    given in the order of no_answer, and the one to a question that has none costs as much as that question gave.
     """
     current = float(sum(not one for one in has_answer))
     best, threshold = current, 0.0
-    for i in sorted(range(len(scores)), key=no_answer.__getitem__):
-        current += scores[i] if has_answer[i] else -1
+    for i in sorted(range(len(answers)), key=lambda one: answers[one].no_answer):
+        current += scores[i] if has_answer[i] else -bool(answers[i].text)
         if current > best:
-            best, threshold = current, no_answer[i]
-    return best / len(scores), threshold
+            best, threshold = current, answers[i].no_answer
+    return best / len(answers), threshold
 
 
 def _word_f1(predicted: list[str], gold: list[str], empty_equal: bool) -> float:

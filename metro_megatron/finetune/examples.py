@@ -1,12 +1,12 @@
 """What tasks learn from, and how it is read from tables: texts with labels, tagged words, choices, questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.tables import Layout, read_examples
+from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
 
 Label = TypeVar("Label")
 
@@ -23,16 +23,25 @@ class LabelledTexts(Generic[Label]):
     labels: list[Label]
     ids: list[Any] = field(default_factory=list)
     """What names each text outside, where the file says it."""
+    groups: list[Any] = field(default_factory=list)
+    """Equal for rows that are scored together, in the tasks that have such."""
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        """What each row gives to read."""
+        return zip(self.first, self.second, strict=True) if self.second else ((text,) for text in self.first)
+
+    def __contains__(self, texts: object) -> bool:
+        return any(texts == own for own in self)
 
 
 def class_label(value: Any) -> str:
     """A label as it stands in a file, as the name of a class. Raises UserError."""
     if isinstance(value, float) and not value.is_integer():
         raise UserError(f"label {value!r} is not a class; write classes as strings or integers")
-    if not isinstance(value, str | int | float) or value == "":
+    if not isinstance(value, str | int | float) or not str(value).strip():
         raise UserError("has no label")
     return str(int(value) if isinstance(value, float) else value)
 
@@ -40,7 +49,7 @@ def class_label(value: Any) -> str:
 def read_labelled_texts(
     path: Path,
     read_label: Callable[[Any], Any] = class_label,
-    layout: Layout = Layout(),
+    layout: Layout = PLAIN,
     is_labelled: bool = True,
 ) -> LabelledTexts[Any]:
     """Read text and label, or text_a, text_b and label, or the columns of `layout`; labels are what read_label makes.
@@ -64,6 +73,12 @@ def labelled_texts(rows: Sequence[tuple[list[str], Any, Any]], is_labelled: bool
     return LabelledTexts(
         first, second[0] if second else None, list(labels) if is_labelled else [], [] if None in ids else list(ids)
     )
+
+
+def with_ids(lines: Sequence[dict[str, Any]], texts: LabelledTexts[Any]) -> list[dict[str, Any]]:
+    """Lines of predictions, one for every text, behind its id and its label where there are such."""
+    columns = {name: values for name, values in ((ID, texts.ids), ("label", texts.labels)) if values}
+    return [{**{name: values[i] for name, values in columns.items()}, **line} for i, line in enumerate(lines)]
 
 
 def text_layouts(layout: Layout) -> list[tuple[str, ...]]:

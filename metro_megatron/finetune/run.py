@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -28,11 +29,12 @@ from transformers import (
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.finetune.models import build_model, read_config, read_tokenizer, write_model
+from metro_megatron.finetune.others import ask_others
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.task import Encoded, Outputs, Task
+from metro_megatron.finetune.task import Encoded, Outputs, Row, Task
 from metro_megatron.hf.export import EXPORTED_FILES
 
-OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
+OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl", "predictions_*.jsonl")
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
 
 
@@ -47,7 +49,8 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     problems = recipe.problems()
     if problems:
         raise UserError(problems)
-    config = read_config(model_folder, task.settings())
+    settings = [one.settings() for one in (task, *task.others.values())]
+    config = read_config(model_folder, settings[0])
     tokenizer_folder = Path(recipe.tokenizer) if recipe.tokenizer else model_folder
     tokenizer = read_tokenizer(tokenizer_folder, config, recipe.max_length)
     train, validation = (task.encode(tokenizer, examples) for examples in (task.train, task.validation))
@@ -59,12 +62,18 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     # The head, the order of the rows and dropout follow from here: nothing random may come before.
     set_seed(recipe.seed)
     model = build_model(task.head, model_folder, config, recipe.from_scratch)
-    epochs, outputs = _train(task, model, tokenizer, (train, validation), recipe)
+    epochs, predict = _train(task, model, tokenizer, (train, validation), recipe)
+    outputs = predict(validation.rows)
+    asked = ask_others(task, tokenizer, predict)
+    scores = {f"{key}_{name}": value for name, one in asked.items() for key, value in one.scores.items()}
     result = {
-        "task": task.name,
+        "task": task.benchmark or task.name,
         "model": str(model_folder),
         **epochs[-1],
+        **scores,
+        "score_names": [*task.score_names, *scores],
         **task.facts(),
+        "remarks": task.remarks(outputs, validation.rows),
         "epochs": epochs,
         "num_train": len(task.train),
         "num_validation": len(task.validation),
@@ -72,7 +81,8 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
         "recipe": asdict(recipe),
         "seconds": time.monotonic() - start,
     }
-    _write(output, model, tokenizer_folder, result, task.predictions(outputs, validation.rows))
+    lines = {"": task.predictions(outputs, validation.rows), **{name: one.predictions for name, one in asked.items()}}
+    _write(output, model, tokenizer_folder, result, lines)
     return result
 
 
@@ -82,10 +92,10 @@ def _train(
     tokenizer: PreTrainedTokenizerFast,
     encoded: tuple[Encoded, Encoded],
     recipe: Recipe,
-) -> tuple[list[dict[str, float]], Outputs]:
-    """Every epoch's scores and loss on validation, and the trained model's outputs there."""
+) -> tuple[list[dict[str, float]], Callable[[list[Row]], Outputs]]:
+    """Every epoch's scores and loss on validation, and what gives the trained model's outputs for rows."""
     train, validation = encoded
-    progress = _Progress(task.score_names)
+    progress = _Progress((*task.score_names, *(["loss"] if task.has_validation_loss else [])))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=model,
@@ -98,8 +108,8 @@ def _train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        prediction = trainer.predict(validation.rows)  # type: ignore[arg-type]
-    return progress.epochs, _outputs(prediction)
+    trainer.compute_metrics = None
+    return progress.epochs, lambda rows: _outputs(trainer.predict(rows))  # type: ignore[arg-type]
 
 
 def _outputs(prediction: EvalPrediction | Any) -> Outputs:
@@ -178,7 +188,7 @@ class _Progress(TrainerCallback):
     ) -> None:
         if metrics is None:
             return
-        scores = {name: float(metrics[f"eval_{name}"]) for name in (*self.score_names, "loss")}
+        scores = {name: float(metrics[f"eval_{name}"]) for name in self.score_names}
         self.epochs.append(scores)
         figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         print(f"epoch {len(self.epochs)}/{int(args.num_train_epochs)}: validation {figures}", flush=True)
@@ -189,10 +199,12 @@ def _write(
     model: PreTrainedModel,
     tokenizer_folder: Path,
     result: dict[str, Any],
-    predictions: list[dict[str, Any]],
+    predictions: dict[str, list[dict[str, Any]]],
 ) -> None:
+    """The lines of every set that was predicted, by its name; that of the validation is empty."""
     with whole_folder(output, OUTPUT_FILES) as folder:
         write_model(model, tokenizer_folder, folder)
-        lines = "".join(json.dumps(line) + "\n" for line in predictions)
-        (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+        for name, lines in predictions.items():
+            path = folder / (f"predictions_{name}.jsonl" if name else "predictions.jsonl")
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ class Layout:
     choice_columns: list[str] = field(default_factory=list)
     """Columns of the choices of multiple_choice, or the one that holds lists of them. Without it: choices."""
     delimiter: str = ""
-    """What separates the fields of CSV and TSV; without it: comma, semicolon, tab or |, whichever the header has most."""
+    """What separates the fields of CSV and TSV; without it comma, semicolon, tab or |, as the header has it."""
     unquoted: bool = False
     """CSV and TSV have no quoted fields: a quote is a character as any other."""
 
@@ -45,6 +45,10 @@ class Layout:
         return []
 
 
+PLAIN = Layout()
+"""A table with the columns that a task asks for."""
+
+
 class Row(NamedTuple):
     """A row of a table, and where it begins: `line 3`; `row 3` in Parquet and in a JSON array."""
 
@@ -52,7 +56,7 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def read_table(path: Path, layout: Layout = Layout()) -> list[Row]:
+def read_table(path: Path, layout: Layout = PLAIN) -> list[Row]:
     """All rows of a .csv, .tsv, .jsonl, .json or .parquet file; .gz may follow but for Parquet.
 
     Raises UserError for a file that is missing, empty, damaged or of another form, and for a header or a JSON object
@@ -88,7 +92,7 @@ def read_examples(
     path: Path,
     layouts: Sequence[Sequence[str]],
     read: Callable[[dict[str, Any], Sequence[str]], Example],
-    layout: Layout = Layout(),
+    layout: Layout = PLAIN,
 ) -> list[Example]:
     """What `read` makes of every row of a table.
 
@@ -134,8 +138,8 @@ def _columns(path: Path, row: dict[str, Any], layouts: Sequence[Sequence[str]]) 
         f"{', '.join(columns[:-1])} and {columns[-1]}" if len(columns) > 1 else columns[0] for columns in layouts
     )
     raise UserError(
-        f"{path}: has columns {found}; needs {needed}; --text_columns and --label_columns name others, --delimiter what "
-        "separates them"
+        f"{path}: has columns {found}; needs {needed}; --text_columns and --label_columns name others, --delimiter "
+        "what separates them"
     )
 
 
