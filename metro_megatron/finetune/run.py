@@ -5,35 +5,25 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import (
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, set_seed
 
+from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.finetune.models import build_model, read_config, read_tokenizer, write_model
+from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.task import Encoded, Outputs, Task
+from metro_megatron.finetune.task import Outputs, Task
+from metro_megatron.finetune.trainer import ByLength, RecipeTrainer, class_weights, training_arguments
 from metro_megatron.hf.export import EXPORTED_FILES
 
 OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
-ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
 
 
 def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) -> dict[str, Any]:
@@ -51,137 +41,70 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     tokenizer_folder = Path(recipe.tokenizer) if recipe.tokenizer else model_folder
     tokenizer = read_tokenizer(tokenizer_folder, config, recipe.max_length)
     train, validation = (task.encode(tokenizer, examples) for examples in (task.train, task.validation))
-    print(
-        f"{len(task.train)} training and {len(task.validation)} validation {task.unit}, {task.describe_labels()}; "
-        f"{train.num_cut} and {validation.num_cut} cut to {tokenizer.model_max_length} tokens",
-        flush=True,
-    )
+    weights = class_weights(recipe, train.rows, config)
+    if is_first_process():
+        print(
+            f"{len(task.train)} training and {len(task.validation)} validation {task.unit}, {task.describe_labels()}; "
+            f"{train.num_cut} and {validation.num_cut} cut to {tokenizer.model_max_length} tokens",
+            flush=True,
+        )
     # The head, the order of the rows and dropout follow from here: nothing random may come before.
     set_seed(recipe.seed)
     model = build_model(task.head, model_folder, config, recipe.from_scratch)
-    epochs, outputs = _train(task, model, tokenizer, (train, validation), recipe)
+    by_length = ByLength(validation.rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = RecipeTrainer(
+            recipe,
+            weights,
+            model=model,
+            args=training_arguments(recipe, scratch, len(train.rows), task.score_names[0]),
+            train_dataset=train.rows,
+            eval_dataset=by_length.rows,
+            data_collator=task.collator(tokenizer),
+            compute_metrics=lambda prediction: task.scores(by_length.outputs(prediction), validation.rows),
+        )
+        trained = _train(trainer, by_length, task.score_names)
     result = {
         "task": task.name,
         "model": str(model_folder),
-        **epochs[-1],
+        **trained.epochs[trained.epoch - 1],
         **task.facts(),
-        "epochs": epochs,
+        "epoch": trained.epoch,
+        "epochs": trained.epochs,
         "num_train": len(task.train),
         "num_validation": len(task.validation),
         "num_cut": train.num_cut + validation.num_cut,
-        "recipe": asdict(recipe),
+        "recipe": {**asdict(recipe), "class_weights": list(recipe.class_weights)},  # as JSON has it
+        "training": trained.cost,
         "seconds": time.monotonic() - start,
     }
-    _write(output, model, tokenizer_folder, result, task.predictions(outputs, validation.rows))
+    if is_first_process():
+        _write(output, model, tokenizer_folder, result, task.predictions(trained.outputs, validation.rows))
     return result
 
 
-def _train(
-    task: Task[Any],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    encoded: tuple[Encoded, Encoded],
-    recipe: Recipe,
-) -> tuple[list[dict[str, float]], Outputs]:
-    """Every epoch's scores and loss on validation, and the trained model's outputs there."""
-    train, validation = encoded
-    progress = _Progress(task.score_names)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            model=model,
-            args=_arguments(recipe, scratch, len(train.rows)),
-            train_dataset=train.rows,  # type: ignore[arg-type]
-            eval_dataset=validation.rows,  # type: ignore[arg-type]
-            data_collator=task.collator(tokenizer),
-            compute_metrics=lambda prediction: task.scores(_outputs(prediction), validation.rows),
-            callbacks=[progress],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        prediction = trainer.predict(validation.rows)  # type: ignore[arg-type]
-    return progress.epochs, _outputs(prediction)
+@dataclass(frozen=True)
+class Trained:
+    """What training left beside the model."""
+
+    epochs: list[dict[str, float]]
+    """Every epoch's scores and loss on validation."""
+    epoch: int
+    """The one, from 1, whose model is kept."""
+    outputs: Outputs
+    """The kept model's for the validation rows."""
+    cost: dict[str, float]
+    """Seconds in training steps, how many there were, forwards of the model, and texts per second."""
 
 
-def _outputs(prediction: EvalPrediction | Any) -> Outputs:
-    """The Trainer hands over one array, or a tuple where the model returns several."""
-    found = prediction.predictions
-    return tuple(map(np.asarray, found)) if isinstance(found, tuple) else (np.asarray(found),)
-
-
-def _arguments(recipe: Recipe, scratch: str, num_train: int) -> TrainingArguments:
-    steps = -(-num_train // recipe.batch_size) * recipe.epochs
-    warmup_steps = min(recipe.warmup_steps, steps // 2)
-    if warmup_steps < recipe.warmup_steps:
-        print(f"warm-up takes {warmup_steps} steps, half of all, instead of {recipe.warmup_steps}", flush=True)
-    arguments = TrainingArguments(
-        output_dir=scratch,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip_grad,
-        optim="adamw_torch",
-        **ADAM,  # type: ignore[arg-type]
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        seed=recipe.seed,
-        use_cpu=recipe.device == "cpu",
-        dataloader_pin_memory=recipe.device != "cpu" and torch.cuda.is_available(),
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_steps=max(1, steps // 20),
-        report_to="none",
-        disable_tqdm=True,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer multiplies the batch by the GPUs it sees
-    return arguments
-
-
-class _Progress(TrainerCallback):
-    """Prints a line per logged step and per epoch; keeps every epoch's scores in `epochs`."""
-
-    def __init__(self, score_names: tuple[str, ...]) -> None:
-        self.score_names = score_names
-        self.epochs: list[dict[str, float]] = []
-        self.start = time.monotonic()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.start = time.monotonic()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        left = (time.monotonic() - self.start) / state.global_step * (state.max_steps - state.global_step)
-        print(
-            f"step {state.global_step}/{state.max_steps} | loss {float(logs['loss']):.4f} | "
-            f"learning rate {float(logs['learning_rate']):.2e} | {timedelta(seconds=round(left))} left",
-            flush=True,
-        )
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if metrics is None:
-            return
-        scores = {name: float(metrics[f"eval_{name}"]) for name in (*self.score_names, "loss")}
-        self.epochs.append(scores)
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"epoch {len(self.epochs)}/{int(args.num_train_epochs)}: validation {figures}", flush=True)
+def _train(trainer: RecipeTrainer, validation: ByLength, score_names: Sequence[str]) -> Trained:
+    progress = Progress(score_names)
+    trainer.add_callback(progress)
+    trainer.train()
+    outputs = validation.outputs(trainer.predict(validation.rows))  # type: ignore[arg-type]
+    first = [epoch[score_names[0]] for epoch in progress.epochs]
+    epoch = int(np.argmax(first)) + 1 if trainer.recipe.keep_best else len(first)
+    return Trained(progress.epochs, epoch, outputs, trainer.cost(progress.seconds))
 
 
 def _write(
