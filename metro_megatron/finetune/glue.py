@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Part
 from metro_megatron.finetune.examples import LabelledTexts, class_label, labelled_texts, text_of
@@ -45,7 +46,7 @@ def read_glue(
         raise UserError(
             f"{path}, line {ragged[0]}: has not the {len(names)} fields of the header; fetch the file again"
         )
-    if ragged:
+    if ragged and is_first_process():
         print(f"{path}: {len(ragged)} of {len(lines)} rows have too many or too few fields: left out", flush=True)
 
     def read(row: dict[str, Any]) -> tuple[list[str], Any, Any]:

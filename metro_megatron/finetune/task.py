@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
+from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts
 from metro_megatron.finetune.models import Head
@@ -87,7 +88,7 @@ class Task(ABC, Generic[Examples]):
             raise UserError(
                 f"{validation}: all {seen} {cls.unit} are in {train} too; give {cls.unit} that are not learned from"
             )
-        if seen:
+        if seen and is_first_process():
             print(f"{validation}: {seen} of {len(found[1])} {cls.unit} are in {train} too", flush=True)
         return cls(found[0], found[1], {} if predict is None else {"predict": cls(found[0], found[2])})
 

@@ -18,7 +18,9 @@ def write_glue(root: Path) -> Path:
     for split in ("train", "dev"):
         _tsv(root / "CoLA" / f"{split}.tsv", None, ["gj04"] * 4, binary, ["", "*", "*", ""], a)
         _tsv(root / "SST-2" / f"{split}.tsv", "sentence label", a, binary)
-        _tsv(root / "QQP" / f"{split}.tsv", "id qid1 qid2 question1 question2 is_duplicate", *[number] * 3, a, b, binary)
+        _tsv(
+            root / "QQP" / f"{split}.tsv", "id qid1 qid2 question1 question2 is_duplicate", *[number] * 3, a, b, binary
+        )
         _tsv(root / "QNLI" / f"{split}.tsv", "index question sentence label", number, a, b, two)
         _tsv(root / "RTE" / f"{split}.tsv", "index sentence1 sentence2 label", number, a, b, two)
         _tsv(root / "WNLI" / f"{split}.tsv", "index sentence1 sentence2 label", number, a, b, binary)
@@ -41,7 +43,13 @@ def write_glue(root: Path) -> Path:
     _tsv(root / "MRPC" / "test.tsv", ["index", *mrpc[1:]], number, number, number, a, b, encoding="utf-8-sig")
     _tsv(root / "QNLI" / "test.tsv", "index question sentence", number, a, b)
     for name in ("RTE", "WNLI", "diagnostic"):
-        _tsv(root / name / ("diagnostic.tsv" if name == "diagnostic" else "test.tsv"), "index sentence1 sentence2", number, a, b)
+        _tsv(
+            root / name / ("diagnostic.tsv" if name == "diagnostic" else "test.tsv"),
+            "index sentence1 sentence2",
+            number,
+            a,
+            b,
+        )
     return root
 
 
@@ -63,7 +71,11 @@ def write_superglue(root: Path) -> Path:
     wsc = [{"text": "The cat sees the dog and it, finds.", "target": target, "idx": i} for i in range(2)]
     for folder, lines, labels in (
         ("RTE", pairs, two),
-        ("CB", [*pairs, {**pairs[0], "idx": 2}], [{"label": name} for name in ("contradiction", "entailment", "neutral")]),
+        (
+            "CB",
+            [*pairs, {**pairs[0], "idx": 2}],
+            [{"label": name} for name in ("contradiction", "entailment", "neutral")],
+        ),
         ("BoolQ", boolq, boolean),
         ("COPA", copa, [{"label": 0}, {"label": 1}]),
         ("WiC", wic, boolean),
@@ -71,7 +83,9 @@ def write_superglue(root: Path) -> Path:
     ):
         _jsonl(root / folder / "test.jsonl", lines)
         for split in ("train", "val"):
-            _jsonl(root / folder / f"{split}.jsonl", [{**line, **label} for line, label in zip(lines, labels, strict=True)])
+            _jsonl(
+                root / folder / f"{split}.jsonl", [{**line, **label} for line, label in zip(lines, labels, strict=True)]
+            )
     for split in ("train", "val", "test"):
         is_labelled = split != "test"
         _jsonl(root / "MultiRC" / f"{split}.jsonl", [_multirc(0, is_labelled), _multirc(1, is_labelled)])
@@ -96,7 +110,10 @@ def write_squad(root: Path) -> Path:
             if split == "dev":
                 golds = [*questions[0]["answers"], {"text": "The old cat", "answer_start": 0}]
                 questions = [{**questions[0], "answers": golds}, questions[1]]
-            data = {"version": version, "data": [{"title": "a", "paragraphs": [{"context": context, "qas": questions}]}]}
+            data = {
+                "version": version,
+                "data": [{"title": "a", "paragraphs": [{"context": context, "qas": questions}]}],
+            }
             path = root / f"{split}-v{version}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(data))
@@ -117,7 +134,9 @@ def _jsonl(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 def _multirc(idx: int, is_labelled: bool) -> dict[str, Any]:
     answers = [{"text": text, "idx": i, **({"label": i % 2} if is_labelled else {})} for i, text in enumerate("abc")]
-    questions = [{"question": f"Which {number}?", "idx": number, "answers": answers[: 3 - number]} for number in range(2)]
+    questions = [
+        {"question": f"Which {number}?", "idx": number, "answers": answers[: 3 - number]} for number in range(2)
+    ]
     return {"idx": idx, "version": 1.1, "passage": {"text": SENTENCES[idx], "questions": questions}}
 
 

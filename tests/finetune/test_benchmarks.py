@@ -192,7 +192,13 @@ def corrupt(path: Path, old: str, new: str) -> None:
         ("sst2", "glue/SST-2/dev.tsv", "sentence\t", "text\t", "dev.tsv: has no column sentence, but text, label"),
         ("stsb", "glue/STS-B/train.tsv", "3.8", "good", "train.tsv, line 4: label 'good' is not a finite number"),
         ("mrpc", "glue/MRPC/test.tsv", "3\t3\t3", "3", "test.tsv, line 5: has not the 5 fields"),
-        ("rte", "glue/RTE/dev.tsv", "not_entail", "Not_entail", "'Not_entailment', 'not_entailment' differ only in case"),
+        (
+            "rte",
+            "glue/RTE/dev.tsv",
+            "not_entail",
+            "Not_entail",
+            "'Not_entailment', 'not_entailment' differ only in case",
+        ),
         ("qnli", "glue/QNLI/dev.tsv", "not_entail", "dis_entail", "1 validation labels are not .*: 'dis_entailment'"),
         ("boolq", "superglue/BoolQ/val.jsonl", '"passage"', '"text"', "val.jsonl, line 1: has no passage"),
         ("wsc", "superglue/WSC/val.jsonl", '"span2_index": 6', '"span2_index": 60', "line 1: span2_index is 60"),
@@ -201,7 +207,7 @@ def corrupt(path: Path, old: str, new: str) -> None:
         ("multirc", "superglue/MultiRC/train.jsonl", '"questions"', '"asked"', "line 1: has not the form .*questions"),
         ("record", "superglue/ReCoRD/val.jsonl", "to @placeholder", "to ?", "line 1: query has no @placeholder"),
         ("squad", "squad/dev-v1.1.json", '"paragraphs"', '"texts"', "dev-v1.1.json: has not the form .*paragraphs"),
-        ("squad2", "squad/train-v2.0.json", "old cat\", \"an", "Cat\", \"an", "question q0: answer 'Cat' is not in its"),
+        ("squad2", "squad/train-v2.0.json", 'old cat", "an', 'Cat", "an', "question q0: answer 'Cat' is not in its"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(
@@ -224,4 +230,8 @@ def test_files_that_are_not_there_and_options_of_tables_are_named(data: Path, tm
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["--data", "--train_file"]
     with pytest.raises(UserError) as caught:
         Source(data="glue").read("classification")
-    assert [problem.split(":")[0] for problem in caught.value.problems] == ["--train_file", "--validation_file", "--data"]
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "--train_file",
+        "--validation_file",
+        "--data",
+    ]

@@ -17,7 +17,7 @@ from metro_megatron.finetune.tasks.multiple_choice import Choice, MultipleChoice
 
 @dataclass(frozen=True)
 class Query(Choice):
-    """A passage, and the query with the gap filled by each of the entities; label has no meaning here."""
+    """A passage, and the query with the gap filled by each of the entities; label is 0, or None without answers."""
 
     entities: tuple[str, ...] = ()
     answers: tuple[str, ...] | None = None
@@ -44,7 +44,9 @@ class Ranking(MultipleChoice):
         flat = [
             single
             for one in examples
-            for single in ([Choice(one.text, (text,), 0) for text in one.choices] if isinstance(one, Query) else [one])
+            for single in (
+                [Choice(one.text, (text,), one.label) for text in one.choices] if isinstance(one, Query) else [one]
+            )
         ]
         return super().encode(tokenizer, flat)
 
