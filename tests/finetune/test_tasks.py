@@ -16,11 +16,10 @@ from metro_megatron.finetune.others import LABELS
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.source import Source
-from metro_megatron.finetune.tables import Layout
 from metro_megatron.finetune.task import Task
-from metro_megatron.finetune.tasks import BenchmarkName, GlueName, SquadName
+from metro_megatron.finetune.tasks import BenchmarkName, GlueName, NliName, SquadName, SuperGlueName
 from tests.finetune.encoders import write_encoder
-from tests.finetune.layouts import SENTENCES, write_glue, write_squad, write_superglue
+from tests.finetune.layouts import write_glue, write_nli, write_squad, write_superglue
 
 RECIPE = Recipe(learning_rate=1e-3, batch_size=8, epochs=1, warmup_steps=0, device="cpu")
 WORDS = ("the old cat", "a good dog", "the river", "a bird", "a bad house", "the green bird")
@@ -30,7 +29,12 @@ TAGS = ("O B-X I-X", "O O B-X", "O B-Y", "O B-X", "O O B-Y", "O O B-X")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("benchmarks")
-    for name, write in (("glue", write_glue), ("superglue", write_superglue), ("squad", write_squad)):
+    for name, write in (
+        ("glue", write_glue),
+        ("superglue", write_superglue),
+        ("squad", write_squad),
+        ("nli", write_nli),
+    ):
         write(root / name)
     return root
 
@@ -41,7 +45,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def of_benchmark(data: Path, name: Any) -> Task[Any]:
-    folder = "glue" if name in get_args(GlueName) else "squad" if name in get_args(SquadName) else "superglue"
+    folders = {"glue": GlueName, "superglue": SuperGlueName, "squad": SquadName, "nli": NliName}
+    (folder,) = (folder for folder, names in folders.items() if name in get_args(names))
     return Source(data=str(data / folder)).read(name)
 
 
@@ -95,10 +100,11 @@ def test_benchmarks(data: Path, model: Path, name: str) -> None:
     learner = Learner(task, model)
     learner.step()
     assert all("label" in line for line in learner.answers(task))
-    for other, asked in task.others.items():
+    for asked in task.others.values():
         lines = learner.answers(asked)
-        assert all(("label" in line) == (other in ("mm", "axb", "axg")) for line in lines)
-        assert [line["id"] for line in lines] == (getattr(asked.validation, "ids", None) or [0, 1])
+        labels, ids = (getattr(asked.validation, key, None) for key in ("labels", "ids"))
+        assert all(("label" in line) == bool(labels) for line in lines)
+        assert [line["id"] for line in lines] == (ids or [0, 1])
 
 
 def write_free(folder: Path) -> dict[str, dict[str, Any]]:
@@ -106,7 +112,9 @@ def write_free(folder: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, list[dict[str, Any]]] = {
         "multi_label": [{"text": text, "labels": ["a", "b"][: i % 3]} for i, text in enumerate(WORDS)],
         "token": [{"tokens": a.split(), "tags": b.split()} for a, b in zip(WORDS, TAGS, strict=True)],
-        "multiple_choice": [{"text": text, "choices": [*WORDS[:2], "a"], "label": i % 3} for i, text in enumerate(WORDS)],
+        "multiple_choice": [
+            {"text": text, "choices": [*WORDS[:2], "a"], "label": i % 3} for i, text in enumerate(WORDS)
+        ],
         "span": [
             {"question": "who?", "context": text, "answers": {"text": [text[-3:]], "answer_start": [len(text) - 3]}}
             for text in WORDS
