@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.finetune.models import build_model, read_config, read_tokenizer
 from metro_megatron.finetune.others import LABELS
@@ -18,11 +19,14 @@ from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.source import Source
 from metro_megatron.finetune.task import Task
 from metro_megatron.finetune.tasks import BenchmarkName, GlueName, NliName, SquadName, SuperGlueName
-from tests.finetune.encoders import write_encoder
+from metro_megatron.finetune.tasks.multi_label import MultiLabel
+from metro_megatron.finetune.tasks.ranking import Ranking
+from metro_megatron.finetune.tasks.regression import Regression
+from tests.finetune.encoders import KINDS, tokenizer_of, write_encoder
 from tests.finetune.layouts import write_glue, write_nli, write_squad, write_superglue
 
 RECIPE = Recipe(learning_rate=1e-3, batch_size=8, epochs=1, warmup_steps=0, device="cpu")
-WORDS = ("the old cat", "a good dog", "the river", "a bird", "a bad house", "the green bird")
+WORDS = ("the old cat", "a good dog", "the river", "a bird", "a Zoë-like 東京", "the “green” bird")
 TAGS = ("O B-X I-X", "O O B-X", "O B-Y", "O B-X", "O O B-Y", "O O B-X")
 
 
@@ -116,7 +120,11 @@ def write_free(folder: Path) -> dict[str, dict[str, Any]]:
             {"text": text, "choices": [*WORDS[:2], "a"], "label": i % 3} for i, text in enumerate(WORDS)
         ],
         "span": [
-            {"question": "who?", "context": text, "answers": {"text": [text[-3:]], "answer_start": [len(text) - 3]}}
+            {
+                "question": "who?",
+                "context": text,
+                "answers": {"text": [text.split()[-1]], "answer_start": [text.rindex(" ") + 1]},
+            }
             for text in WORDS
         ],
     }
@@ -139,6 +147,40 @@ def test_free_tasks(tmp_path: Path, model: Path, name: Any) -> None:
     scored, predicted = learner.answers(task), learner.answers(task.others["predict"])
     assert [line["prediction"] for line in scored] == [line["prediction"] for line in predicted]
     assert not any("label" in line for line in predicted)
+
+
+def perfect(task: Task[Any], rows: list[dict[str, Any]]) -> tuple[np.ndarray, ...]:
+    """The outputs of a model that knows all labels of the rows."""
+    if task.head == "question_answering":
+        length = max(len(row["input_ids"]) for row in rows)
+        return tuple(9 * np.eye(length)[[row[f"{side}_positions"] for row in rows]] for side in ("start", "end"))
+    if task.head == "token_classification":
+        length = max(len(row["labels"]) for row in rows)
+        labels = [row["labels"] + [-100] * (length - len(row["labels"])) for row in rows]
+        return (np.eye(len(task.names))[np.maximum(labels, 0)],)
+    if isinstance(task, Ranking):
+        return (np.array([[float(name in one.answers)] for one in task.validation for name in one.entities]),)
+    labels = np.array([row["label"] for row in rows])
+    if isinstance(task, MultiLabel):
+        return (labels - 0.5,)
+    return (labels[:, None],) if isinstance(task, Regression) else (np.eye(labels.max() + 1)[labels],)
+
+
+@pytest.mark.parametrize("kind", ["metro", *KINDS])
+def test_who_knows_the_labels_gets_full_marks(data: Path, export_folder: Path, tmp_path: Path, kind: str) -> None:
+    """Labels and answers are found again in the rows of every kind of tokenizer."""
+    tokenizer = tokenizer_of(kind) if kind in KINDS else PreTrainedTokenizerFast.from_pretrained(export_folder)
+    tokenizer.model_max_length = 40
+    tasks = [of_benchmark(data, name) for name in get_args(BenchmarkName)]
+    tasks += [Source(**options).read(name) for name, options in write_free(tmp_path).items()]
+    for task in tasks:
+        rows = task.encode(tokenizer, task.validation).rows
+        outputs = perfect(task, rows)
+        scores = task.scores(outputs, rows)
+        assert {name: scores[name] for name in task.score_names} == pytest.approx(dict.fromkeys(task.score_names, 1))
+        for line in task.predictions(outputs, rows):
+            if task.head != "question_answering" and not isinstance(task, Ranking | Regression | MultiLabel):
+                assert line["prediction"] == line["label"]
 
 
 @pytest.mark.parametrize("name", ["mnli", "record", "squad2"])
