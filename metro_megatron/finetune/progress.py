@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class Progress(TrainerCallback):
     """Prints a line per logged step and per epoch; keeps every epoch's scores in `epochs`."""
 
-    def __init__(self, score_names: Sequence[str]) -> None:
-        self.score_names = score_names
+    def __init__(self, score_names: Sequence[str], has_loss: bool = True) -> None:
+        self.score_names = [*score_names, *(["loss"] if has_loss else [])]
         self.epochs: list[dict[str, float]] = []
         self.seconds = 0.0
         """Of training, without evaluation."""
@@ -60,7 +60,7 @@ class Progress(TrainerCallback):
     ) -> None:
         if metrics is None:
             return
-        scores = {name: float(metrics[f"eval_{name}"]) for name in (*self.score_names, "loss")}
+        scores = {name: float(metrics[f"eval_{name}"]) for name in self.score_names}
         self.epochs.append(scores)
         if not state.is_world_process_zero:
             return

@@ -16,7 +16,7 @@ from metro_megatron.finetune.models import read_tokenizer
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.task import Encoded
-from metro_megatron.finetune.tasks import TaskName, task_class
+from metro_megatron.finetune.tasks import TaskKind, task_class
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroModel
@@ -108,7 +108,7 @@ def test_ids_are_those_of_pretraining_whatever_the_text_spells(export_folder: Pa
 
 
 def test_every_task_has_its_name() -> None:
-    assert [task_class(name).name for name in get_args(TaskName)] == list(get_args(TaskName))
+    assert [task_class(name).name for name in get_args(TaskKind)] == list(get_args(TaskKind))
 
 
 def test_long_texts_are_cut_counted_and_said(
