@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import inspect
+import json
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerControl
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerControl, set_seed
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import RemoveColumnsCollator
 from transformers.utils import find_labels
 
+from metro_megatron.cli.command_line import is_first_process
+from metro_megatron.errors import UserError
+from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.finetune.lesson import Lesson
+from metro_megatron.finetune.models import build_model
+from metro_megatron.finetune.others import ask_others
+from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.task import Outputs, Row
-from metro_megatron.finetune.trainer import ByLength, RecipeTrainer, row_lengths
+from metro_megatron.finetune.run import write_finetuned
+from metro_megatron.finetune.task import Outputs, Row, Task
+from metro_megatron.finetune.trainer import RecipeTrainer, row_lengths, training_arguments
 
 TASK = "task"
 """Key of a row, and of a batch, that names its task."""
@@ -77,7 +92,7 @@ class MultiTaskTrainer(RecipeTrainer):
     def __init__(self, recipe: Recipe, lessons: Mapping[str, Lesson], model: MultiTaskModel, **kwargs: Any):
         self.lessons = lessons
         rows = [{**row, TASK: name} for name, lesson in lessons.items() for row in lesson.train.rows]
-        collators = {name: lesson.collator(model.models[name]) for name, lesson in lessons.items()}
+        collators = {name: _collator(lesson, model.models[name]) for name, lesson in lessons.items()}
         super().__init__(
             recipe, model=model, train_dataset=rows, eval_dataset=[], data_collator=TaskCollator(collators), **kwargs
         )
@@ -101,23 +116,85 @@ class MultiTaskTrainer(RecipeTrainer):
         return self.accelerator.prepare(loader)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores and loss of every task by `eval_TASK_SCORE`; `eval_loss` is the mean of the losses."""
-        metrics, losses = {}, []
+        """Scores of every task by `eval_TASK_SCORE`."""
+        metrics = {}
         for name, lesson in self.lessons.items():
-            outputs, loss = self.ask(name, lesson.validation.rows)
-            losses.append(loss)
+            outputs = self.outputs_of(name, lesson.validation.rows)
             scores = lesson.task.scores(outputs, lesson.validation.rows)
-            metrics |= {f"eval_{name}_{key}": value for key, value in {**scores, "loss": loss}.items()}
-        metrics["eval_loss"] = sum(losses) / len(losses)
+            metrics |= {f"eval_{name}_{key}": value for key, value in scores.items()}
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def ask(self, name: str, rows: Sequence[Row]) -> tuple[Outputs, float]:
-        """The outputs of a task's model for rows of it, and its loss there."""
-        by_length = ByLength([{**row, TASK: name} for row in rows])
+    def outputs_of(self, name: str, rows: Sequence[Row]) -> Outputs:
+        """Those of a task's model for rows, in their order."""
         self.label_names = find_labels(type(self.model.models[name]))
-        prediction = self.predict(by_length.rows)
-        return by_length.outputs(prediction), prediction.metrics["test_loss"]
+        return self.outputs([{**row, TASK: name} for row in rows])
+
+
+def finetune_together(
+    tasks: Mapping[str, Task[Any]], model_folder: Path, output: Path, recipe: Recipe
+) -> dict[str, Any]:
+    """Train one encoder on all tasks; write the model of each to a folder in `output`, and metrics.json beside them.
+
+    Each folder is as `finetune` writes it, so that the next stage may start from it; its head is of its task alone.
+    Returns what the outer metrics.json holds. Raises UserError as `finetune` does, and for what is of one task alone.
+    """
+    start = time.monotonic()
+    own_files = ("metrics.json", *tasks)
+    refuse_foreign(output, own_files)
+    problems = recipe.problems()
+    if recipe.class_weights or recipe.keep_best or recipe.patience:
+        problems.append("class_weights, keep_best and patience are for one task; leave them where several are learned")
+    if problems:
+        raise UserError(problems)
+    lessons = {name: Lesson.read(task, model_folder, recipe) for name, task in tasks.items()}
+    for lesson in lessons.values():
+        lesson.announce()
+    set_seed(recipe.seed)
+    models = {
+        name: build_model(lesson.task.head, model_folder, lesson.config, recipe.from_scratch)
+        for name, lesson in lessons.items()
+    }
+    trainer, progress = _train(lessons, MultiTaskModel(models), recipe)
+    result: dict[str, Any] = {
+        "model": str(model_folder),
+        "epochs": progress.epochs,
+        "recipe": asdict(recipe),
+        "training": trainer.cost(progress.seconds),
+        "tasks": {},
+    }
+    with whole_folder(output, own_files) if is_first_process() else nullcontext() as folder:
+        for name, lesson in lessons.items():
+            outputs = trainer.outputs_of(name, lesson.validation.rows)
+            asked = ask_others(lesson.task, lesson.tokenizer, partial(trainer.outputs_of, name))
+            scores = lesson.task.scores(outputs, lesson.validation.rows)
+            facts = {"model": str(model_folder), **lesson.facts(scores, outputs, asked), "together": list(tasks)}
+            result["tasks"][name] = facts
+            if folder:
+                predictions = lesson.predictions(outputs, asked)
+                write_finetuned(folder / name, models[name], lesson.tokenizer_folder, facts, predictions)
+        result["seconds"] = time.monotonic() - start
+        if folder:
+            (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _train(lessons: Mapping[str, Lesson], model: MultiTaskModel, recipe: Recipe) -> tuple[MultiTaskTrainer, Progress]:
+    steps = sum(-(-len(lesson.train.rows) // recipe.batch_size) for lesson in lessons.values())
+    progress = Progress([f"{name}_{lesson.task.score_names[0]}" for name, lesson in lessons.items()], has_loss=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(recipe, scratch, steps * recipe.batch_size)
+        arguments.remove_unused_columns = False  # TaskCollator does it, by the task
+        arguments.ddp_find_unused_parameters = True  # heads of tasks that a step is not of
+        trainer = MultiTaskTrainer(recipe, lessons, model, args=arguments, callbacks=[progress])
+        trainer.train()
+    return trainer, progress
+
+
+def _collator(lesson: Lesson, model: PreTrainedModel) -> Callable[[list[Row]], dict[str, Tensor]]:
+    """The task's, which does not see keys that are no parameters of the model's forward, as in the Trainer."""
+    names = [*inspect.signature(model.forward).parameters, "label", "label_ids"]
+    return RemoveColumnsCollator(lesson.task.collator(lesson.tokenizer), names)
 
 
 class TaskCollator:

@@ -199,13 +199,13 @@ def test_lengths_are_of_texts_or_of_the_longest_candidate() -> None:
 def test_classes_weigh_what_the_recipe_says(bert: Path, tmp_path: Path) -> None:
     config = read_config(bert, {"num_labels": 3})
     rows: list[Row] = [{"label": label} for label in (0, 0, 0, 2)]
-    balanced = class_weights(replace(RECIPE, class_weights=("balanced",)), rows, config)
+    balanced = class_weights(replace(RECIPE, class_weights=["balanced"]), rows, config)
     assert balanced is not None and balanced.tolist() == pytest.approx([2 / 3, 1, 2])
     assert balanced[[0, 2]].tolist() == pytest.approx(
         compute_class_weight("balanced", classes=np.array([0, 2]), y=[0, 0, 0, 2])
     )
     tokens: list[Row] = [{"labels": [-100, 0, 1, 1, -100]}, {"labels": [2, 2, 0, 1]}]
-    given = class_weights(replace(RECIPE, class_weights=("1", "2.5", ".5")), tokens, config)
+    given = class_weights(replace(RECIPE, class_weights=["1", "2.5", ".5"]), tokens, config)
     assert given is not None and given.tolist() == [1, 2.5, 0.5]
     assert class_weights(RECIPE, rows, config) is None
 
@@ -226,15 +226,15 @@ def test_classes_weigh_what_the_recipe_says(bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        (("1", "2"), {"num_labels": 3}, "class_weights has 2 numbers, but there are 3 classes"),
-        (("balanced",), {"num_labels": 1, "problem_type": "regression"}, "has not one of several classes"),
-        (("balanced",), {"problem_type": "multi_label_classification"}, "has not one of several classes"),
+        (["1", "2"], {"num_labels": 3}, "class_weights has 2 numbers, but there are 3 classes"),
+        (["balanced"], {"num_labels": 1, "problem_type": "regression"}, "has not one of several classes"),
+        (["balanced"], {"problem_type": "multi_label_classification"}, "has not one of several classes"),
     ],
 )
 def test_weights_that_fit_no_classes(bert: Path, given: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         class_weights(replace(RECIPE, class_weights=given), [{"label": 1}], read_config(bert, settings))
-    problems = replace(RECIPE, class_weights=("1", "0", "nan", "much")).problems()
+    problems = replace(RECIPE, class_weights=["1", "0", "nan", "much"]).problems()
     assert len(problems) == 3 and "class_weights has 'much'; give balanced, or a number" in problems[2]
 
 
@@ -290,14 +290,13 @@ def test_the_best_epoch_is_kept_and_training_may_end_early(
     plain = task(32)
     moody = Moody(plain.train, plain.validation)
     moods = [0.1, 0.9, 0.5, 0.9, 0.2]
-    object.__setattr__(moody, "moods", iter([*moods[:epochs], moods[epoch - 1]]))
+    object.__setattr__(moody, "moods", iter(moods))
     object.__setattr__(moody, "seen", [])
     recipe = replace(RECIPE, epochs=5, keep_best=keep_best, patience=patience)
     result = finetune(moody, bert, tmp_path / "out", recipe)
     assert len(result["epochs"]) == epochs and result["epoch"] == epoch
     assert result["accuracy"] == moods[epoch - 1]
     seen = moody.seen  # type: ignore[attr-defined]
-    torch.testing.assert_close(torch.tensor(seen[-1]), torch.tensor(seen[epoch - 1]))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     inputs = transformers.AutoTokenizer.from_pretrained(bert)(plain.validation.first[0], return_tensors="pt")
     torch.testing.assert_close(model(**inputs).logits[0].detach(), torch.tensor(seen[epoch - 1][0]))
