@@ -50,11 +50,12 @@ def main(options: Options) -> None:
     result = finetune(task, Path(options.model), Path(options.output), options.recipe)
     if not is_first_process():
         return
-    score = task.score_names[0]
+    files = ", ".join(["metrics.json", "predictions.jsonl", *(f"predictions_{name}.jsonl" for name in task.others)])
+    scores = ", ".join(f"{name} {result[name]:.4f}" for name in result["score_names"])
     print(
         *(f"note: {remark}" for remark in result["remarks"]),
-        f"made {options.output}: {task.makes}, predictions.jsonl, metrics.json; {score} {result[score]:.4f} on "
-        f"{result['num_validation']} {task.unit} after {result['seconds']:.0f} s",
+        f"made {options.output}: {task.makes}, {files}; {scores} on {result['num_validation']} {task.unit} after "
+        f"{result['seconds']:.0f} s",
         f"next: {task.usage.format(output=options.output)}",
         "or:   the same command with another --seed or --learning_rate, or with --from_scratch to compare",
         sep="\n",

@@ -17,12 +17,12 @@ from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts
 from metro_megatron.finetune.models import build_model, read_config
 from metro_megatron.finetune.multitask import MultiTaskModel, TaskBatches, finetune_together
-from metro_megatron.finetune.nli import read_anli, read_snli
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.finetune.tasks.regression import Regression
 from tests.distributed import run_ranks
+from tests.finetune.layouts import write_glue, write_nli
 from tests.finetune.test_classification import good_or_bad
 
 RECIPE = Recipe(learning_rate=5e-3, batch_size=16, epochs=6, warmup_steps=5, device="cpu", from_scratch=True)
@@ -116,46 +116,6 @@ def test_processes_take_turns_at_the_batches(export_folder: Path, tmp_path: Path
     assert both[0]["training"]["forwards"] == 2 * both[0]["training"]["steps"]
 
 
-PAIRS = [("the cat sees a dog", "a dog"), ("the old house", "a house is green"), ("a bird", "no bird"), ("a", "b")]
-
-
-def write_nli(root: Path) -> Path:
-    """MNLI, SNLI and ANLI in the layouts that they are downloaded in."""
-    words = ["entailment", "neutral", "contradiction", "-"]
-    for folder in ("MNLI", "snli_1.0", *(f"anli_v1.0/R{i}" for i in (1, 2, 3))):
-        (root / folder).mkdir(parents=True)
-    header = "index\tsentence1\tsentence2\tgold_label\n"
-    for split in ("train", "dev_matched", "dev_mismatched"):
-        rows = [f"{i}\t{a}\t{b}\t{words[i]}\n" for i, (a, b) in enumerate(PAIRS[:3])]
-        (root / "MNLI" / f"{split}.tsv").write_text(header + "".join(rows))
-    for split in ("train", "dev"):
-        lines = [{"sentence1": a, "sentence2": b, "gold_label": words[i]} for i, (a, b) in enumerate(PAIRS)]
-        path = root / "snli_1.0" / f"snli_1.0_{split}.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        for number in (1, 2, 3):
-            lines = [
-                {"uid": f"{number}{i}", "context": a, "hypothesis": b, "label": "enc"[i]}
-                for i, (a, b) in enumerate(PAIRS[:3])
-            ]
-            path = root / "anli_v1.0" / f"R{number}" / f"{split}.jsonl"
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return root
-
-
-def test_snli_and_anli_as_they_are_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = write_nli(tmp_path)
-    snli = read_snli(root / "snli_1.0" / "snli_1.0_train.jsonl")
-    assert snli.labels == ["entailment", "neutral", "contradiction"]
-    assert (snli.first[1], snli.second and snli.second[1]) == PAIRS[1]
-    assert "1 of 4 pairs have no gold label: left out" in capsys.readouterr().out
-    anli = read_anli(root / "anli_v1.0" / "R1" / "dev.jsonl")
-    assert anli.labels == ["entailment", "neutral", "contradiction"] * 3
-    assert anli.ids == [f"{number}{i}" for number in (1, 2, 3) for i in range(3)]
-    (root / "anli_v1.0" / "R2" / "dev.jsonl").write_text('{"context": "a", "hypothesis": "b", "label": "x"}\n')
-    with pytest.raises(UserError, match=r"R2/dev.jsonl, line 1: label 'x' is none of e, n, c"):
-        read_anli(root / "anli_v1.0" / "R1" / "dev.jsonl")
-
-
 def test_the_preset_from_its_command_line(
     export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,7 +124,7 @@ def test_the_preset_from_its_command_line(
     assert exit_code(lambda: call_with_options(main, argv)) == 2
     errors = capsys.readouterr().err
     assert "train.tsv: no such file" in errors and "snli_1.0_train.jsonl: no such file" in errors
-    write_nli(tmp_path / "nli")
+    write_nli(write_glue(tmp_path / "nli"))
     assert exit_code(lambda: call_with_options(main, argv)) == 0
     assert "a folder for each of mnli, snli, anli" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
