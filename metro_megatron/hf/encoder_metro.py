@@ -113,9 +113,10 @@ class MetroAttention(nn.Module):
             scores = (q @ k.transpose(-1, -2)).to(wide) * self.scale + bias
             probabilities = scores.softmax(dim=-1).to(v.dtype)
             context = functional.dropout(probabilities, dropout) @ v
-        return self.output(
-            context.transpose(1, 2).contiguous().flatten(2)
-        ), probabilities if output_attentions else None
+        # A copy even where the kernel's result is in this order: torch.export records no other, and then decomposes the
+        # kernel into operations whose result is not.
+        context = context.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        return self.output(context.flatten(2)), probabilities if output_attentions else None
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, S, H] to [B, N, S, K]."""

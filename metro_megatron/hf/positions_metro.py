@@ -150,7 +150,9 @@ class MetroRowTurn:
         slot = torch.arange(length, device=attention_mask.device)
         first = attention_mask.ne(0).int().argmax(dim=-1, keepdim=True)
         self.row = torch.arange(num_rows, device=attention_mask.device)[:, None]
-        self.there, self.back = (slot + first) % length, (slot - first) % length
+        there, back = slot + first, slot - first  # around the ends of the row
+        self.there = torch.where(there < length, there, there - length)
+        self.back = torch.where(back < 0, back + length, back)
 
     def turn(self, x: Tensor) -> Tensor:
         """x [B, S, ...] with every row's first token in slot 0."""
