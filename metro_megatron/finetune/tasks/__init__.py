@@ -16,7 +16,11 @@ SuperGlueName: TypeAlias = Literal[
 SquadName: TypeAlias = Literal["squad", "squad2"]
 NliName: TypeAlias = Literal["snli", "anli"]
 BenchmarkName: TypeAlias = Literal[GlueName, SuperGlueName, SquadName, NliName]
-TaskName: TypeAlias = Literal[TaskKind, BenchmarkName]
+TogetherName: TypeAlias = Literal["mnli_plus"]
+TaskName: TypeAlias = Literal[TaskKind, BenchmarkName, TogetherName]
+
+TOGETHER: dict[TogetherName, tuple[BenchmarkName, ...]] = {"mnli_plus": ("mnli", "snli", "anli")}
+"""Tasks that one encoder learns at once (METRO section 5: MNLI+)."""
 
 
 def task_class(name: TaskKind) -> type[Task[Any]]:
