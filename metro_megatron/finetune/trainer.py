@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ class ByLength:
 def row_lengths(rows: Sequence[Row]) -> list[int]:
     """Tokens of every row; of a row of candidates, those of the longest."""
     return [
-        max(map(len, row["input_ids"])) if isinstance(row["input_ids"][0], Sequence) else len(row["input_ids"])
+        max(map(len, row["input_ids"])) if isinstance(row["input_ids"][0], Sized) else len(row["input_ids"])
         for row in rows
     ]
 

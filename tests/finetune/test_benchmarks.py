@@ -202,7 +202,7 @@ def corrupt(path: Path, old: str, new: str) -> None:
     [
         ("sst2", "glue/SST-2/dev.tsv", "sentence\t", "text\t", "dev.tsv: has no column sentence, but text, label"),
         ("stsb", "glue/STS-B/train.tsv", "3.8", "good", "train.tsv, line 4: label 'good' is not a finite number"),
-        ("mrpc", "glue/MRPC/test.tsv", "3\t3\t3", "3", "test.tsv, line 5: has not the 5 fields"),
+        ("mrpc", "glue/MRPC/test.tsv", "3\t3\t3", "3", "test.tsv, line 5: has not as many fields as the header"),
         (
             "rte",
             "glue/RTE/dev.tsv",
