@@ -47,7 +47,8 @@ model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_
 | class | weights |
 |---|---|
 | AutoModel | main encoder |
-| AutoModelForSequenceClassification, ...TokenClassification, ...MultipleChoice, ...QuestionAnswering | main encoder, fresh head |
+| AutoModelForSequenceClassification, ...TokenClassification | main encoder, fresh head |
+| AutoModelForMultipleChoice, ...QuestionAnswering | main encoder, fresh head |
 {classes}
 {notes}
 What no Auto class stands for is loaded by its name, `metro_megatron.hf.modeling_metro.NAME.from_pretrained(FOLDER)`, or
