@@ -10,8 +10,10 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from metro_megatron.cli.command_line import is_first_process
+from metro_megatron.errors import UserError
 from metro_megatron.finetune.models import read_config, read_tokenizer
 from metro_megatron.finetune.others import Asked
+from metro_megatron.finetune.packing import can_pack
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.task import Encoded, Outputs, Task
 
@@ -33,6 +35,10 @@ class Lesson:
         """Of the model in a folder. Raises UserError for labels that nothing can learn, or a folder without a model."""
         settings, *_ = [one.settings() for one in (task, *task.others.values())]
         config = read_config(model_folder, settings)
+        if recipe.batching == "packed" and not can_pack(config):
+            raise UserError(
+                f"batching is packed, but encoders of type {config.model_type!r} read one text in a row; use length"
+            )
         tokenizer_folder = Path(recipe.tokenizer) if recipe.tokenizer else model_folder
         tokenizer = read_tokenizer(tokenizer_folder, config, recipe.max_length)
         train, validation = (task.encode(tokenizer, examples) for examples in (task.train, task.validation))

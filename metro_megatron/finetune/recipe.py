@@ -21,8 +21,9 @@ class Recipe:
     """Texts per step, those of all processes and accumulated ones together."""
     gradient_accumulation_steps: Annotated[int, at_least(1)] = 1
     """Parts in which a process computes its texts of a step."""
-    batching: Literal["random", "length"] = "random"
-    """Texts of a step: any, or such as have about the same length, which is faster."""
+    batching: Literal["random", "length", "packed"] = "random"
+    """Texts of a step: any, padded; such as have about the same length; or any, side by side in rows without much
+    padding, which METRO-LM's encoders read."""
     epochs: Annotated[int, at_least(1)] = 3
     """Passes over the training texts; METRO takes up to 10."""
     keep_best: bool = False

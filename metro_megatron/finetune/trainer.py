@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
+from metro_megatron.finetune.packing import pack_rows
 from metro_megatron.finetune.pdr import Regularizer
 from metro_megatron.finetune.rates import layer_rates, scale_rates
 from metro_megatron.finetune.recipe import BALANCED, Recipe, num_processes
@@ -44,6 +45,8 @@ class RecipeTrainer(Trainer):
         # Has the Trainer count the labels of a step, unless a number might be taken for a missing one.
         self.model_accepts_loss_kwargs = all(config.problem_type != "regression" for config in self.configs())
         self.num_forwards = 0
+        if recipe.batching == "packed":
+            pack_rows(self.encoder)
 
     def configs(self) -> list[PreTrainedConfig]:
         """Of all models that are trained."""
@@ -108,7 +111,7 @@ class RecipeTrainer(Trainer):
         return self.model.base_model
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        if self.recipe.batching == "random":
+        if self.recipe.batching != "length":
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
         # All processes must draw the same: a generator of its own, not torch's, from which dropout draws, too.

@@ -154,11 +154,12 @@ def first_states(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def check_labels(labels: Tensor | None, limit: int, what: str) -> None:
-    """Raise ValueError where labels, of integers, are neither IGNORED nor from 0 to limit - 1; `what` is the limit's.
+    """Raise ValueError where labels are neither IGNORED nor from 0 to limit - 1; `what` is the limit's name.
 
-    The loss of torch says that an index is out of bounds, and on a GPU ends the process.
+    The loss of torch says that an index is out of bounds, and on a GPU ends the process. It says itself that floats are
+    no classes.
     """
-    if labels is None or torch.compiler.is_compiling():
+    if labels is None or labels.is_floating_point() or torch.compiler.is_compiling():
         return
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= limit))]
     if wrong.numel():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Panel, Sums, Term, known_count
+from metro_megatron.objective.term import Panel, Sums, Term, known_count, mean
 
 Number = TypeVar("Number", float, Tensor)
 COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1}
@@ -45,15 +45,17 @@ def weighted(terms: Iterable[Term], losses: Mapping[str, Number], step: int, bat
 
 
 def figures(terms: Iterable[Term], sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Losses per masked or real token in nats, shares in [0, 1]; counts are those that `counts` makes."""
-    tokens = max(float(sums["num_tokens"]), 1.0)
+    """Losses per masked or real token in nats, shares in [0, 1]; NaN where nothing was counted.
+
+    counts are those that `counts` makes.
+    """
     found: dict[str, float] = {}
     for term in terms:
         found |= term.figures(sums)
     return {
         **found,
-        "replace_rate": float(sums["replaced"]) / tokens,
-        "non_pad_fraction": float(sums["num_tokens"]) / max(float(sums["num_places"]), 1.0),
+        "replace_rate": mean(sums["replaced"], sums["num_tokens"]),
+        "non_pad_fraction": mean(sums["num_tokens"], sums["num_places"]),
         "tokens": float(sums["num_tokens"]),
     }
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Panel, Sums, Term
+from metro_megatron.objective.term import Panel, Sums, Term, mean
 from metro_megatron.schedule import Schedule
 from metro_megatron.vocabulary import PAD_ID
 
@@ -80,10 +80,10 @@ class ReplacedTokenDetection(Term):
         replaced, original = one["replaced"], one["num_tokens"] - one["replaced"]
         called_replaced = one["replaced_found"] + original - one["original_kept"]
         return {
-            "rtd_loss": one["rtd_loss"] / max(one["num_tokens"], 1.0),
-            "replace_accuracy": one["replaced_found"] / max(replaced, 1.0),
-            "non_replace_accuracy": one["original_kept"] / max(original, 1.0),
-            "rtd_precision": one["replaced_found"] / max(called_replaced, 1.0),
+            "rtd_loss": mean(one["rtd_loss"], one["num_tokens"]),
+            "replace_accuracy": mean(one["replaced_found"], replaced),
+            "non_replace_accuracy": mean(one["original_kept"], original),
+            "rtd_precision": mean(one["replaced_found"], called_replaced),
             "rtd_auc": area_under_curve(sums["original_histogram"], sums["replaced_histogram"]),
         }
 
@@ -123,10 +123,8 @@ def detection_sums(logits: Tensor, is_replaced: Tensor, is_real: Tensor, num_bin
 def area_under_curve(original: Tensor, replaced: Tensor) -> float:
     """P(logit of an original token > logit of a replaced one), ties counted half, from two histograms.
 
-    1/2 where one class is empty.
+    NaN where one class is empty.
     """
-    pairs = float(original.sum()) * float(replaced.sum())
-    if pairs == 0.0:
-        return 0.5
     below = (replaced.cumsum(0) - replaced).double()
-    return float((original.double() * (below + replaced.double() / 2)).sum()) / pairs
+    wins = (original.double() * (below + replaced.double() / 2)).sum()
+    return mean(wins, float(original.sum()) * float(replaced.sum()))

@@ -11,6 +11,7 @@ Legend: S positions, B rows, H hidden, D width of the token table, M masked posi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 Sums = dict[str, Tensor]
 """Numbers, or histograms, that add up over micro batches, ranks and steps."""
+
+
+def mean(total: Tensor | float, count: Tensor | float) -> float:
+    """What a sum is on average; NaN where there was nothing to sum, which a 0 would hide."""
+    return float(total) / float(count) if float(count) else math.nan
 
 
 def known_count(number: int, device: torch.device) -> Tensor:

@@ -28,7 +28,7 @@ from fused.linear_cross_entropy import (
 )
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Sums, Term
+from metro_megatron.objective.term import Sums, Term, mean
 from metro_megatron.vocabulary import NUM_SPECIALS
 
 if TYPE_CHECKING:
@@ -97,10 +97,9 @@ class MaskedPositions(Term):
         return max(batch.num_masked, 1)
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        masked = max(float(sums["num_masked"]), 1.0)
         return {
-            f"{self.name}_loss": float(sums[f"{self.name}_loss"]) / masked,
-            f"{self.name}_accuracy": float(sums[f"{self.name}_correct"]) / masked,
+            f"{self.name}_loss": mean(sums[f"{self.name}_loss"], sums["num_masked"]),
+            f"{self.name}_accuracy": mean(sums[f"{self.name}_correct"], sums["num_masked"]),
         }
 
     def exported_head(self, model: nn.Module) -> nn.Module:

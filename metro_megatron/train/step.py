@@ -56,6 +56,7 @@ class Step:
         stops: whether this rank has been asked to stop, see Optimizer.step.
         """
         self.gradients(batch, metrics)
+        metrics.end_step()
         return self.optimizer.step(batch.step, stops)
 
     def gradients(self, batch: StepBatch, metrics: MetricSums) -> list[View]:
@@ -95,6 +96,7 @@ class Step:
         micro_batches = [micro_batch.to(self.layout.device) for micro_batch in batch.micro_batches]
         views = self.exchange(micro_batches, self.propose(micro_batches, batch, metrics))
         self.read(views, batch, metrics)
+        metrics.end_step()
         return [view.tokens for view in views]
 
     @torch.no_grad()

@@ -41,13 +41,16 @@ CONFIGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def folders(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random encoder of each architecture with the tokenizer of the export."""
-    found = {"metro": export_folder}
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(export_folder)
-    for name, config in CONFIGS.items():
-        found[name] = tmp_path_factory.mktemp(name)
-        transformers.AutoModel.from_config(config).save_pretrained(found[name])
-        tokenizer.save_pretrained(found[name])
-    return found
+    encoders = {name: write_encoder(name, export_folder, tmp_path_factory.mktemp(name)) for name in CONFIGS}
+    return {"metro": export_folder, **encoders}
+
+
+def write_encoder(name: str, export_folder: Path, folder: Path) -> Path:
+    """A random encoder of CONFIGS with the tokenizer of the export."""
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(CONFIGS[name]).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(export_folder).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", ["metro", *CONFIGS])

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from sklearn.utils.class_weight import compute_class_weight
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.models import build_model, read_config
@@ -27,16 +27,6 @@ from tests.finetune.test_classification import good_or_bad
 from tests.finetune.test_models import CONFIGS
 
 RECIPE = Recipe(learning_rate=2e-3, batch_size=16, epochs=2, warmup_steps=2, seed=3, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def bert(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT with the tokenizer of the export."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    transformers.AutoModel.from_config(CONFIGS["bert"]).save_pretrained(folder)
-    PreTrainedTokenizerFast.from_pretrained(export_folder).save_pretrained(folder)
-    return folder
 
 
 def without_dropout(folder: Path, tmp_path: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch import Tensor
 
 from metro_megatron.hf import modeling_metro
 from metro_megatron.hf.configuration_metro import MODELS, MetroConfig
@@ -47,7 +48,7 @@ def auto_class(name: str) -> Any:
     def check(subject: Subject) -> str:
         model = subject.load(name)
         require(type(model) is getattr(modeling_metro, MODELS[name]), f"loads {type(model)}")
-        stored = {key: value for path in subject.folder.glob("*.safetensors") for key, value in load_file(path).items()}
+        stored = _stored(subject)
         prefix = "metro." if name == "AutoModel" else ""
         found = {f"{prefix}{key}": tensor for key, tensor in model.state_dict().items()}
         same = [key for key in found if key in stored]
@@ -132,6 +133,28 @@ def saved_and_moved(subject: Subject) -> str:
     return f"{len(MODELS)} classes; {len(found)} loads without the package, the last {said[-1]}"
 
 
+def imported_again(subject: Subject) -> str:
+    """The folder's tensors as the trainer has them, and exported once more: the same bits."""
+    from metro_megatron.hf.export import model_config_of
+    from metro_megatron.hf.pretrained import open_exported
+    from metro_megatron.hf.weights import TrainerTensors, hf_state_dict
+
+    config = MetroConfig.from_pretrained(subject.folder)
+    model_config = model_config_of(config)
+    tensors = TrainerTensors(open_exported(subject.folder).tensors, model_config, config.objectives)
+    again = hf_state_dict(dict(tensors), model_config, config.objectives)
+    stored = _stored(subject)
+    require(stored.keys() <= again.keys(), f"{sorted(stored.keys() - again.keys())} got lost")
+    for name, tensor in stored.items():
+        equal(again[name], tensor)
+    return f"{len(tensors)} tensors of the trainer, {len(stored)} of the folder equal"
+
+
+def _stored(subject: Subject) -> dict[str, Tensor]:
+    """All tensors of the folder's files."""
+    return {key: value for path in subject.folder.glob("*.safetensors") for key, value in load_file(path).items()}
+
+
 def _python(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """Another interpreter in the repository, offline."""
     return subprocess.run(
@@ -153,4 +176,5 @@ LOADING: Checks = {
     "from_config": from_config,
     "meta device": meta_device,
     "saved, moved, loaded; without the package": saved_and_moved,
+    "imported again": imported_again,
 }
