@@ -54,7 +54,7 @@ class Benchmark:
         folder = data if _path(data, self.train) else data / self.folder
         parts = {"train": self.train, "validation": self.validation, **self.others}
         missing = [
-            f"{normpath(folder / part.files[0])}: no such file; --data is the folder of the benchmark as it is downloaded"
+            f"{normpath(folder / part.files[0])}: no such file; --data is the benchmark's folder as it is downloaded"
             for key, part in parts.items()
             if key in ("train", "validation", name) and _path(folder, part) is None
         ]
