@@ -2,14 +2,16 @@
 #   PYTHON     the interpreter that makes it; the newest tested one that is there and can
 #   PIP_FLAGS  options for pip, such as the index of torch's CPU builds
 #   JOBS       how many tests run beside each other
+#   MODEL      the exported folder that `make citizen` checks
 PYTHON ?= $(or $(firstword $(foreach version,3.13 3.12 3.11,$(shell \
 	python$(version) -c "import ensurepip" 2> /dev/null && echo python$(version)))),python3)
 PIP_FLAGS ?=
 JOBS ?= 2
+MODEL ?= runs/demo/model
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu zoo clean
+.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu zoo citizen clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -22,6 +24,7 @@ help:
 	@echo "make test    a test of everything (9 to 10 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (8 more)"
 	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
+	@echo "make citizen check an exported folder with the libraries that its users have (3 minutes; MODEL=FOLDER)"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"
 
@@ -65,6 +68,13 @@ bench: $(STAMP)
 
 zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.zoo
+
+.venv/citizen: $(STAMP)
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[citizen]"
+	touch $@
+
+citizen: .venv/citizen
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tools.citizen.citizen --model $(MODEL)
 
 # For Python 3.12 on x86-64: what bench_gpu imports beside torch, Triton, numpy, pytest, PyYAML, psutil, packaging,
 # rich, sentencepiece and tensorboard. The releases are those of constraints.txt.

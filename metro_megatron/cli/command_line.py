@@ -1,6 +1,7 @@
 """The entry of every tool: a function of a dataclass becomes a command line, mistakes become messages."""
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -48,6 +49,11 @@ def run_tool(main: Callable[..., object], report: bool = True) -> NoReturn:
     not installed, 130 after Ctrl-C. `report` is exit_code's.
     """
     sys.exit(exit_code(lambda: call_with_options(main, sys.argv[1:]), report))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def tool_command(name: str) -> str:

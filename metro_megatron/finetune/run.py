@@ -5,36 +5,28 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict
-from datetime import timedelta
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import (
-    EvalPrediction,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
 
+from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
+from metro_megatron.finetune.lesson import Lesson
+from metro_megatron.finetune.models import build_model, write_model
+from metro_megatron.finetune.others import Asked, ask_others
+from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.task import Encoded, Outputs, Task
-from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import EXPORTED_FILES, finish_folder
-from metro_megatron.hf.modeling_metro import MetroModel, MetroPreTrainedModel
-from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
+from metro_megatron.finetune.task import Outputs, Task
+from metro_megatron.finetune.trainer import ByLength, RecipeTrainer, class_weights, training_arguments
+from metro_megatron.hf.export import EXPORTED_FILES
 
-OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
-ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
+OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl", "predictions_*.jsonl")
 
 
 def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) -> dict[str, Any]:
@@ -48,194 +40,80 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     problems = recipe.problems()
     if problems:
         raise UserError(problems)
-    config = _read_config(model_folder, task.settings())
-    tokenizer = read_tokenizer(model_folder, config, recipe.max_length)
-    train, validation = (task.encode(tokenizer, examples) for examples in (task.train, task.validation))
-    print(
-        f"{len(task.train)} training and {len(task.validation)} validation {task.unit}, {task.describe_labels()}; "
-        f"{train.num_cut} and {validation.num_cut} cut to {tokenizer.model_max_length} tokens",
-        flush=True,
-    )
+    lesson = Lesson.read(task, model_folder, recipe)
+    weights = class_weights(recipe, lesson.train.rows, lesson.config)
+    lesson.announce()
     # The head, the order of the rows and dropout follow from here: nothing random may come before.
     set_seed(recipe.seed)
-    model = _build_model(task.model_class, model_folder, config, recipe.from_scratch)
-    epochs, outputs = _train(task, model, tokenizer, (train, validation), recipe)
+    model = build_model(task.head, model_folder, lesson.config, recipe.from_scratch)
+    trained = _train(lesson, model, recipe, weights)
     result = {
-        "task": task.name,
         "model": str(model_folder),
-        **epochs[-1],
-        **task.facts(),
-        "epochs": epochs,
-        "num_train": len(task.train),
-        "num_validation": len(task.validation),
-        "num_cut": train.num_cut + validation.num_cut,
+        **lesson.facts(trained.epochs[trained.epoch - 1], trained.outputs, trained.asked),
+        "epoch": trained.epoch,
+        "epochs": trained.epochs,
         "recipe": asdict(recipe),
+        "training": trained.cost,
         "seconds": time.monotonic() - start,
     }
-    _write(output, model, model_folder, result, task.predictions(outputs, validation.rows))
+    if is_first_process():
+        with whole_folder(output, OUTPUT_FILES) as folder:
+            predictions = lesson.predictions(trained.outputs, trained.asked)
+            write_finetuned(folder, model, lesson.tokenizer_folder, result, predictions)
     return result
 
 
-def read_tokenizer(folder: Path, config: MetroConfig, max_length: int) -> PreTrainedTokenizerFast:
-    """The folder's tokenizer, cutting at max_length tokens (0: at the model's positions). Raises UserError."""
-    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(missing)}; export the model again")
-    longest = config.max_position_embeddings
-    if max_length > longest:
-        raise UserError(f"max_length is {max_length}, but the model has {longest} positions; give at most {longest}")
-    if 0 < max_length < 8:
-        raise UserError(f"max_length is {max_length}; give at least 8, of which specials take up to 4")
-    return PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=max_length or longest)
+def write_finetuned(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer_folder: Path,
+    result: Mapping[str, Any],
+    predictions: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Fill a folder: the model, its tokenizer, metrics.json and files of predictions by their names."""
+    folder.mkdir(exist_ok=True)
+    write_model(model, tokenizer_folder, folder)
+    for name, lines in predictions.items():
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_config(folder: Path, settings: dict[str, Any]) -> MetroConfig:
-    """The model's configuration with the task's settings."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a folder that tools/convert_checkpoint.py has written") from None
-    except ValueError as error:
-        raise UserError(f"{path}: unreadable ({error}); export the model again") from error
-    kind = found.get("model_type")
-    if kind != MetroConfig.model_type:
-        raise UserError(f"{folder}: is a {kind!r} model; give a folder that tools/convert_checkpoint.py has written")
-    return MetroConfig.from_pretrained(folder, **settings)
+@dataclass(frozen=True)
+class Trained:
+    """What training left beside the model."""
+
+    epochs: list[dict[str, float]]
+    """Every epoch's scores and loss on validation."""
+    epoch: int
+    """The one, from 1, whose model is kept."""
+    outputs: Outputs
+    """The kept model's for the validation rows."""
+    cost: dict[str, float]
+    """Of the training: `RecipeTrainer.cost`."""
+    asked: dict[str, Asked]
+    """The kept model's answers to what else the task asks."""
 
 
-def _build_model(
-    model_class: type[MetroPreTrainedModel], folder: Path, config: MetroConfig, from_scratch: bool
-) -> MetroPreTrainedModel:
-    model = model_class(config)
-    if not from_scratch:
-        if not list(folder.glob("model*.safetensors")):
-            raise UserError(f"{folder}: holds no model.safetensors; export the model again, or use --from_scratch")
-        encoder = MetroModel.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
-        model.get_submodule("metro").load_state_dict(encoder.state_dict())
-    return model
-
-
-def _train(
-    task: Task[Any],
-    model: MetroPreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    encoded: tuple[Encoded, Encoded],
-    recipe: Recipe,
-) -> tuple[list[dict[str, float]], Outputs]:
-    """Every epoch's scores and loss on validation, and the trained model's outputs there."""
-    train, validation = encoded
-    progress = _Progress(task.score_names)
+def _train(lesson: Lesson, model: PreTrainedModel, recipe: Recipe, weights: Tensor | None) -> Trained:
+    task, rows = lesson.task, lesson.validation.rows
+    by_length = ByLength(rows)
+    progress = Progress(task.score_names, task.has_validation_loss)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
+        trainer = RecipeTrainer(
+            recipe,
+            weights,
             model=model,
-            args=_arguments(recipe, scratch, len(train.rows)),
-            train_dataset=train.rows,  # type: ignore[arg-type]
-            eval_dataset=validation.rows,  # type: ignore[arg-type]
-            data_collator=task.collator(tokenizer),
-            compute_metrics=lambda prediction: task.scores(_outputs(prediction), validation.rows),
+            args=training_arguments(recipe, scratch, len(lesson.train.rows), task.score_names[0]),
+            train_dataset=lesson.train.rows,
+            eval_dataset=by_length.rows,
+            data_collator=task.collator(lesson.tokenizer),
+            compute_metrics=lambda prediction: task.scores(by_length.outputs(prediction), rows),
             callbacks=[progress],
         )
-        trainer.remove_callback(PrinterCallback)
         trainer.train()
-        prediction = trainer.predict(validation.rows)  # type: ignore[arg-type]
-    return progress.epochs, _outputs(prediction)
-
-
-def _outputs(prediction: EvalPrediction | Any) -> Outputs:
-    """The Trainer hands over one array, or a tuple where the model returns several."""
-    found = prediction.predictions
-    return tuple(map(np.asarray, found)) if isinstance(found, tuple) else (np.asarray(found),)
-
-
-def _arguments(recipe: Recipe, scratch: str, num_train: int) -> TrainingArguments:
-    steps = -(-num_train // recipe.batch_size) * recipe.epochs
-    warmup_steps = min(recipe.warmup_steps, steps // 2)
-    if warmup_steps < recipe.warmup_steps:
-        print(f"warm-up takes {warmup_steps} steps, half of all, instead of {recipe.warmup_steps}", flush=True)
-    arguments = TrainingArguments(
-        output_dir=scratch,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip_grad,
-        optim="adamw_torch",
-        **ADAM,  # type: ignore[arg-type]
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        seed=recipe.seed,
-        use_cpu=recipe.device == "cpu",
-        dataloader_pin_memory=recipe.device != "cpu" and torch.cuda.is_available(),
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_steps=max(1, steps // 20),
-        report_to="none",
-        disable_tqdm=True,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer multiplies the batch by the GPUs it sees
-    return arguments
-
-
-class _Progress(TrainerCallback):
-    """Prints a line per logged step and per epoch; keeps every epoch's scores in `epochs`."""
-
-    def __init__(self, score_names: tuple[str, ...]) -> None:
-        self.score_names = score_names
-        self.epochs: list[dict[str, float]] = []
-        self.start = time.monotonic()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.start = time.monotonic()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        left = (time.monotonic() - self.start) / state.global_step * (state.max_steps - state.global_step)
-        print(
-            f"step {state.global_step}/{state.max_steps} | loss {float(logs['loss']):.4f} | "
-            f"learning rate {float(logs['learning_rate']):.2e} | {timedelta(seconds=round(left))} left",
-            flush=True,
-        )
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if metrics is None:
-            return
-        scores = {name: float(metrics[f"eval_{name}"]) for name in (*self.score_names, "loss")}
-        self.epochs.append(scores)
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"epoch {len(self.epochs)}/{int(args.num_train_epochs)}: validation {figures}", flush=True)
-
-
-def _write(
-    output: Path,
-    model: MetroPreTrainedModel,
-    model_folder: Path,
-    result: dict[str, Any],
-    predictions: list[dict[str, Any]],
-) -> None:
-    with whole_folder(output, OUTPUT_FILES) as folder:
-        model.save_pretrained(folder)
-        finish_folder(folder)
-        for name in TOKENIZER_FILES:
-            (folder / name).write_bytes((model_folder / name).read_bytes())
-        lines = "".join(json.dumps(line) + "\n" for line in predictions)
-        (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
-        (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    trainer.compute_metrics = None  # what else is asked may have no labels
+    outputs = trainer.outputs(rows)
+    asked = ask_others(task, lesson.tokenizer, trainer.outputs)
+    first = [epoch[task.score_names[0]] for epoch in progress.epochs]
+    epoch = int(np.argmax(first)) + 1 if recipe.keep_best else len(first)
+    return Trained(progress.epochs, epoch, outputs, trainer.cost(progress.seconds), asked)

@@ -22,24 +22,46 @@ fine-tuned; the main model has {main.num_layers} layers of width {main.hidden_si
 
 ## Use
 
-`trust_remote_code=True` runs `modeling_metro.py` of this folder, which imports torch and transformers only.
+With the package metro_megatron installed, transformers knows the classes:
+
+```python
+import metro_megatron
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)
+inputs = tokenizer(["a text"], ["its pair, or leave this out"], truncation=True, padding=True, return_tensors="pt")
+logits = model(**inputs).logits
+```
+
+Without it, `trust_remote_code=True` runs the `*_metro.py` of this folder, which import torch and transformers (5 or
+later) only:
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True, num_labels=2)
-inputs = tokenizer(["a text"], ["its pair, or leave this out"], truncation=True, padding=True, return_tensors="pt")
-logits = model(**inputs).logits
 ```
 
 | class | weights |
 |---|---|
 | AutoModel | main encoder |
-| AutoModelForSequenceClassification, ...TokenClassification, ...QuestionAnswering | main encoder, fresh head |
+| AutoModelForSequenceClassification, ...TokenClassification | main encoder, fresh head |
+| AutoModelForMultipleChoice, ...QuestionAnswering | main encoder, fresh head |
 {classes}
 {notes}
-Texts of at most {max_position_embeddings} tokens, `<s>` and `</s>` included; padding on the right.
+What no Auto class stands for is loaded by its name, `metro_megatron.hf.modeling_metro.NAME.from_pretrained(FOLDER)`, or
+without the package
+
+```python
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+model = get_class_from_dynamic_module("modeling_metro.NAME", FOLDER).from_pretrained(FOLDER)
+```
+
+Texts of at most {max_position_embeddings} tokens, `<s>` and `</s>` included; padding on either side. Several texts in
+one row: `position_ids` that begin at 0 with each.
 
 ## Facts
 
@@ -60,9 +82,8 @@ CLASSES = {
     "mlm": "| AutoModelForMaskedLM | main encoder, masked language modeling head |",
 }
 NOTES = {
-    "auxiliary": "`MetroForAuxiliaryMaskedLM` in `modeling_metro.py` is the auxiliary model: it fills `<mask>`.",
-    "rtd": "`MetroForReplacedTokenDetection` in `modeling_metro.py` says how probable it is that a token is the\n"
-    "original.",
+    "auxiliary": "`MetroForAuxiliaryMaskedLM` is the auxiliary model: it fills `<mask>`.",
+    "rtd": "`MetroForReplacedTokenDetection` says how probable it is that a token is the original.",
     "clm": "The corrective head gives the original token at every place of a text in which some tokens were replaced;\n"
     "it has never seen `<mask>`.",
     "cloze": "`cloze_logits` of `AutoModelForPreTraining` score tokens against each other; they are no probabilities\n"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metro_megatron.checkpoint.resume import beginning
-from metro_megatron.cli.command_line import describe_os_error, is_file_mistake
+from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, is_first_process
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.train.processes import LOCK, claimed, end_with_parent, is_first_process, speak_or_wait
+from metro_megatron.train.processes import LOCK, claimed, end_with_parent, speak_or_wait
 
 if TYPE_CHECKING:
     from metro_megatron.train.corpus import Corpus

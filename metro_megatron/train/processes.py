@@ -23,11 +23,6 @@ SECONDS_FOR_SPEAKER = 5.0
 all processes when one has failed."""
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for all that torchrun started while nothing is wrong."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def speak_or_wait(problems: list[str]) -> list[str]:
     """What this process shall say of its mistakes: all processes may have made the same, one a machine says them.
 
