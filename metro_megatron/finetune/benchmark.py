@@ -50,7 +50,7 @@ class Benchmark:
 
         Of `others` only the one that has the task's name must be there.
         """
-        folder = data / self.folder if (data / self.folder).is_dir() else data
+        folder = data if _path(data, self.train) else data / self.folder
         parts = {"train": self.train, "validation": self.validation, **self.others}
         missing = [
             f"{folder / part.files[0]}: no such file; --data is the folder of the benchmark as it is downloaded"
@@ -65,6 +65,7 @@ class Benchmark:
             try:
                 if path:
                     found[key] = part.read(path)
+                    problems += _unlabelled(path, found[key], may_lack=key in self.others)
             except UserError as error:
                 problems += error.problems
         if problems:
@@ -81,16 +82,10 @@ class Benchmark:
 def pairs(path: Path, read: Callable[[Line], list[Pair]]) -> LabelledTexts[str]:
     """The pairs that `read` makes of every line."""
     first, second, labels, ids, groups = zip(*each_line(path, read), strict=True)
-    is_labelled = None not in labels
-    if not is_labelled and any(labels):
-        raise UserError(f"{path}: {labels.count(None)} of {len(labels)} examples have no label; fetch the file again")
-    return LabelledTexts(
-        list(first),
-        list(second),
-        [label for label in labels if label is not None] if is_labelled else [],
-        list(ids),
-        [] if None in groups else list(groups),
-    )
+    known = [label for label in labels if label is not None]
+    if 0 < len(known) < len(labels):
+        raise UserError(_lacking(path, len(labels) - len(known), len(labels)))
+    return LabelledTexts(list(first), list(second), known, list(ids), [] if None in groups else list(groups))
 
 
 def each_line(path: Path, read: Callable[[Line], list[Found]]) -> list[Found]:
@@ -103,6 +98,19 @@ def each_line(path: Path, read: Callable[[Line], list[Found]]) -> list[Found]:
             raise UserError(f"has not the form of the benchmark's files ({type(error).__name__}: {error})") from error
 
     return [one for found in each_row(path, read_table(path), checked) for one in found]
+
+
+def _unlabelled(path: Path, examples: Any, may_lack: bool) -> list[str]:
+    """The problem, if there is one, of examples without labels; may_lack: all of them may be so."""
+    if isinstance(examples, LabelledTexts):
+        lacking = 0 if examples.labels else len(examples)
+    else:
+        lacking = sum(not one.is_labelled for one in examples)
+    return [] if not lacking or (may_lack and lacking == len(examples)) else [_lacking(path, lacking, len(examples))]
+
+
+def _lacking(path: Path, number: int, size: int) -> str:
+    return f"{path}: {number} of {size} examples have no label; fetch the file again"
 
 
 def _path(folder: Path, part: Part) -> Path | None:

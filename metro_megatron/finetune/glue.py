@@ -50,17 +50,16 @@ def read_glue(
 def _rows(path: Path, wanted: Sequence[str], header: Sequence[str] | None) -> tuple[list[Row], list[str]]:
     """The wanted columns and the ids of all rows, and where the rows are that do not fit the header."""
     rows, ragged = [], []
-    names = list(header or ())
     with text_file(path) as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.rstrip("\r\n").split("\t")
-            if not names:
-                names = [name.strip() for name in fields]
-            elif len(fields) == len(names):
-                # MNLI's parse trees, which nobody reads, are most of its bytes.
-                kept = {name: fields[names.index(name)] for name in (*wanted, *_ID_COLUMNS) if name in names}
-                rows.append(Row(f"line {number}", kept))
-            elif line.strip("\r\n"):
+        lines = enumerate((line.rstrip("\r\n") for line in file), start=1)
+        names = list(header) if header else [name.strip() for name in next(lines, (0, ""))[1].split("\t")]
+        # MNLI's parse trees, which nobody reads, are most of its bytes.
+        kept = [(name, names.index(name)) for name in (*wanted, *_ID_COLUMNS) if name in names]
+        for number, line in lines:
+            fields = line.split("\t")
+            if len(fields) == len(names):
+                rows.append(Row(f"line {number}", {name: fields[place] for name, place in kept}))
+            elif line:
                 ragged.append(f"line {number}")
     missing = [name for name in wanted if name not in names]
     if missing or not rows:

@@ -20,6 +20,10 @@ class Question:
     moved: int = 0
     """Answers that stand elsewhere in the context than was said."""
 
+    @property
+    def is_labelled(self) -> bool:
+        return self.answers is not None
+
 
 def answers_of(context: str, value: Any, start: Any = None) -> tuple[Answers, int]:
     """The answers as they stand in a file, and how many stand elsewhere than is said there.

@@ -1,6 +1,7 @@
 """SuperGLUE's tasks from its own JSON lines, in the forms that METRO gives them (appendix A, as in MT-DNN)."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,7 +59,8 @@ def wsc(line: Line) -> list[Pair]:
     if not 0 <= begin < len(words):
         raise UserError(f"span2_index is {begin}, but the text has {len(words)} words")
     spelled, candidate = " ".join(words[begin:end]), text_of(target, "span1_text")
-    words[begin:end] = [spelled.replace(pronoun, candidate, 1) if pronoun in spelled else candidate]
+    filled, is_there = re.subn(rf"\b{re.escape(pronoun)}\b", lambda _: candidate, spelled, count=1)
+    words[begin:end] = [filled if is_there else candidate]
     return [(text, " ".join(words), _label(line), line.get("idx"), None)]
 
 
@@ -105,6 +107,8 @@ def _query(passage: str, entities: tuple[str, ...], line: Line) -> Query:
     if _GAP not in query:
         raise UserError(f"query has no {_GAP}")
     answers = tuple(text_of(one, "text") for one in line["answers"]) if "answers" in line else None
+    if answers == ():
+        raise UserError("query has no answers")
     filled = tuple(query.replace(_GAP, entity) for entity in entities)
     return Query(passage, filled, None if answers is None else 0, line.get("idx"), entities, answers)
 

@@ -215,6 +215,9 @@ def corrupt(path: Path, old: str, new: str) -> None:
         ("wsc", "superglue/WSC/val.jsonl", '"span2_index": 6', '"span2_index": 60', "line 1: span2_index is 60"),
         ("copa", "superglue/COPA/train.jsonl", '"label": 1', '"label": 2', "line 2: label 2 is none of 2 choices"),
         ("cb", "superglue/CB/val.jsonl", ', "label": "neutral"', "", "1 of 3 examples have no label"),
+        ("copa", "superglue/COPA/val.jsonl", ', "label": 1', "", "COPA/val.jsonl: 1 of 2 examples have no label"),
+        ("wic", "superglue/WiC/val.jsonl", '"label"', '"labels"', "WiC/val.jsonl: 2 of 2 examples have no label"),
+        ("squad", "squad/dev-v1.1.json", '"answers"', '"golds"', "dev-v1.1.json: 2 of 2 examples have no label"),
         ("multirc", "superglue/MultiRC/train.jsonl", '"questions"', '"asked"', "line 1: has not the form .*questions"),
         ("record", "superglue/ReCoRD/val.jsonl", "to @placeholder", "to ?", "line 1: query has no @placeholder"),
         ("squad", "squad/dev-v1.1.json", '"paragraphs"', '"texts"', "dev-v1.1.json: has not the form .*paragraphs"),
@@ -234,7 +237,7 @@ def test_files_that_are_not_there_and_options_of_tables_are_named(data: Path, tm
     with pytest.raises(UserError) as caught:
         Source(data=str(tmp_path)).read("ax")
     assert [problem.split(": no such file")[0] for problem in caught.value.problems] == [
-        str(tmp_path / name) for name in ("train.tsv", "dev.tsv", "../diagnostic/diagnostic.tsv")
+        str(tmp_path / "MNLI" / name) for name in ("train.tsv", "dev.tsv", "../diagnostic/diagnostic.tsv")
     ]
     with pytest.raises(UserError) as caught:
         Source(train_file="a.csv").read("mnli")

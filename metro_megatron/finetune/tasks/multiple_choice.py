@@ -17,6 +17,7 @@ from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts, parts
 
 _LETTERS = "ABCDEFGHIJ"
+_ARRAYS = {"input_ids": np.int32, "token_type_ids": np.int8}
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Choice:
     choices: tuple[str, ...]
     label: int | None
     id: Any = None
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.label is not None
 
 
 class MultipleChoice(Task[list[Choice]]):
@@ -132,7 +137,7 @@ def encode_choices(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Choice
         choices = iter(encoded.rows)
         for one in examples[part]:
             own = [next(choices) for _ in one.choices]
-            rows.append({name: [np.array(row[name], dtype=np.int32) for row in own] for name in own[0]})
+            rows.append({name: [np.array(row[name], dtype=_ARRAYS[name]) for row in own] for name in own[0]})
         num_cut += encoded.num_cut
     return Encoded(rows, num_cut)
 

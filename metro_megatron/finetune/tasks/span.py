@@ -113,12 +113,14 @@ class Span(Task[list[Question]]):
         return lines
 
     def remarks(self, outputs: Outputs, rows: Sequence[Row]) -> list[str]:
+        found = []
+        if self.withholds:
+            threshold = self.scores(outputs, rows)["best_f1_threshold"]
+            found.append(f"best_f1 is that of giving no answer where no_answer_score is above {threshold:.4f}")
         given = {self._given(one) for one in self._answers(outputs, rows)}
-        return (
-            [f"the model gives all questions the answer {given.pop()!r}"]
-            if len(given) == 1 < len(self.validation)
-            else []
-        )
+        if len(given) == 1 < len(self.validation):
+            found.append(f"the model gives all questions the answer {given.pop()!r}")
+        return found
 
     def _given(self, found: Answer) -> str:
         """With a threshold of 0 between an answer and none."""
