@@ -40,11 +40,11 @@ VOCAB_SIZE = 4000
 class Options:
     """What is trained, how often, where to."""
 
-    hidden_size: Annotated[int, at_least(64)] = 256
+    hidden_size: Annotated[int, at_least(64)] = 128
     """Of the encoder; heads have 64."""
-    num_layers: Annotated[int, at_least(1)] = 4
+    num_layers: Annotated[int, at_least(1)] = 2
     """Of the encoder."""
-    texts: Annotated[int, at_least(32)] = 256
+    texts: Annotated[int, at_least(32)] = 512
     """Of an epoch, which is a round of one kind."""
     batch_size: Annotated[int, at_least(1)] = 32
     """Texts per step."""

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
+from metro_megatron.finetune.models import Head
 from metro_megatron.finetune.packing import pack_rows
 from metro_megatron.finetune.pdr import Regularizer
 from metro_megatron.finetune.rates import layer_rates, scale_rates
@@ -142,7 +143,7 @@ def row_lengths(rows: Sequence[Row]) -> list[int]:
     ]
 
 
-def class_weights(recipe: Recipe, rows: Sequence[Row], config: PreTrainedConfig) -> Tensor | None:
+def class_weights(recipe: Recipe, head: Head, rows: Sequence[Row], config: PreTrainedConfig) -> Tensor | None:
     """Weights [C] of the classes that rows have as "label", or tokens as "labels"; None if the recipe has none.
 
     Balanced: all rows over classes times rows of the class, as scikit-learn has it; 1 for a class without rows.
@@ -152,7 +153,8 @@ def class_weights(recipe: Recipe, rows: Sequence[Row], config: PreTrainedConfig)
         return None
     found = [label for row in rows for label in np.ravel(row.get("label", row.get("labels", []))).tolist()]
     labels = [label for label in found if label != -100]
-    if config.problem_type in ("regression", "multi_label_classification") or not labels:
+    has_classes = head in ("sequence_classification", "token_classification")
+    if not has_classes or config.problem_type in ("regression", "multi_label_classification") or not labels:
         raise UserError("class_weights is given, but every text of this task has not one of several classes; leave it")
     weights = np.ones(config.num_labels)
     if recipe.class_weights == BALANCED:
