@@ -1,4 +1,4 @@
-"""Fine-tuning an exported model with transformers' Trainer by METRO's recipe, whatever the task."""
+"""Fine-tuning an encoder with transformers' Trainer by METRO's recipe, whatever the task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     """Train on task.train, score on task.validation, write the model, its predictions and metrics.json to `output`.
 
     Returns what metrics.json holds. The head is always fresh; with recipe.from_scratch all weights are. Raises
-    UserError for a model folder that is not an export, labels that do not fit, or a foreign output folder.
+    UserError for a folder without a whole encoder, labels that nothing can learn, or a foreign output folder.
     """
     start = time.monotonic()
     refuse_foreign(output, OUTPUT_FILES)
