@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from os.path import normpath
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -53,7 +54,7 @@ class Benchmark:
         folder = data if _path(data, self.train) else data / self.folder
         parts = {"train": self.train, "validation": self.validation, **self.others}
         missing = [
-            f"{folder / part.files[0]}: no such file; --data is the folder of the benchmark as it is downloaded"
+            f"{normpath(folder / part.files[0])}: no such file; --data is the benchmark's folder as it is downloaded"
             for key, part in parts.items()
             if key in ("train", "validation", name) and _path(folder, part) is None
         ]

@@ -87,7 +87,7 @@ def _task(
         Regression if is_regression else Classification,
         tuple(scores),
         train=Part(("train.tsv",), labelled),
-        validation=Part(("dev.tsv", "dev_matched.tsv"), labelled),
+        validation=Part(("dev.tsv",), labelled),
         others=others or {"test": Part(("test.tsv",), partial(read_glue, columns=columns, label=None))},
     )
 
@@ -95,15 +95,18 @@ def _task(
 _MNLI_LABELLED = partial(read_glue, columns=_SENTENCES, label="gold_label")
 _UNLABELLED_PAIRS = partial(read_glue, columns=_SENTENCES, label=None)
 _DIAGNOSTIC = Part(("../diagnostic/diagnostic.tsv", "../AX/AX.tsv", "diagnostic.tsv", "AX.tsv"), _UNLABELLED_PAIRS)
-_MNLI = _task(
-    "MNLI",
-    _SENTENCES,
-    ("accuracy",),
-    label="gold_label",
-    mm=Part(("dev_mismatched.tsv",), _MNLI_LABELLED),
-    test_m=Part(("test_matched.tsv",), _UNLABELLED_PAIRS),
-    test_mm=Part(("test_mismatched.tsv",), _UNLABELLED_PAIRS),
-    ax=_DIAGNOSTIC,
+_MNLI = replace(
+    _task(
+        "MNLI",
+        _SENTENCES,
+        ("accuracy",),
+        label="gold_label",
+        mm=Part(("dev_mismatched.tsv",), _MNLI_LABELLED),
+        test_m=Part(("test_matched.tsv",), _UNLABELLED_PAIRS),
+        test_mm=Part(("test_mismatched.tsv",), _UNLABELLED_PAIRS),
+        ax=_DIAGNOSTIC,
+    ),
+    validation=Part(("dev_matched.tsv",), _MNLI_LABELLED),
 )
 
 GLUE = {

@@ -149,6 +149,17 @@ def test_free_tasks(tmp_path: Path, model: Path, name: Any) -> None:
     assert not any("label" in line for line in predicted)
 
 
+@pytest.mark.parametrize("kind", ["modernbert", "deberta-v2"])
+def test_every_head_of_other_architectures(data: Path, tmp_path: Path, kind: str) -> None:
+    folder = write_encoder(kind, tmp_path / kind)
+    tasks = [of_benchmark(data, name) for name in ("rte", "copa", "squad2")]
+    tasks.append(Source(**write_free(tmp_path)["token"]).read("token"))
+    for task in tasks:
+        learner = Learner(task, folder)
+        learner.step()
+        learner.answers(task)
+
+
 def perfect(task: Task[Any], rows: list[dict[str, Any]]) -> tuple[np.ndarray, ...]:
     """The outputs of a model that knows all labels of the rows."""
     if task.head == "question_answering":
