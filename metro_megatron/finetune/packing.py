@@ -32,14 +32,16 @@ def pack_rows(encoder: nn.Module) -> None:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = inspect.signature(module.forward).bind(*args, **kwargs)
         mask, ids = given.arguments.get("attention_mask"), given.arguments.get("input_ids")
-        layouts.append(None if mask is None or ids is None else _Layout.of(mask))
-        if layouts[-1] is not None:
-            given.arguments |= layouts[-1].packed(ids)
+        layout = None if mask is None or ids is None else _Layout.of(mask)
+        layouts.append(layout)
+        if layout is not None:
+            given.arguments |= layout.packed(given.arguments["input_ids"])
         return given.args, given.kwargs
 
     def unpack(module: nn.Module, args: tuple[Any, ...], output: BaseModelOutput) -> BaseModelOutput:
         layout = layouts.pop()
-        return output if layout is None else BaseModelOutput(layout.unpacked(output.last_hidden_state))
+        hidden: Any = output.last_hidden_state
+        return output if layout is None else BaseModelOutput(layout.unpacked(hidden))
 
     encoder.register_forward_pre_hook(pack, with_kwargs=True)
     encoder.register_forward_hook(unpack)
@@ -68,24 +70,26 @@ class _Layout:
 
     def packed(self, ids: Tensor) -> dict[str, Tensor]:
         """What the encoder reads instead of ids [B, S] and their mask."""
-        rows = {"input_ids": (ids[self.mask], ids[~self.mask][0]), "position_ids": (self.positions, 0)}
-        rows["attention_mask"] = (torch.ones_like(self.where), 0)
-        return {name: self._rows(values, filler) for name, (values, filler) in rows.items()}
+        return {
+            "input_ids": self._rows(ids[self.mask], int(ids[~self.mask][0])),
+            "position_ids": self._rows(self.positions, 0),
+            "attention_mask": self._rows(torch.ones_like(self.where), 0),
+        }
 
     def unpacked(self, hidden: Tensor) -> Tensor:
         """Hidden states of packed rows as [B, S, H]."""
         found = hidden.new_zeros(*self.mask.shape, hidden.size(-1))
         return found.masked_scatter(self.mask[..., None], hidden.flatten(0, 1)[self.where])
 
-    def _rows(self, values: Tensor, filler: Tensor | int) -> Tensor:
+    def _rows(self, values: Tensor, filler: int) -> Tensor:
         flat = values.new_empty(self.size).fill_(filler).flatten()
         return flat.scatter(0, self.where, values).view(self.size)
 
 
 def first_fit(lengths: Sequence[int]) -> tuple[list[int], int]:
     """Where texts begin in flattened rows as long as the longest of them, and how many rows: first-fit decreasing."""
-    longest, left = max(lengths), []
-    starts = [0] * len(lengths)
+    longest = max(lengths)
+    starts, left = [0] * len(lengths), list[int]()
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         row = next((row for row, room in enumerate(left) if room >= lengths[i]), len(left))
         if row == len(left):

@@ -82,7 +82,7 @@ class Regularizer:
         if config.problem_type == "regression" or (pairs[0][0].dim() == 2 and pairs[0][0].size(-1) == 1):
             return functional.mse_loss(_wide(pairs[0][0]), _wide(pairs[0][1]))
         if config.problem_type == "multi_label_classification":
-            pairs = [tuple(torch.stack([one, torch.zeros_like(one)], -1) for one in pairs[0])]  # type: ignore[misc]
+            pairs = [(_coins(p), _coins(q)) for p, q in pairs]
         elif labels is not None and labels.dim() == 2 and pairs[0][0].dim() == 3:
             pairs = [(p[labels != _IGNORED], q[labels != _IGNORED]) for p, q in pairs]
         found = [DIVERGENCES[self.divergence](*(_wide(one).log_softmax(-1) for one in pair)) for pair in pairs]
@@ -107,6 +107,11 @@ def noised_output(module: nn.Module, draw: Callable[[Tensor], Tensor]) -> Iterat
         yield
     finally:
         handle.remove()
+
+
+def _coins(logits: Tensor) -> Tensor:
+    """Logits of both values of every label, [..., C] to [..., C, 2]."""
+    return torch.stack([logits, torch.zeros_like(logits)], -1)
 
 
 def _wide(logits: Tensor) -> Tensor:

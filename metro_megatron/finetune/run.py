@@ -1,11 +1,12 @@
-"""Fine-tuning an exported model with transformers' Trainer by METRO's recipe, whatever the task."""
+"""Fine-tuning an encoder with transformers' Trainer by METRO's recipe, whatever the task."""
 
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     """Train on task.train, score on task.validation, write the model, its predictions and metrics.json to `output`.
 
     Returns what metrics.json holds. The head is always fresh; with recipe.from_scratch all weights are. Raises
-    UserError for a model folder that is not an export, labels that do not fit, or a foreign output folder.
+    UserError for a folder without a whole encoder, labels that nothing can learn, or a foreign output folder.
     """
     start = time.monotonic()
     refuse_foreign(output, OUTPUT_FILES)
@@ -41,12 +42,13 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     if problems:
         raise UserError(problems)
     lesson = Lesson.read(task, model_folder, recipe)
-    weights = class_weights(recipe, lesson.train.rows, lesson.config)
+    weights = class_weights(recipe, task.head, lesson.train.rows, lesson.config)
     lesson.announce()
     # The head, the order of the rows and dropout follow from here: nothing random may come before.
     set_seed(recipe.seed)
     model = build_model(task.head, model_folder, lesson.config, recipe.from_scratch)
-    trained = _train(lesson, model, recipe, weights)
+    with _saved_epochs(output) as scratch:
+        trained = _train(lesson, model, recipe, weights, scratch)
     result = {
         "model": str(model_folder),
         **lesson.facts(trained.epochs[trained.epoch - 1], trained.outputs, trained.asked),
@@ -94,23 +96,33 @@ class Trained:
     """The kept model's answers to what else the task asks."""
 
 
-def _train(lesson: Lesson, model: PreTrainedModel, recipe: Recipe, weights: Tensor | None) -> Trained:
+@contextmanager
+def _saved_epochs(output: Path) -> Iterator[str]:
+    """A folder beside `output` that all processes know, in which the Trainer keeps the best epoch."""
+    folder = output.absolute().with_name(f".{output.name}.epochs")
+    try:
+        yield str(folder)
+    finally:
+        if is_first_process():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _train(lesson: Lesson, model: PreTrainedModel, recipe: Recipe, weights: Tensor | None, scratch: str) -> Trained:
     task, rows = lesson.task, lesson.validation.rows
     by_length = ByLength(rows)
     progress = Progress(task.score_names, task.has_validation_loss)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = RecipeTrainer(
-            recipe,
-            weights,
-            model=model,
-            args=training_arguments(recipe, scratch, len(lesson.train.rows), task.score_names[0]),
-            train_dataset=lesson.train.rows,
-            eval_dataset=by_length.rows,
-            data_collator=task.collator(lesson.tokenizer),
-            compute_metrics=lambda prediction: task.scores(by_length.outputs(prediction), rows),
-            callbacks=[progress],
-        )
-        trainer.train()
+    trainer = RecipeTrainer(
+        recipe,
+        weights,
+        model=model,
+        args=training_arguments(recipe, scratch, len(lesson.train.rows), task.score_names[0]),
+        train_dataset=lesson.train.rows,
+        eval_dataset=by_length.rows,
+        data_collator=task.collator(lesson.tokenizer),
+        compute_metrics=lambda prediction: task.scores(by_length.outputs(prediction), rows),
+        callbacks=[progress],
+    )
+    trainer.train()
     trainer.compute_metrics = None  # what else is asked may have no labels
     outputs = trainer.outputs(rows)
     asked = ask_others(task, lesson.tokenizer, trainer.outputs)

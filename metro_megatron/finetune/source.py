@@ -38,7 +38,8 @@ class Source:
 
     def read_together(self, name: TogetherName) -> dict[str, Task[Any]]:
         """The tasks that one encoder learns at once, by name, from folders beside each other. Raises UserError."""
-        found, problems = {}, []
+        found: dict[str, Task[Any]] = {}
+        problems: list[str] = []
         for one in TOGETHER[name]:
             try:
                 found[one] = self.read(one)

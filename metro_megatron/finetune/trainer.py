@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
+from metro_megatron.finetune.models import Head
 from metro_megatron.finetune.packing import pack_rows
 from metro_megatron.finetune.pdr import Regularizer
 from metro_megatron.finetune.rates import layer_rates, scale_rates
@@ -31,6 +32,9 @@ class RecipeTrainer(Trainer):
     Of a step that is computed in parts, by accumulation or by several processes, it is the mean over all texts (or
     tokens) of the step, whatever the parts have of them; of a regression, and of spans, the mean of the parts' means.
     """
+
+    model: Any  # a PreTrainedModel, or what a subclass makes of several
+    train_dataset: Any
 
     def __init__(self, recipe: Recipe, class_weights: Tensor | None = None, **kwargs: Any):
         super().__init__(**kwargs)
@@ -65,23 +69,24 @@ class RecipeTrainer(Trainer):
     ) -> Any:
         """The loss of a part of the step, so scaled that the parts add up where the step's labels were counted."""
         outputs = model(**inputs)
-        loss, labels = outputs["loss"], inputs.get("labels")
+        loss = outputs["loss"]
         if model.training:
             loss = self._training_loss(model, inputs, outputs)
             self.num_forwards += 1 if self.regularizer is None else 2
             if num_items_in_batch is not None:
-                loss = loss * (labels.ne(-100).sum() / num_items_in_batch * self.accelerator.num_processes)
+                share = inputs["labels"].ne(-100).sum() / num_items_in_batch
+                loss = loss * (share * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
     def _training_loss(self, model: nn.Module, inputs: dict[str, Any], outputs: Mapping[str, Tensor]) -> Tensor:
-        loss, labels = outputs["loss"], inputs.get("labels")
+        loss = outputs["loss"]
         if self.class_weights is not None:
             logits = outputs["logits"].flatten(0, -2).float()
-            loss = functional.cross_entropy(logits, labels.flatten(), self.class_weights)
+            loss = functional.cross_entropy(logits, inputs["labels"].flatten(), self.class_weights)
         if self.regularizer is not None:
             noised = self.regularizer.noised(model, inputs, self.model.get_input_embeddings())
-            config = self.config_of(inputs)
-            loss = loss + self.recipe.pdr_weight * self.regularizer(outputs, noised, labels, config)
+            divergence = self.regularizer(outputs, noised, inputs.get("labels"), self.config_of(inputs))
+            loss = loss + self.recipe.pdr_weight * divergence
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -142,7 +147,7 @@ def row_lengths(rows: Sequence[Row]) -> list[int]:
     ]
 
 
-def class_weights(recipe: Recipe, rows: Sequence[Row], config: PreTrainedConfig) -> Tensor | None:
+def class_weights(recipe: Recipe, head: Head, rows: Sequence[Row], config: PreTrainedConfig) -> Tensor | None:
     """Weights [C] of the classes that rows have as "label", or tokens as "labels"; None if the recipe has none.
 
     Balanced: all rows over classes times rows of the class, as scikit-learn has it; 1 for a class without rows.
@@ -150,19 +155,20 @@ def class_weights(recipe: Recipe, rows: Sequence[Row], config: PreTrainedConfig)
     """
     if not recipe.class_weights:
         return None
-    found = [label for row in rows for label in np.ravel(row.get("label", row.get("labels", []))).tolist()]
-    labels = [label for label in found if label != -100]
-    if config.problem_type in ("regression", "multi_label_classification") or not labels:
+    given: list[Any] = [row.get("label", row.get("labels", ())) for row in rows]
+    labels = [label for one in given for label in np.ravel(one).tolist() if label != -100]
+    has_classes = head in ("sequence_classification", "token_classification")
+    if not has_classes or config.problem_type in ("regression", "multi_label_classification") or not labels:
         raise UserError("class_weights is given, but every text of this task has not one of several classes; leave it")
-    weights = np.ones(config.num_labels)
+    names = config.id2label or {}
+    weights = np.ones(len(names))
     if recipe.class_weights == BALANCED:
         classes = np.unique(labels)
         weights[classes] = compute_class_weight("balanced", classes=classes, y=labels)
-    elif len(recipe.class_weights) != config.num_labels:
-        names = ", ".join(map(str, config.id2label.values()))
+    elif len(recipe.class_weights) != len(names):
         raise UserError(
-            f"class_weights has {len(recipe.class_weights)} numbers, but there are {config.num_labels} classes; "
-            f"give one for each of {names}"
+            f"class_weights has {len(recipe.class_weights)} numbers, but there are {len(names)} classes; give one for "
+            f"each of {', '.join(map(str, names.values()))}"
         )
     else:
         weights[:] = [float(weight) for weight in recipe.class_weights]

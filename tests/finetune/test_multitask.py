@@ -25,7 +25,7 @@ from tests.distributed import run_ranks
 from tests.finetune.layouts import write_glue, write_nli
 from tests.finetune.test_classification import good_or_bad
 
-RECIPE = Recipe(learning_rate=5e-3, batch_size=16, epochs=6, warmup_steps=5, device="cpu", from_scratch=True)
+RECIPE = Recipe(learning_rate=5e-3, batch_size=16, epochs=4, warmup_steps=5, device="cpu", from_scratch=True)
 
 
 def two_tasks(num_train: int = 160) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_learns_both_and_writes_folders_that_load_and_start_a_next_stage(export_
     assert result["tasks"]["words"]["accuracy"] > 0.9 and result["tasks"]["numbers"]["spearman"] > 0.8
     assert json.loads((output / "metrics.json").read_text()) == result
     assert result["epochs"][-1].keys() == {"words_accuracy", "numbers_pearson"}
-    assert result["training"]["steps"] == 6 * (10 + 5)
+    assert result["training"]["steps"] == 4 * (10 + 5)
     models = [
         build_model("sequence_classification", output / name, read_config(output / name, {}), False)
         for name in result["tasks"]

@@ -16,7 +16,7 @@ FIGURE_3_STEPS = 60000
 MINIATURE = ROOT / "docs" / "pictures" / "figure3.json"
 """Written by make figure3."""
 UNLIKE_XL = "width 32, 400 steps, and a made-up language; clipping binds in almost every step (docs/results.md)"
-STABLE = "XXL of Table 6; PDR and multi-task learning, which tools/finetune.py does not have"
+STABLE = "XXL of Table 6; then --pdr symkl and mnli_plus of tools/finetune.py"
 
 
 def growth(paper: dict[str, Any]) -> Section:
