@@ -122,9 +122,9 @@ class MetroUntiedPositions(nn.Module):
         term = q @ k.transpose(1, 2) * (2 * q.size(-1)) ** -0.5
         if not self.reset_cls:
             return term
+        is_first = torch.arange(length, device=device) == 0
         of_query, of_key = term[:, :1, :1], term[:, 1:2, 1:2]
-        below = torch.cat([of_key.expand(-1, length - 1, 1), term[:, 2:, 2:]], dim=2)
-        return torch.cat([of_query.expand(-1, 1, length), below], dim=1)
+        return torch.where(is_first[:, None], of_query, torch.where(is_first, of_key, term[:, 1:, 1:]))
 
 
 class MetroPositionTable(nn.Embedding):

@@ -6,6 +6,7 @@ import accelerate
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from metro_megatron.hf.export import metro_config
@@ -126,3 +127,21 @@ def test_weights_are_read_through_their_modules(name: str, tmp_path: Path) -> No
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
         for found, value in zip(model(ids, mask, **others).to_tuple(), expected.to_tuple(), strict=True):
             torch.testing.assert_close(found, value)
+
+
+@pytest.mark.parametrize(
+    "name", ["METRO", *(pytest.param(name, marks=pytest.mark.long) for name in ("TUPE", "ELECTRA"))]
+)
+def test_an_export_computes_rows_of_other_shapes(name: str) -> None:
+    """By torch.export and its decompositions, which ONNX begins with; the attention is the default one."""
+    torch.manual_seed(0)
+    model = MetroForSequenceClassification(metro_config(variant(name))).eval()
+    assert model.config._attn_implementation == "sdpa"
+    ids, mask = padded("right")
+    shape = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=MODEL.max_position_embeddings)}
+    call = {"input_ids": ids, "attention_mask": mask}
+    program = torch.export.export(model, (), call, dynamic_shapes=dict.fromkeys(call, shape), strict=False)
+    exported = program.run_decompositions().module()
+    for side, width in (("right", 20), ("left", 15)):
+        ids, mask = (functional.pad(rows, (0, width - 15)).repeat(2, 1) for rows in padded(side))
+        torch.testing.assert_close(exported(input_ids=ids, attention_mask=mask).logits, model(ids, mask).logits)
