@@ -168,6 +168,11 @@ def check_labels(labels: Tensor | None, limit: int, what: str) -> None:
         )
 
 
+def num_labels(config: MetroConfig) -> int:
+    """C; a configuration counts them by their names."""
+    return config.num_labels or 0
+
+
 def task_dropout(config: MetroConfig) -> float:
     """Dropout of fine-tuning heads."""
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout

@@ -33,7 +33,8 @@ def loaded(folder: Path, name: str) -> Any:
     if hasattr(transformers, name):
         return getattr(transformers, name).from_pretrained(folder, trust_remote_code=True).eval()
     target = json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"][name]
-    return get_class_from_dynamic_module(target, folder).from_pretrained(folder).eval()
+    kind: Any = get_class_from_dynamic_module(target, folder)
+    return kind.from_pretrained(folder).eval()
 
 
 def answers(folder: Path, saved: Path, input_ids: Tensor) -> dict[str, Tensor]:
