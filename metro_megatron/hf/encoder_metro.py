@@ -209,9 +209,9 @@ class MetroEncoder(nn.Module):
             bias = hidden.new_zeros(1, 1, length, length)
         else:
             buckets = relative_buckets(self.config, length, hidden.device)
-            bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden.dtype)
+            bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden)
         if self.config.untied_positions:
-            bias = bias + self.untied_positions(length, hidden.device).to(hidden.dtype)
+            bias = bias + self.untied_positions(length, hidden.device).to(hidden)
         return bias if position_ids is None else at_positions(bias, position_ids)
 
 

@@ -150,7 +150,7 @@ def first_states(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     slots = first_slots(attention_mask)
     if isinstance(slots, int):
         return hidden[:, slots]
-    return hidden[torch.arange(hidden.size(0), device=hidden.device), slots[:, 0]]
+    return hidden[torch.arange(hidden.size(0), device=hidden.device), slots[:, 0].to(hidden.device)]
 
 
 def check_labels(labels: Tensor | None, limit: int, what: str) -> None:

@@ -319,9 +319,10 @@ def detection_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor | None
 
     The label 1 is of originals.
     """
+    labels = labels.to(logits.device)
     is_labelled = labels != IGNORED
     if attention_mask is not None and attention_mask.dim() == 2:
-        is_labelled = is_labelled & attention_mask.bool()
+        is_labelled = is_labelled & attention_mask.to(logits.device).bool()
     return functional.binary_cross_entropy_with_logits(logits[is_labelled].float(), labels[is_labelled].float())
 
 
@@ -594,7 +595,7 @@ class MetroForQuestionAnswering(MetroPreTrainedModel):
         logits = self.qa_outputs(outputs.last_hidden_state)
         start, end = (side.squeeze(-1).contiguous() for side in logits.split(1, dim=-1))
         if p_mask is not None:
-            impossible = _impossible(p_mask, attention_mask)
+            impossible = _impossible(p_mask, attention_mask).to(start.device)
             start, end = (side.masked_fill(impossible, torch.finfo(side.dtype).min) for side in (start, end))
             start_positions, end_positions = (
                 _ignore_impossible(positions, impossible) for positions in (start_positions, end_positions)

@@ -156,13 +156,17 @@ class MetroRowTurn:
 
     def turn(self, x: Tensor) -> Tensor:
         """x [B, S, ...] with every row's first token in slot 0."""
-        return x[self.row, self.there]
+        return self._read(x, self.there)
 
     def turn_back(self, x: Tensor) -> Tensor:
         """x [B, S, ...] with every row's first token where it stood."""
-        return x[self.row, self.back]
+        return self._read(x, self.back)
 
     def turn_back_pairs(self, x: Tensor) -> Tensor:
         """x [B, N, S, S] of (head, query, key) likewise."""
         queries = self.turn_back(x.permute(0, 2, 3, 1))  # [B, S, S, N]
         return self.turn_back(queries.transpose(1, 2)).permute(0, 3, 2, 1)
+
+    def _read(self, x: Tensor, slots: Tensor) -> Tensor:
+        """On the device of x: layers may lie on several."""
+        return x[self.row.to(x.device), slots.to(x.device)]

@@ -27,7 +27,10 @@ def bert_call(kind: str, logits: Tensor, config: Any, call: dict[str, Tensor]) -
     """
     name, last = HEADS[kind]
     settings: dict[str, Any] = {
-        **{"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4},
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 4,
         **{name: getattr(config, name) for name in ("num_labels", "problem_type", "vocab_size")},
     }
     bert = getattr(transformers, name)(transformers.BertConfig(**settings)).eval()

@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from metro_megatron.hf.encoder_metro import MetroLayer
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
 from tools.citizen.subject import NUM_LABELS, TEXTS, Checks, Subject, close, equal, require
 
@@ -148,14 +149,10 @@ def offload(kind: str) -> Any:
             elif kind == "disk":
                 model = accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"))
             else:
-                pieces = accelerate.infer_auto_device_map(
-                    model, max_memory={"cpu": 10**9}, no_split_module_classes=model._no_split_modules
-                )
-                places = (
-                    {name: ("disk" if i % 2 else "cpu") for i, name in enumerate(pieces)}
-                    if len(pieces) > 1
-                    else {"": "cpu"}
-                )
+                places = {name: "disk" for name, module in model.named_modules() if type(module) is MetroLayer}
+                for name, module in model.named_modules():
+                    if list(module.parameters(recurse=False)) and ".layer." not in name:
+                        places[name] = "cpu"
                 model = subject.load(auto, device_map=places, offload_folder=folder)
             with torch.no_grad():
                 for found, one in zip(model(**rows, **others).to_tuple(), expected, strict=True):
