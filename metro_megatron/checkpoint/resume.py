@@ -92,6 +92,12 @@ def overridden(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:
     return {option.name: (there, here) for option, there, here in _changed(saved, given) if option.name in steering}
 
 
+def overridden_options(iteration: Path, given: Config) -> list[str]:
+    """What train.override must name so that `given` goes on from a checkpoint."""
+    saved = load_config(iteration / "run_config.yaml")
+    return [option.name for option, _, _ in _changed(saved, given) if OVERRIDE_MAY_CHANGE in option.marks]
+
+
 def _changed(saved: Config, given: Config) -> Iterator[tuple[Option, Any, Any]]:
     there, here = flatten(saved), flatten(given)
     for option in options_of(Config):

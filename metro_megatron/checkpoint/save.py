@@ -200,9 +200,10 @@ class Checkpoints:
         """
         folders = {saved: iteration_folder(self.run, saved) for saved in saved_steps(self.run)}
         earlier = [folder for saved, folder in folders.items() if saved <= step]
+        keep = self.config.checkpoint.keep_last or len(earlier)
         remarks = []
         try:
-            for old in earlier[: -self.config.checkpoint.keep_last or None]:
+            for old in earlier[:-keep]:
                 if old.is_symlink():
                     old.unlink()
                 else:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
+from metro_megatron.objective.digest import CHUNKS, digest_parts
 from metro_megatron.objective.term import Panel, Sums, Term, known_count, mean
 
 Number = TypeVar("Number", float, Tensor)
-COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1}
-"""Sums that belong to no loss: what the losses are means over, and how much was replaced."""
+COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1, "digest": CHUNKS}
+"""Sums that belong to no loss: what the losses are means over, how much was replaced, and what was read."""
 COUNT_PANELS = (Panel("replace rate", {"replace_rate": "replaced tokens"}),)
 
 
@@ -25,6 +26,7 @@ def counts(view: View) -> Sums:
         "num_tokens": is_real.sum(),
         "num_places": known_count(is_real.numel(), is_real.device),
         "replaced": (view.is_replaced & is_real).sum(),
+        "digest": digest_parts(view),
     }
 
 

@@ -75,6 +75,10 @@ class ReplacedTokenDetection(Term):
         loss = detection_loss(logits, ~is_replaced, is_real)
         return loss, {"rtd_loss": loss.detach(), **detection_sums(logits.detach(), is_replaced, is_real, AUC_BINS)}
 
+    def token_losses(self, reading: Reading, view: View, layout: Layout) -> Tensor | None:
+        losses = detection_losses(reading.heads[self.name].t(), ~view.is_replaced)
+        return losses.masked_fill(~view.micro_batch.is_real, torch.nan)
+
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         one = {name: float(value) for name, value in sums.items() if value.numel() == 1}
         replaced, original = one["replaced"], one["num_tokens"] - one["replaced"]
@@ -98,10 +102,14 @@ class ReplacedTokenDetection(Term):
 
 
 def detection_loss(logits: Tensor, is_original: Tensor, is_real: Tensor) -> Tensor:
-    """Sum over real tokens of the binary cross-entropy of sigmoid(logits) = P(original); all of one shape."""
+    """Sum over real tokens of `detection_losses`; all of one shape."""
+    return (detection_losses(logits, is_original) * is_real).sum()
+
+
+def detection_losses(logits: Tensor, is_original: Tensor) -> Tensor:
+    """Binary cross-entropy of sigmoid(logits) = P(original) at every token, of one shape."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = functional.binary_cross_entropy_with_logits(logits, is_original.to(logits.dtype), reduction="none")
-    return (losses * is_real).sum()
+    return functional.binary_cross_entropy_with_logits(logits, is_original.to(logits.dtype), reduction="none")
 
 
 def detection_sums(logits: Tensor, is_replaced: Tensor, is_real: Tensor, num_bins: int) -> Sums:

@@ -114,6 +114,10 @@ class Term(ABC):
         their micro batch of the same number.
         """
 
+    def token_losses(self, reading: Reading, view: View, layout: Layout) -> Tensor | None:
+        """[B, S] what each token adds to the loss, NaN where it adds nothing; None if the loss is not one of tokens."""
+        return None
+
     @abstractmethod
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Means and rates of this term's sums and of objective.figures.counts: `{name}_loss` and others."""

@@ -61,10 +61,10 @@ def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Dev
 
     from metro_megatron.train.corpus import Corpus
 
-    return config, _with_replacements(Corpus.open(config)), device
+    return config, with_replacements(Corpus.open(config)), device
 
 
-def _with_replacements(corpus: Corpus) -> Corpus:
+def with_replacements(corpus: Corpus) -> Corpus:
     """The corpus of a run whose frozen model or cache is known to fit it."""
     corruption = corpus.config.corruption
     if not corruption.frozen_model:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metro_megatron.objective.digest import digest
 from metro_megatron.objective.figures import COUNTS, figures
 from metro_megatron.objective.term import Sums, Term
 from metro_megatron.parallel.layout import Layout
@@ -30,6 +31,8 @@ class MetricSums:
                 self.size += size
         self.rows = [self._row()]
         """Of the steps that are done, and of the one under way."""
+        self.digest = 0
+        """Of what `reduce` has last returned figures of (objective/digest.py)."""
         self.before: Tensor | None = None
         """[size] over all ranks, what `state` returned before the run was interrupted."""
 
@@ -53,6 +56,7 @@ class MetricSums:
         """Figures over all ranks and steps; starts again from zero. A collective call."""
         total = self._total()
         self.rows, self.before = [self._row()], None
+        self.digest = digest(total[self.slices["digest"]])
         return figures(self.terms, {name: total[part] for name, part in self.slices.items()})
 
     def state(self) -> dict[str, list[float]]:

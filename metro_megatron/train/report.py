@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import orjson
 import psutil
@@ -45,9 +47,11 @@ class Report:
         self.started = time.monotonic()
         self.has_warned = False
 
-    def training(self, step: int, figures: dict[str, float], alarms: Sequence[Said] = ()) -> None:
-        """Figures of the steps up to `step` (1-based) since the last line, and the alarms that they set off."""
-        self._write(step, figures, {one.alarm.name: one.evidence for one in alarms})
+    def training(self, step: int, figures: dict[str, float], digest: int, alarms: Sequence[Said] = ()) -> None:
+        """Figures of the steps up to `step` (1-based) since the last line, the digest of what they read, and the alarms
+        that they set off."""
+        said = {one.alarm.name: one.evidence for one in alarms}
+        self._write(step, figures, {"digest": f"{digest:016x}", **({"alarms": said} if said else {})})
         done = step - self.first_step
         seconds = (time.monotonic() - self.started) / done * (self.train_steps - step)
         self.say(
@@ -60,7 +64,7 @@ class Report:
         )
         for alarm in alarms:
             self.say(f"warning: step {step}: {alarm.text}")
-            self._add(lambda board, text=alarm.text: board.add_text("alarms", text, step))
+            self._add("add_text", "alarms", alarm.text, step)
 
     def validation(self, step: int, figures: dict[str, float]) -> None:
         """Figures of an evaluation after `step` steps, under names that begin with validation/."""
@@ -111,14 +115,12 @@ class Report:
             shown |= term.console
         return " ".join(f"{label} {figures[name]:.3f}" for label, name in shown.items())
 
-    def _write(self, step: int, figures: dict[str, float], alarms: dict[str, str] | None = None) -> None:
+    def _write(self, step: int, figures: dict[str, float], more: Mapping[str, Any] = MappingProxyType({})) -> None:
         # orjson writes null for NaN, which JSON has not.
-        self.unwritten += orjson.dumps({"step": step, **figures, **({"alarms": alarms} if alarms else {})}) + b"\n"
+        self.unwritten += orjson.dumps({"step": step, **figures, **more}) + b"\n"
         self._write_lines()
         for name, value in figures.items():
-            self._add(
-                lambda board, name=name, value=value: board.add_scalar(TENSORBOARD_NAMES.get(name, name), value, step)
-            )
+            self._add("add_scalar", TENSORBOARD_NAMES.get(name, name), value, step)
 
     def _write_lines(self) -> None:
         try:
@@ -127,11 +129,11 @@ class Report:
         except OSError as error:
             self.say(f"warning: {self.path}: {error.strerror}; its lines are kept and written when there is room")
 
-    def _add(self, action: Callable[[SummaryWriter], object]) -> None:
-        """Give TensorBoard something; a writer that fails is closed, as it would fail at every call."""
+    def _add(self, kind: str, *what: Any) -> None:
+        """Give TensorBoard something; a writer that fails is left, as it would fail at every call."""
         if self.tensorboard:
             try:
-                action(self.tensorboard)
+                getattr(self.tensorboard, kind)(*what)
             except Exception as error:  # of its thread, whatever it is
                 self.tensorboard = None
                 self.say(f"warning: {self.path.parent / 'tensorboard'}: {error}; no more is written there")

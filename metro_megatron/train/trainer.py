@@ -19,6 +19,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.data.fill import LEAST
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.errors import UserError
+from metro_megatron.health.replicas import diverged
 from metro_megatron.health.self_check import self_check
 from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.health.subject import Subject
@@ -44,6 +45,10 @@ from metro_megatron.train.watchdog import Watchdog
 
 MAX_SKIPPED = 50
 """Steps skipped in a row for gradients that are not finite, after which a run stops."""
+
+
+class Diverged(UserError):
+    """Ranks that should hold the same parameters do not."""
 
 
 class Trainer:
@@ -112,7 +117,8 @@ class Trainer:
         self.seen_tokens = progress["seen_tokens"]
         self.skipped_steps = progress["skipped_steps"]
         self.phase_begins = tuple(progress.get("phase_begins", [0]))
-        self.metrics.load_state(progress.get("unlogged", {}))
+        if "unlogged" in progress:
+            self.metrics.load_state(progress["unlogged"])
         self.branch = progress.get("branch")
         if is_branch_point(folder, self.config):
             self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
@@ -210,6 +216,7 @@ class Trainer:
         self._sign("to save")
         self._read_updates(0)
         self.homes.fetch_parameters()
+        self._refuse_diverged()
         progress: dict[str, Any] = {
             "step": self.done,
             "consumed_samples": self.seen_samples,
@@ -227,10 +234,21 @@ class Trainer:
             report.say(f"saved {folder}")
             report.say_all(remarks)
 
+    def _refuse_diverged(self) -> None:
+        names = diverged(self.pair, self.layout)
+        if names:
+            raise Diverged(
+                f"after step {self.done}: ranks that should hold the same hold other values of {', '.join(names[:3])} "
+                f"({len(names)} parameters in all), of which no checkpoint is made: a GPU may calculate wrongly; go on "
+                "from the last checkpoint, on other machines if it comes again"
+            )
+
     def _try_to_save(self, report: Report | None, must: bool) -> None:
         """Save; what was in its way is said, and ends the run if it must, or was there too often."""
         try:
             self.save(report)
+        except Diverged:
+            raise
         except UserError as error:
             self.failed_saves += 1
             if must or self.failed_saves > self.config.checkpoint.failed_saves:
@@ -359,7 +377,7 @@ class Trainer:
             "data_share": waited / seconds,
         }
         planned = data.read_before(self.seen_samples - int(done.samples), self.seen_samples)
-        report.training(self.done, figures, self.watch.line(self.done, figures, weights, planned))
+        report.training(self.done, figures, self.metrics.digest, self.watch.line(self.done, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
             report.warn_of_padding(data, self.seen_samples)
 
