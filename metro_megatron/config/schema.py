@@ -367,6 +367,9 @@ class OptimizerConfig:
     """Peak learning rate of the auxiliary's matrices under muon; 0: the auxiliary's."""
     clip_grad: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 2.0
     """Largest global gradient norm, over all that is trained; 0 switches clipping off."""
+    skip_spikes: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 0.0
+    """Steps are skipped whose gradient norm is so many robust standard deviations above that of the last 128, 10 for
+    instance; each is noted in journal.jsonl. 0: none."""
     initial_loss_scale: Annotated[float, above(0)] = 65536.0
     """fp16: first loss scale."""
     min_loss_scale: Annotated[float, above(0)] = 1.0

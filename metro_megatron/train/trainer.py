@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +36,11 @@ from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts
 from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.journal import note
+from metro_megatron.train.journal import note, note_spike
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.probes import Probes
 from metro_megatron.train.report import Report
+from metro_megatron.train.spikes import NormHistory
 from metro_megatron.train.step import Step
 from metro_megatron.train.stop import StopRequest
 from metro_megatron.train.watchdog import Watchdog
@@ -79,6 +81,7 @@ class Trainer:
         """What has been trained on since the last log line."""
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self.norms = NormHistory(config.optimizer.skip_spikes)
         self.pending: deque[PendingUpdate] = deque()
         """Updates of the last steps whose figures have not been read."""
         self.watch = Watch(config) if self.layout.rank == 0 else None
@@ -117,6 +120,7 @@ class Trainer:
         self.seen_tokens = progress["seen_tokens"]
         self.skipped_steps = progress["skipped_steps"]
         self.phase_begins = tuple(progress.get("phase_begins", [0]))
+        self.norms.load_state(progress.get("norms", {}))
         if "unlogged" in progress:
             self.metrics.load_state(progress["unlogged"])
         self.branch = progress.get("branch")
@@ -162,7 +166,8 @@ class Trainer:
                 self._sign(f"step {self.done + 1}", clock.longest_step)
                 if self.watch:
                     self.watch.batch(batch)
-                self.pending.append(self.step.train(batch, self.metrics, self.stop.is_asked))
+                limit = self.norms.limit(self.done)
+                self.pending.append(self.step.train(batch, self.metrics, self.stop.is_asked, limit))
                 self.done += 1
                 if report and self.done == report.first_step + 1:
                     report.first(self.done)
@@ -227,6 +232,7 @@ class Trainer:
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
             **({"phase_begins": self.phase_begins} if self.config.train.phases else {}),
             **({"branch": self.branch} if self.branch else {}),
+            **({"norms": self.norms.state()} if self.norms.threshold else {}),
             **({"unlogged": self.metrics.state()} if self.unlogged.samples else {}),
         }
         folder, remarks = self.checkpoints.save(self.done, progress)
@@ -333,12 +339,16 @@ class Trainer:
             updates.append(self.pending.popleft().read())
             if self.watch:
                 self.watch.update(updates[-1])
+            self.norms.add(step - 1, updates[-1].grad_norm)
             self._count_skipped(updates[-1], step)
         return updates
 
     def _count_skipped(self, update: Update, step: int) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped else 0
         self.skipped_steps += update.is_skipped
+        if update.is_skipped and math.isfinite(update.grad_norm) and self.layout.rank == 0:
+            note_spike(self.run, step, update.grad_norm)
+            print(f"warning: step {step} skipped: gradient norm {update.grad_norm:.3g} is a spike", flush=True)
         if self.skipped_in_a_row == MAX_SKIPPED:
             raise UserError(
                 f"{MAX_SKIPPED} steps in a row had gradients that are not finite (the last one is step {step}): "

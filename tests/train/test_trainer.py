@@ -33,8 +33,8 @@ def run(config: Config, skip: bool = False, stop_after: int = 0) -> tuple[list[d
         trainer.restore()
         train = trainer.step.train
 
-        def spoiled(batch: Any, metrics: Any, stops: bool) -> Any:
-            update = train(batch, metrics, stops)
+        def spoiled(batch: Any, *others: Any) -> Any:
+            update = train(batch, *others)
             if batch.step + 1 == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
             if skip:
