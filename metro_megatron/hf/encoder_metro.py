@@ -7,6 +7,8 @@ Legend: B rows, S slots of a row, P positions of the model, H hidden, D width of
 dimension.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -207,9 +209,9 @@ class MetroEncoder(nn.Module):
             bias = hidden.new_zeros(1, 1, length, length)
         else:
             buckets = relative_buckets(self.config, length, hidden.device)
-            bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden.dtype)
+            bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None].to(hidden)
         if self.config.untied_positions:
-            bias = bias + self.untied_positions(length, hidden.device).to(hidden.dtype)
+            bias = bias + self.untied_positions(length, hidden.device).to(hidden)
         return bias if position_ids is None else at_positions(bias, position_ids)
 
 
@@ -233,7 +235,7 @@ def _masked(bias: Tensor, attention_mask: Tensor | None, position_ids: Tensor | 
 
 
 def encode(
-    stack: nn.Module,
+    stack: Any,
     inputs_embeds: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -247,8 +249,7 @@ def encode(
     a row is one sample, whose first token is the first that attention_mask shows.
     Raises ValueError for rows or positions beyond the model's, and for a mask of another shape.
     """
-    rows = inputs_embeds.shape[:2]
-    _check(stack.embeddings.max_length, rows, attention_mask, position_ids)
+    _check(stack.embeddings.max_length, inputs_embeds.shape[:2], attention_mask, position_ids)
     if position_ids is not None or attention_mask is None or attention_mask.dim() != 2:
         embedded = stack.embeddings(inputs_embeds, position_ids)
         return stack.encoder(embedded, attention_mask, position_ids, **outputs)

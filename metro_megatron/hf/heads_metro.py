@@ -150,7 +150,7 @@ def first_states(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     slots = first_slots(attention_mask)
     if isinstance(slots, int):
         return hidden[:, slots]
-    return hidden[torch.arange(hidden.size(0), device=hidden.device), slots[:, 0]]
+    return hidden[torch.arange(hidden.size(0), device=hidden.device), slots[:, 0].to(hidden.device)]
 
 
 def check_labels(labels: Tensor | None, limit: int, what: str) -> None:
@@ -166,6 +166,11 @@ def check_labels(labels: Tensor | None, limit: int, what: str) -> None:
         raise ValueError(
             f"labels hold {int(wrong[0])}, must be from 0 to {limit - 1} ({what} is {limit}), or {IGNORED} for none"
         )
+
+
+def num_labels(config: MetroConfig) -> int:
+    """C; a configuration counts them by their names."""
+    return config.num_labels or 0
 
 
 def task_dropout(config: MetroConfig) -> float:

@@ -39,6 +39,7 @@ from .heads_metro import (
     check_labels,
     first_slots,
     first_states,
+    num_labels,
     require,
     require_auxiliary,
     task_dropout,
@@ -256,7 +257,7 @@ class MetroForAuxiliaryMaskedLM(MetroPreTrainedModel):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.auxiliary_head.decoder = value
         if self.config.shared_lm_bias:  # it keeps the bias that the decoder is tied to
-            self.get_submodule("clm_head.decoder")["bias"] = nn.Parameter(value.bias.detach().clone())
+            self.get_submodule("clm_head.decoder").bias = nn.Parameter(value.bias.detach().clone())
 
     @can_return_tuple
     def forward(
@@ -318,9 +319,10 @@ def detection_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor | None
 
     The label 1 is of originals.
     """
+    labels = labels.to(logits.device)
     is_labelled = labels != IGNORED
     if attention_mask is not None and attention_mask.dim() == 2:
-        is_labelled = is_labelled & attention_mask.bool()
+        is_labelled = is_labelled & attention_mask.to(logits.device).bool()
     return functional.binary_cross_entropy_with_logits(logits[is_labelled].float(), labels[is_labelled].float())
 
 
@@ -436,7 +438,7 @@ class MetroForPreTraining(MetroPreTrainedModel):
             if logits is not None:
                 losses[name] = functional.cross_entropy(logits[is_masked].float(), targets)
         if found.rtd_logits is not None:
-            is_original = (found.noised_input_ids == originals).long()
+            is_original = found.noised_input_ids.eq(originals).long()  # type: ignore[union-attr]
             losses["rtd"] = detection_loss(found.rtd_logits, is_original, attention_mask)
         return sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=targets.device))
 
@@ -449,7 +451,7 @@ class MetroForSequenceClassification(MetroPreTrainedModel):
     def __init__(self, config: MetroConfig):
         super().__init__(config)
         self.metro = MetroModel(config)
-        self.classifier = MetroClassificationHead(config, int(config.num_labels))
+        self.classifier = MetroClassificationHead(config, num_labels(config))
         self.post_init()
 
     @can_return_tuple
@@ -472,7 +474,7 @@ class MetroForSequenceClassification(MetroPreTrainedModel):
         loss = None
         if labels is not None:
             if self._is_single_label(labels):
-                check_labels(labels, int(self.config.num_labels), "num_labels")
+                check_labels(labels, num_labels(self.config), "num_labels")
             loss = self.loss_function(labels, logits.float(), self.config, **kwargs)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -481,7 +483,7 @@ class MetroForSequenceClassification(MetroPreTrainedModel):
     def _is_single_label(self, labels: Tensor) -> bool:
         problem_type = self.config.problem_type
         if problem_type is None:
-            return self.config.num_labels > 1 and not labels.is_floating_point()
+            return num_labels(self.config) > 1 and not labels.is_floating_point()
         return problem_type == "single_label_classification"
 
 
@@ -495,7 +497,7 @@ class MetroForTokenClassification(MetroPreTrainedModel):
         super().__init__(config)
         self.metro = MetroModel(config)
         self.dropout = nn.Dropout(task_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels))
+        self.classifier = nn.Linear(config.hidden_size, num_labels(config))
         self.post_init()
 
     @can_return_tuple
@@ -514,7 +516,7 @@ class MetroForTokenClassification(MetroPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            check_labels(labels, int(self.config.num_labels), "num_labels")
+            check_labels(labels, num_labels(self.config), "num_labels")
             loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -593,7 +595,7 @@ class MetroForQuestionAnswering(MetroPreTrainedModel):
         logits = self.qa_outputs(outputs.last_hidden_state)
         start, end = (side.squeeze(-1).contiguous() for side in logits.split(1, dim=-1))
         if p_mask is not None:
-            impossible = _impossible(p_mask, attention_mask)
+            impossible = _impossible(p_mask, attention_mask).to(start.device)
             start, end = (side.masked_fill(impossible, torch.finfo(side.dtype).min) for side in (start, end))
             start_positions, end_positions = (
                 _ignore_impossible(positions, impossible) for positions in (start_positions, end_positions)

@@ -122,9 +122,9 @@ class MetroUntiedPositions(nn.Module):
         term = q @ k.transpose(1, 2) * (2 * q.size(-1)) ** -0.5
         if not self.reset_cls:
             return term
+        is_first = torch.arange(length, device=device) == 0
         of_query, of_key = term[:, :1, :1], term[:, 1:2, 1:2]
-        below = torch.cat([of_key.expand(-1, length - 1, 1), term[:, 2:, 2:]], dim=2)
-        return torch.cat([of_query.expand(-1, 1, length), below], dim=1)
+        return torch.where(is_first[:, None], of_query, torch.where(is_first, of_key, term[:, 1:, 1:]))
 
 
 class MetroPositionTable(nn.Embedding):
@@ -156,13 +156,17 @@ class MetroRowTurn:
 
     def turn(self, x: Tensor) -> Tensor:
         """x [B, S, ...] with every row's first token in slot 0."""
-        return x[self.row, self.there]
+        return self._read(x, self.there)
 
     def turn_back(self, x: Tensor) -> Tensor:
         """x [B, S, ...] with every row's first token where it stood."""
-        return x[self.row, self.back]
+        return self._read(x, self.back)
 
     def turn_back_pairs(self, x: Tensor) -> Tensor:
         """x [B, N, S, S] of (head, query, key) likewise."""
         queries = self.turn_back(x.permute(0, 2, 3, 1))  # [B, S, S, N]
         return self.turn_back(queries.transpose(1, 2)).permute(0, 3, 2, 1)
+
+    def _read(self, x: Tensor, slots: Tensor) -> Tensor:
+        """On the device of x: layers may lie on several."""
+        return x[self.row.to(x.device), slots.to(x.device)]

@@ -6,6 +6,7 @@ import accelerate
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from metro_megatron.hf.export import metro_config
@@ -46,9 +47,8 @@ def test_rows_are_their_samples_however_they_stand(name: str) -> None:
     with torch.no_grad():
         for parameter in pair.parameters():
             parameter += torch.randn_like(parameter) * 0.1
-    words = (pair.metro if hasattr(pair.metro.embeddings, "word_embeddings") else pair.auxiliary).embeddings
-    tables = {pair.metro: pair.metro.embeddings.word_embeddings}
-    tables[pair.auxiliary] = getattr(pair.auxiliary.embeddings, "word_embeddings", words.word_embeddings)
+    words = pair.metro.embeddings.word_embeddings
+    tables = {pair.metro: words, pair.auxiliary: getattr(pair.auxiliary.embeddings, "word_embeddings", words)}
     for encoder, table in tables.items():
         options = {"output_hidden_states": True, "output_attentions": True}
         alone = [encoder(inputs_embeds=table(ids[None])).last_hidden_state[0] for ids in samples()]
@@ -62,9 +62,9 @@ def test_rows_are_their_samples_however_they_stand(name: str) -> None:
         for one, other in zip(right.attentions, left.attentions, strict=True):
             for row, length in enumerate(LENGTHS):
                 assert torch.equal(one[row, :, :length, :length], other[row, :, -length:, -length:])
-        ids, position_ids = packed()
+        ids, position_ids = (rows.repeat(1, 3) for rows in packed())  # 60 slots, of a model of 40 positions
         row = encoder(inputs_embeds=table(ids), position_ids=position_ids)
-        torch.testing.assert_close(row.last_hidden_state[0], torch.cat(alone), rtol=0, atol=1e-12)
+        torch.testing.assert_close(row.last_hidden_state[0], torch.cat(alone * 3), rtol=0, atol=1e-12)
 
 
 def test_masks_of_pairs_and_positions_say_the_same() -> None:
@@ -126,3 +126,21 @@ def test_weights_are_read_through_their_modules(name: str, tmp_path: Path) -> No
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
         for found, value in zip(model(ids, mask, **others).to_tuple(), expected.to_tuple(), strict=True):
             torch.testing.assert_close(found, value)
+
+
+@pytest.mark.parametrize(
+    "name", ["METRO", *(pytest.param(name, marks=pytest.mark.long) for name in ("TUPE", "ELECTRA"))]
+)
+def test_an_export_computes_rows_of_other_shapes(name: str) -> None:
+    """By torch.export and its decompositions, which ONNX begins with; the attention is the default one."""
+    torch.manual_seed(0)
+    model = MetroForSequenceClassification(metro_config(variant(name))).eval()
+    assert model.config._attn_implementation == "sdpa"
+    ids, mask = padded("right")
+    shape = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=MODEL.max_position_embeddings)}
+    call = {"input_ids": ids, "attention_mask": mask}
+    program = torch.export.export(model, (), call, dynamic_shapes=dict.fromkeys(call, shape), strict=False)
+    exported = program.run_decompositions().module()
+    for side, width in (("right", 20), ("left", 15)):
+        ids, mask = (functional.pad(rows, (0, width - 15)).repeat(2, 1) for rows in padded(side))
+        torch.testing.assert_close(exported(input_ids=ids, attention_mask=mask).logits, model(ids, mask).logits)

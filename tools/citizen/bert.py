@@ -26,9 +26,14 @@ def bert_call(kind: str, logits: Tensor, config: Any, call: dict[str, Tensor]) -
     count, and problem_type is set as by our class.
     """
     name, last = HEADS[kind]
-    settings = {"num_labels": config.num_labels, "problem_type": config.problem_type, "vocab_size": config.vocab_size}
-    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
-    bert = getattr(transformers, name)(transformers.BertConfig(**sizes, **settings)).eval()
+    settings: dict[str, Any] = {
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 4,
+        **{name: getattr(config, name) for name in ("num_labels", "problem_type", "vocab_size")},
+    }
+    bert = getattr(transformers, name)(transformers.BertConfig(**settings)).eval()
     setattr(bert, last, nn.Identity())
     said = logits.reshape(-1, 1) if kind == "MetroForMultipleChoice" else logits
     bert.bert.forward = lambda *args, **kwargs: _Encoded(said)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
 from tools.citizen.subject import Checks, Subject, close, equal, require
@@ -52,7 +54,9 @@ def resized(subject: Subject) -> str:
     """More tokens: the old logits stay, in every decoder, and all decoders stay tied."""
     ids = subject.rows()["input_ids"]
     pair = subject.load("AutoModelForPreTraining")
-    parts = [(pair, ("mlm_logits", "clm_logits"), {"noised_input_ids": ids})]
+    parts: list[tuple[Any, tuple[str, ...], dict[str, Tensor]]] = [
+        (pair, ("mlm_logits", "clm_logits"), {"noised_input_ids": ids})
+    ]
     if pair.config.num_auxiliary_layers:
         parts.append((MetroForAuxiliaryMaskedLM.from_pretrained(subject.folder).eval(), ("logits",), {}))
     count = 0

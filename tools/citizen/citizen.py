@@ -35,6 +35,7 @@ def main(options: Options) -> int:
         )
     os.environ["HF_HUB_OFFLINE"] = "1"
     failed, number = 0, 0
+    print("   | group | check | result | found | time")
     with tempfile.TemporaryDirectory() as scratch:
         for group, checks in _groups().items():
             for name, check in checks.items():

@@ -122,9 +122,9 @@ def saved_and_moved(subject: Subject) -> str:
         for key, tensor in again.state_dict().items():
             equal(tensor, model.state_dict()[key])
     torch.save(ids, subject.scratch / "ids.pt")
-    ran = _python(["-W", "ignore", "-m", "tools.citizen.stranger", str(subject.folder), str(saved),
-                   str(subject.scratch / "ids.pt"), str(subject.scratch / "answers.pt")],
-                  HF_MODULES_CACHE=str(subject.scratch / "modules"))  # fmt: skip
+    arguments = [subject.folder, saved, subject.scratch / "ids.pt", subject.scratch / "answers.pt"]
+    code = f"from tools.citizen.stranger import meet; meet(*{list(map(str, arguments))!r})"
+    ran = _python(["-W", "ignore", "-c", code], HF_MODULES_CACHE=str(subject.scratch / "modules"))
     if ran.returncode:
         raise Wrong(ran.stderr.strip()[-300:])
     found = torch.load(subject.scratch / "answers.pt")

@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from metro_megatron.hf.encoder_metro import MetroLayer
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
 from tools.citizen.subject import NUM_LABELS, TEXTS, Checks, Subject, close, equal, require
 
@@ -19,7 +20,7 @@ def fill_mask(subject: Subject) -> str:
     """The auxiliary in the pipeline says what its logits say."""
     model = MetroForAuxiliaryMaskedLM.from_pretrained(subject.folder).eval()
     tokenizer = subject.tokenizer
-    pipe = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)
+    pipe: Any = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)
     text = f"The plot is {tokenizer.mask_token}, but the actors carry it."
     encoded = tokenizer(text, return_tensors="pt")
     chance = model(**encoded).logits[encoded["input_ids"] == tokenizer.mask_token_id].softmax(-1)
@@ -32,7 +33,7 @@ def fill_mask(subject: Subject) -> str:
 def classification(subject: Subject) -> str:
     """The pipeline says what the logits say."""
     model = subject.classifier()
-    pipe = transformers.pipeline("text-classification", model=model, tokenizer=subject.tokenizer, top_k=None)
+    pipe: Any = transformers.pipeline("text-classification", model=model, tokenizer=subject.tokenizer, top_k=None)
     chance = model(**subject.rows()).logits.softmax(-1)
     found = [
         [{one["label"]: one["score"] for one in text}[f"LABEL_{i}"] for i in range(3)] for text in pipe(list(TEXTS))
@@ -43,7 +44,7 @@ def classification(subject: Subject) -> str:
 def tagging(subject: Subject) -> str:
     """Every tagged token is its stretch of the text, and all of them are the whole text."""
     model = subject.load("AutoModelForTokenClassification", num_labels=NUM_LABELS)
-    pipe = transformers.pipeline("token-classification", model=model, tokenizer=subject.tokenizer)
+    pipe: Any = transformers.pipeline("token-classification", model=model, tokenizer=subject.tokenizer)
     text = "Zoë paid  €5 in Ōsaka, 北京 🙂 (twice)."
     end = 0
     for one in pipe(text):
@@ -77,7 +78,7 @@ def answers(subject: Subject) -> str:
 def features(subject: Subject) -> str:
     """The pipeline gives the hidden states."""
     model = subject.load()
-    pipe = transformers.pipeline("feature-extraction", model=model, tokenizer=subject.tokenizer)
+    pipe: Any = transformers.pipeline("feature-extraction", model=model, tokenizer=subject.tokenizer)
     found = torch.tensor(pipe(TEXTS[0])[0])
     return close(found, model(subject.samples()[0][None]).last_hidden_state[0])
 
@@ -148,14 +149,10 @@ def offload(kind: str) -> Any:
             elif kind == "disk":
                 model = accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"))
             else:
-                pieces = accelerate.infer_auto_device_map(
-                    model, max_memory={"cpu": 10**9}, no_split_module_classes=model._no_split_modules
-                )
-                places = (
-                    {name: ("disk" if i % 2 else "cpu") for i, name in enumerate(pieces)}
-                    if len(pieces) > 1
-                    else {"": "cpu"}
-                )
+                places = {name: "disk" for name, module in model.named_modules() if type(module) is MetroLayer}
+                for name, module in model.named_modules():
+                    if list(module.parameters(recurse=False)) and ".layer." not in name:
+                        places[name] = "cpu"
                 model = subject.load(auto, device_map=places, offload_folder=folder)
             with torch.no_grad():
                 for found, one in zip(model(**rows, **others).to_tuple(), expected, strict=True):
@@ -212,14 +209,16 @@ def _export(model: Any, rows: dict[str, Tensor], path: Path) -> None:
     shape = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=longest)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             kwargs=rows,
             dynamo=True,
             dynamic_shapes=dict.fromkeys(rows, shape),
             input_names=list(rows),
             verbose=False,
-        ).save(path)
+        )
+    require(program is not None, "nothing was exported")
+    program.save(path)  # type: ignore[union-attr]
 
 
 NEIGHBOURS: Checks = {

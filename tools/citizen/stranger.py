@@ -1,7 +1,7 @@
 """One who has the folder and not this package: everything loads by the folder's own code, without network or prompt.
 
-Runs as a process of its own, `python -m tools.citizen.stranger FOLDER SAVED IDS OUTPUT`: SAVED holds folders that
-`save_pretrained` of each class made, by class; IDS are token ids [B, S]; OUTPUT gets {what: `answer`}.
+`meet` runs in a process of its own. saved holds folders that `save_pretrained` of each class made, by class; ids is a
+file of token ids [B, S]; output gets {what: `answer`}.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def loaded(folder: Path, name: str) -> Any:
     if hasattr(transformers, name):
         return getattr(transformers, name).from_pretrained(folder, trust_remote_code=True).eval()
     target = json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"][name]
-    return get_class_from_dynamic_module(target, folder).from_pretrained(folder).eval()
+    kind: Any = get_class_from_dynamic_module(target, folder)
+    return kind.from_pretrained(folder).eval()
 
 
 def answers(folder: Path, saved: Path, input_ids: Tensor) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def answers(folder: Path, saved: Path, input_ids: Tensor) -> dict[str, Tensor]:
     return found
 
 
-if __name__ == "__main__":
+def meet(folder: str, saved: str, ids: str, output: str) -> None:
+    """See the module; in a process where nothing has imported the package yet."""
     sys.meta_path.insert(0, NoPackage())  # type: ignore[arg-type]
-    folder, saved, ids, output = map(Path, sys.argv[1:])
-    torch.save(answers(folder, saved, torch.load(ids)), output)
+    torch.save(answers(Path(folder), Path(saved), torch.load(ids)), output)

@@ -49,11 +49,12 @@ class Subject:
 
     def rows(self, side: str = "right") -> dict[str, Tensor]:
         """TEXTS as input_ids and attention_mask [3, S], padded on one side."""
-        return dict(self.tokenizer(list(TEXTS), padding=True, padding_side=side, return_tensors="pt"))
+        tokenizer = self.tokenizer
+        return dict(tokenizer(list(TEXTS), truncation=True, padding=True, padding_side=side, return_tensors="pt"))
 
     def samples(self) -> list[Tensor]:
         """TEXTS as input_ids [S] without padding."""
-        return [torch.tensor(ids) for ids in self.tokenizer(list(TEXTS))["input_ids"]]
+        return [torch.tensor(ids) for ids in self.tokenizer(list(TEXTS), truncation=True)["input_ids"]]
 
 
 Check = Callable[[Subject], str]

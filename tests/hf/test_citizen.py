@@ -1,0 +1,47 @@
+"""`make citizen`: checks that need transformers alone pass on a small folder, and see what is wrong with one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from metro_megatron.hf import modeling_metro
+from metro_megatron.hf.positions_metro import MetroRowTurn
+from tools.citizen.calls import CALLS
+from tools.citizen.loading import LOADING
+from tools.citizen.losses import LOSSES
+from tools.citizen.rows import ROWS
+from tools.citizen.subject import Subject, Wrong
+
+ELSEWHERE = (
+    "torch.compile",  # half a minute
+    *("import orders", "saved, moved, loaded; without the package"),  # processes: test_registration, test_heads_metro
+    "AutoTokenizer, no prompt",  # other characters than the small tokenizer has
+)
+CHECKS = {name: check for checks in (LOADING, CALLS, ROWS, LOSSES) for name, check in checks.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in ELSEWHERE])
+def test_a_check_passes(name: str, export_folder: Path, tmp_path: Path) -> None:
+    assert CHECKS[name](Subject(export_folder, tmp_path))
+
+
+def test_checks_see_faults(export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_it_stands(self: MetroRowTurn, x: Tensor) -> Tensor:
+        return x
+
+    def of_all(labels: Tensor, logits: Tensor, config: object, **kwargs: object) -> Tensor:
+        return torch.nn.functional.mse_loss(logits.mean(-1), labels.float().view(len(labels), -1).mean(-1))
+
+    subject = Subject(export_folder, tmp_path)
+    monkeypatch.setattr(MetroRowTurn, "turn", as_it_stands)
+    monkeypatch.setattr(MetroRowTurn, "turn_back", as_it_stands)
+    with pytest.raises(Wrong, match="expected no difference"):
+        ROWS["padding on the left"](subject)
+    monkeypatch.setattr(modeling_metro.MetroForSequenceClassification, "loss_function", staticmethod(of_all))
+    with pytest.raises(Wrong, match="allowed 1e-05"):
+        LOSSES["losses of classification"](subject)
+    monkeypatch.setattr(modeling_metro, "check_labels", lambda *arguments: None)
+    with pytest.raises((IndexError, Wrong)):
+        LOSSES["labels out of range"](subject)
