@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,40 +47,26 @@ EXPORTED_FILES = (
 """Patterns of all that an export may hold."""
 
 
+RENAMED = {
+    "num_layers": "num_hidden_layers",
+    "auxiliary_num_layers": "num_auxiliary_layers",
+    "ffn_hidden_size": "intermediate_size",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "init_method_std": "initializer_range",
+}
+"""Names that MetroConfig has for fields of ModelConfig; the others are the same in both."""
+WITHOUT_COUNTERPART = ("auxiliary_dropout",)
+"""Fields of ModelConfig that say nothing of an exported model, whose auxiliary has no dropout."""
+
+
 def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO) -> MetroConfig:
     """The transformers configuration of a model configuration whose main encoder learns objectives."""
     auto_map = dict(AUTO_MAP)
     if not set(LANGUAGE_MODELS) & set(objectives):
         del auto_map["AutoModelForMaskedLM"]
     return MetroConfig(
-        vocab_size=model_config.vocab_size,
-        hidden_size=model_config.hidden_size,
-        num_hidden_layers=model_config.num_layers,
-        num_auxiliary_layers=model_config.auxiliary_num_layers,
-        num_attention_heads=model_config.num_attention_heads,
-        intermediate_size=model_config.ffn_hidden_size,
-        embedding_size=model_config.embedding_size,
-        auxiliary_hidden_size=model_config.auxiliary_hidden_size,
-        auxiliary_num_attention_heads=model_config.auxiliary_num_attention_heads,
-        auxiliary_ffn_hidden_size=model_config.auxiliary_ffn_hidden_size,
-        rtd_head=model_config.rtd_head,
-        lm_head=model_config.lm_head,
-        max_position_embeddings=model_config.max_position_embeddings,
-        relative_attention_num_buckets=model_config.relative_attention_num_buckets,
-        relative_attention_max_distance=model_config.relative_attention_max_distance,
-        relative_bucket=model_config.relative_bucket,
-        untied_positions=model_config.untied_positions,
-        reset_cls=model_config.reset_cls,
-        norm_first=model_config.norm_first,
-        shared_embeddings=model_config.shared_embeddings,
-        shared_lm_bias=model_config.shared_lm_bias,
-        layer_norm_eps=model_config.layer_norm_eps,
-        hidden_dropout_prob=model_config.hidden_dropout,
-        attention_probs_dropout_prob=model_config.attention_dropout,
-        initializer_range=model_config.init_method_std,
-        scaled_init_targets=model_config.scaled_init_targets,
-        relative_bias_init=model_config.relative_bias_init,
-        position_init=model_config.position_init,
+        **{theirs: getattr(model_config, ours) for ours, theirs in _both_names()},
         bos_token_id=BOS_ID,
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,
@@ -88,6 +74,16 @@ def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO)
         objectives=list(objectives),
         auto_map=auto_map,
     )
+
+
+def model_config_of(config: MetroConfig) -> ModelConfig:
+    """The model configuration of an exported folder; of 0 auxiliary layers where it has no auxiliary."""
+    return ModelConfig(**{ours: getattr(config, theirs) for ours, theirs in _both_names()})
+
+
+def _both_names() -> Iterator[tuple[str, str]]:
+    names = (field.name for field in fields(ModelConfig) if field.name not in WITHOUT_COUNTERPART)
+    return ((name, RENAMED.get(name, name)) for name in names)
 
 
 def exported_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:

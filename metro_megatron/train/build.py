@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
@@ -35,10 +38,13 @@ class Parts:
         return [*self.corruptor.terms, *self.terms]
 
     @classmethod
-    def build(cls, config: Config, layout: Layout, corpus: Corpus | None = None) -> Parts:
+    def build(
+        cls, config: Config, layout: Layout, corpus: Corpus | None = None, given: Mapping[str, Tensor] | None = None
+    ) -> Parts:
         """As the configuration says, on the layout's device and in the run's precision.
 
         corpus: what the run trains on; None where the parts only take weights, which no corruptor is asked for.
+        given: weights by global name of what does not start at random.
         """
         staged = mcore.main_config(config, layout.device)
         tied = TiedParameters(mcore.tied_config(config, layout.device), config.model, layout.shared_groups)
@@ -51,7 +57,7 @@ class Parts:
         corruptor = build_corruptor(config, layout, tied, main[0], corpus)
         pair = Pair({TIED: tied, **corruptor.trained}, main)
         for prefix, module in pair.modules():
-            initialize(module, prefix, config.model, config.train.seed, layout.tensor)
+            initialize(module, prefix, config.model, config.train.seed, layout.tensor, given)
             module.to(device=layout.device, dtype=mcore.DTYPES[config.train.precision])
         return cls(pair, corruptor, terms)
 

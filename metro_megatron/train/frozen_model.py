@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
 from metro_megatron.checkpoint.files import INTEGRITY, METADATA, TRACKER
@@ -26,6 +26,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import exported_model, exported_tensors, metro_config
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForMaskedLM
+from metro_megatron.hf.token_ids import other_ids
 from metro_megatron.hf.weights import hf_state_dict
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class FrozenFolder:
                 f"corruption.frozen_model {self.path} has {rows} ids, the run {config.model.vocab_size}; give a model "
                 "that was trained with the run's tokenizer"
             )
-        return [*found, *_other_ids(self.tokenizer, tokenizer, config.model.vocab_size, self.path)]
+        name = f"corruption.frozen_model {self.path}"
+        return [*found, *other_ids(name, self.tokenizer, tokenizer, config.model.vocab_size)]
 
     def load(self) -> PreTrainedModel:
         """The model in fp32 on the CPU.
@@ -206,22 +208,6 @@ def _most_positions(model: PreTrainedModel) -> int | None:
         if isinstance(one, nn.Embedding)
     ]
     return min(sizes, default=None)
-
-
-def _other_ids(theirs: Path, ours: Path, vocab_size: int, model: Path) -> list[str]:
-    """The first id that is another token in the model's tokenizer."""
-    try:
-        tokenizers = [AutoTokenizer.from_pretrained(one, local_files_only=True) for one in (theirs, ours)]
-    except (ValueError, OSError, KeyError) as error:
-        return [f"corruption.frozen_model {model}: its tokenizer cannot be read ({error}); put it beside the model"]
-    their_tokens, our_tokens = (one.convert_ids_to_tokens(list(range(vocab_size))) for one in tokenizers)
-    for number, (their, our) in enumerate(zip(their_tokens, our_tokens, strict=True)):
-        if their != our:
-            return [
-                f"corruption.frozen_model {model} has another tokenizer: id {number} is {their!r} there and {our!r} in "
-                "the run's; give a model that was trained with the run's tokenizer, or preprocess with the model's"
-            ]
-    return []
 
 
 @torch.no_grad()

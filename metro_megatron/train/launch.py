@@ -60,8 +60,13 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
     import_megatron()
 
     from metro_megatron.train.corpus import Corpus
+    from metro_megatron.train.initial_weights import initial_weights
 
-    return config, _with_replacements(Corpus.open(config)), device
+    corpus = _with_replacements(Corpus.open(config))
+    initial = initial_weights(config, corpus.tokenizer_folder)
+    if initial:
+        initial.refuse_misfits()
+    return config, corpus, device
 
 
 def _with_replacements(corpus: Corpus) -> Corpus:

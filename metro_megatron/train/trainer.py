@@ -35,6 +35,7 @@ from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts
 from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.initial_weights import initial_weights
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.probes import Probes
 from metro_megatron.train.report import Report
@@ -52,7 +53,9 @@ class Trainer:
         self.run = Path(config.train.output)
         self.corpus = corpus
         self.layout = Layout.create(config.parallel, device)
-        self.parts = Parts.build(config, self.layout, corpus)
+        self.initial = initial_weights(config, corpus.tokenizer_folder)
+        """None: all starts at random, or is loaded by `restore`."""
+        self.parts = Parts.build(config, self.layout, corpus, self.initial.tensors if self.initial else None)
         self.pair = self.parts.pair
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
@@ -224,6 +227,8 @@ class Trainer:
         report.say(self._description())
         report.say(describe(self.layout.device))
         report.say(self.corpus.description)
+        if self.initial:
+            report.say(self.initial.description)
         if self.done:
             begun = self.branch and self.branch["step"] == self.done
             whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"

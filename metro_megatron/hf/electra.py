@@ -1,0 +1,188 @@
+"""ELECTRA of transformers, generator and discriminator, from and to our pair: the same model under other names.
+
+Three things are other than names. Theirs adds the embedding of segment 0 to every token of a single text, which is part
+of our position table. Their discriminator says replaced where ours says original: the last layer has the opposite
+sign. And theirs has two token tables where our encoders share one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, PreTrainedModel
+
+from metro_megatron.config.schema import EncoderSizes, ModelConfig
+from metro_megatron.errors import UserError
+from metro_megatron.hf.pretrained import Pretrained
+from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors
+from metro_megatron.hf.weights import WORDS
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
+
+Role = Literal["generator", "discriminator"]
+ENCODERS: dict[Role, str] = {"generator": "auxiliary", "discriminator": "metro"}
+"""Our encoder by ELECTRA's."""
+CLASSES: dict[Role, type[PreTrainedModel]] = {"generator": ElectraForMaskedLM, "discriminator": ElectraForPreTraining}
+MODULES = {
+    "generator_predictions.dense": "auxiliary_head.dense",
+    "generator_predictions.LayerNorm": "auxiliary_head.norm",
+    "generator_lm_head": "auxiliary_head.decoder",
+    "discriminator_predictions.dense": "rtd_head.dense",
+    "discriminator_predictions.dense_prediction": "rtd_head",
+    "electra.embeddings.word_embeddings": "{encoder}.embeddings.word_embeddings",
+    "electra.embeddings.position_embeddings": "{encoder}.embeddings.position_embeddings",
+    "electra.embeddings.LayerNorm": "{encoder}.embeddings.norm",
+    "electra.embeddings_project": "{encoder}.embeddings.projection",
+}
+"""Our modules by theirs; {encoder} is the role's."""
+LAYER = {
+    "attention.self.query": "attention.query",
+    "attention.self.key": "attention.key",
+    "attention.self.value": "attention.value",
+    "attention.output.dense": "attention.output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "output.LayerNorm": "output_norm",
+}
+"""Inside electra.encoder.layer.N and {encoder}.encoder.layer.N."""
+TYPES = "electra.embeddings.token_type_embeddings.weight"
+BUFFERS = ("electra.embeddings.position_ids", "electra.embeddings.token_type_ids")
+"""Constants that older files hold."""
+POSITIONS = ".embeddings.position_embeddings.weight"
+OPPOSITE = ("rtd_head.weight", "rtd_head.bias")
+FIXED: dict[str, Any] = {
+    "relative_bucket": "none",
+    "reset_cls": False,
+    "untied_positions": False,
+    "norm_first": False,
+}
+"""What of ModelConfig is the same in every ELECTRA, whose discriminator's rtd_head is dense."""
+
+
+def open_electra(folder: Path) -> Pretrained:
+    """The generator or the discriminator of a pair. Raises UserError for an ELECTRA that our model cannot be."""
+    config = read_json(folder / "config.json")
+    stored = stored_tensors(folder)
+    role: Role = "generator" if any(name.startswith("generator_") for name in stored) else "discriminator"
+    problems = list(_differences(folder, config))
+    if problems:
+        raise UserError(problems)
+    makers, unread = {}, []
+    for name, maker in stored.makers.items():
+        ours = _our_name(name, role)
+        if ours:
+            makers[ours] = _changed(ours, maker, stored)
+        elif name not in (TYPES, *BUFFERS):
+            unread.append(name)
+    return Pretrained(folder, LazyTensors(makers), _architecture(ElectraConfig(**config), role), folder, unread=unread)
+
+
+def _changed(name: str, maker: Callable[[], Tensor], stored: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+    """With our sign, and the positions of a text's only segment."""
+    if name.endswith(POSITIONS) and TYPES in stored:
+        return lambda: maker().float() + stored[TYPES][0].float()
+    return (lambda: -maker()) if name in OPPOSITE else maker
+
+
+def electra_roles(model_config: ModelConfig, objectives: Collection[str]) -> list[Role]:
+    """Which models of a run become ELECTRA's. Raises UserError naming all that makes it no ELECTRA."""
+    given = {**{name: getattr(model_config, name) for name in FIXED}, "rtd_head": model_config.rtd_head}
+    problems = [
+        f"model.{name} is {given[name]}, ELECTRA's is {value}"
+        for name, value in {**FIXED, "rtd_head": "dense"}.items()
+        if given[name] != value
+    ]
+    if "rtd" not in objectives:
+        problems.append(f"objective.main is {' '.join(objectives)}, ELECTRA's discriminator has learned rtd")
+    if problems:
+        raise UserError([*problems, "no ELECTRA has these: write the folder with --format metro"])
+    return ["generator", "discriminator"] if model_config.auxiliary_num_layers else ["discriminator"]
+
+
+def electra_model(state: Mapping[str, Tensor], model_config: ModelConfig, role: Role) -> PreTrainedModel:
+    """One model of transformers, on the tensors of `hf_state_dict`, for text of one segment."""
+    with torch.device("meta"):
+        model = CLASSES[role](electra_config(model_config, role))
+    theirs = {}
+    for name in model.state_dict():
+        if name != TYPES:
+            ours = _our_name(name, role)
+            ours = ours if ours in state else f"metro.{WORDS}"
+            theirs[name] = -state[ours] if ours in OPPOSITE else state[ours]
+    theirs[TYPES] = torch.zeros(model.config.type_vocab_size, model.config.embedding_size)
+    model.load_state_dict(theirs, strict=True, assign=True)
+    embeddings = model.electra.embeddings
+    # What no file holds is not on the disk but on meta, too.
+    embeddings.position_ids = torch.arange(model.config.max_position_embeddings).expand((1, -1))
+    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
+    model.tie_weights()
+    return model.eval()
+
+
+def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:
+    """transformers' configuration of one of the pair."""
+    sizes, drops = model_config.main, True
+    if role == "generator":
+        sizes, drops = model_config.auxiliary, model_config.auxiliary_dropout != "zero"
+    return ElectraConfig(
+        architectures=[CLASSES[role].__name__],
+        vocab_size=model_config.vocab_size,
+        embedding_size=model_config.table_width,
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        intermediate_size=sizes.ffn_hidden_size,
+        hidden_dropout_prob=model_config.hidden_dropout if drops else 0.0,
+        attention_probs_dropout_prob=model_config.attention_dropout if drops else 0.0,
+        max_position_embeddings=model_config.max_position_embeddings,
+        initializer_range=model_config.init_method_std,
+        layer_norm_eps=model_config.layer_norm_eps,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+
+
+def _our_name(name: str, role: Role) -> str:
+    """ "" where we have no such tensor."""
+    module, _, kind = name.rpartition(".")
+    layer = re.fullmatch(r"electra\.encoder\.(layer\.\d+)\.(.+)", module)
+    if layer:
+        ours = f"{{encoder}}.encoder.{layer[1]}.{LAYER[layer[2]]}" if layer[2] in LAYER else ""
+    else:
+        ours = MODULES.get(module, "")
+    return f"{ours.format(encoder=ENCODERS[role])}.{kind}" if ours else ""
+
+
+def _architecture(config: ElectraConfig, role: Role) -> dict[str, Any]:
+    sizes = EncoderSizes(
+        config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size
+    )
+    prefix = "auxiliary_" if role == "generator" else ""
+    return {
+        **FIXED,
+        **({"rtd_head": "dense"} if role == "discriminator" else {}),
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "embedding_size": config.embedding_size,
+        "layer_norm_eps": config.layer_norm_eps,
+        **{f"{prefix}{name}": value for name, value in vars(sizes).items()},
+    }
+
+
+def _differences(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    """Choices of transformers' ELECTRA that our encoders do not have."""
+    known = {
+        "hidden_act": ("gelu",),
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+    }
+    for name, values in known.items():
+        if config.get(name, values[0]) not in values:
+            yield f"{folder}: {name} is {config[name]!r}, of ours {values[0]!r}; give another model"

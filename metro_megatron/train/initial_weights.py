@@ -1,0 +1,176 @@
+"""The weights that a new run begins with, from folders of any kind, checked before anything of the run is built.
+
+A folder is one that tools/convert_checkpoint.py wrote, a run or a checkpoint, or transformers' ELECTRA; a file
+is COCO-LM's. All of them become tensors by the names of an exported model, and these the run's, in any layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from metro_megatron.checkpoint.files import METADATA, TRACKER
+from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
+from metro_megatron.checkpoint.resume import beginning
+from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
+from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.electra import open_electra
+from metro_megatron.hf.export import exported_model
+from metro_megatron.hf.pretrained import Pretrained, architecture, open_exported
+from metro_megatron.hf.stored import LazyTensors, read_json
+from metro_megatron.hf.token_ids import other_ids
+from metro_megatron.hf.weights import DECODERS, TrainerTensors, hf_tensors
+
+KINDS: dict[str, Callable[[Path], Pretrained]] = {MetroConfig.model_type: open_exported, "electra": open_electra}
+"""How a folder with a config.json is opened, by its model_type."""
+
+
+def initial_weights(config: Config, tokenizer: Path) -> InitialWeights | None:
+    """Those of a run that begins with weights of others; None where it does not, or goes on from a checkpoint.
+
+    tokenizer: the run's. Raises UserError for what is none of the kinds there are.
+    """
+    if not config.train.initialize_from or beginning(config) is not None:
+        return None
+    return InitialWeights(config, tokenizer, [open_pretrained(Path(path)) for path in config.train.initialize_from])
+
+
+def open_pretrained(path: Path) -> Pretrained:
+    """Raises UserError for what is none of the kinds there are."""
+    if any((path / name).is_file() for name in (TRACKER, METADATA)):
+        return _open_checkpoint(find_iteration(path))
+    kind = read_json(path / "config.json").get("model_type") if (path / "config.json").is_file() else None
+    if kind in KINDS:
+        return KINDS[kind](path)
+    what = f"a model of type {kind}" if kind else "neither a run or checkpoint nor a folder with a config.json"
+    raise UserError(
+        f"train.initialize_from {path}: {what}; give a folder that tools/convert_checkpoint.py wrote, a run folder or "
+        f"checkpoint, or the folder of a model of type {' or '.join(KINDS)}"
+    )
+
+
+def _open_checkpoint(iteration: Path) -> Pretrained:
+    config, stored = stored_config(iteration), StoredModel.open(iteration)
+    objectives, model_config = config.objective.main, exported_model(config)
+    by_name = LazyTensors({name: partial(lambda name: stored.read([name])[name], name) for name in stored.stored})
+    tensors = hf_tensors(by_name, model_config, objectives)
+    return Pretrained(iteration, tensors, architecture(model_config, objectives), find_tokenizer(iteration))
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of others, and what of the run starts at random."""
+
+    config: Config
+    tokenizer: Path
+    sources: list[Pretrained]
+
+    @cached_property
+    def tensors(self) -> TrainerTensors:
+        """By the trainer's global names."""
+        fresh = self.config.train.initialize_fresh
+        makers = {
+            name: maker
+            for source in self.sources
+            for name, maker in source.tensors.makers.items()
+            if part_of(name) not in fresh
+        }
+        return TrainerTensors(LazyTensors(makers), exported_model(self.config), self.config.objective.main)
+
+    @property
+    def description(self) -> str:
+        """What the run says of them."""
+        fresh, unread = self.config.train.initialize_fresh, self._unread
+        at_random = f"; {', '.join(fresh)} at random" if fresh else ""
+        left = f"; not read: {', '.join(unread[:3])}{' and others' if len(unread) > 3 else ''}" if unread else ""
+        return (
+            f"weights of {self._names}: {len(self.tensors)} tensors{at_random}; moments and the place in the data "
+            f"start anew, of which no folder has any{left}"
+        )
+
+    def refuse_misfits(self) -> None:
+        """Raise UserError naming all that keeps the run from beginning with these weights."""
+        found = list(self._differences())
+        found += [*self._missing(is_same=not found), *self._unequal(), *self._tokenizers()]
+        if found:
+            raise UserError([f"train.initialize_from {self._names}: {one}" for one in found])
+
+    @property
+    def _names(self) -> str:
+        return " ".join(str(source.path) for source in self.sources)
+
+    @property
+    def _unread(self) -> list[str]:
+        return [*(name for source in self.sources for name in source.unread), *self.tensors.unread]
+
+    def _differences(self) -> Iterator[str]:
+        fresh, objectives = set(self.config.train.initialize_fresh), self.config.objective.main
+        mine = architecture(exported_model(self.config), [name for name in objectives if name not in fresh])
+        if "auxiliary" in fresh:
+            mine = {name: value for name, value in mine.items() if not name.startswith("auxiliary_")}
+        if "main" in fresh:
+            mine = {name: value for name, value in mine.items() if name not in vars(self.config.model.main)}
+        for source in self.sources:
+            for name, value in source.architecture.items():
+                if mine.get(name, value) != value and not self._follows(name, source):
+                    yield f"model.{name} is {mine[name]}, {source.path} has {value}; set it to {value}"
+        seen: set[str] = set()
+        for source in self.sources:
+            both = sorted(seen & source.tensors.makers.keys())
+            if both:
+                yield f"{both[0]} stands in two of them; give one of each model"
+            seen |= source.tensors.makers.keys()
+
+    def _follows(self, name: str, source: Pretrained) -> bool:
+        """Whether a size is main's both here and there, so that main's is the one to set."""
+        base = "hidden_size" if name == "embedding_size" else name.removeprefix("auxiliary_")
+        has_own = base == name or getattr(self.config.model, name)
+        return not has_own and source.architecture[name] == source.architecture.get(base)
+
+    def _missing(self, is_same: bool) -> Iterator[str]:
+        """is_same: whether a part has no other reason to lack tensors than that the folder is damaged."""
+        fresh, tensors = self.config.train.initialize_fresh, self.tensors
+        parts = {part_of(origin.target) for origin in tensors.origins.values()}
+        has = {part_of(name) for source in self.sources for name in source.tensors}
+        if self.config.corruption.source == "main":
+            parts.add("auxiliary")  # a head on a layer of main, which no export keeps
+            has.discard("auxiliary")
+        missing = {part_of(origin.target): name for name, origin in tensors.origins.items() if name not in tensors}
+        for part in sorted((missing.keys() | parts - has) - set(fresh)):
+            if part in has and is_same:
+                yield f"{part} is there, but for {missing[part]}; give another copy"
+            elif part not in has:
+                yield (
+                    f"{part} is not there; add {part} to train.initialize_fresh, and it starts at random, or give a "
+                    f"folder that has it{_unless(part)}"
+                )
+        for part in fresh:
+            if part not in parts:
+                yield f"train.initialize_fresh names {part}, which the run does not have; leave it out"
+
+    def _unequal(self) -> Iterator[str]:
+        model = self.config.model
+        for one, other in self.tensors.unequal_ties():
+            yield (
+                f"{one} and {other} differ, and one tensor cannot be both with model.shared_embeddings "
+                f"{model.shared_embeddings}, model.shared_lm_bias {str(model.shared_lm_bias).lower()}; share less"
+            )
+
+    def _tokenizers(self) -> Iterator[str]:
+        for source in self.sources:
+            if source.tokenizer:
+                yield from other_ids(str(source.path), source.tokenizer, self.tokenizer, self.config.model.vocab_size)
+
+
+def part_of(name: str) -> str:
+    """The part, as train.initialize_fresh names it, of a tensor of an exported model; of what encoders may share, that
+    of its owner."""
+    first = name.split(".")[0]
+    return "main" if first == "metro" else first.removesuffix("_head")
+
+
+def _unless(part: str) -> str:
+    return ", or leave it out of objective.main" if part in (*DECODERS, "rtd", "scl") else ""
