@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.config.schema import Config
@@ -21,6 +22,9 @@ class Options:
     """A run folder (its newest checkpoint is taken) or one of its iter_ folders."""
     output: str
     """Folder to write: config.json, model.safetensors, tokenizer, modeling code and model card."""
+    format: Literal["metro", "electra"] = "metro"
+    """metro: the whole pair with all heads. electra: in it two folders, generator and discriminator, of transformers'
+    own classes, without code; for models that are ELECTRA's."""
 
 
 def main(options: Options) -> None:
@@ -33,34 +37,55 @@ def main(options: Options) -> None:
     from transformers.utils import logging
 
     from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors, stored_config
+    from metro_megatron.hf.electra import electra_roles, write_electra_folders
     from metro_megatron.hf.export import EXPORTED_FILES, exported_model, exported_tensors, write_hf_folder
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     iteration, target = find_iteration(Path(options.load)), Path(options.output)
-    refuse_foreign(target, EXPORTED_FILES)
     config = stored_config(iteration)
+    write, folders = write_hf_folder, [target]
+    if options.format == "electra":
+        roles = electra_roles(exported_model(config), config.objective.main)
+        write, folders = write_electra_folders, [target / role for role in roles]
+    else:
+        refuse_foreign(target, EXPORTED_FILES)
     tensors = exported_tensors(read_model_tensors(iteration), config)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(
         f"{iteration}: {len(tensors)} tensors, {num_parameters / 1e6:.1f}M parameters; writing and comparing",
         flush=True,
     )
-    write_hf_folder(
+    write(
         target,
         tensors,
         exported_model(config),
         find_tokenizer(iteration),
         training_facts(iteration, config),
-        lambda folder: compare_with_trainer(folder, iteration, config),
+        lambda folder: compare_with_trainer(folder, iteration, config, options.format),
         config.objective.main,
     )
-    print(
-        f"made {target}, a Hugging Face folder with model card and code\n"
-        f"next: {tool_command('finetune')} --model {target} --task classification "
-        "--train_file TRAIN.csv --validation_file VALIDATION.csv --output DIR\n"
-        f'or:   transformers.AutoModel.from_pretrained("{target}", trust_remote_code=True)'
+    print(_made(folders, options.format, config.objective.main))
+
+
+def _made(folders: list[Path], form: str, objectives: list[str]) -> str:
+    """What there is now, and what to do with it."""
+    last = folders[-1]
+    next_one = (
+        f"next: {tool_command('finetune')} --model {last} --task classification "
+        "--train_file TRAIN.csv --validation_file VALIDATION.csv --output DIR"
+    )
+    if form == "metro":
+        return (
+            f"made {last}, a Hugging Face folder with model card and code\n{next_one}\n"
+            f'or:   transformers.AutoModel.from_pretrained("{last}", trust_remote_code=True)'
+        )
+    left = [name for name in objectives if name != "rtd"]
+    without = f"; ELECTRA has no head of {' or '.join(left)}, which stayed behind" if left else ""
+    return (
+        f"made {' and '.join(map(str, folders))}, of transformers' own classes{without}\n{next_one}\n"
+        f'or:   transformers.AutoModelForPreTraining.from_pretrained("{last}")'
     )
 
 
@@ -90,18 +115,19 @@ def training_facts(iteration: Path, config: Config) -> dict[str, object]:
     return facts
 
 
-def compare_with_trainer(folder: Path, iteration: Path, config: Config) -> dict[str, object]:
+def compare_with_trainer(folder: Path, iteration: Path, config: Config, form: str) -> dict[str, object]:
     """Print and return the largest difference of every output. Raises UserError if one is too large."""
-    from metro_megatron.hf.verify import hf_outputs, largest_differences, random_probe, refuse_differences
+    from metro_megatron.hf import verify
     from metro_megatron.train.unsharded import trainer_outputs
 
-    probe = random_probe(config.model)
-    differences = largest_differences(
-        hf_outputs(folder, probe), trainer_outputs(iteration, config, *probe), probe.lengths
-    )
+    probe = verify.random_probe(config.model)
+    ours = trainer_outputs(iteration, config, *probe)
+    outputs = (verify.electra_outputs if form == "electra" else verify.hf_outputs)(folder, probe)
+    kept = {name: one for name, one in ours.items() if form == "metro" or name in outputs}
+    differences = verify.largest_differences(outputs, kept, probe.lengths)
     figures = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
     print(f"largest differences to the trainer's model over {int(probe.lengths.sum())} tokens: {figures}")
-    refuse_differences(differences)
+    verify.refuse_differences(differences)
     return {"largest difference to the trainer's outputs (fp32)": figures}
 
 

@@ -18,9 +18,11 @@ from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTrainin
 
 from metro_megatron.config.schema import EncoderSizes, ModelConfig
 from metro_megatron.errors import UserError
+from metro_megatron.files import refuse_foreign, whole_folder
+from metro_megatron.hf.export import refuse_other_tokenizer, write_tokenizer
 from metro_megatron.hf.pretrained import Pretrained
 from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors
-from metro_megatron.hf.weights import WORDS
+from metro_megatron.hf.weights import METRO, WORDS, hf_state_dict
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Role = Literal["generator", "discriminator"]
@@ -55,6 +57,21 @@ BUFFERS = ("electra.embeddings.position_ids", "electra.embeddings.token_type_ids
 """Constants that older files hold."""
 POSITIONS = ".embeddings.position_embeddings.weight"
 OPPOSITE = ("rtd_head.weight", "rtd_head.bias")
+CARD = """---
+library_name: transformers
+tags:
+- electra
+- pretraining
+---
+
+# ELECTRA {role}
+
+Pretrained as one of a pair, on texts of one segment: both rows of its segment embedding are 0. `{name}` loads the
+weights and the head; no other code is needed.
+
+## Facts
+
+{facts}"""
 FIXED: dict[str, Any] = {
     "relative_bucket": "none",
     "reset_cls": False,
@@ -122,6 +139,38 @@ def electra_model(state: Mapping[str, Tensor], model_config: ModelConfig, role: 
     embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
     model.tie_weights()
     return model.eval()
+
+
+def write_electra_folders(
+    output: Path,
+    tensors: Mapping[str, Tensor],
+    model_config: ModelConfig,
+    tokenizer_folder: Path,
+    card: Mapping[str, object],
+    verify: Callable[[Path], Mapping[str, object]] | None = None,
+    objectives: Collection[str] = METRO,
+) -> None:
+    """Write `generator` and `discriminator`, which transformers loads without code of ours, into `output`.
+
+    Of main's heads only that of replaced token detection goes along. As `write_hf_folder`; raises UserError naming all
+    that makes the run no ELECTRA, too.
+    """
+    refuse_foreign(output, tuple(CLASSES))
+    roles = electra_roles(model_config, objectives)
+    refuse_other_tokenizer(tokenizer_folder, model_config)
+    state = hf_state_dict(tensors, model_config, objectives)
+    with whole_folder(output, tuple(CLASSES)) as folder:
+        for role in roles:
+            electra_model(state, model_config, role).save_pretrained(folder / role)
+            write_tokenizer(tokenizer_folder, folder / role, model_config.max_position_embeddings)
+        facts = {**card, **(verify(folder) if verify else {})}
+        for role in roles:
+            (folder / role / "README.md").write_text(_card(role, facts), encoding="utf-8")
+
+
+def _card(role: Role, facts: Mapping[str, object]) -> str:
+    lines = "".join(f"- {name}: {value}\n" for name, value in facts.items())
+    return CARD.format(role=role, name=CLASSES[role].__name__, facts=lines)
 
 
 def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:

@@ -113,11 +113,7 @@ def write_hf_folder(
     else, or tensors or tokenizer do not fit the configuration; nothing is written then.
     """
     refuse_foreign(output, EXPORTED_FILES)
-    vocab_size = Tokenizer.from_folder(tokenizer_folder).vocab_size
-    if vocab_size != model_config.vocab_size:
-        raise UserError(
-            f"{tokenizer_folder} has {vocab_size} ids, the model {model_config.vocab_size}; use the run's tokenizer"
-        )
+    refuse_other_tokenizer(tokenizer_folder, model_config)
     state = hf_state_dict(tensors, model_config, objectives)
     with whole_folder(output, EXPORTED_FILES) as folder:
         with torch.device("meta"):
@@ -126,9 +122,16 @@ def write_hf_folder(
         model.tie_weights()
         model.save_pretrained(folder)
         finish_folder(folder)
-        _write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
+        write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
         facts = {**card, **(verify(folder) if verify else {})}
         (folder / "README.md").write_text(model_card(model_config, facts, objectives), encoding="utf-8")
+
+
+def refuse_other_tokenizer(folder: Path, model_config: ModelConfig) -> None:
+    """Raise UserError unless a tokenizer has as many ids as the model."""
+    vocab_size = Tokenizer.from_folder(folder).vocab_size
+    if vocab_size != model_config.vocab_size:
+        raise UserError(f"{folder} has {vocab_size} ids, the model {model_config.vocab_size}; use the run's tokenizer")
 
 
 def finish_folder(folder: Path) -> None:
@@ -139,7 +142,8 @@ def finish_folder(folder: Path) -> None:
         shutil.copymode(folder / "config.json", path)
 
 
-def _write_tokenizer(source: Path, target: Path, max_length: int) -> None:
+def write_tokenizer(source: Path, target: Path, max_length: int) -> None:
+    """Copy a tokenizer for a model of so many positions."""
     copy_tokenizer(source, target)
     path = target / "tokenizer_config.json"
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
