@@ -87,15 +87,17 @@ def open_electra(folder: Path) -> Pretrained:
     stored = stored_tensors(folder)
     role: Role = "generator" if any(name.startswith("generator_") for name in stored) else "discriminator"
     problems = list(_differences(folder, config))
-    if problems:
-        raise UserError(problems)
     makers, unread = {}, []
     for name, maker in stored.makers.items():
         ours = _our_name(name, role)
         if ours:
             makers[ours] = _changed(ours, maker, stored)
+        elif name.startswith(("electra.", "generator_", "discriminator_")) and name not in (TYPES, *BUFFERS):
+            problems.append(f"{folder}: {name} is no part of transformers' ELECTRA; give another model")
         elif name not in (TYPES, *BUFFERS):
             unread.append(name)
+    if problems:
+        raise UserError(problems)
     return Pretrained(folder, LazyTensors(makers), _architecture(ElectraConfig(**config), role), folder, unread=unread)
 
 

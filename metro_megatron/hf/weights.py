@@ -29,6 +29,8 @@ METRO = ("rtd", "clm")
 DECODERS = ("clm", "cloze", "mlm")
 """Objectives whose head is the tied decoder."""
 WORDS = "embeddings.word_embeddings.weight"
+VOCABULARY = ("word_embeddings.weight", "decoder.weight", "decoder.bias")
+"""How names of exported tensors end that have a row per token."""
 LEFT_BEHIND = "scl_head"
 """A head that the trainer must have and no export gets: it serves the contrastive loss alone."""
 
@@ -183,7 +185,7 @@ def _target_shape(origin: Origin, model_config: ModelConfig) -> tuple[int, ...]:
 
 
 def _is_vocabulary(origin: Origin) -> bool:
-    return origin.target.endswith(("word_embeddings.weight", "decoder.bias"))
+    return origin.target.endswith(VOCABULARY)
 
 
 def _num_heads(origin: Origin, model_config: ModelConfig) -> int:

@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from metro_megatron.checkpoint.files import METADATA, TRACKER
 from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
 from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.hf.cocolm import open_cocolm
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.electra import open_electra
 from metro_megatron.hf.export import exported_model
 from metro_megatron.hf.pretrained import Pretrained, architecture, open_exported
 from metro_megatron.hf.stored import LazyTensors, read_json
-from metro_megatron.hf.token_ids import other_ids
-from metro_megatron.hf.weights import DECODERS, TrainerTensors, hf_tensors
+from metro_megatron.hf.token_ids import other_ids, tokens_of
+from metro_megatron.hf.weights import DECODERS, VOCABULARY, TrainerTensors, hf_tensors
 
 KINDS: dict[str, Callable[[Path], Pretrained]] = {MetroConfig.model_type: open_exported, "electra": open_electra}
 """How a folder with a config.json is opened, by its model_type."""
@@ -40,6 +44,8 @@ def initial_weights(config: Config, tokenizer: Path) -> InitialWeights | None:
 
 def open_pretrained(path: Path) -> Pretrained:
     """Raises UserError for what is none of the kinds there are."""
+    if path.is_file():
+        return open_cocolm(path)
     if any((path / name).is_file() for name in (TRACKER, METADATA)):
         return _open_checkpoint(find_iteration(path))
     kind = read_json(path / "config.json").get("model_type") if (path / "config.json").is_file() else None
@@ -48,7 +54,7 @@ def open_pretrained(path: Path) -> Pretrained:
     what = f"a model of type {kind}" if kind else "neither a run or checkpoint nor a folder with a config.json"
     raise UserError(
         f"train.initialize_from {path}: {what}; give a folder that tools/convert_checkpoint.py wrote, a run folder or "
-        f"checkpoint, or the folder of a model of type {' or '.join(KINDS)}"
+        f"checkpoint, the folder of a model of type {' or '.join(KINDS)}, or COCO-LM's .pt file"
     )
 
 
@@ -75,7 +81,7 @@ class InitialWeights:
         makers = {
             name: maker
             for source in self.sources
-            for name, maker in source.tensors.makers.items()
+            for name, maker in self._in_order(source).items()
             if part_of(name) not in fresh
         }
         return TrainerTensors(LazyTensors(makers), exported_model(self.config), self.config.objective.main)
@@ -97,6 +103,19 @@ class InitialWeights:
         found += [*self._missing(is_same=not found), *self._unequal(), *self._tokenizers()]
         if found:
             raise UserError([f"train.initialize_from {self._names}: {one}" for one in found])
+
+    @cached_property
+    def _tokens(self) -> list[str | None]:
+        return tokens_of(self.tokenizer, self.config.model.vocab_size)
+
+    def _in_order(self, source: Pretrained) -> dict[str, Callable[[], Tensor]]:
+        """A source's tensors, with the rows of a vocabulary in the order of the run's."""
+        makers = dict(source.tensors.makers)
+        if source.vocabulary:
+            row_of = {token: row for row, token in enumerate(source.vocabulary)}
+            rows = torch.tensor([row_of.get(token or "", 0) for token in self._tokens])
+            makers |= {name: partial(_rows, makers[name], rows) for name in makers if name.endswith(VOCABULARY)}
+        return makers
 
     @property
     def _names(self) -> str:
@@ -161,8 +180,18 @@ class InitialWeights:
 
     def _tokenizers(self) -> Iterator[str]:
         for source in self.sources:
+            without = [token for token in self._tokens if token not in source.vocabulary] if source.vocabulary else []
+            if without:
+                yield (
+                    f"{source.path} has no row for {without[0]!r} and {len(without) - 1} others of the run's "
+                    f"{len(self._tokens)} tokens; give a model whose vocabulary has them all"
+                )
             if source.tokenizer:
                 yield from other_ids(str(source.path), source.tokenizer, self.tokenizer, self.config.model.vocab_size)
+
+
+def _rows(make: Callable[[], Tensor], rows: Tensor) -> Tensor:
+    return make()[rows]
 
 
 def part_of(name: str) -> str:
