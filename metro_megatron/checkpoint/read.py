@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from metro_megatron.checkpoint.files import (
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.hf.stored import LazyTensors
 
 OPTIMIZER_PREFIX = "optimizer."
 TOKENIZER = "tokenizer"
@@ -117,6 +118,14 @@ class StoredModel:
         with without_distributed_warning():
             dcp.load(tensors, storage_reader=_CheckedReader(self.folder, self.metadata), no_dist=True)
         return tensors
+
+    @property
+    def tensors(self) -> LazyTensors:
+        """All of them, each read when asked for."""
+        return LazyTensors({name: partial(self._read_one, name) for name in self.stored})
+
+    def _read_one(self, name: str) -> Tensor:
+        return self.read([name])[name]
 
     def extra_states(self) -> Iterator[tuple[str, bytes]]:
         """What layers save beside tensors, by name and as it lies in the file: megatron-core asks for it when loading,

@@ -36,7 +36,7 @@ def main(options: Options) -> None:
     # Late, so that --help and mistakes do not wait for torch.
     from transformers.utils import logging
 
-    from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors, stored_config
+    from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
     from metro_megatron.hf.electra import electra_roles, write_electra_folders
     from metro_megatron.hf.export import EXPORTED_FILES, exported_model, exported_tensors, write_hf_folder
 
@@ -51,8 +51,9 @@ def main(options: Options) -> None:
         write, folders = write_electra_folders, [target / role for role in roles]
     else:
         refuse_foreign(target, EXPORTED_FILES)
-    tensors = exported_tensors(read_model_tensors(iteration), config)
-    num_parameters = sum(tensor.numel() for tensor in tensors.values())
+    stored = StoredModel.open(iteration)
+    tensors = exported_tensors(stored.tensors, config)
+    num_parameters = sum(stored.stored[name].size.numel() for name in tensors)
     print(
         f"{iteration}: {len(tensors)} tensors, {num_parameters / 1e6:.1f}M parameters; writing and comparing",
         flush=True,

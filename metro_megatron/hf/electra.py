@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,8 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf.export import refuse_other_tokenizer, write_tokenizer
 from metro_megatron.hf.pretrained import Pretrained
-from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors
-from metro_megatron.hf.weights import METRO, WORDS, hf_state_dict
+from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors, write_weights
+from metro_megatron.hf.weights import METRO, hf_tensors, with_ties
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Role = Literal["generator", "discriminator"]
@@ -53,6 +54,8 @@ LAYER = {
 }
 """Inside electra.encoder.layer.N and {encoder}.encoder.layer.N."""
 TYPES = "electra.embeddings.token_type_embeddings.weight"
+SEGMENTS = 2
+"""Rows of their embedding."""
 BUFFERS = ("electra.embeddings.position_ids", "electra.embeddings.token_type_ids")
 """Constants that older files hold."""
 POSITIONS = ".embeddings.position_embeddings.weight"
@@ -105,7 +108,7 @@ def _changed(name: str, maker: Callable[[], Tensor], stored: Mapping[str, Tensor
     """With our sign, and the positions of a text's only segment."""
     if name.endswith(POSITIONS) and TYPES in stored:
         return lambda: maker().float() + stored[TYPES][0].float()
-    return (lambda: -maker()) if name in OPPOSITE else maker
+    return partial(_negative, maker) if name in OPPOSITE else maker
 
 
 def electra_roles(model_config: ModelConfig, objectives: Collection[str]) -> list[Role]:
@@ -123,24 +126,20 @@ def electra_roles(model_config: ModelConfig, objectives: Collection[str]) -> lis
     return ["generator", "discriminator"] if model_config.auxiliary_num_layers else ["discriminator"]
 
 
-def electra_model(state: Mapping[str, Tensor], model_config: ModelConfig, role: Role) -> PreTrainedModel:
-    """One model of transformers, on the tensors of `hf_state_dict`, for text of one segment."""
+def electra_tensors(exported: LazyTensors, model_config: ModelConfig, role: Role) -> LazyTensors:
+    """One model's, by transformers' names, of the tensors of `hf_tensors`; for text of one segment."""
     with torch.device("meta"):
-        model = CLASSES[role](electra_config(model_config, role))
-    theirs = {}
-    for name in model.state_dict():
-        if name != TYPES:
-            ours = _our_name(name, role)
-            ours = ours if ours in state else f"metro.{WORDS}"
-            theirs[name] = -state[ours] if ours in OPPOSITE else state[ours]
-    theirs[TYPES] = torch.zeros(model.config.type_vocab_size, model.config.embedding_size)
-    model.load_state_dict(theirs, strict=True, assign=True)
-    embeddings = model.electra.embeddings
-    # What no file holds is not on the disk but on meta, too.
-    embeddings.position_ids = torch.arange(model.config.max_position_embeddings).expand((1, -1))
-    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
-    model.tie_weights()
-    return model.eval()
+        names = CLASSES[role](electra_config(model_config, role)).state_dict().keys()
+    ours = with_ties(exported, model_config, ["rtd"]).makers
+    makers: dict[str, Callable[[], Tensor]] = {TYPES: partial(torch.zeros, SEGMENTS, model_config.table_width)}
+    for name in names - {TYPES}:
+        maker = ours[_our_name(name, role)]
+        makers[name] = partial(_negative, maker) if _our_name(name, role) in OPPOSITE else maker
+    return LazyTensors(makers)
+
+
+def _negative(maker: Callable[[], Tensor]) -> Tensor:
+    return -maker()
 
 
 def write_electra_folders(
@@ -160,10 +159,13 @@ def write_electra_folders(
     refuse_foreign(output, tuple(CLASSES))
     roles = electra_roles(model_config, objectives)
     refuse_other_tokenizer(tokenizer_folder, model_config)
-    state = hf_state_dict(tensors, model_config, objectives)
+    exported = hf_tensors(tensors, model_config, objectives)
     with whole_folder(output, tuple(CLASSES)) as folder:
         for role in roles:
-            electra_model(state, model_config, role).save_pretrained(folder / role)
+            with torch.device("meta"):
+                model = CLASSES[role](electra_config(model_config, role))
+            model.save_pretrained(folder / role, state_dict={})  # all but weights
+            write_weights(folder / role, electra_tensors(exported, model_config, role), model)
             write_tokenizer(tokenizer_folder, folder / role, model_config.max_position_embeddings)
         facts = {**card, **(verify(folder) if verify else {})}
         for role in roles:
@@ -193,6 +195,7 @@ def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:
         max_position_embeddings=model_config.max_position_embeddings,
         initializer_range=model_config.init_method_std,
         layer_norm_eps=model_config.layer_norm_eps,
+        type_vocab_size=SEGMENTS,
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,

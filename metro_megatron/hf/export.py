@@ -19,7 +19,8 @@ from metro_megatron.hf import configuration_metro, modeling_metro
 from metro_megatron.hf.card import model_card
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import LANGUAGE_MODELS, MetroForPreTraining
-from metro_megatron.hf.weights import METRO, hf_state_dict
+from metro_megatron.hf.stored import LazyTensors, write_weights
+from metro_megatron.hf.weights import METRO, hf_tensors
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, copy_tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
@@ -86,10 +87,11 @@ def _both_names() -> Iterator[tuple[str, str]]:
     return ((name, RENAMED.get(name, name)) for name in names)
 
 
-def exported_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+def exported_tensors(tensors: LazyTensors, config: Config) -> LazyTensors:
     """Those of a run that an export keeps: a head with which main filled masks for itself serves nobody afterwards."""
     is_kept = config.corruption.trains_auxiliary
-    return {name: tensor for name, tensor in tensors.items() if is_kept or not name.startswith("aux.")}
+    makers = tensors.makers.items()
+    return LazyTensors({name: maker for name, maker in makers if is_kept or not name.startswith("aux.")})
 
 
 def exported_model(config: Config) -> ModelConfig:
@@ -114,13 +116,12 @@ def write_hf_folder(
     """
     refuse_foreign(output, EXPORTED_FILES)
     refuse_other_tokenizer(tokenizer_folder, model_config)
-    state = hf_state_dict(tensors, model_config, objectives)
+    exported = hf_tensors(tensors, model_config, objectives)
     with whole_folder(output, EXPORTED_FILES) as folder:
         with torch.device("meta"):
             model = MetroForPreTraining(metro_config(model_config, objectives))
-        model.load_state_dict(state, strict=True, assign=True)
-        model.tie_weights()
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict={})  # all but weights
+        write_weights(folder, exported, model)
         finish_folder(folder)
         write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
         facts = {**card, **(verify(folder) if verify else {})}

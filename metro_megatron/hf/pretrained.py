@@ -11,9 +11,8 @@ from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import model_config_of
-from metro_megatron.hf.modeling_metro import tied_weights
 from metro_megatron.hf.stored import LazyTensors, stored_tensors
-from metro_megatron.hf.weights import DECODERS
+from metro_megatron.hf.weights import DECODERS, with_ties
 
 LEFT_OPEN = (
     *("hidden_dropout", "attention_dropout", "auxiliary_dropout"),
@@ -63,9 +62,5 @@ def open_exported(folder: Path) -> Pretrained:
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"{folder / 'config.json'}: not readable ({error}); give another copy of the folder") from error
     model_config = model_config_of(config)
-    heads = [*(["auxiliary"] if config.num_auxiliary_layers else []), *config.objectives]
-    ties = tied_weights(config.shared_embeddings, config.shared_lm_bias, heads)
-    makers = stored_tensors(folder).makers
-    # What is tied stands in a file once.
-    makers = {name: makers[source] for name, source in ties.items() if source in makers} | dict(makers)
-    return Pretrained(folder, LazyTensors(makers), architecture(model_config, config.objectives), folder)
+    tensors = with_ties(stored_tensors(folder), model_config, config.objectives)
+    return Pretrained(folder, tensors, architecture(model_config, config.objectives), folder)

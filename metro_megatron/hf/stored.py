@@ -1,4 +1,7 @@
-"""Tensors in files of others, by their names there, read when asked for. No code in a file runs."""
+"""Tensors in files of transformers and torch, by their names there: read when asked for, written shard by shard.
+
+No code in a file runs.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from metro_megatron.errors import UserError
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """What transformers writes, or their `.index.json` where there are several; the first that is there is read."""
+SHARD_SIZE = "5GB"
+"""Of a file, as the hub recommends."""
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -50,6 +58,17 @@ def stored_tensors(folder: Path) -> LazyTensors:
         names, read = _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
         makers |= {name: partial(read, name) for name in names}
     return LazyTensors(makers)
+
+
+def write_weights(folder: Path, tensors: LazyTensors, model: PreTrainedModel) -> None:
+    """As `model.save_pretrained`, of a model on meta whose tensors are made now: memory holds those of one shard."""
+    sizes = {name: one for name, one in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=SHARD_SIZE)
+    for name, its_tensors in split.filename_to_tensors.items():
+        save_file({one: tensors[one].contiguous() for one in its_tensors}, folder / name, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / f"{FILES[0]}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def read_torch_file(path: Path) -> Any:

@@ -31,6 +31,7 @@ DECODERS = ("clm", "cloze", "mlm")
 WORDS = "embeddings.word_embeddings.weight"
 VOCABULARY = ("word_embeddings.weight", "decoder.weight", "decoder.bias")
 """How names of exported tensors end that have a row per token."""
+MISFIT = "weights and configuration do not belong together; give another checkpoint, or another copy of the folder"
 LEFT_BEHIND = "scl_head"
 """A head that the trainer must have and no export gets: it serves the contrastive loss alone."""
 
@@ -51,37 +52,51 @@ def hf_state_dict(
     naming every tensor that is missing, superfluous or of another shape than these give.
     """
     origins = dict(_origins(model_config, objectives))
-    problems = [f"tensor {name} is missing" for name in origins if name not in tensors]
-    problems += [f"tensor {name} is not part of this model" for name in tensors if name not in origins]
+    problems = _other_names(tensors, origins)
     result: dict[str, Tensor] = {}
     for name, origin in origins.items():
         if name not in tensors:
             continue
-        if tuple(tensors[name].shape) != origin.shape:
-            shape = tuple(tensors[name].shape)
-            problems.append(f"tensor {name} has shape {shape}, the configuration gives {origin.shape}")
+        try:
+            _refuse_shape(name, tensors[name], origin.shape)
+        except UserError as error:
+            problems += error.problems[:1]
             continue
         if not origin.target.startswith(LEFT_BEHIND):
             result |= _convert(tensors[name].float(), origin, model_config)
     if problems:
-        raise UserError([*problems, "checkpoint and configuration do not belong together; give another checkpoint"])
+        raise UserError([*problems, MISFIT])
     return result | {name: result[source] for name, source in _ties(model_config, objectives).items()}
 
 
 def hf_tensors(tensors: Mapping[str, Tensor], model_config: ModelConfig, objectives: Collection[str]) -> LazyTensors:
-    """`hf_state_dict` without what is tied, of tensors that are read when asked for; with the heads left behind."""
+    """`hf_state_dict` without what is tied, of tensors that are read when asked for; with the heads left behind.
+
+    Raises UserError naming every tensor that is missing or superfluous; where one is read, if its shape is another.
+    """
+    origins = dict(_origins(model_config, objectives))
+    problems = _other_names(tensors, origins)
+    if problems:
+        raise UserError([*problems, MISFIT])
     last: tuple[str, dict[str, Tensor]] = ("", {})  # query, key and value are asked for one after the other
 
     def make(there: str, origin: Origin, target: str) -> Tensor:
         nonlocal last
         if last[0] != there:
-            last = there, _convert(tensors[there].float(), origin, model_config)
+            tensor = tensors[there]
+            _refuse_shape(there, tensor, origin.shape)
+            last = there, _convert(tensor.float(), origin, model_config)
         return last[1][target]
 
-    present = [(name, origin) for name, origin in _origins(model_config, objectives) if name in tensors]
     return LazyTensors(
-        {target: partial(make, name, origin, target) for name, origin in present for target in _targets(origin)}
+        {target: partial(make, name, origin, target) for name, origin in origins.items() for target in _targets(origin)}
     )
+
+
+def with_ties(exported: LazyTensors, model_config: ModelConfig, objectives: Collection[str]) -> LazyTensors:
+    """The same, in which what is tied stands under all of its names."""
+    makers, ties = exported.makers, _all_ties(model_config, objectives)
+    return LazyTensors({name: makers[source] for name, source in ties.items() if source in makers} | dict(makers))
 
 
 class TrainerTensors(Mapping[str, Tensor]):
@@ -96,10 +111,7 @@ class TrainerTensors(Mapping[str, Tensor]):
         self.origins = dict(_origins(model_config, objectives))
         """All that the model has."""
         self._tied: dict[str, list[str]] = {}
-        ties = _ties(model_config, objectives)
-        if "word" in model_config.shared_parts:  # of which our exported auxiliary has none; models of others have
-            ties |= {f"auxiliary.{WORDS}": f"metro.{WORDS}"}
-        for name, source in ties.items():
+        for name, source in _all_ties(model_config, objectives).items():
             self._tied.setdefault(source, []).append(name)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -110,11 +122,7 @@ class TrainerTensors(Mapping[str, Tensor]):
 
     def _read(self, target: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._exported[self._held_by(target)[0]]
-        if tuple(tensor.shape) != shape:
-            raise UserError(
-                f"tensor {target} has shape {tuple(tensor.shape)}, the configuration gives {shape}; weights and "
-                "configuration of the folder do not belong together: give another copy of it"
-            )
+        _refuse_shape(target, tensor, shape)
         return tensor.float()
 
     def __contains__(self, name: object) -> bool:
@@ -145,9 +153,25 @@ class TrainerTensors(Mapping[str, Tensor]):
         return [name for name in (target, *self._tied.get(target, ())) if name in self._exported]
 
 
+def _other_names(tensors: Mapping[str, Tensor], origins: Mapping[str, Origin]) -> list[str]:
+    missing = [f"tensor {name} is missing" for name in origins if name not in tensors]
+    return missing + [f"tensor {name} is not part of this model" for name in tensors if name not in origins]
+
+
+def _refuse_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise UserError([f"tensor {name} has shape {tuple(tensor.shape)}, the configuration gives {shape}", MISFIT])
+
+
 def _ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:
     heads = [*(["auxiliary"] if model_config.auxiliary_num_layers else []), *(set(DECODERS) & set(objectives))]
     return tied_weights(model_config.shared_embeddings, model_config.shared_lm_bias, heads)
+
+
+def _all_ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:
+    """With the auxiliary's token table, of which models of others have one for each encoder."""
+    words = {f"auxiliary.{WORDS}": f"metro.{WORDS}"} if "word" in model_config.shared_parts else {}
+    return words | _ties(model_config, objectives)
 
 
 def _targets(origin: Origin) -> list[str]:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
 from metro_megatron.checkpoint.files import INTEGRITY, METADATA, TRACKER
-from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors, stored_config
+from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
@@ -107,7 +107,7 @@ class FrozenFolder:
 
     def _of_run(self) -> PreTrainedModel:
         config, model = stored_config(self.path), self._unfilled()
-        tensors = exported_tensors(read_model_tensors(self.path), config)
+        tensors = exported_tensors(StoredModel.open(self.path).tensors, config)
         state = hf_state_dict(tensors, exported_model(config), config.objective.main)
         own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
         model.load_state_dict(own, strict=True, assign=True)

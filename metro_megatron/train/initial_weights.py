@@ -22,7 +22,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.hf.cocolm import open_cocolm
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.electra import open_electra
-from metro_megatron.hf.export import exported_model
+from metro_megatron.hf.export import exported_model, exported_tensors
 from metro_megatron.hf.pretrained import Pretrained, architecture, open_exported
 from metro_megatron.hf.stored import LazyTensors, read_json
 from metro_megatron.hf.token_ids import other_ids, tokens_of
@@ -61,8 +61,7 @@ def open_pretrained(path: Path) -> Pretrained:
 def _open_checkpoint(iteration: Path) -> Pretrained:
     config, stored = stored_config(iteration), StoredModel.open(iteration)
     objectives, model_config = config.objective.main, exported_model(config)
-    by_name = LazyTensors({name: partial(lambda name: stored.read([name])[name], name) for name in stored.stored})
-    tensors = hf_tensors(by_name, model_config, objectives)
+    tensors = hf_tensors(exported_tensors(stored.tensors, config), model_config, objectives)
     return Pretrained(iteration, tensors, architecture(model_config, objectives), find_tokenizer(iteration))
 
 
@@ -90,11 +89,14 @@ class InitialWeights:
     def description(self) -> str:
         """What the run says of them."""
         fresh, unread = self.config.train.initialize_fresh, self._unread
+        moments = "no moments are in it"
+        if any((source.path / METADATA).is_file() for source in self.sources):
+            moments = "its moments stay behind (train.branch_from would take them along)"
         at_random = f"; {', '.join(fresh)} at random" if fresh else ""
         left = f"; not read: {', '.join(unread[:3])}{' and others' if len(unread) > 3 else ''}" if unread else ""
         return (
-            f"weights of {self._names}: {len(self.tensors)} tensors{at_random}; moments and the place in the data "
-            f"start anew, of which no folder has any{left}"
+            f"weights of {self._names}: {len(self.tensors)} tensors{at_random}; {moments}, the optimizer and the data "
+            f"begin anew{left}"
         )
 
     def refuse_misfits(self) -> None:

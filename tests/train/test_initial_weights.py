@@ -111,8 +111,8 @@ def test_moments_start_anew_and_the_run_says_so(folders: dict[str, Path], tmp_pa
     assert initial
     initial.refuse_misfits()
     assert initial.description == (
-        f"weights of {folders['hf']}: {len(initial.tensors)} tensors; moments and the place in the data start anew, "
-        "of which no folder has any"
+        f"weights of {folders['hf']}: {len(initial.tensors)} tensors; no moments are in it, the optimizer and the "
+        "data begin anew"
     )
 
 
