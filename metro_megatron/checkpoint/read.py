@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -28,7 +28,6 @@ from metro_megatron.checkpoint.files import (
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.hf.stored import LazyTensors
 
 OPTIMIZER_PREFIX = "optimizer."
 TOKENIZER = "tokenizer"
@@ -120,9 +119,9 @@ class StoredModel:
         return tensors
 
     @property
-    def tensors(self) -> LazyTensors:
-        """All of them, each read when asked for."""
-        return LazyTensors({name: partial(self._read_one, name) for name in self.stored})
+    def readers(self) -> dict[str, Callable[[], Tensor]]:
+        """What reads each tensor."""
+        return {name: partial(self._read_one, name) for name in self.stored}
 
     def _read_one(self, name: str) -> Tensor:
         return self.read([name])[name]

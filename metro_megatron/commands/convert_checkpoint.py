@@ -52,7 +52,7 @@ def main(options: Options) -> None:
     else:
         refuse_foreign(target, EXPORTED_FILES)
     stored = StoredModel.open(iteration)
-    tensors = exported_tensors(stored.tensors, config)
+    tensors = exported_tensors(stored.readers, config)
     num_parameters = sum(stored.stored[name].size.numel() for name in tensors)
     print(
         f"{iteration}: {len(tensors)} tensors, {num_parameters / 1e6:.1f}M parameters; writing and comparing",
@@ -94,6 +94,7 @@ def training_facts(iteration: Path, config: Config) -> dict[str, object]:
     """What the model card says about the run."""
     from metro_megatron.checkpoint.average import average_facts
 
+    begun = [Path(one).name for one in config.train.initialize_from]
     facts: dict[str, object] = {
         "checkpoint": iteration.name,
         **average_facts(iteration),
@@ -104,6 +105,7 @@ def training_facts(iteration: Path, config: Config) -> dict[str, object]:
             else f"{config.train.global_batch_tokens} tokens in samples of at most {config.data.seq_length}"
         ),
         "training shards": ", ".join(Path(prefix).name for prefix in config.data.train),
+        **({"began with the weights of": ", ".join(begun)} if begun else {}),
         "peak learning rate": config.optimizer.lr,
         "mask probability": config.objective.mask_probability,
         **({"phases": "; ".join(map(str, config.train.phases))} if config.train.phases else {}),

@@ -77,7 +77,8 @@ def open_cocolm(path: Path) -> Pretrained:
         problems.append(f"{path}: {rows} rows of the vocabulary, dict.txt makes {len(vocabulary)}; give its own one")
     if problems:
         raise UserError(problems)
-    return Pretrained(path, LazyTensors(tensors), _architecture(state, options), None, vocabulary, unread)
+    architecture = _architecture(state, options)
+    return Pretrained(path, LazyTensors(tensors), architecture, None, vocabulary=vocabulary, unread=unread)
 
 
 def _ours(name: str, tensor: Tensor) -> dict[str, Callable[[], Tensor]]:

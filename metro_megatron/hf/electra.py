@@ -23,7 +23,7 @@ from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf.export import refuse_other_tokenizer, write_tokenizer
 from metro_megatron.hf.pretrained import Pretrained
 from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors, write_weights
-from metro_megatron.hf.weights import METRO, hf_tensors, with_ties
+from metro_megatron.hf.weights import METRO, all_ties, hf_tensors
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Role = Literal["generator", "discriminator"]
@@ -130,11 +130,12 @@ def electra_tensors(exported: LazyTensors, model_config: ModelConfig, role: Role
     """One model's, by transformers' names, of the tensors of `hf_tensors`; for text of one segment."""
     with torch.device("meta"):
         names = CLASSES[role](electra_config(model_config, role)).state_dict().keys()
-    ours = with_ties(exported, model_config, ["rtd"]).makers
+    ties = all_ties(model_config, ["rtd"])
     makers: dict[str, Callable[[], Tensor]] = {TYPES: partial(torch.zeros, SEGMENTS, model_config.table_width)}
     for name in names - {TYPES}:
-        maker = ours[_our_name(name, role)]
-        makers[name] = partial(_negative, maker) if _our_name(name, role) in OPPOSITE else maker
+        ours = _our_name(name, role)
+        maker = exported.makers[ours if ours in exported else ties[ours]]
+        makers[name] = partial(_negative, maker) if ours in OPPOSITE else maker
     return LazyTensors(makers)
 
 

@@ -87,11 +87,10 @@ def _both_names() -> Iterator[tuple[str, str]]:
     return ((name, RENAMED.get(name, name)) for name in names)
 
 
-def exported_tensors(tensors: LazyTensors, config: Config) -> LazyTensors:
+def exported_tensors(readers: Mapping[str, Callable[[], Tensor]], config: Config) -> LazyTensors:
     """Those of a run that an export keeps: a head with which main filled masks for itself serves nobody afterwards."""
     is_kept = config.corruption.trains_auxiliary
-    makers = tensors.makers.items()
-    return LazyTensors({name: maker for name, maker in makers if is_kept or not name.startswith("aux.")})
+    return LazyTensors({name: read for name, read in readers.items() if is_kept or not name.startswith("aux.")})
 
 
 def exported_model(config: Config) -> ModelConfig:

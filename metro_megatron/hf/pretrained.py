@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import model_config_of
 from metro_megatron.hf.stored import LazyTensors, stored_tensors
-from metro_megatron.hf.weights import DECODERS, with_ties
+from metro_megatron.hf.weights import DECODERS, all_ties
 
 LEFT_OPEN = (
     *("hidden_dropout", "attention_dropout", "auxiliary_dropout"),
@@ -36,6 +36,8 @@ class Pretrained:
     """Folder of the tokenizer whose ids these are; None: `vocabulary` says it."""
     vocabulary: Sequence[str] = ()
     """Token of every row of the vocabulary, where there is no tokenizer."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names of tensors that are others', and the names of these, which stand in the files once."""
     unread: Sequence[str] = ()
     """Names in the files of which `tensors` has nothing."""
 
@@ -62,5 +64,10 @@ def open_exported(folder: Path) -> Pretrained:
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"{folder / 'config.json'}: not readable ({error}); give another copy of the folder") from error
     model_config = model_config_of(config)
-    tensors = with_ties(stored_tensors(folder), model_config, config.objectives)
-    return Pretrained(folder, tensors, architecture(model_config, config.objectives), folder)
+    return Pretrained(
+        folder,
+        stored_tensors(folder),
+        architecture(model_config, config.objectives),
+        folder,
+        aliases=all_ties(model_config, config.objectives),
+    )

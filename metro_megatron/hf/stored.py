@@ -12,16 +12,18 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from metro_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """What transformers writes, or their `.index.json` where there are several; the first that is there is read."""

@@ -93,10 +93,12 @@ def hf_tensors(tensors: Mapping[str, Tensor], model_config: ModelConfig, objecti
     )
 
 
-def with_ties(exported: LazyTensors, model_config: ModelConfig, objectives: Collection[str]) -> LazyTensors:
-    """The same, in which what is tied stands under all of its names."""
-    makers, ties = exported.makers, _all_ties(model_config, objectives)
-    return LazyTensors({name: makers[source] for name, source in ties.items() if source in makers} | dict(makers))
+def all_ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:
+    """Names by which a model may have what stands under others, too where ours has none: the auxiliary's words."""
+    found = _ties(model_config, objectives)
+    if model_config.auxiliary_num_layers and "word" in model_config.shared_parts:
+        found[f"auxiliary.{WORDS}"] = f"metro.{WORDS}"
+    return found
 
 
 class TrainerTensors(Mapping[str, Tensor]):
@@ -111,7 +113,7 @@ class TrainerTensors(Mapping[str, Tensor]):
         self.origins = dict(_origins(model_config, objectives))
         """All that the model has."""
         self._tied: dict[str, list[str]] = {}
-        for name, source in _all_ties(model_config, objectives).items():
+        for name, source in all_ties(model_config, objectives).items():
             self._tied.setdefault(source, []).append(name)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -166,12 +168,6 @@ def _refuse_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def _ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:
     heads = [*(["auxiliary"] if model_config.auxiliary_num_layers else []), *(set(DECODERS) & set(objectives))]
     return tied_weights(model_config.shared_embeddings, model_config.shared_lm_bias, heads)
-
-
-def _all_ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:
-    """With the auxiliary's token table, of which models of others have one for each encoder."""
-    words = {f"auxiliary.{WORDS}": f"metro.{WORDS}"} if "word" in model_config.shared_parts else {}
-    return words | _ties(model_config, objectives)
 
 
 def _targets(origin: Origin) -> list[str]:

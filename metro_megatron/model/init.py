@@ -117,8 +117,20 @@ def initialize(
         owner = module.get_submodule(owner_name)
         unset = Unset(name, shape, owner, divisors.get(owner, 1.0), model_config, seed)
         whole = given[name] if given is not None and name in given else start_of(owner, own_name)(unset)
-        part = whole if split is None else whole.chunk(tensor_group.size(), split)[tensor_group.rank()]
-        parameter.copy_(part)
+        parameter.copy_(_part_of_rank(whole, split, tensor_group))
+
+
+def given_parts(
+    module: MegatronModule, prefix: str, tensor_group: ProcessGroup, given: Mapping[str, Tensor]
+) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+    """Parameters that do not start at random, and this rank's part of what they are given, which may be more exact."""
+    for name, parameter in global_parameters(module, prefix):
+        if name in given:
+            yield parameter, _part_of_rank(given[name], split_dimension(parameter), tensor_group)
+
+
+def _part_of_rank(whole: Tensor, split: int | None, tensor_group: ProcessGroup) -> Tensor:
+    return whole if split is None else whole.chunk(tensor_group.size(), split)[tensor_group.rank()]
 
 
 def start_of(owner: torch.nn.Module, own_name: str) -> Callable[[Unset], Tensor]:

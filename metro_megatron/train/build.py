@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from metro_megatron import mcore
+from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import TrainedAuxiliary
 from metro_megatron.corruption.cached import Cached
@@ -21,6 +24,9 @@ from metro_megatron.objective.term import Term
 from metro_megatron.objective.terms import main_terms
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.train.corpus import Corpus
+
+if TYPE_CHECKING:
+    from metro_megatron.train.initial_weights import InitialWeights
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,19 @@ class Parts:
             initialize(module, prefix, config.model, config.train.seed, layout.tensor, given)
             module.to(device=layout.device, dtype=mcore.DTYPES[config.train.precision])
         return cls(pair, corruptor, terms)
+
+
+def initial_weights(config: Config, tokenizer: Path) -> InitialWeights | None:
+    """Those of a run that begins with weights of others; None where it does not, or goes on from a checkpoint.
+
+    tokenizer: the run's. Raises UserError as InitialWeights.open.
+    """
+    if not config.train.initialize_from or beginning(config) is not None:
+        return None
+    # Late: other runs do without transformers.
+    from metro_megatron.train.initial_weights import InitialWeights
+
+    return InitialWeights.open(config, tokenizer)
 
 
 def build_corruptor(

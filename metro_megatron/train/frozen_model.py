@@ -107,7 +107,7 @@ class FrozenFolder:
 
     def _of_run(self) -> PreTrainedModel:
         config, model = stored_config(self.path), self._unfilled()
-        tensors = exported_tensors(StoredModel.open(self.path).tensors, config)
+        tensors = exported_tensors(StoredModel.open(self.path).readers, config)
         state = hf_state_dict(tensors, exported_model(config), config.objective.main)
         own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
         model.load_state_dict(own, strict=True, assign=True)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metro_megatron.checkpoint.files import METADATA, TRACKER
 from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
-from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.cocolm import open_cocolm
@@ -30,16 +30,6 @@ from metro_megatron.hf.weights import DECODERS, VOCABULARY, TrainerTensors, hf_t
 
 KINDS: dict[str, Callable[[Path], Pretrained]] = {MetroConfig.model_type: open_exported, "electra": open_electra}
 """How a folder with a config.json is opened, by its model_type."""
-
-
-def initial_weights(config: Config, tokenizer: Path) -> InitialWeights | None:
-    """Those of a run that begins with weights of others; None where it does not, or goes on from a checkpoint.
-
-    tokenizer: the run's. Raises UserError for what is none of the kinds there are.
-    """
-    if not config.train.initialize_from or beginning(config) is not None:
-        return None
-    return InitialWeights(config, tokenizer, [open_pretrained(Path(path)) for path in config.train.initialize_from])
 
 
 def open_pretrained(path: Path) -> Pretrained:
@@ -61,7 +51,7 @@ def open_pretrained(path: Path) -> Pretrained:
 def _open_checkpoint(iteration: Path) -> Pretrained:
     config, stored = stored_config(iteration), StoredModel.open(iteration)
     objectives, model_config = config.objective.main, exported_model(config)
-    tensors = hf_tensors(exported_tensors(stored.tensors, config), model_config, objectives)
+    tensors = hf_tensors(exported_tensors(stored.readers, config), model_config, objectives)
     return Pretrained(iteration, tensors, architecture(model_config, objectives), find_tokenizer(iteration))
 
 
@@ -71,7 +61,13 @@ class InitialWeights:
 
     config: Config
     tokenizer: Path
+    """The run's."""
     sources: list[Pretrained]
+
+    @classmethod
+    def open(cls, config: Config, tokenizer: Path) -> InitialWeights:
+        """Those of train.initialize_from. Raises UserError for what is none of the kinds there are."""
+        return cls(config, tokenizer, [open_pretrained(Path(path)) for path in config.train.initialize_from])
 
     @cached_property
     def tensors(self) -> TrainerTensors:
@@ -102,7 +98,7 @@ class InitialWeights:
     def refuse_misfits(self) -> None:
         """Raise UserError naming all that keeps the run from beginning with these weights."""
         found = list(self._differences())
-        found += [*self._missing(is_same=not found), *self._unequal(), *self._tokenizers()]
+        found += [*self._missing(is_same=not found), *self._doubles(), *self._unequal(), *self._tokenizers()]
         if found:
             raise UserError([f"train.initialize_from {self._names}: {one}" for one in found])
 
@@ -111,8 +107,9 @@ class InitialWeights:
         return tokens_of(self.tokenizer, self.config.model.vocab_size)
 
     def _in_order(self, source: Pretrained) -> dict[str, Callable[[], Tensor]]:
-        """A source's tensors, with the rows of a vocabulary in the order of the run's."""
+        """A source's tensors under all their names, with the rows of a vocabulary in the order of the run's."""
         makers = dict(source.tensors.makers)
+        makers |= {name: makers[one] for name, one in source.aliases.items() if one in makers and name not in makers}
         if source.vocabulary:
             row_of = {token: row for row, token in enumerate(source.vocabulary)}
             rows = torch.tensor([row_of.get(token or "", 0) for token in self._tokens])
@@ -125,19 +122,31 @@ class InitialWeights:
 
     @property
     def _unread(self) -> list[str]:
-        return [*(name for source in self.sources for name in source.unread), *self.tensors.unread]
+        left, unread = [name for source in self.sources for name in source.unread], self.tensors.unread
+        return left + [name for name in unread if any(name in source.tensors for source in self.sources)]
 
     def _differences(self) -> Iterator[str]:
-        fresh, objectives = set(self.config.train.initialize_fresh), self.config.objective.main
-        mine = architecture(exported_model(self.config), [name for name in objectives if name not in fresh])
-        if "auxiliary" in fresh:
-            mine = {name: value for name, value in mine.items() if not name.startswith("auxiliary_")}
-        if "main" in fresh:
-            mine = {name: value for name, value in mine.items() if name not in vars(self.config.model.main)}
+        mine, options = self._architecture(), []
         for source in self.sources:
             for name, value in source.architecture.items():
                 if mine.get(name, value) != value and not self._follows(name, source):
-                    yield f"model.{name} is {mine[name]}, {source.path} has {value}; set it to {value}"
+                    yield f"model.{name} is {_written(mine[name])}, {source.path} has {_written(value)}"
+                    options.append(f"--model.{name} {_written(value)}")
+        if options:
+            yield f"give {' '.join(dict.fromkeys(options))}"
+
+    def _architecture(self) -> dict[str, Any]:
+        """Of what does not start at random."""
+        fresh, config = set(self.config.train.initialize_fresh), self.config
+        own = architecture(exported_model(config), [name for name in config.objective.main if name not in fresh])
+        of_main = vars(config.model.main) if "main" in fresh else {}
+        return {
+            name: value
+            for name, value in own.items()
+            if name not in of_main and not ("auxiliary" in fresh and name.startswith("auxiliary_"))
+        }
+
+    def _doubles(self) -> Iterator[str]:
         seen: set[str] = set()
         for source in self.sources:
             both = sorted(seen & source.tensors.makers.keys())
@@ -177,7 +186,7 @@ class InitialWeights:
         for one, other in self.tensors.unequal_ties():
             yield (
                 f"{one} and {other} differ, and one tensor cannot be both with model.shared_embeddings "
-                f"{model.shared_embeddings}, model.shared_lm_bias {str(model.shared_lm_bias).lower()}; share less"
+                f"{model.shared_embeddings}, model.shared_lm_bias {_written(model.shared_lm_bias)}; share less"
             )
 
     def _tokenizers(self) -> Iterator[str]:
@@ -194,6 +203,11 @@ class InitialWeights:
 
 def _rows(make: Callable[[], Tensor], rows: Tensor) -> Tensor:
     return make()[rows]
+
+
+def _written(value: object) -> str:
+    """As an option has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def part_of(name: str) -> str:

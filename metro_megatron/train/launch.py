@@ -59,8 +59,8 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
     beginning(config)
     import_megatron()
 
+    from metro_megatron.train.build import initial_weights
     from metro_megatron.train.corpus import Corpus
-    from metro_megatron.train.initial_weights import initial_weights
 
     corpus = _with_replacements(Corpus.open(config))
     initial = initial_weights(config, corpus.tokenizer_folder)

@@ -26,6 +26,7 @@ from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.health.subject import Subject
 from metro_megatron.health.watch import Watch
 from metro_megatron.model.encoder import TIED
+from metro_megatron.model.init import given_parts
 from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
@@ -33,9 +34,8 @@ from metro_megatron.parallel.optim import Optimizer, PendingUpdate, Update
 from metro_megatron.plan.flops import Amount, achieved_tflops
 from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
-from metro_megatron.train.build import Parts
+from metro_megatron.train.build import Parts, initial_weights
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.initial_weights import initial_weights
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.probes import Probes
 from metro_megatron.train.report import Report
@@ -59,6 +59,10 @@ class Trainer:
         self.pair = self.parts.pair
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
+        if self.initial and config.train.precision != "fp32":
+            for prefix, module in self.pair.modules():
+                given = given_parts(module, prefix, self.layout.tensor, self.initial.tensors)
+                self.optimizer.set_masters(given)
         self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
         self.probes = Probes(config, self.layout, corpus)
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)

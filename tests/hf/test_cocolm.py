@@ -24,7 +24,7 @@ from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.hf.token_ids import tokens_of
 from metro_megatron.hf.weights import hf_state_dict
-from metro_megatron.train.initial_weights import InitialWeights, open_pretrained
+from metro_megatron.train.initial_weights import InitialWeights
 from tests.hf.pair import VOCAB_SIZE, write_tokenizer
 from tests.parity.small_run import small_config
 
@@ -166,7 +166,7 @@ def cocolm_run(path: Path, **train: Any) -> Config:
 
 
 def initial(config: Config, tokenizer: Path) -> InitialWeights:
-    return InitialWeights(config, tokenizer, [open_pretrained(Path(path)) for path in config.train.initialize_from])
+    return InitialWeights.open(config, tokenizer)
 
 
 def test_the_same_model_with_other_ids(tmp_path: Path, tokenizer: Path) -> None:
@@ -206,10 +206,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path, tokenizer: Path) -> None:
     config = small_config(train={"initialize_from": [str(path)]})
     with pytest.raises(UserError) as caught:
         initial(config, tokenizer).refuse_misfits()
-    found = [
-        one.removeprefix(f"train.initialize_from {path}: ").replace(str(path), "FILE") for one in caught.value.problems
-    ]
-    assert found[0] == "model.reset_cls is True, FILE has False; set it to False"
+    found = [one.removeprefix(f"train.initialize_from {path}: ") for one in caught.value.problems]
+    assert found[:2] == [f"model.reset_cls is true, {path} has false", "give --model.reset_cls false"]
     assert "has no row for" in found[-1] and "give a model whose vocabulary has them all" in found[-1]
     (tmp_path / "dict.txt").write_text("\n".join(lines[1:]))
     with pytest.raises(UserError, match=f"{ROWS} rows of the vocabulary, dict.txt makes {ROWS - 1}"):

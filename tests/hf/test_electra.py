@@ -27,7 +27,7 @@ from metro_megatron.hf.electra import electra_roles, electra_tensors, open_elect
 from metro_megatron.hf.weights import hf_tensors
 from metro_megatron.parallel.optim import Update
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
-from metro_megatron.train.initial_weights import InitialWeights, open_pretrained
+from metro_megatron.train.initial_weights import InitialWeights
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
 from tests.distributed import run_ranks
@@ -215,8 +215,8 @@ def test_a_trained_pair_becomes_folders_of_transformers_own(trained: tuple[Confi
         assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
         assert AutoTokenizer.from_pretrained(folder)("the cat").input_ids[0] == 0
         assert "largest difference to the trainer's outputs" in (folder / "README.md").read_text()
-    again = [open_pretrained(written / role) for role in ("generator", "discriminator")]
-    back = InitialWeights(config, written / "generator", again)
+    again = electra_run(written / "generator", written / "discriminator")
+    back = InitialWeights.open(again, written / "generator")
     back.refuse_misfits()
     for name, tensor in one.weights.items():
         assert back.tensors[name].equal(tensor), name
@@ -224,7 +224,7 @@ def test_a_trained_pair_becomes_folders_of_transformers_own(trained: tuple[Confi
 
 def refused(config: Config, folders: list[Path]) -> list[str]:
     with pytest.raises(UserError) as caught:
-        InitialWeights(config, folders[0], [open_pretrained(folder) for folder in folders]).refuse_misfits()
+        InitialWeights.open(config, folders[0]).refuse_misfits()
     return [one.replace(str(folders[0].parent), "") for one in caught.value.problems]
 
 
@@ -234,11 +234,11 @@ def test_one_of_the_pair_leaves_the_other_to_chance_only_where_that_is_said(pair
         "train.initialize_from /discriminator: auxiliary is not there; add auxiliary to train.initialize_fresh"
     )
     config = electra_run(discriminator, initialize_fresh=["auxiliary"])
-    InitialWeights(config, generator, [open_pretrained(discriminator)]).refuse_misfits()
+    InitialWeights.open(config, generator).refuse_misfits()
     found = refused(electra_run(generator), [generator])
     assert [one.split(": ")[1].split(";")[0] for one in found] == ["main is not there", "rtd is not there"]
     config = electra_run(generator, initialize_fresh=["main", "rtd"])
-    initial = InitialWeights(config, generator, [open_pretrained(generator)])
+    initial = InitialWeights.open(config, generator)
     initial.refuse_misfits()
     assert "tied.word.weight" in initial.tensors and "; main, rtd at random; no moments" in initial.description
 
@@ -247,15 +247,15 @@ def test_what_is_no_pair_of_ours_is_named(pair: list[Path], tmp_path: Path) -> N
     folders = write_pair(tmp_path, is_tied=False)
     found = refused(electra_run(*folders), folders)
     assert len(found) == 4 and all("differ, and one tensor cannot be both" in one for one in found)
-    InitialWeights(
-        replace(electra_run(*folders), model=replace(electra_run().model, shared_embeddings="none")),
-        folders[0],
-        [open_pretrained(folder) for folder in folders],
-    ).refuse_misfits()
+    apart = replace(electra_run(*folders), model=replace(electra_run().model, shared_embeddings="none"))
+    InitialWeights.open(apart, folders[0]).refuse_misfits()
     small = replace(electra_run(*pair), model=replace(electra_run().model, layer_norm_eps=1e-5, reset_cls=True))
-    assert [one.split(": ")[1] for one in refused(small, pair)][:2] == [
-        "model.reset_cls is True, /generator has False; set it to False",
-        "model.layer_norm_eps is 1e-05, /generator has 1e-12; set it to 1e-12",
+    assert [one.split(": ")[1] for one in refused(small, pair)] == [
+        "model.reset_cls is true, /generator has false",
+        "model.layer_norm_eps is 1e-05, /generator has 1e-12",
+        "model.reset_cls is true, /discriminator has false",
+        "model.layer_norm_eps is 1e-05, /discriminator has 1e-12",
+        "give --model.reset_cls false --model.layer_norm_eps 1e-12",
     ]
     path = folders[0] / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.export import exported_model, write_hf_folder
+from metro_megatron.hf.modeling_metro import MetroForReplacedTokenDetection
 from metro_megatron.hf.weights import hf_state_dict
-from metro_megatron.train.initial_weights import InitialWeights, initial_weights, open_pretrained
+from metro_megatron.train.build import initial_weights
+from metro_megatron.train.initial_weights import InitialWeights, open_pretrained
 from metro_megatron.train.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.hf.pair import write_tokenizer
@@ -28,7 +31,12 @@ from tests.parity.small_run import Figures, run_steps, small_config, small_corpu
 
 LINEAR: dict[str, Any] = {"lr": 1e4, "lr_warmup_steps": 0, "adam_eps": 1e4, "weight_decay": 0.0, "clip_grad": 0.0}
 """With so large an epsilon Adam's first step is the gradient itself."""
-LAYOUT = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+LAYOUTS: tuple[dict[str, Any], ...] = (
+    {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+    {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
+    {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+)
+"""Of four ranks."""
 
 
 @dataclass
@@ -84,25 +92,64 @@ def begin_alone(configs: list[Config]) -> list[Begun]:
     return [begin(config) for config in configs]
 
 
-def test_an_export_begins_in_another_layout_with_every_bit_loss_and_gradient(folders: dict[str, Path]) -> None:
-    """Exported, begun on four ranks, exported again: the same file; one step like one process on the checkpoint."""
+@pytest.fixture(scope="module")
+def alone(folders: dict[str, Path]) -> list[Begun]:
+    """One process on the checkpoint, and on its export."""
     checkpoint = iteration_folder(folders["run"], 2)
-    ((of_checkpoint, of_folder),) = run_ranks(begin_alone, 1, [run_config(checkpoint), run_config(folders["hf"])])
-    spread, *others = run_ranks(begin, 4, run_config(folders["hf"], parallel=LAYOUT))
-    assert all(one.figures == spread.figures for one in others)
+    return run_ranks(begin_alone, 1, [run_config(checkpoint), run_config(folders["hf"])])[0]
+
+
+def test_an_export_begins_as_its_checkpoint(alone: list[Begun]) -> None:
+    of_checkpoint, of_folder = alone
+    assert of_folder.figures == of_checkpoint.figures
+    for name, tensor in of_checkpoint.weights.items():
+        assert tensor.equal(of_folder.weights[name]) and of_checkpoint.change[name].equal(of_folder.change[name])
+
+
+@pytest.mark.parametrize("number", [0, *(pytest.param(one, marks=pytest.mark.long) for one in (1, 2))])
+def test_other_layouts_begin_with_every_bit_and_the_same_loss_and_gradients(
+    folders: dict[str, Path], alone: list[Begun], number: int
+) -> None:
+    """Exported, begun on four ranks, exported again: the same tensors."""
+    spread = run_ranks(begin, 4, run_config(folders["hf"], parallel=LAYOUTS[number]))[0]
     exported = load_file(folders["hf"] / "model.safetensors")
     again = hf_state_dict(spread.weights, small_config().model)
     assert exported.keys() < again.keys()
     assert all(again[name].equal(tensor) for name, tensor in exported.items())
-    for other in (of_folder, spread):
-        assert all(tensor.equal(other.weights[name]) for name, tensor in of_checkpoint.weights.items())
-    assert of_folder.figures == of_checkpoint.figures
-    assert all(tensor.equal(of_folder.change[name]) for name, tensor in of_checkpoint.change.items())
+    assert all(tensor.equal(alone[0].weights[name]) for name, tensor in spread.weights.items())
     for name in ("aux_loss", "rtd_loss", "clm_loss"):
-        assert spread.figures[name] == pytest.approx(of_checkpoint.figures[name], rel=1e-6)
-    for name, expected in of_checkpoint.change.items():
+        assert spread.figures[name] == pytest.approx(alone[0].figures[name], rel=1e-6)
+    for name, expected in alone[0].change.items():
         error = (spread.change[name] - expected).norm()
         assert error < 1e-4 * expected.norm() + 1e-6, (name, error)  # the weights' last bits
+
+
+def masters(config: Config) -> list[tuple[Tensor, Tensor]]:
+    """Parameters of a lone process and what its optimizer has of them."""
+    trainer = Trainer(config, small_corpus(config), torch.device("cpu"))
+    try:
+        pairs = []
+        for one in trainer.optimizer.both:
+            groups = zip(one.model_float16_groups, one.shard_fp32_from_float16_groups, strict=True)
+            for parameters, shards in groups:
+                pairs += [(p.detach().clone(), m.clone()) for p, m in zip(parameters, shards, strict=True)]
+        return pairs
+    finally:
+        trainer.close()
+
+
+def test_masters_have_the_values_that_weights_were_rounded_from(folders: dict[str, Path]) -> None:
+    (pairs,) = run_ranks(masters, 1, run_config(folders["hf"], train={"precision": "bf16"}))
+    tensors = read_model_tensors(iteration_folder(folders["run"], 2))
+    assert len(pairs) == len(tensors)
+    expected = {hash_of(tensor) for tensor in tensors.values()}
+    assert {hash_of(master) for _, master in pairs} == expected
+    assert all(weight.reshape(-1).equal(master.bfloat16()) for weight, master in pairs)
+    assert not all(master.equal(master.bfloat16().float()) for _, master in pairs)
+
+
+def hash_of(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()
 
 
 def test_moments_start_anew_and_the_run_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -117,11 +164,10 @@ def test_moments_start_anew_and_the_run_says_so(folders: dict[str, Path], tmp_pa
 
 
 def refused(config: Config, tokenizer: Path) -> list[str]:
-    sources = [open_pretrained(Path(path)) for path in config.train.initialize_from]
-    initial = InitialWeights(config, tokenizer, sources)
+    initial = InitialWeights.open(config, tokenizer)
     with pytest.raises(UserError) as caught:
         initial.refuse_misfits()
-    return [one.replace(str(sources[0].path), "FOLDER") for one in caught.value.problems]
+    return [one.replace(config.train.initialize_from[0], "FOLDER") for one in caught.value.problems]
 
 
 def test_all_that_does_not_fit_is_named_at_once(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -136,17 +182,19 @@ def test_all_that_does_not_fit_is_named_at_once(folders: dict[str, Path], tmp_pa
     config = run_config(folders["hf"], model=model, objective={"main": ["rtd", "clm", "scl"]})
     found = refused(config, other)
     prefix = "train.initialize_from FOLDER: "
-    assert [one.removeprefix(prefix) for one in found[:4]] == [
-        "model.hidden_size is 32, FOLDER has 64; set it to 64",
-        "model.relative_bucket is t5, FOLDER has coco; set it to coco",
-        "model.rtd_head is dense, FOLDER has linear; set it to linear",
-        "model.auxiliary_num_layers is 3, FOLDER has 2; set it to 2",
+    assert [one.removeprefix(prefix) for one in found[:5]] == [
+        "model.hidden_size is 32, FOLDER has 64",
+        "model.relative_bucket is t5, FOLDER has coco",
+        "model.rtd_head is dense, FOLDER has linear",
+        "model.auxiliary_num_layers is 3, FOLDER has 2",
+        "give --model.hidden_size 64 --model.relative_bucket coco --model.rtd_head linear "
+        "--model.auxiliary_num_layers 2",
     ]
-    assert found[4].endswith(
+    assert found[5].endswith(
         "scl is not there; add scl to train.initialize_fresh, and it starts at random, or give a folder that has it, "
         "or leave it out of objective.main"
     )
-    assert "FOLDER has another tokenizer: id 298 is" in found[5] and len(found) == 6
+    assert "FOLDER has another tokenizer: id 298 is" in found[6] and len(found) == 7
 
 
 def test_what_a_folder_lacks_starts_at_random_only_where_it_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -156,9 +204,12 @@ def test_what_a_folder_lacks_starts_at_random_only_where_it_is_named(folders: di
     write_hf_folder(tmp_path / "hf", own, exported_model(alone), folders["tokenizer"], {}, objectives=["rtd"])
     found = refused(run_config(tmp_path / "hf"), folders["tokenizer"])
     assert [one.split(": ")[1].split(";")[0] for one in found] == ["auxiliary is not there", "clm is not there"]
+    MetroForReplacedTokenDetection.from_pretrained(folders["hf"]).save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").write_bytes((folders["tokenizer"] / "tokenizer.json").read_bytes())
+    assert len(refused(run_config(tmp_path / "saved"), folders["tokenizer"])) == 2, "though config.json has all of it"
     parts = {"initialize_fresh": ["auxiliary", "clm"]}
     config = run_config(tmp_path / "hf", train=parts, model={"auxiliary_num_layers": 3})
-    InitialWeights(config, folders["tokenizer"], [open_pretrained(tmp_path / "hf")]).refuse_misfits()
+    InitialWeights.open(config, folders["tokenizer"]).refuse_misfits()
     ((begun, plain),) = run_ranks(begin_alone, 1, [config, replace(config, train=small_config().train)])
     for name, tensor in begun.weights.items():
         expected = own[name] if name in own else plain.weights[name]
@@ -172,5 +223,7 @@ def test_options_that_exclude_each_other_are_named(folders: dict[str, Path]) -> 
     assert any("train.initialize_fresh is clm, but without train.initialize_from" in one for one in problems(alone, 1))
     found = refused(run_config(folders["hf"], train={"initialize_fresh": ["mlm"]}), folders["tokenizer"])
     assert found[0].endswith("train.initialize_fresh names mlm, which the run does not have; leave it out")
+    found = refused(run_config(folders["hf"], corruption={"source": "main"}), folders["tokenizer"])
+    assert len(found) == 1 and ": auxiliary is not there; add auxiliary" in found[0], "a head on a layer of main"
     with pytest.raises(UserError, match="tokenizer: neither a run or checkpoint nor a folder with a config.json; give"):
         open_pretrained(folders["tokenizer"])
