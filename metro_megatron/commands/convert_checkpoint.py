@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def main(options: Options) -> None:
     print(_made(folders, options.format, config.objective.main))
 
 
-def _made(folders: list[Path], form: str, objectives: list[str]) -> str:
+def _made(folders: list[Path], form: str, objectives: Sequence[str]) -> str:
     """What there is now, and what to do with it."""
     last = folders[-1]
     next_one = (

@@ -60,7 +60,8 @@ def open_cocolm(path: Path) -> Pretrained:
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or WORDS not in state:
         raise UserError(f"{path}: no checkpoint of COCO-LM, which has encoder.sentence_encoder; give its model.pt")
-    options, tensors = _options(content), {}
+    options = _options(content)
+    tensors: dict[str, Callable[[], Tensor]] = {}
     unread, problems = [], list(_differences(path, options))
     for name, tensor in state.items():
         makers = _ours(name, tensor)
@@ -69,10 +70,7 @@ def open_cocolm(path: Path) -> Pretrained:
             unread.append(name)
         elif not makers:
             problems.append(f"{path}: {name} is no part of COCO-LM's model; give a checkpoint of its own code")
-    vocabulary, rows = (
-        _vocabulary(path.with_name("dict.txt")),
-        len(state["encoder.sentence_encoder.embed_tokens.weight"]),
-    )
+    vocabulary, rows = _vocabulary(path.with_name("dict.txt")), len(state[WORDS])
     if len(vocabulary) != rows:
         problems.append(f"{path}: {rows} rows of the vocabulary, dict.txt makes {len(vocabulary)}; give its own one")
     if problems:
@@ -112,26 +110,25 @@ def _options(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(path: Path, options: Mapping[str, Any]) -> Iterator[str]:
-    """Choices of its code that our encoders do not have."""
+    """Choices of its code that our encoders do not have, and a number that no tensor shows."""
     for name, ours in (("activation_fn", "gelu"), ("encoder_normalize_before", False)):
         if options.get(name, ours) != ours:
             yield f"{path}: {name} is {options[name]!r}, of ours {ours!r}; give another checkpoint"
+    if not options.get("rel_pos", 1) and "encoder_attention_heads" not in options:
+        yield f"{path}: nothing says how many heads it has; give a checkpoint with its args"
 
 
 def _architecture(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
     """From the tensors, but for what no tensor shows."""
-    main = _sizes(state, "encoder", options)
+    main, auxiliary = (_sizes(state, encoder, options) for encoder in ENCODERS)
     bias = state.get("encoder.sentence_encoder.relative_attention_bias.weight")
-    buckets = (
-        {
+    buckets: dict[str, Any] = {"relative_bucket": "none"}
+    if bias is not None:
+        buckets = {
             "relative_bucket": "coco",
             "relative_attention_num_buckets": len(bias),
             "relative_attention_max_distance": options.get("max_rel_pos", MAX_DISTANCE),
         }
-        if bias is not None
-        else {"relative_bucket": "none"}
-    )
-    auxiliary = _sizes(state, "auxiliary", options)
     return {
         **main,
         **{f"auxiliary_{name}": value for name, value in auxiliary.items()},

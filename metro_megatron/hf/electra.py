@@ -115,7 +115,7 @@ def electra_roles(model_config: ModelConfig, objectives: Collection[str]) -> lis
     """Which models of a run become ELECTRA's. Raises UserError naming all that makes it no ELECTRA."""
     given = {**{name: getattr(model_config, name) for name in FIXED}, "rtd_head": model_config.rtd_head}
     problems = [
-        f"model.{name} is {given[name]}, ELECTRA's is {value}"
+        f"model.{name} is {str(given[name]).lower()}, ELECTRA's is {str(value).lower()}"
         for name, value in {**FIXED, "rtd_head": "dense"}.items()
         if given[name] != value
     ]
@@ -204,7 +204,7 @@ def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:
 
 
 def _our_name(name: str, role: Role) -> str:
-    """ "" where we have no such tensor."""
+    """Empty where we have no such tensor."""
     module, _, kind = name.rpartition(".")
     layer = re.fullmatch(r"electra\.encoder\.(layer\.\d+)\.(.+)", module)
     if layer:
@@ -232,12 +232,12 @@ def _architecture(config: ElectraConfig, role: Role) -> dict[str, Any]:
 
 def _differences(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     """Choices of transformers' ELECTRA that our encoders do not have."""
-    known = {
-        "hidden_act": ("gelu",),
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-        "add_cross_attention": (False,),
+    ours = {
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
     }
-    for name, values in known.items():
-        if config.get(name, values[0]) not in values:
-            yield f"{folder}: {name} is {config[name]!r}, of ours {values[0]!r}; give another model"
+    for name, value in ours.items():
+        if config.get(name, value) != value:
+            yield f"{folder}: {name} is {config[name]!r}, of ours {value!r}; give another model"

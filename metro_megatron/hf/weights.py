@@ -57,13 +57,11 @@ def hf_state_dict(
     for name, origin in origins.items():
         if name not in tensors:
             continue
-        try:
-            _refuse_shape(name, tensors[name], origin.shape)
-        except UserError as error:
-            problems += error.problems[:1]
-            continue
-        if not origin.target.startswith(LEFT_BEHIND):
-            result |= _convert(tensors[name].float(), origin, model_config)
+        tensor = tensors[name]
+        misfit = _other_shape(name, tensor, origin.shape)
+        problems += misfit
+        if not misfit and not origin.target.startswith(LEFT_BEHIND):
+            result |= _convert(tensor.float(), origin, model_config)
     if problems:
         raise UserError([*problems, MISFIT])
     return result | {name: result[source] for name, source in _ties(model_config, objectives).items()}
@@ -83,9 +81,7 @@ def hf_tensors(tensors: Mapping[str, Tensor], model_config: ModelConfig, objecti
     def make(there: str, origin: Origin, target: str) -> Tensor:
         nonlocal last
         if last[0] != there:
-            tensor = tensors[there]
-            _refuse_shape(there, tensor, origin.shape)
-            last = there, _convert(tensor.float(), origin, model_config)
+            last = there, _convert(_checked(there, tensors[there], origin.shape), origin, model_config)
         return last[1][target]
 
     return LazyTensors(
@@ -94,7 +90,7 @@ def hf_tensors(tensors: Mapping[str, Tensor], model_config: ModelConfig, objecti
 
 
 def all_ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:
-    """Names by which a model may have what stands under others, too where ours has none: the auxiliary's words."""
+    """Other names of tensors, by which models of others may have them: the auxiliary's token table, too."""
     found = _ties(model_config, objectives)
     if model_config.auxiliary_num_layers and "word" in model_config.shared_parts:
         found[f"auxiliary.{WORDS}"] = f"metro.{WORDS}"
@@ -119,13 +115,9 @@ class TrainerTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """Raises UserError where a tensor is of another shape than the configuration gives."""
         origin = self.origins[name]
-        parts = [self._read(target, _target_shape(origin, self._model_config)) for target in _targets(origin)]
+        shape, names = _target_shape(origin, self._model_config), [self._held_by(one)[0] for one in _targets(origin)]
+        parts = [_checked(one, self._exported[one], shape) for one in names]
         return _join(parts, origin, self._model_config)
-
-    def _read(self, target: str, shape: tuple[int, ...]) -> Tensor:
-        tensor = self._exported[self._held_by(target)[0]]
-        _refuse_shape(target, tensor, shape)
-        return tensor.float()
 
     def __contains__(self, name: object) -> bool:
         return name in self.origins and all(map(self._held_by, _targets(self.origins[str(name)])))
@@ -160,9 +152,17 @@ def _other_names(tensors: Mapping[str, Tensor], origins: Mapping[str, Origin]) -
     return missing + [f"tensor {name} is not part of this model" for name in tensors if name not in origins]
 
 
-def _refuse_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise UserError([f"tensor {name} has shape {tuple(tensor.shape)}, the configuration gives {shape}", MISFIT])
+def _other_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
+    is_other = tuple(tensor.shape) != shape
+    return [f"tensor {name} has shape {tuple(tensor.shape)}, the configuration gives {shape}"] if is_other else []
+
+
+def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """In fp32. Raises UserError for another shape."""
+    problems = _other_shape(name, tensor, shape)
+    if problems:
+        raise UserError([*problems, MISFIT])
+    return tensor.float()
 
 
 def _ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:

@@ -127,10 +127,15 @@ class InitialWeights:
 
     def _differences(self) -> Iterator[str]:
         mine, options = self._architecture(), []
+        # An option of 0 is main's size, whose own option may have to change.
+        main = mine | {name: value for source in self.sources for name, value in source.architecture.items()}
         for source in self.sources:
             for name, value in source.architecture.items():
-                if mine.get(name, value) != value and not self._follows(name, source):
-                    yield f"model.{name} is {_written(mine[name])}, {source.path} has {_written(value)}"
+                base = "hidden_size" if name == "embedding_size" else name.removeprefix("auxiliary_")
+                follows = base != name and not getattr(self.config.model, name)
+                if name in mine and value != (main.get(base, mine[name]) if follows else mine[name]):
+                    shown = f"0, model.{base}" if follows else _written(mine[name])
+                    yield f"model.{name} is {shown}, {source.path} has {_written(value)}"
                     options.append(f"--model.{name} {_written(value)}")
         if options:
             yield f"give {' '.join(dict.fromkeys(options))}"
@@ -153,12 +158,6 @@ class InitialWeights:
             if both:
                 yield f"{both[0]} stands in two of them; give one of each model"
             seen |= source.tensors.makers.keys()
-
-    def _follows(self, name: str, source: Pretrained) -> bool:
-        """Whether a size is main's both here and there, so that main's is the one to set."""
-        base = "hidden_size" if name == "embedding_size" else name.removeprefix("auxiliary_")
-        has_own = base == name or getattr(self.config.model, name)
-        return not has_own and source.architecture[name] == source.architecture.get(base)
 
     def _missing(self, is_same: bool) -> Iterator[str]:
         """is_same: whether a part has no other reason to lack tensors than that the folder is damaged."""

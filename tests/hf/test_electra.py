@@ -257,6 +257,11 @@ def test_what_is_no_pair_of_ours_is_named(pair: list[Path], tmp_path: Path) -> N
         "model.layer_norm_eps is 1e-05, /discriminator has 1e-12",
         "give --model.reset_cls false --model.layer_norm_eps 1e-12",
     ]
+    plain = replace(small_config(), objective=small.objective, train=small.train)
+    told = refused(plain, pair)[-1].partition(": give ")[2].split()
+    values = {name.removeprefix("--model."): value for name, value in zip(told[::2], told[1::2], strict=True)}
+    given = {name: value for name, value in MODEL.items() if name != "shared_embeddings"}
+    assert values == {name: str(value).lower() for name, value in given.items()}, "sizes of 0 follow main's"
     path = folders[0] / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
     with pytest.raises(UserError, match="hidden_act is 'relu', of ours 'gelu'"):
@@ -265,7 +270,7 @@ def test_what_is_no_pair_of_ours_is_named(pair: list[Path], tmp_path: Path) -> N
         electra_roles(small_config().model, ["clm"])
     assert caught.value.problems == [
         "model.relative_bucket is coco, ELECTRA's is none",
-        "model.reset_cls is True, ELECTRA's is False",
+        "model.reset_cls is true, ELECTRA's is false",
         "model.rtd_head is linear, ELECTRA's is dense",
         "objective.main is clm, ELECTRA's discriminator has learned rtd",
         "no ELECTRA has these: write the folder with --format metro",
