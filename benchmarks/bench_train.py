@@ -36,7 +36,8 @@ from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.plan.memory import state_bytes
-from metro_megatron.train.launch import choose_device, is_first_process
+from metro_megatron.train.launch import choose_device
+from metro_megatron.train.processes import is_first_process
 
 OUTPUT = "docs/benchmarks/train"
 START_LIMIT_S, ROW_GRACE_S = 180.0, 60.0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from queue import Queue
 from typing import Any
 
 import torch
 from megatron.core import optimizer as mcore_optimizer
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies import torch as strategies
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer import distrib_optimizer, get_megatron_optimizer, get_standard_config_overrides
@@ -198,15 +200,38 @@ def fuse(adam: torch.optim.AdamW) -> None:
                 state["step"] = state["step"].to(parameter.device, torch.float32, copy=True)
 
 
-def start_checkpoint_writer() -> None:
-    """Start, once, the helper process of megatron-core's checkpoint writer, deaf to SIGTERM.
+class _ThreadedWriter(filesystem_async.FileSystemWriterAsync):
+    """megatron-core's writer of a rank's files, without the processes that it forks for them.
 
-    torchrun passes SIGTERM on to all processes of a worker's group. The run answers it with a checkpoint, which
-    needs the helper alive.
+    A process that is killed, for want of memory, leaves its parent waiting for ever, and needs a path for its socket.
     """
-    resource_tracker.ensure_running()  # would be started with the helper, and unblocks SIGTERM when it is
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    @staticmethod
+    def write_preloaded_data_multiproc(
+        transform_list: list[Any], use_msc: bool, rank: int, write_buckets: list[Any], global_results_queue: Queue[Any]
+    ) -> None:
+        results: Queue[tuple[int, Any]] = Queue()
+        running: Queue[int] = Queue()
+
+        def write(number: int, bucket: Any) -> None:
+            running.put(number)
+            filesystem_async.FileSystemWriterAsync.write_preloaded_data(
+                transform_list, number, bucket, results, running, True, use_msc=use_msc
+            )
+
+        with ThreadPoolExecutor(len(write_buckets)) as threads:
+            list(threads.map(write, range(len(write_buckets)), write_buckets))
+        written = dict(results.get() for _ in write_buckets)
+        failed = next((result for result in written.values() if isinstance(result, Exception)), None)
+        global_results_queue.put(failed or written)
+
+
+@contextmanager
+def writing_in_threads() -> Iterator[None]:
+    """megatron-core's dist_checkpointing.save writes in threads of this process, inside the block."""
+    before = strategies.FileSystemWriterAsync, filesystem_async._get_write_results_queue
+    strategies.FileSystemWriterAsync, filesystem_async._get_write_results_queue = _ThreadedWriter, Queue
     try:
-        filesystem_async._get_write_results_queue()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        strategies.FileSystemWriterAsync, filesystem_async._get_write_results_queue = before

@@ -155,6 +155,14 @@ class Decay:
         return self.end + (self.start - self.end) * remaining
 
 
+def step_window(written: str) -> range:
+    """Steps counted from 0, of a window such as 1200-1260, or 1200, counted from 1. Raises UserError."""
+    first, _, last = str(written).replace(",", "").partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)):
+        raise UserError(f"{written} is no window of steps; write the first and the last one, such as 1200-1260")
+    return range(int(first) - 1, int(last or first))
+
+
 def steps_of(written: Steps, train_steps: int) -> int:
     """How many steps of a run are meant. Raises UserError for what is neither a number of them nor a share."""
     match = _STEPS.fullmatch(str(written))

@@ -177,11 +177,13 @@ def test_the_arms_of_figure_3():
 
 def test_the_arms_of_the_campaign():
     common = EXAMPLES / "campaign" / "common.yaml"
-    assert sorted(path.stem for path in common.parent.iterdir()) == sorted(["common", *CAMPAIGN])
+    assert sorted(path.stem for path in common.parent.iterdir()) == sorted(["common", "gpu", *CAMPAIGN])
     for name, expected in CAMPAIGN.items():
         config = load(common, common.with_stem(name))
         assert problems(config, processes(common)) == []
         assert changes(config, load(common)) == expected
+        gpu = common.with_stem("gpu")
+        assert problems(load(common, gpu, common.with_stem(name)), processes(gpu)) == []
     sizes = [load(path).model.main for path in (common, EXAMPLES / "demo.yaml")]
     assert sizes[0] == sizes[1]
 

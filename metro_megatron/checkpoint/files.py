@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,36 +56,66 @@ def iteration_folder(run: Path, step: int) -> Path:
     return run / f"iter_{step:07d}"
 
 
+def saved_steps(run: Path) -> list[int]:
+    """Steps of all complete checkpoints of a run folder, ascending."""
+    return sorted(int(folder.name[5:]) for folder in run.glob("iter_*") if folder.name[5:].isdecimal())
+
+
 def tracked_step(run: Path) -> int | None:
-    """Steps of the newest complete checkpoint of a run folder; None if the run has none.
-
-    Raises UserError when the tracker is there but its checkpoint is not.
-    """
-    tracker = run / TRACKER
-    if not tracker.is_file():
+    """What the tracker of a run folder says, if it names a checkpoint that is there; else None."""
+    try:
+        text = (run / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
         return None
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    step = int(text) if text.isascii() and text.isdigit() else None
-    if step is None or not iteration_folder(run, step).is_dir():
-        raise UserError(
-            f"{tracker} says {text[:40]!r}, but {run} has no such checkpoint: "
-            "write the number of an existing iter_ folder into it, or use another folder"
-        )
-    return step
+    step = int(text) if text.isascii() and text.isdecimal() else None
+    return step if step is not None and iteration_folder(run, step).is_dir() else None
 
 
-def write_integrity(folder: Path) -> None:
-    """Write integrity.json about all files of `folder`; the last thing to do to a checkpoint."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != INTEGRITY)
+def newest_step(run: Path) -> int | None:
+    """Steps of the newest complete checkpoint of a run folder; None if it has none."""
+    return next(iter(resumable_steps(run)), None)
+
+
+def resumable_steps(run: Path) -> list[int]:
+    """Steps of the checkpoints that a run may go on from, the best first: the tracker's and older ones, or all where
+    the tracker is lost."""
+    steps, tracked = saved_steps(run)[::-1], tracked_step(run)
+    return steps if tracked is None else [step for step in steps if step <= tracked]
+
+
+def file_entries(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What integrity.json says of files, by name."""
+    paths = sorted(paths)
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         hashes = list(threads.map(_sha256, paths))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha} for path, sha in zip(paths, hashes, strict=True)}
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha} for path, sha in zip(paths, hashes, strict=True)}
+
+
+def write_integrity(folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Write integrity.json about all files of `folder`; the last thing to do to a checkpoint.
+
+    known: entries that others have made of the files they wrote. Raises UserError where such a file is not there, nor
+    one that `.metadata` refers to.
+    """
+    known = known or {}
+    there = {path.name: path for path in folder.iterdir() if path.is_file() and path.name != INTEGRITY}
+    wanted = known.keys() | _referred_to(check_metadata(folder))
+    absent = sorted(wanted - there.keys())
+    if absent:
+        raise UserError(
+            f"{folder}: {len(absent)} of {len(wanted)} files that ranks have written are not there ({absent[0]}): "
+            "train.output must be one folder for all machines, on storage that they share"
+        )
+    files = {**known, **file_entries(path for name, path in there.items() if name not in known)}
     (folder / INTEGRITY).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
 
 
-def verify_integrity(folder: Path) -> None:
-    """Compare every file with integrity.json. Raises UserError naming all that are missing or damaged."""
-    files = _read_integrity(folder)
+def verify_integrity(folder: Path, first: int = 0, every: int = 1) -> None:
+    """Compare files with integrity.json: all, or of several ranks each its own share, from the `first` one on.
+
+    Raises UserError naming all that are missing or damaged.
+    """
+    files = dict(sorted(_read_integrity(folder).items())[first::every])
     problems = []
     whole = []
     for name, expected in files.items():
@@ -131,11 +162,15 @@ def check_metadata(folder: Path) -> Metadata:
         raise UserError(f"{path}: unreadable ({error}); use another copy of this checkpoint") from error
     if not isinstance(metadata, Metadata):
         raise UserError(f"{path}: holds a {type(metadata).__name__}, not a checkpoint's metadata")
-    names = {info.relative_path for info in (metadata.storage_data or {}).values()}
-    outside = sorted(name for name in names if os.path.basename(name) != name)
+    outside = sorted(name for name in _referred_to(metadata) if os.path.basename(name) != name)
     if outside:
         raise UserError(f"{path}: refers to {outside[0]!r} outside its folder; do not use this checkpoint")
     return metadata
+
+
+def _referred_to(metadata: Metadata) -> set[str]:
+    """Names of the files that hold the tensors."""
+    return {info.relative_path for info in (metadata.storage_data or {}).values()}
 
 
 class SafeUnpickler(pickle.Unpickler):

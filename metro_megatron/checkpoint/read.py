@@ -19,10 +19,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from metro_megatron.checkpoint.files import (
     AVERAGE,
     METADATA,
-    TRACKER,
     check_metadata,
     iteration_folder,
-    tracked_step,
+    newest_step,
     verify_integrity,
 )
 from metro_megatron.config.file import load_config
@@ -41,10 +40,10 @@ def find_iteration(path: Path) -> Path:
     """
     if (path / METADATA).is_file():
         return path
-    step = tracked_step(path)
+    step = newest_step(path)
     if step is None:
         raise UserError(
-            f"{path}: neither a checkpoint (no {METADATA}) nor a run folder with one (no {TRACKER}); "
+            f"{path}: neither a checkpoint (no {METADATA}) nor a run folder with one (no iter_ folder); "
             "give the folder of train.output or one of its iter_ folders"
         )
     return iteration_folder(path, step)

@@ -4,32 +4,70 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from metro_megatron.checkpoint.files import AVERAGE, METADATA, iteration_folder, tracked_step
-from metro_megatron.cli.options import flatten, options_of
+from metro_megatron.checkpoint.files import (
+    AVERAGE,
+    METADATA,
+    TRACKER,
+    iteration_folder,
+    newest_step,
+    resumable_steps,
+    saved_steps,
+    tracked_step,
+)
+from metro_megatron.cli.options import Option, flatten, options_of
 from metro_megatron.config.file import load_config
 from metro_megatron.config.phases import Phase
-from metro_megatron.config.schema import BRANCH_MAY_CHANGE, MAY_CHANGE, Config
+from metro_megatron.config.schema import BRANCH_MAY_CHANGE, MAY_CHANGE, OVERRIDE_MAY_CHANGE, Config
 from metro_megatron.errors import UserError
 
 
 def beginning(config: Config) -> Path | None:
-    """The checkpoint that a run goes on from: the newest of its own folder, else the one that it branches from.
+    """The first of `beginnings` whose configuration can be read; None: the run begins from nothing.
 
-    None: it begins from nothing. Raises UserError if there is no such checkpoint, or as refuse_other_run.
+    For a first look: whether it is whole is seen when it is loaded. Raises UserError as `beginnings` does, if no
+    configuration can be read, or as refuse_other_run.
+    """
+    problems = []
+    for iteration in beginnings(config):
+        try:
+            load_config(iteration / "run_config.yaml")
+        except UserError as error:
+            problems += error.problems
+            continue
+        refuse_other_run(iteration, config)
+        return iteration
+    if problems:
+        raise UserError(problems)
+    return None
+
+
+def beginnings(config: Config) -> list[Path]:
+    """The checkpoints that a run may go on from, the best first: of its own folder, else the one that it branches from.
+
+    None: it begins from nothing. Raises UserError if train.branch_from is no checkpoint.
     """
     run, branch = Path(config.train.output), Path(config.train.branch_from)
-    step = tracked_step(run)
-    if step is None and not config.train.branch_from:
-        return None
-    iteration = branch if step is None else iteration_folder(run, step)
-    if step is None and not (branch / METADATA).is_file():
+    steps = resumable_steps(run)
+    if steps or not config.train.branch_from:
+        return [iteration_folder(run, step) for step in steps]
+    if not (branch / METADATA).is_file():
         # Not the run's newest: that would be another one when the same command is given again.
-        newest = tracked_step(branch)
+        newest = newest_step(branch)
         such = "iter_0005000 of a run folder" if newest is None else iteration_folder(branch, newest)
         raise UserError(f"train.branch_from {branch} is no checkpoint (no {METADATA}); give one, such as {such}")
-    refuse_other_run(iteration, config)
-    return iteration
+    return [branch]
+
+
+def lost_tracker(run: Path) -> list[str]:
+    """A line where a run folder's checkpoints are there, but not what says which of them is the newest."""
+    steps = saved_steps(run)
+    if not steps or tracked_step(run) is not None:
+        return []
+    return [
+        f"{run / TRACKER} is lost or names no checkpoint that is there; the newest one there is of step {steps[-1]}"
+    ]
 
 
 def is_branch_point(iteration: Path, config: Config) -> bool:
@@ -39,13 +77,32 @@ def is_branch_point(iteration: Path, config: Config) -> bool:
 
 def config_differences(saved: Config, given: Config, is_branch: bool = False) -> list[str]:
     """One line per field whose change would make another run of it, or something else than a branch."""
-    there, here = flatten(saved), flatten(given)
     may_change = {MAY_CHANGE, BRANCH_MAY_CHANGE} if is_branch else {MAY_CHANGE}
     return [
-        f"{option.name} is {here[option.name]!r}, but the checkpoint was made with {there[option.name]!r}"
-        for option in options_of(Config)
-        if may_change.isdisjoint(option.marks) and here[option.name] != there[option.name]
+        f"{option.name} is {here!r}, but the checkpoint was made with {there!r}"
+        + (" (train.override may name it)" if OVERRIDE_MAY_CHANGE in option.marks else "")
+        for option, there, here in _changed(saved, given)
+        if may_change.isdisjoint(option.marks) and option.name not in given.train.override
     ]
+
+
+def overridden(saved: Config, given: Config) -> dict[str, tuple[Any, Any]]:
+    """What a resumed run is told anew about its further steps, by name of the option: as it was, and as it is."""
+    steering = {"train.skip_steps", *given.train.override}
+    return {option.name: (there, here) for option, there, here in _changed(saved, given) if option.name in steering}
+
+
+def overridden_options(iteration: Path, given: Config) -> list[str]:
+    """What train.override must name so that `given` goes on from a checkpoint."""
+    saved = load_config(iteration / "run_config.yaml")
+    return [option.name for option, _, _ in _changed(saved, given) if OVERRIDE_MAY_CHANGE in option.marks]
+
+
+def _changed(saved: Config, given: Config) -> Iterator[tuple[Option, Any, Any]]:
+    there, here = flatten(saved), flatten(given)
+    for option in options_of(Config):
+        if here[option.name] != there[option.name]:
+            yield option, there[option.name], here[option.name]
 
 
 def refuse_other_run(iteration: Path, config: Config) -> None:
@@ -61,6 +118,8 @@ def refuse_other_run(iteration: Path, config: Config) -> None:
     found = config_differences(saved, config, is_branch)
     if is_branch:
         found += _past_differences(iteration, saved, config)
+    else:
+        found += _skipped_otherwise(iteration, saved, config)
     if found:
         remedy = "or choose another train.branch_from" if is_branch else "or choose another train.output"
         raise UserError([*found, f"{iteration}: give the values of this checkpoint, {remedy}"])
@@ -76,6 +135,21 @@ def _past_differences(iteration: Path, saved: Config, given: Config) -> Iterator
         yield (
             f"train.phases has {_listed(planned)} before the branching after step {step}, but the checkpoint was made "
             f"with {_listed(begun)}; keep those, their starts in steps"
+        )
+
+
+def _skipped_otherwise(iteration: Path, saved: Config, given: Config) -> Iterator[str]:
+    """What of the plan of steps that are passed over is not what was done before the checkpoint."""
+    step = json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"]
+    if given.train.train_steps < step:
+        yield f"train.train_steps is {given.train.train_steps}, but {step} are done; give more"
+    before, planned = (
+        {one for part in config.skipped_steps for one in part if one < step} for config in (saved, given)
+    )
+    if before != planned:
+        yield (
+            f"train.skip_steps is {given.train.skip_steps}, but up to step {step} the checkpoint was made with "
+            f"{saved.train.skip_steps}; keep those, and add later ones only"
         )
 
 

@@ -65,8 +65,9 @@ def load_state(pair: Pair, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Put a loaded `sharded_state` into place."""
     load_model_state(pair, state)
     distributed = [optimizer.shared, optimizer.stage]
-    for one in distributed:
+    for number, one in enumerate(distributed):
         _keep_own_step(one)
+        _keep_own_rates(one, state["optimizer"][number]["optimizer"]["param_groups"])
     optimizer.chained.load_state_dict(state["optimizer"])
     for one in distributed:
         mcore.fuse(one.optimizer)  # an older checkpoint may say otherwise
@@ -94,6 +95,19 @@ def _save_two_moments(optimizer: DistributedOptimizer) -> None:
         return own if "exp_avg_sq" in own else {**own, "exp_avg_sq": torch.zeros_like(own["exp_avg"])}
 
     optimizer._get_main_param_and_optimizer_states = states
+
+
+def _keep_own_rates(optimizer: DistributedOptimizer, saved: list[dict[str, Any]]) -> None:
+    """Groups' shares of the learning rate are the run's options', which may be others than when it was saved.
+
+    They are one of the entries by which megatron-core finds a checkpoint's groups again.
+    """
+    keys = ("wd_mult", "is_expert_parallel", "is_decoupled_lr")
+    own = {tuple(group[key] for key in keys): group for group in optimizer.optimizer.param_groups}
+    for group in saved:
+        same = own.get(tuple(group[key] for key in keys))
+        if same:
+            group["lr_mult"] = same["lr_mult"]
 
 
 def _keep_own_step(optimizer: DistributedOptimizer) -> None:

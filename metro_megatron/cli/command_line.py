@@ -80,7 +80,7 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
     except UserError as error:
         problems = error.problems
     except OSError as error:
-        if error.errno not in _FILE_MISTAKES:
+        if not is_file_mistake(error):
             raise
         problems = [describe_os_error(error)]
     except ModuleNotFoundError as error:
@@ -96,6 +96,11 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
     if report:
         print(*(f"error: {problem}" for problem in problems), sep="\n", file=sys.stderr, flush=True)
     return UserError.EXIT_CODE
+
+
+def is_file_mistake(error: OSError) -> bool:
+    """Whether it is about a file that a user can do something about."""
+    return error.errno in _FILE_MISTAKES
 
 
 def describe_os_error(error: OSError) -> str:

@@ -33,7 +33,8 @@ def main(options: Options, run: list[str]) -> None:
     from metro_megatron.config.file import parse_config
     from metro_megatron.config.problems import problems
     from metro_megatron.config.schema import ParallelConfig
-    from metro_megatron.train.launch import choose_device, import_megatron, is_first_process
+    from metro_megatron.train.launch import choose_device, import_megatron
+    from metro_megatron.train.processes import is_first_process
 
     given = parse_config(run)
     # Every process has the whole model.

@@ -34,7 +34,8 @@ class Options:
     """Which runs."""
 
     a: list[str]
-    """Folders of runs of one arm, a seed each: with scores/*.jsonl and, there or in pretraining/, run_config.yaml."""
+    """Folders of runs of one arm, a seed each: scores/ holds *.jsonl, in folders or not; run_config.yaml is there, too,
+    or in pretraining/."""
     b: list[str]
     """Those of the other arm. Seeds that both have are paired; if there are none, the arms are compared unpaired."""
 
@@ -87,9 +88,9 @@ def read_arm(folders: Sequence[str]) -> Arm:
     """Scores of runs by their seed. Raises UserError for a folder without scores or seed, and for a seed twice."""
     arm: dict[int, dict[str, dict[str, float]]] = {}
     for folder in map(Path, folders):
-        files = sorted((folder / "scores").glob("*.jsonl"))
+        files = sorted((folder / "scores").rglob("*.jsonl"))
         if not files:
-            raise UserError(f"{folder} has no scores/*.jsonl; write one with tools/evaluate.py --documents")
+            raise UserError(f"{folder} has no *.jsonl in scores/; write one with tools/evaluate.py --documents")
         seed = _seed(folder)
         if seed in arm:
             raise UserError(f"{folder} is a second run of seed {seed} in its arm; give each seed once")

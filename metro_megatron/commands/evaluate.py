@@ -43,7 +43,7 @@ class Options:
     unigram_from: str
     """Prefix of the training shard whose token frequencies are the trivial model."""
     documents: str = ""
-    """JSON Lines file to write with the figures of every document; tools/compare_runs.py reads RUN/scores/*.jsonl."""
+    """JSON Lines file to write with the figures of every document; tools/compare_runs.py reads those in RUN/scores."""
     batch_size: Annotated[int, at_least(1)] = 32
     """Samples per batch."""
     sentences: Annotated[int, at_least(0)] = 4

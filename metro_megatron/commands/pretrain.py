@@ -4,9 +4,9 @@ import sys
 from typing import NoReturn
 
 from metro_megatron.cli.command_line import exit_code
-from metro_megatron.train.launch import is_first_process, pretrain
+from metro_megatron.train.launch import pretrain
 
 
 def run() -> NoReturn:
     """The console script, and pretrain_metro.py."""
-    sys.exit(exit_code(lambda: pretrain(sys.argv[1:]), report=is_first_process()))
+    sys.exit(exit_code(lambda: pretrain(sys.argv[1:])))

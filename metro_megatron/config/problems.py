@@ -9,10 +9,10 @@ from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.rows import RowRule
-from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig, OptimizerConfig
+from metro_megatron.config.schema import OVERRIDE_MAY_CHANGE, Config, EncoderSizes, ModelConfig, OptimizerConfig
 from metro_megatron.config.variants import variant_problems
 from metro_megatron.errors import UserError
-from metro_megatron.schedule import steps_of
+from metro_megatron.schedule import step_window, steps_of
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -30,6 +30,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += row_problems(config)
         found += _batch(config, world_size)
         found += _schedule(config)
+        found += _steering(config)
         found += _optimizers(config)
         found += _precision(config, device or config.train.device)
         found += _kernels(config, device or config.train.device)
@@ -161,6 +162,19 @@ def _schedule(config: Config) -> Iterator[str]:
             f"optimizer.initial_loss_scale is {optimizer.initial_loss_scale:g}, less than "
             f"optimizer.min_loss_scale {optimizer.min_loss_scale:g}; swap them"
         )
+
+
+def _steering(config: Config) -> Iterator[str]:
+    may = [option.name for option in options_of(Config) if OVERRIDE_MAY_CHANGE in option.marks]
+    for name in config.train.override:
+        if name not in may:
+            yield f"train.override names {name}, which would make another run; it may name {', '.join(may)}"
+    for written in config.train.skip_steps:
+        try:
+            if step_window(written).stop >= config.train.train_steps:
+                yield f"train.skip_steps {written} reaches the last of {config.train.train_steps} steps; end before it"
+        except UserError as error:
+            yield f"train.skip_steps: {error}"
 
 
 def _optimizers(config: Config) -> Iterator[str]:

@@ -14,7 +14,7 @@ from metro_megatron.cli.options import Range, above, at_least
 from metro_megatron.config.early_exit import Exits
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.position import BUCKETS, PositionScheme
-from metro_megatron.schedule import Decay, Point, Schedule, Steps, Written, steps_of
+from metro_megatron.schedule import Decay, Point, Schedule, Steps, Written, step_window, steps_of
 from metro_megatron.vocabulary import padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
@@ -25,6 +25,8 @@ Part = Literal["auxiliary", "main", "rtd", "clm", "cloze", "scl", "mlm"]
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
 would make another run of it."""
+OVERRIDE_MAY_CHANGE = "a resumed run may change it where train.override names it"
+"""Marks what is read anew at each step, and so may be other from a step on."""
 BRANCH_MAY_CHANGE = "a run that branches from another's checkpoint may change it"
 """Marks what is planned over the steps, of which a branch has others before it."""
 
@@ -175,13 +177,13 @@ class ObjectiveConfig:
     """Share of masked positions that keep their token where <mask> is read (BERT 0.1, ELECTRA 0.15)."""
     random_probability: Annotated[float, Range(0, 1)] = 0.0
     """Share of masked positions that get a random token where <mask> is read (BERT 0.1)."""
-    rtd_weight: Annotated[float, at_least(0)] = 50.0
+    rtd_weight: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 50.0
     """Weight of replaced token detection (lambda)."""
-    clm_weight: Annotated[float, at_least(0)] = 1.0
+    clm_weight: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 1.0
     """Weight of the corrective language modelling loss."""
-    cloze_weight: Annotated[float, at_least(0)] = 50.0
+    cloze_weight: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 50.0
     """Weight of one-choice cloze, whose candidates and weight METRO leaves open: 50 is MC-BERT's, a guess."""
-    scl_weight: Annotated[float, at_least(0)] = 1.0
+    scl_weight: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 1.0
     """Weight of sequence contrastive learning."""
     scl_temperature: Annotated[float, above(0)] = 1.0
     """Temperature of sequence contrastive learning."""
@@ -212,16 +214,18 @@ class CorruptionConfig:
     half of the depth."""
     disallow_correct: bool = False
     """Never draw the token that was masked (ELECTRA's option)."""
-    temperature_schedule: Literal["constant", "exponential", "linear", "polynomial"] = "constant"
+    temperature_schedule: Annotated[Literal["constant", "exponential", "linear", "polynomial"], OVERRIDE_MAY_CHANGE] = (
+        "constant"
+    )
     """How the sampling temperature falls from temperature to final_temperature over the run (Fast-ELECTRA; its
     exponential is known, 2 and tau 0.1 are not verified). Evaluations draw at that of the run's end."""
-    temperature: Annotated[float, above(0)] = 1.0
+    temperature: Annotated[float, above(0), OVERRIDE_MAY_CHANGE] = 1.0
     """Sampling temperature T at the start: softmax(logits / T)."""
-    final_temperature: Annotated[float, above(0)] = 1.0
+    final_temperature: Annotated[float, above(0), OVERRIDE_MAY_CHANGE] = 1.0
     """Temperature towards which it falls; a constant one stays at temperature."""
-    temperature_tau: Annotated[float, above(0)] = 0.1
+    temperature_tau: Annotated[float, above(0), OVERRIDE_MAY_CHANGE] = 0.1
     """Share of the run in which the exponential's distance falls to 1/e."""
-    temperature_power: Annotated[float, above(0)] = 2.0
+    temperature_power: Annotated[float, above(0), OVERRIDE_MAY_CHANGE] = 2.0
     """Exponent of the polynomial: final + (first - final) (1 - u)^power at share u of the run."""
 
     @property
@@ -326,16 +330,16 @@ class DataConfig:
 class OptimizerConfig:
     """Adam, or Muon for matrices, with decoupled weight decay; a warm-up and a decay to zero."""
 
-    lr: Annotated[float, above(0)] = 5e-4
+    lr: Annotated[float, above(0), OVERRIDE_MAY_CHANGE] = 5e-4
     """Peak learning rate."""
-    lr_warmup_steps: Annotated[int, at_least(0)] = 10000
+    lr_warmup_steps: Annotated[int, at_least(0), OVERRIDE_MAY_CHANGE] = 10000
     """Steps of linear warm-up."""
-    lr_decay_steps: Annotated[Steps, BRANCH_MAY_CHANGE] = "100%"
+    lr_decay_steps: Annotated[Steps, BRANCH_MAY_CHANGE, OVERRIDE_MAY_CHANGE] = "100%"
     """Last steps of the run, or their share, in which the rate falls from lr to 0; between warm-up and them it stays
     (WSD). 100%: all behind the warm-up. 0: it never falls, as is good for a run from which branches decay."""
-    lr_decay_style: Annotated[Literal["linear", "cosine", "1-sqrt"], BRANCH_MAY_CHANGE] = "linear"
+    lr_decay_style: Annotated[Literal["linear", "cosine", "1-sqrt"], BRANCH_MAY_CHANGE, OVERRIDE_MAY_CHANGE] = "linear"
     """How it falls; 1-sqrt: by 1 - sqrt(x) at share x of the decay (arXiv 2405.18392)."""
-    weight_decay: Annotated[float, at_least(0)] = 0.01
+    weight_decay: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 0.01
     """Decoupled weight decay."""
     decay_all: bool = False
     """Decay biases and LayerNorm weights too, as fairseq does; default: matrices only."""
@@ -363,8 +367,11 @@ class OptimizerConfig:
     """What updates the matrices of the auxiliary's layers, as `matrices` says of main's."""
     auxiliary_muon_lr: Annotated[float, at_least(0)] = 0.0
     """Peak learning rate of the auxiliary's matrices under muon; 0: the auxiliary's."""
-    clip_grad: Annotated[float, at_least(0)] = 2.0
+    clip_grad: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 2.0
     """Largest global gradient norm, over all that is trained; 0 switches clipping off."""
+    skip_spikes: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 0.0
+    """Steps are skipped whose gradient norm is so many robust standard deviations above that of the last 128, 10 for
+    instance; each is noted in journal.jsonl. 0: none."""
     initial_loss_scale: Annotated[float, above(0)] = 65536.0
     """fp16: first loss scale."""
     min_loss_scale: Annotated[float, above(0)] = 1.0
@@ -417,7 +424,7 @@ class ParallelConfig:
     """Gradients are kept and summed in fp32; false: in train.precision's format, 2 bytes a parameter less on every rank
     (METRO Table 4)."""
     timeout_minutes: Annotated[int, at_least(1)] = 10
-    """A collective that waits longer ends the run."""
+    """A rank that waits longer for others ends the run, and names the one that does nothing."""
 
     @property
     def model_ranks(self) -> int:
@@ -438,6 +445,10 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_last: Annotated[int, at_least(0)] = 3
     """Newest checkpoints kept; 0 keeps all."""
+    strict: bool = False
+    """End the run where its newest checkpoint is damaged or not known, instead of going back to an older one."""
+    failed_saves: Annotated[int, at_least(0)] = 2
+    """Saves in a row that may fail, for want of room for instance, before the run ends; that of its end never may."""
 
 
 @dataclass(frozen=True)
@@ -456,18 +467,23 @@ class TrainConfig:
     initialize_fresh: Annotated[list[Part], BRANCH_MAY_CHANGE] = field(default_factory=list)
     """Parts that start at random all the same: encoders (the auxiliary with its head) and main's heads. What
     initialize_from does not have must be named here."""
-    train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE] = 125000
+    train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE, OVERRIDE_MAY_CHANGE] = 125000
     """Optimizer steps of the whole run; of a branch, with those before it."""
     phases: Annotated[list[Phase], BRANCH_MAY_CHANGE] = field(default_factory=list)
     """From some step on, other samples, masks or rates: {start: 90%, seq_length: 512, mask_probability: 0.2, weights:
     [1, 0, 3], lr_factor: 0.5}, of which each may be left out but start (docs/phases.md)."""
+    override: Annotated[list[str], MAY_CHANGE] = field(default_factory=list)
+    """Options that a resumed run shall have otherwise than before, such as optimizer.lr; noted in journal.jsonl."""
+    skip_steps: Annotated[list[str], MAY_CHANGE] = field(default_factory=list)
+    """Steps, counted from 1, whose samples are passed over without training, such as 1200-1260: bad data, or a spike
+    that comes again. A resumed run may add steps that are not yet done."""
     global_batch_tokens: Annotated[int, at_least(1)] = 1 << 20
     """Most tokens of a step over all ranks: as many samples as have no more."""
     global_batch_size: Annotated[int, at_least(0)] = 0
     """Samples per step over all ranks, as in the paper (2048); 0: as global_batch_tokens says."""
     seed: Annotated[int, Range(0, 2**63)] = 1
     """Seed of weights, order, masks, sampling noise and dropout."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Annotated[Literal["bf16", "fp16", "fp32"], OVERRIDE_MAY_CHANGE] = "bf16"
     """Format of weights and activations; master weights and moments are always fp32."""
     fused: Annotated[Literal["auto", "reference"], MAY_CHANGE] = "auto"
     """auto: our Triton kernels where they can run; reference: plain torch, the same mathematics."""
@@ -500,6 +516,11 @@ class Config:
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = field(default_factory=ParallelConfig)
     checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def skipped_steps(self) -> list[range]:
+        """Steps, counted from 0, of train.skip_steps. Raises UserError."""
+        return [step_window(written) for written in self.train.skip_steps]
 
     @property
     def proposing_layers(self) -> int:

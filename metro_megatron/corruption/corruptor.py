@@ -36,6 +36,8 @@ class Proposal:
     """Of its own losses."""
     distractors: Tensor | None = None
     """int64 [M, C] distinct ids other than the originals, where main's losses want C of them."""
+    losses: Tensor | None = None
+    """[M] its own loss of each masked position, where it has one."""
 
 
 def sampling_at(config: Config, micro_batch: MicroBatch, step: int) -> Sampling:

@@ -110,7 +110,7 @@ class Frozen(Corruptor):
         if self.group.size() > 1:
             dist.broadcast(found.sampled, group=self.group, group_src=0)
         _, sums = self.term.summed(found, targets)
-        return Proposal(found.sampled, sums)
+        return Proposal(found.sampled, sums, losses=found.loss)
 
     def _rows(self, micro_batch: MicroBatch) -> Tensor:
         """[M, H] before the output layer."""

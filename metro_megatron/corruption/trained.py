@@ -55,7 +55,7 @@ class TrainedModel(Corruptor):
         loss, sums = self.term.summed(found, micro_batch.masked_targets)
         if torch.is_grad_enabled():
             scale_loss(weighted(self.terms, {self.term.name: loss}, batch.step, batch)).backward()
-        return Proposal(found.sampled, sums, distractors)
+        return Proposal(found.sampled, sums, distractors, found.loss.detach())
 
     def _distractors(self, decoding: Decoding, micro_batch: MicroBatch, sampling: Sampling) -> Tensor | None:
         return self.term.distractors(decoding, micro_batch, self.group, sampling, self.num_distractors)

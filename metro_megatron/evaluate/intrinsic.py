@@ -172,7 +172,7 @@ def evaluate(
     by_length = np.argsort(index.length, kind="stable")
     batches = [by_length[at : at + batch_size] for at in range(0, len(index), batch_size)]
     model.eval()
-    terms, sums, targets = terms_of(model.config), {name: torch.zeros(()) for name in COUNTS}, []
+    terms, sums, targets = terms_of(model.config), {name: torch.zeros(size) for name, size in COUNTS.items()}, []
     for done, ids in enumerate(batches, start=1):
         batch = masked_samples(text, index, ids, seed)
         guesses = guess(model, batch)

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Panel, Sums
+from metro_megatron.objective.term import Panel
 from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
+    from fused.linear_cross_entropy import Statistics
     from metro_megatron.model.encoder import Reading
     from metro_megatron.parallel.layout import Layout
 
@@ -41,18 +42,18 @@ class CorrectiveLanguageModel(LanguageModel):
     def weight(self) -> Schedule:
         return Schedule(self.config.objective.clm_weight)
 
-    def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
+    def found(self, reading: Reading, view: View, layout: Layout) -> Statistics:
+        found = super().found(reading, view, layout)
         if self.config.objective.clm == "simplified":
-            return super().loss(reading, view, layout)
+            return found
         micro_batch = view.micro_batch
-        found = self.statistics(reading.heads[self.name], micro_batch, layout.tensor)
         logits = reading.heads["rtd"].detach().flatten()[micro_batch.masked_index].to(found.loss.dtype)
         if self.config.objective.clm == "weighted":
             losses = weighted_loss(found.loss, logits)
         else:
             is_replaced = view.is_replaced.t().flatten()[micro_batch.masked_index]
             losses = mixture_loss(found.loss, logits, ~is_replaced)
-        return self.summed(found._replace(loss=losses), micro_batch.masked_targets)
+        return found._replace(loss=losses)
 
 
 def weighted_loss(losses: Tensor, logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.rtd import detection_loss
-from metro_megatron.objective.term import Panel, Sums, Term
+from metro_megatron.objective.term import Panel, Sums, Term, mean
 from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ExitDetection(Term):
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The last exit's are those of all: average depth, and the shares of tokens that left anywhere."""
         tokens, replaced = float(sums["num_tokens"]), float(sums["replaced"])
-        found = {f"{self.name}_loss": float(sums[f"{self.name}_loss"]) / max(tokens, 1.0)}
+        found = {f"{self.name}_loss": mean(sums[f"{self.name}_loss"], tokens)}
         layers = self.config.early_exit.layers
         if self.layer != layers[-1]:
             return found
@@ -83,7 +83,7 @@ class ExitDetection(Term):
             left = float(sums[f"exit{layer}_replaced"] + sums[f"exit{layer}_original"])  # there or below
             skipped += left * (above - layer)
         return found | {
-            "average_depth": self.config.model.num_layers - skipped / max(tokens, 1.0),
-            "exited_replaced": float(sums[f"{self.name}_replaced"]) / max(replaced, 1.0),
-            "exited_original": float(sums[f"{self.name}_original"]) / max(tokens - replaced, 1.0),
+            "average_depth": self.config.model.num_layers - mean(skipped, tokens),
+            "exited_replaced": mean(sums[f"{self.name}_replaced"], replaced),
+            "exited_original": mean(sums[f"{self.name}_original"], tokens - replaced),
         }

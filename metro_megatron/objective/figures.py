@@ -9,11 +9,12 @@ from torch import Tensor
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Panel, Sums, Term, known_count
+from metro_megatron.objective.digest import CHUNKS, digest_parts
+from metro_megatron.objective.term import Panel, Sums, Term, known_count, mean
 
 Number = TypeVar("Number", float, Tensor)
-COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1}
-"""Sums that belong to no loss: what the losses are means over, and how much was replaced."""
+COUNTS = {"num_masked": 1, "num_tokens": 1, "num_places": 1, "replaced": 1, "digest": CHUNKS}
+"""Sums that belong to no loss: what the losses are means over, how much was replaced, and what was read."""
 COUNT_PANELS = (Panel("replace rate", {"replace_rate": "replaced tokens"}),)
 
 
@@ -25,6 +26,7 @@ def counts(view: View) -> Sums:
         "num_tokens": is_real.sum(),
         "num_places": known_count(is_real.numel(), is_real.device),
         "replaced": (view.is_replaced & is_real).sum(),
+        "digest": digest_parts(view),
     }
 
 
@@ -45,15 +47,17 @@ def weighted(terms: Iterable[Term], losses: Mapping[str, Number], step: int, bat
 
 
 def figures(terms: Iterable[Term], sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Losses per masked or real token in nats, shares in [0, 1]; counts are those that `counts` makes."""
-    tokens = max(float(sums["num_tokens"]), 1.0)
+    """Losses per masked or real token in nats, shares in [0, 1]; NaN where nothing was counted.
+
+    counts are those that `counts` makes.
+    """
     found: dict[str, float] = {}
     for term in terms:
         found |= term.figures(sums)
     return {
         **found,
-        "replace_rate": float(sums["replaced"]) / tokens,
-        "non_pad_fraction": float(sums["num_tokens"]) / max(float(sums["num_places"]), 1.0),
+        "replace_rate": mean(sums["replaced"], sums["num_tokens"]),
+        "non_pad_fraction": mean(sums["num_tokens"], sums["num_places"]),
         "tokens": float(sums["num_tokens"]),
     }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from fused.linear_cross_entropy import Statistics
-from metro_megatron.objective.term import Panel, Sums
+from metro_megatron.objective.term import Panel, Sums, mean
 from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.schedule import Schedule
 
@@ -45,7 +45,7 @@ class MaskedLanguageModel(LanguageModel):
         return loss, {**sums, "sample_correct": (found.sampled == targets).sum()}
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        sampled = float(sums["sample_correct"]) / max(float(sums["num_masked"]), 1.0)
+        sampled = mean(sums["sample_correct"], sums["num_masked"])
         return {**super().figures(sums), "sampled_accuracy": sampled}
 
     def exported_head(self, model: nn.Module) -> nn.Module:

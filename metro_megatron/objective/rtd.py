@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Panel, Sums, Term
+from metro_megatron.objective.term import Panel, Sums, Term, mean
 from metro_megatron.schedule import Schedule
 from metro_megatron.vocabulary import PAD_ID
 
@@ -75,15 +75,19 @@ class ReplacedTokenDetection(Term):
         loss = detection_loss(logits, ~is_replaced, is_real)
         return loss, {"rtd_loss": loss.detach(), **detection_sums(logits.detach(), is_replaced, is_real, AUC_BINS)}
 
+    def token_losses(self, reading: Reading, view: View, layout: Layout) -> Tensor | None:
+        losses = detection_losses(reading.heads[self.name].t(), ~view.is_replaced)
+        return losses.masked_fill(~view.micro_batch.is_real, torch.nan)
+
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         one = {name: float(value) for name, value in sums.items() if value.numel() == 1}
         replaced, original = one["replaced"], one["num_tokens"] - one["replaced"]
         called_replaced = one["replaced_found"] + original - one["original_kept"]
         return {
-            "rtd_loss": one["rtd_loss"] / max(one["num_tokens"], 1.0),
-            "replace_accuracy": one["replaced_found"] / max(replaced, 1.0),
-            "non_replace_accuracy": one["original_kept"] / max(original, 1.0),
-            "rtd_precision": one["replaced_found"] / max(called_replaced, 1.0),
+            "rtd_loss": mean(one["rtd_loss"], one["num_tokens"]),
+            "replace_accuracy": mean(one["replaced_found"], replaced),
+            "non_replace_accuracy": mean(one["original_kept"], original),
+            "rtd_precision": mean(one["replaced_found"], called_replaced),
             "rtd_auc": area_under_curve(sums["original_histogram"], sums["replaced_histogram"]),
         }
 
@@ -98,10 +102,14 @@ class ReplacedTokenDetection(Term):
 
 
 def detection_loss(logits: Tensor, is_original: Tensor, is_real: Tensor) -> Tensor:
-    """Sum over real tokens of the binary cross-entropy of sigmoid(logits) = P(original); all of one shape."""
+    """Sum over real tokens of `detection_losses`; all of one shape."""
+    return (detection_losses(logits, is_original) * is_real).sum()
+
+
+def detection_losses(logits: Tensor, is_original: Tensor) -> Tensor:
+    """Binary cross-entropy of sigmoid(logits) = P(original) at every token, of one shape."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = functional.binary_cross_entropy_with_logits(logits, is_original.to(logits.dtype), reduction="none")
-    return (losses * is_real).sum()
+    return functional.binary_cross_entropy_with_logits(logits, is_original.to(logits.dtype), reduction="none")
 
 
 def detection_sums(logits: Tensor, is_replaced: Tensor, is_real: Tensor, num_bins: int) -> Sums:
@@ -123,10 +131,8 @@ def detection_sums(logits: Tensor, is_replaced: Tensor, is_real: Tensor, num_bin
 def area_under_curve(original: Tensor, replaced: Tensor) -> float:
     """P(logit of an original token > logit of a replaced one), ties counted half, from two histograms.
 
-    1/2 where one class is empty.
+    NaN where one class is empty.
     """
-    pairs = float(original.sum()) * float(replaced.sum())
-    if pairs == 0.0:
-        return 0.5
     below = (replaced.cumsum(0) - replaced).double()
-    return float((original.double() * (below + replaced.double() / 2)).sum()) / pairs
+    wins = (original.double() * (below + replaced.double() / 2)).sum()
+    return mean(wins, float(original.sum()) * float(replaced.sum()))

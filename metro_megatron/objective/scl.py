@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View, crop
-from metro_megatron.objective.term import Panel, Sums, Term, known_count
+from metro_megatron.objective.term import Panel, Sums, Term, known_count, mean
 from metro_megatron.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -70,10 +70,9 @@ class SequenceContrast(Term):
         return loss, {"scl_loss": loss.detach(), "scl_correct": correct, "scl_anchors": anchors}
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        anchors = max(float(sums["scl_anchors"]), 1.0)
         return {
-            "scl_loss": float(sums["scl_loss"]) / anchors,
-            "scl_accuracy": float(sums["scl_correct"]) / anchors,
+            "scl_loss": mean(sums["scl_loss"], sums["scl_anchors"]),
+            "scl_accuracy": mean(sums["scl_correct"], sums["scl_anchors"]),
         }
 
 

@@ -11,6 +11,7 @@ Legend: S positions, B rows, H hidden, D width of the token table, M masked posi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 Sums = dict[str, Tensor]
 """Numbers, or histograms, that add up over micro batches, ranks and steps."""
+
+
+def mean(total: Tensor | float, count: Tensor | float) -> float:
+    """What a sum is on average; NaN where there was nothing to sum, which a 0 would hide."""
+    return float(total) / float(count) if float(count) else math.nan
 
 
 def known_count(number: int, device: torch.device) -> Tensor:
@@ -107,6 +113,10 @@ class Term(ABC):
         layout.tensor are the ranks that share the vocabulary; those of layout.data, if they call a collective, are at
         their micro batch of the same number.
         """
+
+    def token_losses(self, reading: Reading, view: View, layout: Layout) -> Tensor | None:
+        """[B, S] what each token adds to the loss, NaN where it adds nothing; None if the loss is not one of tokens."""
+        return None
 
     @abstractmethod
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

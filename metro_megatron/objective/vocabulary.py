@@ -28,7 +28,7 @@ from fused.linear_cross_entropy import (
 )
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.objective.term import Sums, Term
+from metro_megatron.objective.term import Sums, Term, mean
 from metro_megatron.vocabulary import NUM_SPECIALS
 
 if TYPE_CHECKING:
@@ -85,6 +85,13 @@ def wrong_samples(
     return found.gather(1, scores.topk(count).indices).long()
 
 
+def at_masks(values: Tensor, micro_batch: MicroBatch) -> Tensor:
+    """[B, S] of values [M] of the masked positions; NaN elsewhere."""
+    rows, length = micro_batch.tokens.shape
+    spread = torch.full((length * rows,), torch.nan, dtype=values.dtype, device=values.device)
+    return spread.index_copy(0, micro_batch.masked_index, values).view(length, rows).t()
+
+
 class MaskedPositions(Term):
     """A mean over the masked positions, where a tied decoder scores ids: figures `{name}_loss`, `{name}_accuracy`."""
 
@@ -97,10 +104,9 @@ class MaskedPositions(Term):
         return max(batch.num_masked, 1)
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        masked = max(float(sums["num_masked"]), 1.0)
         return {
-            f"{self.name}_loss": float(sums[f"{self.name}_loss"]) / masked,
-            f"{self.name}_accuracy": float(sums[f"{self.name}_correct"]) / masked,
+            f"{self.name}_loss": mean(sums[f"{self.name}_loss"], sums["num_masked"]),
+            f"{self.name}_accuracy": mean(sums[f"{self.name}_correct"], sums["num_masked"]),
         }
 
     def exported_head(self, model: nn.Module) -> nn.Module:
@@ -116,9 +122,14 @@ class LanguageModel(MaskedPositions):
     """Cross-entropy of the original ids over the whole vocabulary."""
 
     def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
-        micro_batch = view.micro_batch
-        found = self.statistics(reading.heads[self.name], micro_batch, layout.tensor)
-        return self.summed(found, micro_batch.masked_targets)
+        return self.summed(self.found(reading, view, layout), view.micro_batch.masked_targets)
+
+    def found(self, reading: Reading, view: View, layout: Layout) -> Statistics:
+        """The losses [M] that the loss is the sum of, with their graph, and most probable ids."""
+        return self.statistics(reading.heads[self.name], view.micro_batch, layout.tensor)
+
+    def token_losses(self, reading: Reading, view: View, layout: Layout) -> Tensor | None:
+        return at_masks(self.found(reading, view, layout).loss, view.micro_batch)
 
     def statistics(
         self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling | None = None

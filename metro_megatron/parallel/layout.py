@@ -16,6 +16,9 @@ from torch.distributed import ProcessGroup
 from metro_megatron.config.schema import ParallelConfig
 from metro_megatron.parallel import cpu
 
+LATER = 1.1
+"""Collectives wait so many times as long as ranks may be still: train/watchdog.py knows more to say than they."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -47,21 +50,22 @@ class Layout:
             torch.cuda.set_device(device)
         # Under torchrun processes cannot join twice: a benchmark of several layouts has joined before.
         has_joined = not dist.is_initialized()
+        timeout = timedelta(minutes=LATER * config.timeout_minutes)
         if has_joined:
-            _join(device, timedelta(minutes=config.timeout_minutes))
+            _join(device, timeout)
         chunks = config.virtual_pipeline_model_parallel_size
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=chunks if config.is_interleaved else None,
-            distributed_timeout_minutes=config.timeout_minutes,
+            distributed_timeout_minutes=LATER * config.timeout_minutes,  # type: ignore[arg-type] # goes into a timedelta
             create_gloo_process_groups=False,
         )
         world_size, tp = dist.get_world_size(), config.tensor_model_parallel_size
         # Tensor parallelism varies fastest in megatron-core's order of ranks.
-        replica = _own_group([range(first, world_size, tp) for first in range(tp)])
+        replica = _own_group([range(first, world_size, tp) for first in range(tp)], timeout)
         # Nobody else has to know of it; in turns, each of some hundred ranks would wait for all others.
-        solo = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+        solo = dist.new_group([dist.get_rank()], timeout, use_local_synchronization=True)
         # megatron-core wants its tracker of generators seeded; nothing of ours draws from one.
         tensor_parallel.model_parallel_cuda_manual_seed(1)
         return cls(
@@ -73,7 +77,7 @@ class Layout:
             replica=replica,
             solo=solo,
             # A group of its own: barriers and figures do not wait behind what runs in the default group.
-            world=dist.new_group(list(range(world_size))),
+            world=dist.new_group(list(range(world_size)), timeout),
             has_joined=has_joined,
         )
 
@@ -119,8 +123,8 @@ def _join(device: torch.device, timeout: timedelta) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
-def _own_group(groups: list[range]) -> ProcessGroup:
+def _own_group(groups: list[range], timeout: timedelta) -> ProcessGroup:
     """Every rank makes every group, in one order, and keeps its own."""
     rank = dist.get_rank()
-    made = [(ranks, dist.new_group(list(ranks))) for ranks in groups]
+    made = [(ranks, dist.new_group(list(ranks), timeout)) for ranks in groups]
     return next(group for ranks, group in made if rank in ranks)

@@ -9,6 +9,7 @@ itself reads, so that the next step is launched while this one runs; what happen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Update:
 
     learning_rate: float
     grad_norm: float
-    """Global norm before clipping; not finite when the step was skipped for it."""
+    """Global norm before clipping; a step was skipped where it is not finite, or a spike."""
     shared_grad_norm: float
     stage_grad_norm: float
     loss_scale: float
@@ -114,8 +115,8 @@ class Optimizer:
         return loss if self.loss_scale is None else loss * self.loss_scale.scale
 
     @torch.no_grad()
-    def step(self, step: int, stops: bool = False) -> PendingUpdate:
-        """Clip by the norm over both homes and update; skip when a gradient is not finite.
+    def step(self, step: int, stops: bool = False, limit: float = math.inf) -> PendingUpdate:
+        """Clip by the norm over both homes and update; skip when a gradient is not finite, or the norm above `limit`.
 
         A skipped step leaves parameters and moments as they are. stops: whether this rank has been asked to, which
         every rank learns from the update. A collective call.
@@ -133,13 +134,14 @@ class Optimizer:
         sums = torch.stack([*squares, torch.full_like(scale, stops)])
         dist.all_reduce(sums, group=self.homes.layout.world)
         norms = torch.cat([sums[:2].sum(0, keepdim=True), sums[:2]]).sqrt() / scale
-        is_skipped = ~norms[0].isfinite()
+        is_overflow = ~norms[0].isfinite()
+        is_skipped = is_overflow | (norms[0] > limit)
         factor = torch.ones_like(scale)
         if self.options.clip_grad > 0.0:
             factor = (self.options.clip_grad / (norms[0] + 1e-6)).clamp(max=1.0)
         self._update(is_skipped.float(), (scale / factor).float())
         if self.loss_scale is not None:
-            self.loss_scale.update(is_skipped)
+            self.loss_scale.update(is_overflow)
         return PendingUpdate(rate, torch.cat([norms, torch.stack([scale, is_skipped, sums[2]])]))
 
     def _update(self, is_skipped: Tensor, divisor: Tensor) -> None:

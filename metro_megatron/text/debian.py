@@ -18,6 +18,15 @@ def fetch_packages(folder: Path, packages: Sequence[str]) -> None:
         raise UserError(f"cannot fetch Debian packages ({error}); give a folder of text with --text") from error
 
 
+def dependencies(packages: Sequence[str]) -> list[str]:
+    """What packages depend on, such as the one of Debian's version; needs Debian."""
+    try:
+        found = subprocess.run(["apt-cache", "depends", *packages], check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"cannot ask apt-cache about {', '.join(packages)} ({error})") from error
+    return [line.split()[1] for line in found.splitlines() if line.startswith("  Depends: ")]
+
+
 def package_versions(folder: Path) -> dict[str, str]:
     """Versions of the packages that were downloaded to `folder`, by name."""
     parts = (path.name.split("_") for path in sorted(folder.glob("*_*_*.deb")))

@@ -55,7 +55,8 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, start=1):
             try:
-                figures: dict[str, float] = json.loads(line)
+                # null is what was not measured.
+                figures = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
                 is_validation = any(name.startswith(VALIDATION) for name in figures)
                 figures["step"] = int(figures["step"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metro_megatron.checkpoint.resume import beginning
+from metro_megatron.cli.command_line import describe_os_error, is_file_mistake
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.train.processes import LOCK, claimed, end_with_parent, is_first_process, speak_or_wait
 
 if TYPE_CHECKING:
     from metro_megatron.train.corpus import Corpus
@@ -22,31 +23,28 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 LEAST_TORCH = (2, 10)
 """setup.cfg's."""
-SECONDS_FOR_FIRST_PROCESS = 5.0
-"""How long other processes wait before they end with the first one's mistake, so that its message is printed:
-torchrun ends all processes when one has failed."""
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for all that torchrun started."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def pretrain(argv: Sequence[str]) -> None:
     """Train as the command line says; returns when the run is complete or SIGTERM has been answered.
 
-    Raises UserError with every problem found before the processes are joined.
+    Raises UserError with every problem found before the processes are joined, on one process of a machine; on the
+    others, after a while, without one.
     """
+    end_with_parent()
     try:
-        _train(*_prepare(argv))
-    except (UserError, OSError):
-        if not is_first_process():
-            time.sleep(SECONDS_FOR_FIRST_PROCESS)
-        raise
+        with ExitStack() as claim:
+            _train(*_prepare(argv, claim))
+    except UserError as error:
+        raise UserError(speak_or_wait(error.problems)) from error
+    except OSError as error:
+        if not is_file_mistake(error):
+            raise
+        raise UserError(speak_or_wait([describe_os_error(error)])) from error
 
 
-def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
-    """Everything that can be wrong before processes are joined."""
+def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Device]:
+    """Everything that can be wrong before processes are joined; `claim` holds the run folder."""
     config = parse_config(argv)
     # Late, as all of torch here, so that --help and mistakes in options do not wait for it.
     from metro_megatron.config.problems import problems
@@ -56,20 +54,22 @@ def _prepare(argv: Sequence[str]) -> tuple[Config, Corpus, Device]:
     if found:
         raise UserError(found)
     prepare_run_folder(Path(config.train.output))
+    if is_first_process():
+        claim.enter_context(claimed(Path(config.train.output)))
     beginning(config)
     import_megatron()
 
     from metro_megatron.train.build import initial_weights
     from metro_megatron.train.corpus import Corpus
 
-    corpus = _with_replacements(Corpus.open(config))
+    corpus = with_replacements(Corpus.open(config))
     initial = initial_weights(config, corpus.tokenizer_folder)
     if initial:
         initial.refuse_misfits()
     return config, corpus, device
 
 
-def _with_replacements(corpus: Corpus) -> Corpus:
+def with_replacements(corpus: Corpus) -> Corpus:
     """The corpus of a run whose frozen model or cache is known to fit it."""
     corruption = corpus.config.corruption
     if not corruption.frozen_model:
@@ -135,7 +135,7 @@ def prepare_run_folder(run: Path) -> None:
     Raises UserError for a folder with other content.
     """
     run.mkdir(parents=True, exist_ok=True)
-    foreign = [path.name for path in run.iterdir()]
+    foreign = [path.name for path in run.iterdir() if path.name != LOCK]
     if foreign and not (run / "run_config.yaml").exists() and not any(run.glob("iter_*")):
         raise UserError(
             f"train.output {run} is not a run folder: it holds {', '.join(sorted(foreign)[:3])} but no "

@@ -1,12 +1,21 @@
-"""Where figures go: the console, metrics.jsonl and TensorBoard, all from the first rank."""
+"""Where figures go: the console, metrics.jsonl and TensorBoard, all from the first rank.
+
+Nothing here ends a run: what cannot be written is said and, in metrics.jsonl, written later.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import orjson
+import psutil
 from torch.utils.tensorboard import SummaryWriter
 
 from metro_megatron.data.loader import PretrainingData
@@ -16,6 +25,8 @@ from metro_megatron.objective.term import Term
 
 TENSORBOARD_NAMES = {"learning_rate": "learning-rate", "grad_norm": "grad-norm", "loss_scale": "loss-scale"}
 """Megatron-LM's names where the meaning is the same."""
+EVENTS = "events.out.tfevents."
+"""Begins the name of each of TensorBoard's files, followed by a time."""
 
 
 class Report:
@@ -27,16 +38,20 @@ class Report:
         self.first_step = first_step
         self.path = run / "metrics.jsonl"
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            replace_text(self.path, "".join(f"{line}\n" for line in lines if _step(line) <= first_step))
-        self.file = self.path.open("a")
-        self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+            lines = self.path.read_bytes().splitlines()
+            replace_text(self.path, "".join(f"{line.decode()}\n" for line in lines if _step(line) <= first_step))
+        self.unwritten = b""
+        """Lines of metrics.jsonl for which there was no room so far."""
+        self._write_lines()
+        self.tensorboard = self._open_tensorboard(run / "tensorboard")
         self.started = time.monotonic()
         self.has_warned = False
 
-    def training(self, step: int, figures: dict[str, float], alarms: Sequence[Said] = ()) -> None:
-        """Figures of the steps up to `step` (1-based) since the last line, and the alarms that they set off."""
-        self._write(step, figures, {one.alarm.name: one.evidence for one in alarms})
+    def training(self, step: int, figures: dict[str, float], digest: int, alarms: Sequence[Said] = ()) -> None:
+        """Figures of the steps up to `step` (1-based) since the last line, the digest of what they read, and the alarms
+        that they set off."""
+        said = {one.alarm.name: one.evidence for one in alarms}
+        self._write(step, figures, {"digest": f"{digest:016x}", **({"alarms": said} if said else {})})
         done = step - self.first_step
         seconds = (time.monotonic() - self.started) / done * (self.train_steps - step)
         self.say(
@@ -49,7 +64,7 @@ class Report:
         )
         for alarm in alarms:
             self.say(f"warning: step {step}: {alarm.text}")
-            self.tensorboard.add_text("alarms", alarm.text, step)
+            self._add("add_text", "alarms", alarm.text, step)
 
     def validation(self, step: int, figures: dict[str, float]) -> None:
         """Figures of an evaluation after `step` steps, under names that begin with validation/."""
@@ -69,12 +84,27 @@ class Report:
             self.has_warned = True
             self.say(f"warning: {advice}")
 
+    def first(self, step: int) -> None:
+        """The first step of this process is done."""
+        seconds = time.time() - psutil.Process().create_time()
+        self.say(f"step {step} done {seconds:.0f} s after the start of the process")
+
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        encoding = sys.stdout.encoding or "utf-8"  # of a console that may lack a character
+        try:
+            print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        except OSError:  # nobody reads any more: not even Python at its exit shall try
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def say_all(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.say(line)
 
     def close(self) -> None:
-        self.file.close()
-        self.tensorboard.close()
+        if self.tensorboard:
+            with suppress(OSError):
+                self.tensorboard.close()
 
     def _losses(self, figures: dict[str, float]) -> str:
         return " ".join(f"{term.name} {figures[f'{term.name}_loss']:.4f}" for term in self.terms)
@@ -85,12 +115,43 @@ class Report:
             shown |= term.console
         return " ".join(f"{label} {figures[name]:.3f}" for label, name in shown.items())
 
-    def _write(self, step: int, figures: dict[str, float], alarms: dict[str, str] | None = None) -> None:
-        line = {"step": step, **figures, **({"alarms": alarms} if alarms else {})}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+    def _write(self, step: int, figures: dict[str, float], more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        # orjson writes null for NaN, which JSON has not.
+        self.unwritten += orjson.dumps({"step": step, **figures, **more}) + b"\n"
+        self._write_lines()
         for name, value in figures.items():
-            self.tensorboard.add_scalar(TENSORBOARD_NAMES.get(name, name), value, step)
+            self._add("add_scalar", TENSORBOARD_NAMES.get(name, name), value, step)
+
+    def _write_lines(self) -> None:
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                self.unwritten = self.unwritten[file.write(self.unwritten) :]
+        except OSError as error:
+            self.say(f"warning: {self.path}: {error.strerror}; its lines are kept and written when there is room")
+
+    def _add(self, kind: str, *what: Any) -> None:
+        """Give TensorBoard something; a writer that fails is left, as it would fail at every call."""
+        if self.tensorboard:
+            try:
+                getattr(self.tensorboard, kind)(*what)
+            except Exception as error:  # of its thread, whatever it is
+                self.tensorboard = None
+                self.say(f"warning: {self.path.parent / 'tensorboard'}: {error}; no more is written there")
+
+    def _open_tensorboard(self, folder: Path) -> SummaryWriter | None:
+        """A writer whose file comes after those that are there: TensorBoard reads them in the order of their names,
+        which begin with the time, and the clock may have been set back."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = sorted(folder.glob(f"{EVENTS}*"))
+            if files and int(files[-1].name.removeprefix(EVENTS).partition(".")[0]) >= int(time.time()):
+                for number, path in enumerate(files):
+                    rest = path.name.removeprefix(EVENTS).partition(".")[2]
+                    path.rename(path.with_name(f"{EVENTS}{number:010d}.{rest}"))
+            return SummaryWriter(str(folder), purge_step=self.first_step + 1)
+        except (OSError, ValueError) as error:
+            self.say(f"warning: {folder}: {error}; nothing is written there")
+            return None
 
 
 def _utilization(figures: dict[str, float]) -> str:
@@ -98,9 +159,9 @@ def _utilization(figures: dict[str, float]) -> str:
     return f"{figures['tflops_per_gpu']:.3g} TFLOP/s/GPU{share}"
 
 
-def _step(line: str) -> int:
+def _step(line: bytes) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int(orjson.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # a line cut short by a crash
         return 2**62
 

@@ -8,6 +8,7 @@ links the two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,13 +51,16 @@ class Step:
         self.optimizer = optimizer
         self.schedule = get_forward_backward_func()
 
-    def train(self, batch: StepBatch, metrics: MetricSums, stops: bool = False) -> PendingUpdate:
+    def train(
+        self, batch: StepBatch, metrics: MetricSums, stops: bool = False, limit: float = math.inf
+    ) -> PendingUpdate:
         """Launch both phases, the reduction and the update; nothing in here waits for a GPU.
 
-        stops: whether this rank has been asked to stop, see Optimizer.step.
+        stops: whether this rank has been asked to stop; limit: of the gradient norm. See Optimizer.step.
         """
         self.gradients(batch, metrics)
-        return self.optimizer.step(batch.step, stops)
+        metrics.end_step()
+        return self.optimizer.step(batch.step, stops, limit)
 
     def gradients(self, batch: StepBatch, metrics: MetricSums) -> list[View]:
         """Both phases and the reduction: what the update reads. Returns what main read."""
@@ -95,6 +99,7 @@ class Step:
         micro_batches = [micro_batch.to(self.layout.device) for micro_batch in batch.micro_batches]
         views = self.exchange(micro_batches, self.propose(micro_batches, batch, metrics))
         self.read(views, batch, metrics)
+        metrics.end_step()
         return [view.tokens for view in views]
 
     @torch.no_grad()

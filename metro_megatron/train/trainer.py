@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import signal
-import time
+import math
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 
 from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
-from metro_megatron.checkpoint.resume import beginning, is_branch_point
+from metro_megatron.checkpoint.resume import is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.fill import LEAST
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.errors import UserError
+from metro_megatron.health.replicas import diverged
 from metro_megatron.health.self_check import self_check
 from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.health.subject import Subject
@@ -35,14 +35,23 @@ from metro_megatron.plan.flops import Amount, achieved_tflops
 from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts, initial_weights
+from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.journal import note, note_spike
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.probes import Probes
 from metro_megatron.train.report import Report
+from metro_megatron.train.spikes import NormHistory
 from metro_megatron.train.step import Step
+from metro_megatron.train.stop import StopRequest
+from metro_megatron.train.watchdog import Watchdog
 
 MAX_SKIPPED = 50
 """Steps skipped in a row for gradients that are not finite, after which a run stops."""
+
+
+class Diverged(UserError):
+    """Ranks that should hold the same parameters do not."""
 
 
 class Trainer:
@@ -79,17 +88,33 @@ class Trainer:
         """What has been trained on since the last log line."""
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self.norms = NormHistory(config.optimizer.skip_spikes)
         self.pending: deque[PendingUpdate] = deque()
         """Updates of the last steps whose figures have not been read."""
         self.watch = Watch(config) if self.layout.rank == 0 else None
+        self.metrics = MetricSums(self.layout, self.parts.all_terms)
+        """Of the steps since the last log line."""
+        self.clock = Clock()
+        self.stop: StopRequest | None = None
+        self.watchdog: Watchdog | None = None
+        self.failed_saves = 0
+        """Saves in a row that failed."""
+        self.remarks: list[str] = []
+        """What there is to say about the checkpoint that the run goes on from."""
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint of the run folder, or from the one that the run branches from, if there
-        is one."""
-        folder = beginning(self.config)
-        if folder is None:
+        """Continue from the newest whole checkpoint of the run folder, or from the one that the run branches from, if
+        there is one. A collective call."""
+        self.checkpoints.check_folder()
+        restored = self.checkpoints.restore()
+        if restored is None:
             return
-        progress = self.checkpoints.restore(folder)
+        folder, progress, self.remarks = restored.folder, restored.progress, restored.remarks
+        if self.layout.rank == 0 and restored.overridden:
+            note(self.run, progress["step"], restored.overridden)
+            self.remarks += [
+                f"from here on {name} is {now!r}, was {was!r}" for name, (was, now) in restored.overridden.items()
+            ]
         self._refuse_other_data(folder.parent, progress)
         # Checkpoints of earlier releases have none.
         if "fingerprint" in progress and progress["fingerprint"] != self._fingerprint():
@@ -102,6 +127,9 @@ class Trainer:
         self.seen_tokens = progress["seen_tokens"]
         self.skipped_steps = progress["skipped_steps"]
         self.phase_begins = tuple(progress.get("phase_begins", [0]))
+        self.norms.load_state(progress.get("norms", {}))
+        if "unlogged" in progress:
+            self.metrics.load_state(progress["unlogged"])
         self.branch = progress.get("branch")
         if is_branch_point(folder, self.config):
             self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
@@ -119,24 +147,37 @@ class Trainer:
             )
 
     def train(self) -> None:
-        """Train to the last step, or until SIGTERM; either way the state is saved."""
+        """Train to the last step, or until SIGTERM or SIGHUP; either way the state is saved."""
         data = self.corpus.training_data(self.layout, self.phase_begins)
         report = self._open_report()
+        if self.done == self.config.train.train_steps:
+            if report:
+                report.say(f"{self.run} is finished: all its {self.done} steps are done")
+                report.close()
+            return
         if report:
             report.warn_of_padding(data, self.seen_samples)
-        if self.config.train.self_check and self.done < self.config.train.train_steps:
+        if self.config.train.self_check:
             self._check(report, data)
-        stop = _StopSignal()
-        metrics = MetricSums(self.layout, self.parts.all_terms)
         norms = WeightNorms(self.pair, self.optimizer, self.layout)
-        clock = _Clock()
+        clock = self.clock = Clock()
+        self.stop = StopRequest(self.layout.rank == 0, clock.seconds_to_stop)
+        self.watchdog = self._new_watchdog()
         batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
             for batch in clock.waiting(batches):
+                if any(self.done in window for window in self.config.skipped_steps):
+                    self.done += 1
+                    self.seen_samples, self.phase_begins = batch.end, batch.phase_begins
+                    continue
+                self._sign(f"step {self.done + 1}", clock.longest_step)
                 if self.watch:
                     self.watch.batch(batch)
-                self.pending.append(self.step.train(batch, metrics, stop.is_asked))
+                limit = self.norms.limit(self.done)
+                self.pending.append(self.step.train(batch, self.metrics, self.stop.is_asked, limit))
                 self.done += 1
+                if report and self.done == report.first_step + 1:
+                    report.first(self.done)
                 self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
                 self.seen_samples = batch.end
                 self.phase_begins = batch.phase_begins
@@ -146,35 +187,48 @@ class Trainer:
                 # One step late, while a GPU works at this one. Figures that are logged are this step's.
                 updates = self._read_updates(0 if is_logged else 1)
                 if is_logged:
-                    self._log(report, data, metrics, norms, updates[-1], clock)
+                    self._log(report, data, norms, updates[-1])
+                # Every rank reads the same: whoever was told alone would save, or end, alone.
+                self.stop.is_agreed = any(update.stops for update in updates)
                 if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
                     clock.pause(lambda: self._evaluate(report))
-                if self._is_due(self.config.train.probe_interval, is_last):
+                if self._is_due(self.config.train.probe_interval, is_last) and not self.stop.is_agreed:
                     clock.pause(lambda: self._probe(report))
-                # Every rank reads the same: whoever was told alone would save, or end, alone.
-                is_stopping = any(update.stops for update in updates)
-                if self._is_due(self.config.checkpoint.save_interval, is_last) or is_stopping:
-                    clock.pause(lambda: self.save(report))
-                if is_stopping:
+                is_end = is_last or self.stop.is_agreed
+                if self._is_due(self.config.checkpoint.save_interval, is_end):
+                    clock.save(lambda: self._try_to_save(report, is_end))  # noqa: B023 - called at once
+                if self.stop.is_agreed:
                     break
         finally:
+            if self.watchdog:
+                self.watchdog.close()
             batches.close()
-            stop.restore()
+            self.stop.restore()
             if report:
                 report.close()
 
     def evaluate(self) -> dict[str, float]:
-        """Figures over the held-out samples, with masks and noise of their own. A collective call."""
+        """Figures over the held-out samples, with masks and noise of their own; none if the run was asked to stop.
+
+        A collective call.
+        """
         self.homes.fetch_parameters()
         metrics = MetricSums(self.layout, self.parts.all_terms)
         for batch in self.corpus.evaluation_batches(self.layout):
+            if self.stop:
+                self.stop.is_agreed = self.stop.is_agreed or self.layout.any_rank(self.stop.is_asked)
+                if self.stop.is_agreed:
+                    return {}
+            self._sign(f"batch {batch.step + 1} of an evaluation")
             self.step.evaluate(batch, metrics)
         return metrics.reduce()
 
     def save(self, report: Report | None = None) -> None:
         """Save the state after the steps done so far. A collective call."""
+        self._sign("to save")
         self._read_updates(0)
         self.homes.fetch_parameters()
+        self._refuse_diverged()
         progress: dict[str, Any] = {
             "step": self.done,
             "consumed_samples": self.seen_samples,
@@ -185,14 +239,53 @@ class Trainer:
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
             **({"phase_begins": self.phase_begins} if self.config.train.phases else {}),
             **({"branch": self.branch} if self.branch else {}),
+            **({"norms": self.norms.state()} if self.norms.threshold else {}),
+            **({"unlogged": self.metrics.state()} if self.unlogged.samples else {}),
         }
-        folder = self.checkpoints.save(self.done, progress)
+        folder, remarks = self.checkpoints.save(self.done, progress)
         if report:
             report.say(f"saved {folder}")
+            report.say_all(remarks)
+
+    def _refuse_diverged(self) -> None:
+        names = diverged(self.pair, self.layout)
+        if names:
+            raise Diverged(
+                f"after step {self.done}: ranks that should hold the same hold other values of {', '.join(names[:3])} "
+                f"({len(names)} parameters in all), of which no checkpoint is made: a GPU may calculate wrongly; go on "
+                "from the last checkpoint, on other machines if it comes again"
+            )
+
+    def _try_to_save(self, report: Report | None, must: bool) -> None:
+        """Save; what was in its way is said, and ends the run if it must, or was there too often."""
+        try:
+            self.save(report)
+        except Diverged:
+            raise
+        except UserError as error:
+            self.failed_saves += 1
+            if must or self.failed_saves > self.config.checkpoint.failed_saves:
+                raise
+            if report:
+                report.say_all(f"warning: not saved: {problem}" for problem in error.problems)
+        else:
+            self.failed_saves = 0
 
     def close(self) -> None:
         """Leave the process groups."""
         self.layout.destroy()
+
+    def _new_watchdog(self) -> Watchdog | None:
+        """None for a process that waits for no other."""
+        world_size, seconds = self.layout.world.size(), 60.0 * self.config.parallel.timeout_minutes
+        if world_size == 1:
+            return None
+        store = distributed_c10d._get_default_store()
+        return Watchdog(store, self.layout.rank, world_size, seconds, self.run / "still")
+
+    def _sign(self, doing: str, usual: float = 0.0) -> None:
+        if self.watchdog:
+            self.watchdog.sign(doing, usual)
 
     def _is_due(self, interval: int, is_last: bool) -> bool:
         return interval > 0 and (is_last or self.done % interval == 0)
@@ -233,6 +326,7 @@ class Trainer:
         report.say(self.corpus.description)
         if self.initial:
             report.say(self.initial.description)
+        report.say_all(self.remarks)
         if self.done:
             begun = self.branch and self.branch["step"] == self.done
             whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"
@@ -254,34 +348,36 @@ class Trainer:
             updates.append(self.pending.popleft().read())
             if self.watch:
                 self.watch.update(updates[-1])
+            self.norms.add(step - 1, updates[-1].grad_norm)
             self._count_skipped(updates[-1], step)
         return updates
 
     def _count_skipped(self, update: Update, step: int) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped else 0
         self.skipped_steps += update.is_skipped
+        if update.is_skipped and math.isfinite(update.grad_norm) and self.layout.rank == 0:
+            note_spike(self.run, step, update.grad_norm)
+            print(f"warning: step {step} skipped: gradient norm {update.grad_norm:.3g} is a spike", flush=True)
         if self.skipped_in_a_row == MAX_SKIPPED:
             raise UserError(
                 f"{MAX_SKIPPED} steps in a row had gradients that are not finite (the last one is step {step}): "
-                "restart from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "
-                "train.precision bf16"
+                "go on from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "
+                "train.precision bf16, named in train.override, or pass over such steps with train.skip_steps"
             )
 
     def _log(
         self,
         report: Report | None,
         data: PretrainingData,
-        metrics: MetricSums,
         norms: WeightNorms,
         update: Update,
-        clock: _Clock,
     ) -> None:
-        figures, weights = metrics.reduce(), norms.measure()
-        seconds, waited, steps = clock.lap()
+        figures, weights = self.metrics.reduce(), norms.measure()
+        seconds, waited, steps = self.clock.lap()
         done, self.unlogged = self.unlogged, Amount()
         if not report or not self.watch:
             return
-        tokens = figures.pop("tokens")
+        figures.pop("tokens")  # with those before an interruption, which these seconds do not have
         terms = self.parts.all_terms
         figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms}, self.done - 1)
         figures = {
@@ -294,13 +390,13 @@ class Trainer:
             "loss_scale": update.loss_scale,
             "skipped_steps": self.skipped_steps,
             "learning_rate": update.learning_rate,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": done.tokens / seconds,
             **self._utilization(done, seconds),
             "seconds_per_step": seconds / steps,
             "data_share": waited / seconds,
         }
         planned = data.read_before(self.seen_samples - int(done.samples), self.seen_samples)
-        report.training(self.done, figures, self.watch.line(self.done, figures, weights, planned))
+        report.training(self.done, figures, self.metrics.digest, self.watch.line(self.done, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
             report.warn_of_padding(data, self.seen_samples)
 
@@ -317,58 +413,12 @@ class Trainer:
 
     def _evaluate(self, report: Report | None) -> None:
         figures = self.evaluate()
-        if report:
+        if report and figures:
             report.validation(self.done, figures)
 
     def _probe(self, report: Report | None) -> None:
+        self._sign("to probe")
         self.homes.fetch_parameters()
         figures = self.probes.figures(self.step)
         if report:
             report.probes(self.done, figures)
-
-
-class _Clock:
-    """Seconds of training between log lines, and how many of them waited for data."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.started = time.monotonic()
-        self.waited = 0.0
-
-    def waiting(self, batches):
-        """The batches, with the time spent on getting each counted."""
-        while True:
-            start = time.monotonic()
-            batch = next(batches, None)
-            self.waited += time.monotonic() - start
-            if batch is None:
-                return
-            self.steps += 1
-            yield batch
-
-    def pause(self, action) -> None:
-        """Do something that is not training."""
-        start = time.monotonic()
-        action()
-        self.started += time.monotonic() - start
-
-    def lap(self) -> tuple[float, float, int]:
-        """(seconds, seconds waited for data, steps) since the last lap."""
-        now = time.monotonic()
-        result = max(now - self.started, 1e-9), self.waited, self.steps
-        self.started, self.waited, self.steps = now, 0.0, 0
-        return result
-
-
-class _StopSignal:
-    """SIGTERM asks the run to save and end."""
-
-    def __init__(self) -> None:
-        self.is_asked = False
-        self.previous = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.is_asked = True
-
-    def restore(self) -> None:
-        signal.signal(signal.SIGTERM, self.previous)

@@ -11,14 +11,16 @@ import pytest
 
 from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.cli.options import flatten
+from metro_megatron.commands.compare_runs import read_arm
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.problems import problems
 from metro_megatron.errors import UserError
+from metro_megatron.evaluate.scores import Score, write_scores
 from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
-from tools.campaign.arms import ARMS, Text, chosen_runs, planned_runs
-from tools.campaign.campaign import Options, campaign
-from tools.campaign.rows import COLUMNS, append_row, read_rows
+from tools.campaign.arms import ARMS, PlannedRun, Text, chosen_runs, planned_runs
+from tools.campaign.campaign import Options, campaign, check_arms
+from tools.campaign.rows import COLUMNS, append_row, keep_tasks, read_baselines, read_rows
 
 BUDGET = 1e12
 TEXT = Text("reviews", "held_out", np.array([64, 64, 64, 23]), "0" * 64)
@@ -48,6 +50,12 @@ def test_runs_have_equal_flops_and_differ_in_the_arm_alone():
         assert run.config.objective.rtd_weight == 10
 
 
+def validated(run: PlannedRun, wanted: dict[str, float]) -> dict[str, str]:
+    """A row whose validation figure is the arm's best at the wanted rate; what its test says must not be asked."""
+    is_best, is_loss = run.config.optimizer.lr == wanted.get(run.arm), run.arm.startswith("mlm")
+    return {"run": run.name, "validation": str(0.7 if is_best != is_loss else 0.6)}
+
+
 def test_seed_1_tries_every_rate_and_chooses_each_arm_s_own():
     rates = [1e-3, 5e-4, 2e-3]
     before = planned_runs(TEXT, BUDGET, 2, rates)
@@ -55,12 +63,14 @@ def test_seed_1_tries_every_rate_and_chooses_each_arm_s_own():
     assert len(first) == len(rates) * len(trained) + 1 and before[: len(first)] == first
     wanted = {arm.name: rates[number % 3] for number, arm in enumerate(trained)}
     rows, done = [], set()
-    while len(done) < len(first):  # the run of an arm may depend on what another has chosen
-        run = next(one for one in planned_runs(TEXT, BUDGET, 2, rates, rows) if one.name not in done)
-        assert run.config.train.seed == 1
-        best = run.config.optimizer.lr == wanted.get(run.arm)
-        rows.append({"run": run.name, "rtd_auc": str(0.7 if best else 0.6), "mlm_loss": str(5.0 if best else 6.0)})
-        done.add(run.name)
+    # The run of an arm may depend on what another has chosen.
+    for arms in ([arm.name for arm in ARMS if arm.name != "fast_electra"], ["fast_electra"]):
+        left = [one for one in planned_runs(TEXT, BUDGET, 2, rates, rows) if one.config.train.seed == 1]
+        left = [one for one in left if one.arm in arms]
+        assert not done.intersection(one.name for one in left)
+        done.update(one.name for one in left)
+        rows += [validated(one, wanted) for one in left]
+    assert len(done) == len(first)
     after = planned_runs(TEXT, BUDGET, 2, rates, rows)
     second = [run for run in after if run.config.train.seed == 2]
     assert {run.arm: run.config.optimizer.lr for run in second if run.is_trained} == wanted
@@ -73,7 +83,7 @@ def test_seed_1_tries_every_rate_and_chooses_each_arm_s_own():
 def test_what_is_compared_is_one_run_of_each_seed():
     rates, figures = [1e-3, 5e-4], iter([0.6, 0.7])
     grid = [run for run in planned_runs(TEXT, BUDGET, 3, rates) if run.arm == "metro" and run.config.train.seed == 1]
-    rows = [{"run": run.name, "rtd_auc": str(next(figures)), "mlm_loss": ""} for run in grid]
+    rows = [{"run": run.name, "validation": str(next(figures))} for run in grid]
     runs = planned_runs(TEXT, BUDGET, 3, rates, rows)
     assert [(one.config.train.seed, one.config.optimizer.lr) for one in chosen_runs(runs, "metro")] == [
         (seed, 5e-4) for seed in (1, 2, 3)
@@ -113,23 +123,36 @@ class Stages:
             (run / "latest_checkpointed_iteration.txt").write_text(str(steps))
             line = {"step": steps, "consumed_tokens": 100 * steps, "tokens_per_second": 50.0}
             (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+            (run / "run_config.yaml").write_text(f"train: {{seed: {config.train.seed}}}")
             return
         call_with_options(silent(importlib.import_module(f"metro_megatron.commands.{name}").main), words)
         if self.fails == name:
             raise UserError(f"{name} fails")
+        output = Path(words[words.index("--output") + 1])
         if name == "evaluate":
-            output = Path(words[words.index("--output") + 1])
-            output.write_text(json.dumps({"mlm_loss": 5.0, "unigram_loss": 6.7, "num_tokens": 9}))
+            figures = {"mlm_loss": 5.0, "rtd_auc": 0.7, "unigram_loss": 6.7, "num_tokens": 9}
+            if output.stem == "validation":
+                figures |= {"mlm_loss": 4.0, "rtd_auc": 0.6}
+            output.write_text(json.dumps(figures))
+        if name == "probe":
+            output.mkdir(parents=True)
+            (output / "probe.json").write_text(json.dumps({"tasks": {"cloze": {"score": 0.3}}}))
+            write_scores(output / "items.jsonl", [Score("cloze", "1", 1.0)])
 
 
-DONE = ["pretrain_metro", "convert_checkpoint", "evaluate"]
+DONE = ["pretrain_metro", "convert_checkpoint", "evaluate", "evaluate", "probe"]
 
 
 def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys):
     results = str(tmp_path / "results" / "campaign.csv")
     options = Options(BUDGET, root=str(tmp_path), results=results, seeds=1, rates=[1e-3])
     runs, stages, results = planned_runs(TEXT, BUDGET, 1, [1e-3]), Stages(), Path(options.results)
-    for stage, calls in zip(DONE, (DONE[:1], DONE[:2], DONE[1:]), strict=True):
+    for stage, calls in (
+        ("pretrain_metro", DONE[:1]),
+        ("convert_checkpoint", DONE[:2]),
+        ("evaluate", DONE[1:3]),
+        ("probe", DONE[1:]),
+    ):
         stages.calls, stages.fails = [], stage
         with pytest.raises(UserError):
             campaign(options, TEXT, stages)
@@ -139,9 +162,11 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
     assert stages.calls == [*DONE[1:], *DONE * (len(ARMS) - 1)]
     assert f"[2/{len(ARMS)}] electra-1-" in capsys.readouterr().out
     rows, before = read_rows(results), results.read_bytes()
-    assert [(row["run"], row["arm"], row["mlm_loss"], row["rtd_auc"]) for row in rows] == [
-        (run.name, run.arm, "5.0", "") for run in runs
+    assert [(row["run"], row["arm"], row["mlm_loss"], row["cloze"], row["rtd_loss"]) for row in rows] == [
+        (run.name, run.arm, "5.0", "0.3", "") for run in runs
     ]
+    assert [row["validation"] for row in rows] == ["4.0" if run.arm.startswith("mlm") else "0.6" for run in runs]
+    assert read_arm([f"{options.root}/{runs[0].name}"])[1]["cloze"] == {"1": 1.0}
     assert [(int(row["tokens"]), float(row["seconds"])) for row in rows] == [
         (100 * run.config.train.train_steps, 2.0 * run.config.train.train_steps) if run.is_trained else (0, 0.0)
         for run in runs
@@ -152,6 +177,40 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
     with pytest.raises(UserError, match="has a row of"):
         append_row(results, rows[0])
     assert results.read_bytes() == before
+
+
+def test_some_arms_are_done_first_and_their_runs_are_the_same(tmp_path):
+    results = tmp_path / "campaign.csv"
+    options = Options(BUDGET, root=str(tmp_path), results=str(results), seeds=2, rates=[1e-3], arms=["metro", "mlm_15"])
+    campaign(options, TEXT, Stages())
+    wanted = [run.name for run in planned_runs(TEXT, BUDGET, 2, [1e-3]) if run.arm in options.arms]
+    assert [row["run"] for row in read_rows(results)] == wanted and len(wanted) == 4
+    with pytest.raises(UserError) as caught:
+        check_arms(["electra", "mlm", "fast_electra"])
+    assert caught.value.problems == [
+        f"--arms mlm: unknown; there are {', '.join(arm.name for arm in ARMS)}",
+        "--arms fast_electra: its auxiliary is that of metro; give metro, too",
+    ]
+
+
+def test_rows_of_one_table_are_of_the_same_tasks(tmp_path):
+    results, manifest = tmp_path / "results" / "campaign.csv", tmp_path / "tasks" / "manifest.json"
+    manifest.parent.mkdir()
+
+    def write(sha256, tfidf):
+        facts = {"sha256": {"train": sha256, "test": sha256}, "baselines": {"trivial": 0.25, "tfidf": tfidf}}
+        manifest.write_text(json.dumps({"tasks": {"cloze": facts}}))
+
+    for sha256 in ("0", "1"):  # there are no rows yet
+        write(sha256, 0.3)
+        keep_tasks(manifest, results)
+    append_row(results, {"run": "metro-1"})
+    write("1", 0.4)
+    keep_tasks(manifest, results)
+    assert read_baselines(results) == {"cloze": {"trivial": 0.25, "tfidf": 0.4}}
+    write("2", 0.4)
+    with pytest.raises(UserError, match="has rows of other tasks"):
+        keep_tasks(manifest, results)
 
 
 def test_the_committed_table_has_the_columns_and_no_run_twice():

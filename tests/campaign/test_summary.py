@@ -1,10 +1,11 @@
+from tools.campaign.rows import COLUMNS
 from tools.campaign.summary import lines
 
 
 def test_seeds_of_an_arm_are_summed_up_and_other_rates_and_budgets_are_not_mixed_in():
     def row(seed, auc, rate="0.001", steps="9"):
-        figures = {"aux_loss": "", "clm_loss": "", "mlm_loss": "", "rtd_loss": "", "rtd_auc": auc}
-        return {"arm": "metro", "lr": rate, "flops": "2.0001e+13", "steps": steps, "seed": seed, **figures}
+        values = {"arm": "metro", "lr": rate, "flops": "2.0001e+13", "steps": steps, "seed": seed, "rtd_auc": auc}
+        return dict.fromkeys(COLUMNS, "") | values
 
     rows = [
         row("1", "0.6"),

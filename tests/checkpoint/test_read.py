@@ -60,8 +60,10 @@ def test_run_folders_lead_to_their_newest_checkpoint(iteration: Path, tmp_path: 
     tracker = tmp_path / "latest_checkpointed_iteration.txt"
     for text in ("8", "", "release", "-7", "../x", "²"):
         tracker.write_text(text)
-        with pytest.raises(UserError, match="no such checkpoint"):
+        with pytest.raises(UserError, match="neither a checkpoint"):
             find_iteration(tmp_path)
-    (tmp_path / "iter_0000008").mkdir()
+    for name in ("iter_0000008", "iter_10000000", "iter_9999999"):
+        (tmp_path / name).mkdir()
+    assert find_iteration(tmp_path) == tmp_path / "iter_10000000", "the newest, as a number, where nothing says so"
     tracker.write_text("8\n")
     assert find_iteration(tmp_path) == tmp_path / "iter_0000008"

@@ -6,14 +6,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from megatron.core import dist_checkpointing
 
+from metro_megatron.checkpoint import save
 from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
-from metro_megatron.config.schema import Config, ParallelConfig
+from metro_megatron.config.schema import CheckpointConfig, Config, ParallelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
@@ -181,7 +183,7 @@ def test_other_shards_are_refused(saved: Path, tmp_path: Path) -> None:
     assert "not those that" in run_ranks(restore_problem, 1, config_for(run))[0][0]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "tracker"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damaged_checkpoint_is_refused_by_name(saved: Path, tmp_path: Path, damage: str) -> None:
     run = shutil.copytree(saved, tmp_path / "run")
     victim = next((run / f"iter_{HALF:07d}").glob("*.distcp"))
@@ -191,13 +193,68 @@ def test_damaged_checkpoint_is_refused_by_name(saved: Path, tmp_path: Path, dama
         victim.write_bytes(content)
     elif damage == "cut":
         os.truncate(victim, victim.stat().st_size - 1)
-    elif damage == "remove":
-        victim.unlink()
     else:
-        victim = run / TRACKER
-        victim.write_text("77")
+        victim.unlink()
     problems = run_ranks(restore_problem, 1, config_for(run))[0]
     assert str(victim) in "\n".join(problems)
+
+
+def go_back(config: Config) -> tuple[int, list[str], list[str]]:
+    """On every rank: (steps restored, what is said, what is said of the next save)."""
+    trainer = start(config)
+    trainer.restore()
+    done, trainer.done = trainer.done, trainer.done + 1
+    _, remarks = trainer.checkpoints.save(trainer.done, {"step": trainer.done})
+    trainer.close()
+    return done, trainer.remarks, remarks
+
+
+@pytest.mark.parametrize("tracker", ["", "77", f"{HALF + 9}"])
+def test_a_damaged_newest_checkpoint_and_a_lost_tracker_are_said_and_gone_back_from(
+    saved: Path, tmp_path: Path, tracker: str
+) -> None:
+    """What lies ahead is set aside, so that retention keeps what is new; of old ones that are links, the links go."""
+    run, elsewhere = shutil.copytree(saved, tmp_path / "run"), tmp_path / "elsewhere"
+    ahead, old = run / f"iter_{HALF + 9:07d}", run / "iter_0000000"
+    shutil.copytree(run / f"iter_{HALF:07d}", ahead)
+    shutil.copytree(run / f"iter_{HALF:07d}", elsewhere)
+    old.symlink_to(elsewhere)
+    victim = next(ahead.glob("*.distcp"))
+    victim.write_bytes(b"")
+    (run / TRACKER).write_text(tracker)
+    config = replace(config_for(run), checkpoint=CheckpointConfig(keep_last=1))
+    strict = replace(config, checkpoint=CheckpointConfig(strict=True))
+    problems = run_ranks(restore_problem, 2, strict)
+    assert all(one[0].startswith(str(run / TRACKER if tracker in ("", "77") else victim)) for one in problems)
+    for rank, (done, said, later) in enumerate(run_ranks(go_back, 2, config)):
+        assert done == HALF
+        assert (f"{run / TRACKER} is lost" in said[0]) == (tracker in ("", "77"))
+        assert any(one.startswith(f"{victim}: damaged, has 0 bytes") for one in said)
+        assert "going back to an older" in said[-1]
+        assert len(later) == (rank == 0)
+    assert sorted(path.name for path in run.glob("iter_*")) == [f"iter_{HALF + 1:07d}", f"{ahead.name}.set_aside"]
+    assert tracked_step(run) == HALF + 1 and (elsewhere / "integrity.json").is_file()
+
+
+def unshared_problem(config: Config) -> list[str]:
+    """On every rank: what restoring complains about where each rank has a folder of its own."""
+    own = replace(config, train=replace(config.train, output=f"{config.train.output}/{os.environ['RANK']}"))
+    with patch.object(save, "SECONDS_TO_APPEAR", 0.2):
+        return restore_problem(own)
+
+
+def test_ranks_that_do_not_share_the_run_folder_end_before_the_first_step(tmp_path: Path) -> None:
+    for own in run_ranks(unshared_problem, 2, config_for(tmp_path)):
+        assert len(own) == 1 and "rank 1: does not see what the first rank writes" in own[0]
+
+
+def test_a_checkpoint_without_files_that_ranks_have_written_is_not_published(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / f"iter_{HALF:07d}", tmp_path / "folder")
+    with pytest.raises(UserError, match="one folder for all machines"):
+        write_integrity(folder, {"__1_0.distcp": {"bytes": 1, "sha256": ""}})
+    next(folder.glob("*.distcp")).unlink()
+    with pytest.raises(UserError, match="1 of 2 files"):
+        write_integrity(folder)
 
 
 def save_many(config: Config) -> list[str]:
@@ -218,9 +275,9 @@ def save_many(config: Config) -> list[str]:
     def no_space(path: object) -> Any:
         return real_usage(path)._replace(free=1000)
 
-    for patch in ({"disk_usage": no_space}, {"save": fail_to_save}):
-        shutil.disk_usage = patch.get("disk_usage", real_usage)  # type: ignore[assignment]
-        dist_checkpointing.save = patch.get("save", real_save)
+    for broken in ({"disk_usage": no_space}, {"save": fail_to_save}):
+        shutil.disk_usage = broken.get("disk_usage", real_usage)  # type: ignore[assignment]
+        dist_checkpointing.save = broken.get("save", real_save)
         trainer.done = 6
         try:
             trainer.save(None)

@@ -23,7 +23,17 @@ def view(is_real: torch.Tensor, is_replaced: torch.Tensor, num_masked: int) -> V
     none = torch.empty(0, dtype=torch.int64)
     index = torch.arange(num_masked)
     micro_batch = MicroBatch(
-        tokens, tokens, tokens, is_real, index, none, none, none, is_packed=False, max_seqlen=4, num_samples=1
+        tokens,
+        tokens,
+        tokens,
+        is_real,
+        index,
+        index[:, None].expand(-1, 2),
+        none,
+        none,
+        is_packed=False,
+        max_seqlen=4,
+        num_samples=1,
     )
     return View(tokens + is_replaced, micro_batch)
 
@@ -62,10 +72,10 @@ def test_figures_of_a_batch_by_hand() -> None:
     assert figures(TERMS, sums) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_step_without_masks_has_figures() -> None:
+def test_what_was_not_counted_has_no_figure() -> None:
     sizes = {name: size for names in (COUNTS, *(term.sums for term in TERMS)) for name, size in names.items()}
     result = figures(TERMS, {name: torch.zeros(size) for name, size in sizes.items()})
-    assert all(np.isfinite(list(result.values()))) and result["rtd_auc"] == 0.5
+    assert result.pop("tokens") == 0 and all(np.isnan(list(result.values())))
 
 
 def test_weights_are_those_of_the_configuration() -> None:

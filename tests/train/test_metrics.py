@@ -1,5 +1,7 @@
 """The sums of several ranks and steps in one vector."""
 
+from math import isnan
+
 import torch
 import torch.distributed as dist
 
@@ -27,4 +29,28 @@ def test_ranks_are_added_tensor_parallel_ones_once_and_then_it_starts_again() ->
     for first, second in run_ranks(reduced_on_rank, 4):
         assert first["tokens"] == 2 * (1 + 2)
         assert (first["aux_loss"], first["aux_accuracy"], first["rtd_auc"]) == (1, 1, 0.5)
-        assert second["tokens"] == 0 and second["aux_loss"] == 0
+        assert second["tokens"] == 0 and isnan(second["aux_loss"]), "nothing was measured, which is not 0"
+
+
+def interrupted_on_rank() -> list[dict[str, float]]:
+    """Three steps of which one rank's second is not finite, in one piece and interrupted behind it."""
+    layout = Layout.create(ParallelConfig(), torch.device("cpu"))
+    terms = exported_terms(Config())
+    found = []
+    for interrupts in (False, True):
+        metrics = MetricSums(layout, terms)
+        for step in range(3):
+            value = float("nan") if (step, layout.rank) == (1, 1) else step + 1.0
+            metrics.add([{name: torch.full((part.stop - part.start,), value) for name, part in metrics.slices.items()}])
+            metrics.end_step()
+            if step == 1 and interrupts:
+                state, metrics = metrics.state(), MetricSums(layout, terms)
+                metrics.load_state(state)
+        found.append(metrics.reduce())
+    return found
+
+
+def test_an_interruption_changes_no_mean_and_a_step_that_is_not_finite_spoils_none() -> None:
+    for whole, interrupted in run_ranks(interrupted_on_rank, 2):
+        assert repr(whole) == repr(interrupted), "NaN where equal sums leave nothing to divide by"
+        assert whole["tokens"] == 2 * (1 + 3) and whole["aux_loss"] == 1

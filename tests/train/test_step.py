@@ -116,11 +116,11 @@ def one_step(terms: tuple[type[Term], ...], config: Config) -> Found:
     gradients: dict[str, Tensor] = {}
     update = trainer.optimizer.step
 
-    def keep(step: int, stops: bool) -> Any:
+    def keep(step: int, *others: Any) -> Any:
         for prefix, module in trainer.pair.modules():
             for name, parameter in global_parameters(module, prefix):
                 gradients[name] = parameter.main_grad.clone()  # type: ignore[attr-defined]
-        return update(step, stops)
+        return update(step, *others)
 
     trainer.optimizer.step = keep  # type: ignore[method-assign]
     norm = trainer.step.train(batch, metrics).read().grad_norm

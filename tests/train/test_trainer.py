@@ -13,13 +13,16 @@ from unittest.mock import patch
 import pytest
 
 from metro_megatron.checkpoint.files import iteration_folder, tracked_step
+from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.plan.flops import Amount, model_flops
 from metro_megatron.train import trainer as module
+from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.trainer import MAX_SKIPPED
 from tests.distributed import run_ranks
-from tests.parity.small_run import small_config, start
+from tests.parity import small_run
+from tests.parity.small_run import small_config, small_corpus, start
 
 
 def run(config: Config, skip: bool = False, stop_after: int = 0) -> tuple[list[dict[str, Any]], list[str]]:
@@ -30,8 +33,8 @@ def run(config: Config, skip: bool = False, stop_after: int = 0) -> tuple[list[d
         trainer.restore()
         train = trainer.step.train
 
-        def spoiled(batch: Any, metrics: Any, stops: bool) -> Any:
-            update = train(batch, metrics, stops)
+        def spoiled(batch: Any, *others: Any) -> Any:
+            update = train(batch, *others)
             if batch.step + 1 == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
             if skip:
@@ -86,6 +89,11 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
     ((lines, said),) = run_ranks(run, 1, config)
     assert [(line["step"], line["skipped_steps"]) for line in lines] == [(6, 4)] and tracked_step(tmp_path) == 6
     assert any("after step 4" in one for one in said)
+    ((whole, _),) = run_ranks(run, 1, replace(config, train=replace(config.train, output=f"{tmp_path}/whole")), True)
+    for name in ("aux_loss", "rtd_loss", "clm_loss", "rtd_auc", "replace_rate", "consumed_tokens"):
+        assert lines[0][name] == whole[0][name], "the line is of all steps since the one before, saved or not"
+    ((_, said),) = run_ranks(run, 1, config)
+    assert said[-1] == f"{tmp_path} is finished: all its 6 steps are done"
 
 
 def test_a_run_whose_steps_are_all_skipped_ends_with_a_remedy(tmp_path: Path) -> None:
@@ -93,3 +101,53 @@ def test_a_run_whose_steps_are_all_skipped_ends_with_a_remedy(tmp_path: Path) ->
     with pytest.raises(Exception, match="50 steps in a row had gradients that are not finite") as caught:
         run_ranks(run, 1, config, True)
     assert "optimizer.lr" in str(caught.value) and UserError.__name__ in str(caught.value)
+
+
+def run_with(config: Config, spoil: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """`run`, with SIGTERM in the first evaluation, or without room for the first save or two."""
+    saves = 0
+
+    def no_room(save: Any, *arguments: Any) -> Any:
+        nonlocal saves
+        saves += 1
+        if saves <= int(spoil):
+            raise UserError("no room")
+        return save(*arguments)
+
+    def killing(evaluate: Any, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    owner, name, hook = (module.Step, "evaluate", killing) if spoil == "SIGTERM" else (Checkpoints, "save", no_room)
+    plain = getattr(owner, name)
+    with (
+        patch.object(owner, name, lambda *arguments: hook(plain, *arguments)),
+        patch.object(small_run, "small_corpus", with_validation),
+    ):
+        return run(config)
+
+
+def with_validation(config: Config) -> Corpus:
+    """A corpus that is held out from nothing."""
+    corpus = small_corpus(config)
+    return replace(corpus, validation_shards=corpus.train_shards, validation_index=corpus.train_index)
+
+
+def test_an_evaluation_stops_when_it_is_asked_to(tmp_path: Path) -> None:
+    """The signal comes in the first of its batches: no other is read, no figures are written, the state is saved."""
+    config = config_for(tmp_path, log_interval=1, eval_interval=2, eval_samples=90)
+    ((lines, said),) = run_ranks(run_with, 1, config, "SIGTERM")
+    assert [line["step"] for line in lines] == [1, 2] and tracked_step(tmp_path) == 2
+    assert not any("validation" in one for one in said) and said[-1].startswith("saved")
+
+
+def test_a_save_that_fails_is_said_and_the_next_one_counts(tmp_path: Path) -> None:
+    config = config_for(tmp_path / "once")
+    config = replace(config, checkpoint=replace(config.checkpoint, save_interval=2, failed_saves=1))
+    ((_, said),) = run_ranks(run_with, 1, config, "1")
+    assert [one for one in said if "saved" in one] == [
+        "warning: not saved: no room",
+        *(f"saved {iteration_folder(tmp_path / 'once', step)}" for step in (4, 5)),
+    ]
+    with pytest.raises(Exception, match="no room"):
+        run_ranks(run_with, 1, replace(config, train=replace(config.train, output=str(tmp_path / "twice"))), "2")

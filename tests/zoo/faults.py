@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -78,9 +79,9 @@ def round_and_round(order: Any) -> Any:
 
 
 def same_part(build: Any) -> Any:
-    def ours(self: Any, layout: Any) -> PretrainingData:
-        data = build(self, layout)
-        data._dp_rank = 0
+    def ours(self: Any, *args: Any) -> PretrainingData:
+        data = build(self, *args)
+        data._of_rank = partial(data._of_rank, dp_rank=0)
         return data
 
     return ours

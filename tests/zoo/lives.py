@@ -99,8 +99,8 @@ def live(config: Config, folder: str, steps: int, illness: str, text: int = 7) -
             trainer.restore()
             train = trainer.step.train
 
-            def until(batch: Any, metrics: Any, stops: bool) -> Any:
-                return train(batch, metrics, stops or batch.step + 1 >= steps)
+            def until(batch: Any, metrics: Any, stops: bool, limit: float) -> Any:
+                return train(batch, metrics, stops or batch.step + 1 >= steps, limit)
 
             patch.setattr(trainer.step, "train", until)
             trainer.train()

@@ -20,18 +20,20 @@ from metro_megatron.config.schema import MAY_CHANGE, Config
 from metro_megatron.plan.flops import Amount, model_flops
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "campaign"
+COMMON = (str(CONFIGS / "common.yaml"),)
+"""What all arms have in common, unless a campaign has other sizes."""
 FEWER_SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of pretraining: a file of CONFIGS over common.yaml."""
+    """One way of pretraining: a file of CONFIGS over those in common."""
 
     name: str
     most_seeds: int | None = None
     """None: as many as the campaign has."""
     figure: str = "rtd_auc"
-    """Of held-out text, by which seed 1 chooses the learning rate: the best detection, or the lowest loss."""
+    """Of the validation text, by which seed 1 chooses the learning rate: the best detection, or the lowest loss."""
     is_trained: bool = True
 
 
@@ -61,11 +63,13 @@ class Text:
     train: str
     """Prefix of the shards to train on."""
     validation: str
-    """Prefix of the held-out shards."""
+    """Prefix of the shards that a run evaluates while it trains."""
     lengths: NDArray[np.int64]
     """[n] tokens of the training samples, <s> and </s> included."""
     sha256: str
     """Of the shards to train on."""
+    configs: tuple[str, ...] = COMMON
+    """Configuration files of all arms, which make samples of the text."""
 
     @property
     def sample(self) -> Amount:
@@ -148,9 +152,14 @@ def chosen_runs(runs: Sequence[PlannedRun], arm: str) -> list[PlannedRun]:
     return [run for run in own if run.config.optimizer.lr == own[-1].config.optimizer.lr]
 
 
+def figure_of(arm: str) -> str:
+    """The figure by which an arm's learning rate is chosen."""
+    return next(one.figure for one in ARMS if one.name == arm)
+
+
 def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequence[Mapping[str, str]]) -> float:
     """Of the rates whose runs have rows, all of them or else the first."""
-    found = {row["run"]: row[arm.figure] for row in rows}
+    found = {row["run"]: row["validation"] for row in rows}
     if any(run.name not in found for _, run in grid) or len(grid) == 1:
         return grid[0][0]
     sign = 1 if arm.figure.endswith("_loss") else -1
@@ -158,7 +167,7 @@ def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequenc
 
 
 def _arm_options(arm: str, text: Text) -> list[str]:
-    files = ["--config", str(CONFIGS / "common.yaml"), str(CONFIGS / f"{arm}.yaml")]
+    files = ["--config", *text.configs, str(CONFIGS / f"{arm}.yaml")]
     return [*files, "--data.train", text.train, "--data.validation", text.validation]
 
 

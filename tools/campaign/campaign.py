@@ -20,19 +20,21 @@ from typing import Annotated
 from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import above, at_least
-from metro_megatron.config.file import load_config
+from metro_megatron.commands.probe import FIGURES as PROBED
+from metro_megatron.config.file import parse_config
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked
+from metro_megatron.probing.folder import MANIFEST
 from metro_megatron.train.curves import Run
-from tools.campaign.arms import CONFIGS, PlannedRun, Text, chosen_runs, planned_runs
-from tools.campaign.rows import FIGURES, append_row, read_rows
+from tools.campaign.arms import ARMS, AUXILIARY_OF, COMMON, PlannedRun, Text, chosen_runs, figure_of, planned_runs
+from tools.campaign.rows import FIGURES, append_row, keep_tasks, read_rows
 
 FLOPS_PER_SECOND = 4.1e10
 """Of make demo's pretraining on two quiet cores: a guess where no row of this device is there."""
-SECONDS_BESIDE = 60.0
-"""Of a run, beside its steps: starting, saving, exporting, evaluating."""
+SECONDS_BESIDE = 90.0
+"""Of a run, beside its steps: starting, saving, exporting, evaluating, probing."""
 VERSIONS = ("torch", "megatron-core", "transformers")
 
 Call = Callable[[Sequence[str]], None]
@@ -45,15 +47,19 @@ class Options:
 
     budget: Annotated[float, above(0)]
     """Model FLOPs of each run, by metro_megatron/plan/flops.py."""
+    arms: list[str] = field(default_factory=lambda: [arm.name for arm in ARMS])
+    """Arms to pretrain; the others' runs are left for later."""
+    config: list[str] = field(default_factory=lambda: list(COMMON))
+    """Configuration files of all arms, a later one over the earlier ones."""
     root: str = "runs/campaign"
-    """Folder with text/ and shards/; runs are written there."""
+    """Folder with tasks/, text/ and shards/; runs are written there."""
     results: str = "docs/results/campaign.csv"
     """Table that gets a row for each finished run."""
     seeds: Annotated[int, at_least(1)] = 5
     """METRO, ELECTRA and MLM are pretrained with seeds 1 to this one, other arms with 3 at most."""
     rates: list[float] = field(default_factory=lambda: [1e-3, 5e-4, 2e-3])
-    """Peak learning rates, the same for each arm: seed 1 tries all, and each arm's best one on held-out text is that of
-    its other seeds."""
+    """Peak learning rates, the same for each arm: seed 1 tries all, and each arm's best one on the validation text is
+    that of its other seeds."""
     processes: Annotated[int, at_least(1)] = 2
     """Data-parallel processes; no figure depends on them beyond rounding."""
 
@@ -61,28 +67,44 @@ class Options:
 def main(options: Options) -> None:
     """Pretrain every arm with every seed at equal FLOPs; runs that have a row are skipped, an interrupted one goes on.
 
-    All arms of a seed come before the next seed. A finished run is exported, evaluated on held-out reviews, and
-    appended to the table; the exports stay for other judges.
+    All arms of a seed come before the next seed. A finished run is exported, evaluated on held-out text, asked the
+    tasks with its weights as they are, and appended to the table; the exports stay for other judges.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
             signal.signal(number, signal.default_int_handler)
+    check_arms(options.arms)
     root = Path(options.root)
     try:
         with locked(root / "lock", wait=False):
-            campaign(options, read_text(root), call)
+            keep_tasks(root / "tasks" / MANIFEST, Path(options.results))
+            campaign(options, read_text(root, options.config), call)
     except BlockingIOError as error:
         raise UserError(f"{root}: another process runs this campaign; wait for it or end it") from error
 
 
-def read_text(root: Path) -> Text:
-    """The training samples that the campaign's common configuration makes of the shards. Raises UserError."""
-    train = f"{root}/shards/reviews"
+def check_arms(arms: Sequence[str]) -> None:
+    """Raises UserError for arms that are unknown, or whose auxiliary is of an arm that is not among them."""
+    known = [arm.name for arm in ARMS]
+    problems = [f"--arms {arm}: unknown; there are {', '.join(known)}" for arm in arms if arm not in known]
+    problems += [
+        f"--arms {arm}: its auxiliary is that of {source}; give {source}, too"
+        for arm, source in AUXILIARY_OF.items()
+        if arm in arms and source not in arms
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def read_text(root: Path, configs: Sequence[str] = COMMON) -> Text:
+    """The training samples that the configuration of all arms makes of the shards. Raises UserError."""
+    train = f"{root}/shards/train"
     shards = open_shards([train])
-    seq_length = load_config(CONFIGS / "common.yaml").data.seq_length
+    seq_length = parse_config(["--config", *configs, "--data.train", train]).data.seq_length
     lengths = build_sample_index(shards, seq_length).length.astype(int) + NUM_SAMPLE_SPECIALS
     contents = "".join(shard.sha256 + shard.index_sha256 for shard in shards)
-    return Text(train, f"{root}/shards/held_out", lengths, hashlib.sha256(contents.encode()).hexdigest())
+    sha256 = hashlib.sha256(contents.encode()).hexdigest()
+    return Text(train, f"{root}/shards/validation", lengths, sha256, tuple(configs))
 
 
 def campaign(options: Options, text: Text, call: Call) -> None:
@@ -90,24 +112,26 @@ def campaign(options: Options, text: Text, call: Call) -> None:
     results = Path(options.results)
     while True:
         rows = read_rows(results)
-        runs = planned_runs(text, options.budget, options.seeds, options.rates, rows)
+        planned = planned_runs(text, options.budget, options.seeds, options.rates, rows)
+        runs = [run for run in planned if run.arm in options.arms]
         finished = {row["run"] for row in rows}
         left = [run for run in runs if run.name not in finished]
         if not left:
             break
         run, number = left[0], len(runs) - len(left) + 1
-        time_left = duration(left, rows, device(options.processes))
+        time_left = duration(left, rows, device(run, options.processes))
         print(f"\n[{number}/{len(runs)}] {describe(run)} | {len(left)} runs left, {time_left}", flush=True)
         do(run, options, call)
         append_row(results, row_of(run, options))
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
     print(f"next: python -m tools.campaign.summary --results {results}")
-    a, b = (" ".join(f"{options.root}/{run.name}" for run in chosen_runs(runs, arm)) for arm in ("metro", "electra"))
-    print(f"      python tools/compare_runs.py --a {a} --b {b}")
+    if {"metro", "mlm_15"} <= set(options.arms):
+        a, b = (" ".join(f"{options.root}/{run.name}" for run in chosen_runs(runs, arm)) for arm in ("metro", "mlm_15"))
+        print(f"      python tools/compare_runs.py --a {a} --b {b}")
 
 
 def do(run: PlannedRun, options: Options, call: Call) -> None:
-    """Pretrain, export and evaluate. Raises UserError where a command fails or training was interrupted."""
+    """Pretrain, export, evaluate and probe. Raises UserError where a command fails or training was interrupted."""
     root, folder = Path(options.root), Path(options.root) / run.name
     training, steps = folder / "pretraining", run.config.train.train_steps
     python = sys.executable
@@ -121,16 +145,21 @@ def do(run: PlannedRun, options: Options, call: Call) -> None:
         if tracked_step(training) != steps:
             raise UserError(f"{training}: interrupted; run the same command again to continue")
     call([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
-    evaluation = ("--input", str(root / "text" / "held_out.jsonl"), "--unigram_from", run.text.train)
-    scores = ("--documents", str(folder / "scores" / "held_out.jsonl"))
-    output = ("--output", str(folder / "evaluation.json"), *scores, "--sentences", "1")
-    call([python, "tools/evaluate.py", "--model", str(folder / "model"), *evaluation, *output, "--device", "cpu"])
+    judged = ("--model", str(folder / "model"), "--device", run.config.train.device)
+    for part, scores in (("validation", ()), ("test", ("--documents", str(folder / "scores" / "test.jsonl")))):
+        text = ("--input", str(root / "text" / f"{part}.jsonl"), "--unigram_from", run.text.train)
+        output = ("--output", str(folder / f"{part}.json"), *scores, "--sentences", "1")
+        call([python, "tools/evaluate.py", *judged, *text, *output])
+    # Its scores are where tools/compare_runs.py looks for them.
+    tasks = ("--tasks", str(root / "tasks"), "--output", str(folder / "scores" / "tasks"))
+    call([python, "tools/probe.py", *judged, *tasks, "--random_baseline", "false"])
 
 
 def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
     """The row of a run that is done."""
     folder, config = Path(options.root) / run.name, run.config
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    files = (folder / "validation.json", folder / "test.json", folder / "scores" / "tasks" / PROBED)
+    validation, test, probed = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     curves = Run.read(folder / "pretraining")
     tokens = int(curves.training[-1]["consumed_tokens"]) if run.is_trained else 0
     return {
@@ -141,9 +170,11 @@ def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
         "steps": config.train.train_steps if run.is_trained else 0,
         "tokens": tokens,
         "flops": f"{run.flops:.4e}",
-        **{name: round(evaluation[name], 6) for name in FIGURES if name in evaluation},
+        "validation": round(validation[figure_of(run.arm)], 6),
+        **{name: round(test[name], 6) for name in FIGURES if name in test},
+        **{name: round(facts["score"], 6) for name, facts in probed["tasks"].items()},
         "seconds": round(tokens / curves.tokens_per_second(), 1),
-        "device": device(options.processes),
+        "device": device(run, options.processes),
         "versions": ", ".join(
             [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in VERSIONS)]
         ),
@@ -172,8 +203,12 @@ def duration(runs: Sequence[PlannedRun], rows: Sequence[dict[str, str]], device:
     return f"about {hours:.1f} hours"
 
 
-def device(processes: int) -> str:
-    """The processor's name, how many cores this process may use, and how many processes train."""
+def device(run: PlannedRun, processes: int) -> str:
+    """The name of the processor and how many cores this process may use, or of the GPU; how many processes train."""
+    if run.config.train.device != "cpu":
+        import torch  # --help does not wait for it
+
+        return f"{torch.cuda.get_device_name()}, {processes} processes"
     found = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = found[1].strip() if found else platform.machine()
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {processes} processes"

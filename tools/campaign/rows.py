@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from metro_megatron.errors import UserError
 from metro_megatron.files import replace_text
+from metro_megatron.tasks.recipes import RECIPES
 
 FIGURES = (
     "aux_loss",
@@ -25,8 +28,10 @@ FIGURES = (
     "non_replace_accuracy",
 )
 """Of tools/evaluate.py; an arm has those of its heads."""
+TASKS = tuple(recipe.name for recipe in RECIPES)
+"""Of tools/probe.py, which all arms have."""
 COLUMNS = (
-    *("run", "arm", "seed", "lr", "steps", "tokens", "flops", *FIGURES),
+    *("run", "arm", "seed", "lr", "steps", "tokens", "flops", "validation", *FIGURES, *TASKS),
     *("seconds", "device", "versions", "commit", "date"),
 )
 
@@ -50,3 +55,31 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
     writer.writerows([*rows, row])
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text.getvalue())
+
+
+def tasks_beside(results: Path) -> Path:
+    """The file beside the table that says what the tasks of its rows are, and what counting words is worth on them."""
+    return results.with_name(f"{results.stem}_tasks.json")
+
+
+def keep_tasks(manifest: Path, results: Path) -> None:
+    """Lay the tasks' manifest beside the table. Raises UserError where its rows are of other tasks."""
+    kept = tasks_beside(results)
+    if kept.exists() and read_rows(results) and _rows_of(kept) != _rows_of(manifest):
+        raise UserError(f"{results} has rows of other tasks than {manifest.parent}; give another --results")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(kept, manifest.read_text(encoding="utf-8"))
+
+
+def read_baselines(results: Path) -> dict[str, dict[str, float]]:
+    """What each task's metric is without an encoder, by task and baseline."""
+    tasks = _read(tasks_beside(results))["tasks"]
+    return {name: facts["baselines"] for name, facts in tasks.items()}
+
+
+def _rows_of(manifest: Path) -> dict[str, Any]:
+    return {name: facts["sha256"] for name, facts in _read(manifest)["tasks"].items()}
+
+
+def _read(manifest: Path) -> Any:
+    return json.loads(manifest.read_text(encoding="utf-8"))

@@ -9,9 +9,9 @@ from pathlib import Path
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.comparison import summary
-from tools.campaign.rows import read_rows
+from tools.campaign.rows import TASKS, read_baselines, read_rows
 
-SHOWN = ("aux_loss", "clm_loss", "mlm_loss", "rtd_loss", "rtd_auc")
+SHOWN = ("aux_loss", "clm_loss", "mlm_loss", "rtd_loss", "rtd_auc", *TASKS)
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,20 @@ class Options:
 def main(options: Options) -> None:
     """Print median, spread and standard error of every figure, by arm, learning rate, budget and steps.
 
-    Groups of one seed are tries of a rate. Whether two arms differ says tools/compare_runs.py.
+    Groups of one seed are tries of a rate. Whether two arms differ says tools/compare_runs.py. Below them, what the
+    tasks are worth without an encoder.
     """
-    rows = read_rows(Path(options.results))
+    results = Path(options.results)
+    rows = read_rows(results)
     if not rows:
         raise UserError(f"{options.results} has no rows; make learn writes it")
     print(
         "| arm | rate | FLOPs | seeds | figure | median | spread | standard error |\n|---|---|---|---|---|---|---|---|"
     )
     print(*lines(rows), sep="\n")
+    for task, baselines in read_baselines(results).items():
+        for name, value in baselines.items():
+            print(f"| {name} |  |  |  | {task} | {value:.4f} |  |  |")
 
 
 def lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:

@@ -1,0 +1,56 @@
+"""How long steps take, and saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+Batch = TypeVar("Batch")
+
+
+class Clock:
+    """Seconds of training between log lines, and how many of them waited for data; the longest step and save."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.started = time.monotonic()
+        self.waited = 0.0
+        self.longest_step = 0.0
+        self.longest_save = 0.0
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time spent on getting each counted."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - start
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def pause(self, action: Callable[[], Any]) -> None:
+        """Do something that is not training."""
+        start = time.monotonic()
+        action()
+        self.started += time.monotonic() - start
+
+    def save(self, action: Callable[[], Any]) -> None:
+        """`pause` for a checkpoint."""
+        start = time.monotonic()
+        self.pause(action)
+        self.longest_save = max(self.longest_save, time.monotonic() - start)
+
+    def lap(self) -> tuple[float, float, int]:
+        """(seconds, seconds waited for data, steps) since the last lap."""
+        now = time.monotonic()
+        result = max(now - self.started, 1e-9), self.waited, self.steps
+        self.longest_step = max(self.longest_step, result[0] / max(self.steps, 1))
+        self.started, self.waited, self.steps = now, 0.0, 0
+        return result
+
+    def seconds_to_stop(self) -> float:
+        """The most that two steps, after which all ranks know that they shall stop, and a save will take; 0: no step's
+        time is known."""
+        return 2 * self.longest_step + self.longest_save

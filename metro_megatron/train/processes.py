@@ -1,0 +1,71 @@
+"""What the processes of a run are to each other and to their machine: who speaks, who has the run folder, who ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from metro_megatron.errors import UserError
+from metro_megatron.files import locked
+
+LOCK = "lock"
+PR_SET_PDEATHSIG = 1
+SECONDS_FOR_SPEAKER = 5.0
+"""How long other processes wait before they end with a mistake, so that the speaker's message is printed: torchrun ends
+all processes when one has failed."""
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all that torchrun started while nothing is wrong."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def speak_or_wait(problems: list[str]) -> list[str]:
+    """What this process shall say of its mistakes: all processes may have made the same, one a machine says them.
+
+    Others wait and say nothing. Not of the first rank, lines begin with host and rank.
+    """
+    # An abstract socket's name is the machine's, and gone with the process, however it ends.
+    name = f"metro_megatron {os.environ.get('MASTER_PORT', os.getpid())} {os.environ.get('TORCHELASTIC_RUN_ID', '')}"
+    speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        speaker.bind(f"\0{name} {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"[:100])
+    except OSError:
+        time.sleep(SECONDS_FOR_SPEAKER)
+        return []
+    speaker.detach()  # kept until the process ends
+    rank = os.environ.get("RANK", "0")
+    return problems if rank == "0" else [f"{socket.gethostname()}, rank {rank}: {problem}" for problem in problems]
+
+
+def end_with_parent() -> None:
+    """Be sent SIGTERM when torchrun ends without ending its processes: a killed one cannot."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Have a run folder alone, on the first process; the kernel ends the claim with the process.
+
+    Raises UserError naming who has it. On a file system without locks nobody is kept out.
+    """
+    path = run / LOCK
+    try:
+        with locked(path, wait=False):
+            since = datetime.now().astimezone().isoformat(" ", "seconds")
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n", encoding="utf-8")
+            yield
+    except BlockingIOError as error:
+        owner = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        raise UserError(
+            f"{run}: {owner} trains in it; wait for it or end it, or choose another train.output"
+        ) from error

@@ -1,0 +1,82 @@
+"""A spike is skipped, noted, and skipped again by a resumed run; what stays high is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from metro_megatron.config.schema import Config
+from metro_megatron.parallel import optim
+from metro_megatron.train import spikes
+from metro_megatron.train.spikes import LEAST, LENGTH, NormHistory
+from tests.distributed import run_ranks
+from tests.parity.small_run import small_config
+from tests.train.test_trainer import run
+
+SPIKE = 9
+LASTING = ("step", "aux_loss", "rtd_loss", "clm_loss", "grad_norm", "skipped_steps", "digest")
+
+
+def test_the_limit_is_robust_and_late_and_survives_a_checkpoint() -> None:
+    norms = np.random.default_rng(0).lognormal(size=400)
+    history, resumed = NormHistory(6.0), NormHistory(6.0)
+    for step, norm in enumerate(norms):
+        known = norms[: max(0, step - 1)][-LENGTH:]
+        expected = math.inf
+        if len(known) >= LEAST:
+            expected = np.median(known) + 6 * 1.4826 * np.median(np.abs(known - np.median(known)))
+        assert history.limit(step) == pytest.approx(expected)
+        history.add(step, norm)
+    resumed.load_state(json.loads(json.dumps(history.state())))
+    assert resumed.limit(400) == history.limit(400) and resumed.limit(401) == history.limit(401)
+    for step in range(400, 400 + LENGTH):
+        history.add(step, 1000.0 + step % 7)
+    assert history.limit(400 + LENGTH + 1) > 1000, "what stays high is no spike"
+    assert NormHistory(0.0).limit(1) == math.inf
+
+
+def run_with_spike(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
+    """`run`, with the squares of one step's gradients a million times as large; 4 steps are enough to know."""
+    squares, update, at = optim._sum_of_squares, optim.Optimizer.step, -1
+
+    def spiked(optimizer: Any, like: Any) -> Any:
+        return squares(optimizer, like) * (1e6 if at == SPIKE - 1 else 1.0)
+
+    def step(self: Any, number: int, *others: Any) -> Any:
+        nonlocal at
+        at = number
+        return update(self, number, *others)
+
+    with (
+        patch.object(optim, "_sum_of_squares", spiked),
+        patch.object(optim.Optimizer, "step", step),
+        patch.object(spikes, "LEAST", 4),
+    ):
+        return run(config)
+
+
+def test_a_spike_is_skipped_and_noted_and_skipped_again_by_a_resumed_run(tmp_path: Path) -> None:
+    """The run is taken up two steps before it, where its own steps alone would not be enough to know."""
+    config = small_config(train={"output": str(tmp_path), "train_steps": 11, "log_interval": 3})
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, skip_spikes=30.0),
+        checkpoint=replace(config.checkpoint, save_interval=7),
+    )
+    ((lines, _),) = run_ranks(run_with_spike, 1, config)
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1]
+    journal = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["skipped_for_norm"]) for line in journal] == [(SPIKE, lines[2]["grad_norm"])]
+    assert lines[2]["grad_norm"] > 100 * lines[1]["grad_norm"]
+    shutil.rmtree(tmp_path / "iter_0000011")
+    ((again, _),) = run_ranks(run_with_spike, 1, config)
+    for line, same in zip(again, lines, strict=True):
+        assert {key: line[key] for key in LASTING} == {key: same[key] for key in LASTING}
