@@ -253,3 +253,33 @@ def test_a_branch_in_phases_from_the_command_line(corpus: Path, yaml_file: Path,
     assert rates == pytest.approx([1e-3, 0.5e-3 * (1 - (1 / 3) ** 0.5), 0.5e-3 * (1 - (2 / 3) ** 0.5)], rel=1e-12)
     other = run(yaml_file, corpus, tmp_path / "other", *options, "--train.seed", "5")
     assert other.returncode == 2 and "train.seed is 5, but the checkpoint was made with 1" in other.stderr
+
+
+@pytest.mark.long
+def test_a_run_begins_with_the_weights_of_an_export_of_another(corpus: Path, yaml_file: Path, tmp_path: Path) -> None:
+    assert run(yaml_file, corpus, tmp_path / "first").returncode == 0
+    tool = run_program(
+        ROOT / "tools" / "convert_checkpoint.py", "--load", tmp_path / "first", "--output", tmp_path / "hf", timeout=200
+    )
+    assert tool.returncode == 0, tool.stderr
+    given = ("--train.initialize_from", tmp_path / "hf")
+    second = run(yaml_file, corpus, tmp_path / "second", *given)
+    assert second.returncode == 0, second.stderr
+    assert (
+        f"weights of {tmp_path / 'hf'}: 53 tensors; no moments are in it, the optimizer and the data" in second.stdout
+    )
+    first, again = (lines(tmp_path / name) for name in ("first", "second"))
+    assert again[0]["consumed_samples"] == first[0]["consumed_samples"]
+    assert again[0]["aux_loss"] < first[0]["aux_loss"] and again[0]["clm_loss"] < first[0]["clm_loss"]
+    (tmp_path / "hf").rename(tmp_path / "moved")
+    resumed = run(yaml_file, corpus, tmp_path / "second", *given)
+    assert resumed.returncode == 0 and "continuing" in resumed.stdout and "weights of" not in resumed.stdout
+    without = run(yaml_file, corpus, tmp_path / "second")
+    assert without.returncode == 2 and "train.initialize_from is [], but the checkpoint was made with" in without.stderr
+    given = ("--train.initialize_from", tmp_path / "moved")
+    wrong = run(
+        yaml_file, corpus, tmp_path / "third", *given, "--model.hidden_size", "64", "--model.reset_cls", "false"
+    )
+    assert wrong.returncode == 2 and wrong.stderr.count("error: ") == 3 and "Traceback" not in wrong.stderr
+    assert "give --model.hidden_size 32 --model.reset_cls true" in wrong.stderr
+    assert f"model.hidden_size is 64, {tmp_path / 'moved'} has 32" in wrong.stderr

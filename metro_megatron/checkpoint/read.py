@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,14 @@ class StoredModel:
         with without_distributed_warning():
             dcp.load(tensors, storage_reader=_CheckedReader(self.folder, self.metadata), no_dist=True)
         return tensors
+
+    @property
+    def readers(self) -> dict[str, Callable[[], Tensor]]:
+        """What reads each tensor."""
+        return {name: partial(self._read_one, name) for name in self.stored}
+
+    def _read_one(self, name: str) -> Tensor:
+        return self.read([name])[name]
 
     def extra_states(self) -> Iterator[tuple[str, bytes]]:
         """What layers save beside tensors, by name and as it lies in the file: megatron-core asks for it when loading,

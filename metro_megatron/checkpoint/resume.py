@@ -111,8 +111,8 @@ def refuse_other_run(iteration: Path, config: Config) -> None:
     if (iteration / AVERAGE).is_file():
         raise UserError(
             f"{iteration}: an average of checkpoints has weights, but neither moments nor a place in the data, so no "
-            "run continues from it; continue from one of those it was made of, or turn it into a model with "
-            "tools/convert_checkpoint.py"
+            "run continues from it; continue from one of those it was made of, begin a new run with its weights "
+            "(train.initialize_from), or turn it into a model with tools/convert_checkpoint.py"
         )
     saved, is_branch = load_config(iteration / "run_config.yaml"), is_branch_point(iteration, config)
     found = config_differences(saved, config, is_branch)

@@ -35,6 +35,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _precision(config, device or config.train.device)
         found += _kernels(config, device or config.train.device)
         found += _phases(config, world_size, device or config.train.device)
+        found += _initial_weights(config)
     return found + list(_paths(config))
 
 
@@ -256,6 +257,20 @@ def _phases(config: Config, world_size: int, device: str) -> Iterator[str]:
                 f"begins, and below train.train_steps {steps:,}"
             )
         before = max(start, before)
+
+
+def _initial_weights(config: Config) -> Iterator[str]:
+    train = config.train
+    if train.initialize_from and train.branch_from:
+        yield (
+            f"train.initialize_from is {' '.join(train.initialize_from)}, but a run that branches from "
+            f"{train.branch_from} has that checkpoint's weights; leave one of them out"
+        )
+    if train.initialize_fresh and not train.initialize_from:
+        yield (
+            f"train.initialize_fresh is {' '.join(train.initialize_fresh)}, but without train.initialize_from "
+            "all parts start at random; leave it out"
+        )
 
 
 def _paths(config: Config) -> Iterator[str]:

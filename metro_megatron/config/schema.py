@@ -19,6 +19,8 @@ from metro_megatron.vocabulary import padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
 """Token table, table of absolute positions and norm of an encoder's embedding, and bias of its decoder."""
+Part = Literal["auxiliary", "main", "rtd", "clm", "cloze", "scl", "mlm"]
+"""What of a pair may start at random beside weights of others: its encoders, and main's heads."""
 
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
@@ -458,6 +460,13 @@ class TrainConfig:
     branch_from: Annotated[str, BRANCH_MAY_CHANGE] = ""
     """Checkpoint (iter_...) of another run from which this one begins, with its weights, moments and place in the data.
     It may have another length, learning rate and other phases from there on; the rest must be equal."""
+    initialize_from: Annotated[list[str], BRANCH_MAY_CHANGE] = field(default_factory=list)
+    """Weights that a new run begins with, in any layout; moments and place in the data start anew. A folder that
+    tools/convert_checkpoint.py wrote, a run or checkpoint, transformers' ELECTRA (generator, discriminator, or both
+    folders), or COCO-LM's .pt file with its dict.txt beside it."""
+    initialize_fresh: Annotated[list[Part], BRANCH_MAY_CHANGE] = field(default_factory=list)
+    """Parts that start at random all the same: encoders (the auxiliary with its head) and main's heads. What
+    initialize_from does not have must be named here."""
     train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE, OVERRIDE_MAY_CHANGE] = 125000
     """Optimizer steps of the whole run; of a branch, with those before it."""
     phases: Annotated[list[Phase], BRANCH_MAY_CHANGE] = field(default_factory=list)

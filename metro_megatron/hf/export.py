@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf.card import model_card
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
-from metro_megatron.hf.weights import METRO, hf_state_dict
+from metro_megatron.hf.stored import LazyTensors, write_weights
+from metro_megatron.hf.weights import METRO, hf_tensors
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, copy_tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
@@ -36,37 +37,23 @@ EXPORTED_FILES = (
 """Patterns of all that an export may hold."""
 
 
+RENAMED = {
+    "num_layers": "num_hidden_layers",
+    "auxiliary_num_layers": "num_auxiliary_layers",
+    "ffn_hidden_size": "intermediate_size",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "init_method_std": "initializer_range",
+}
+"""Names that MetroConfig has for fields of ModelConfig; the others are the same in both."""
+WITHOUT_COUNTERPART = ("auxiliary_dropout",)
+"""Fields of ModelConfig that say nothing of an exported model, whose auxiliary has no dropout."""
+
+
 def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO) -> MetroConfig:
     """The transformers configuration of a model configuration whose main encoder learns objectives."""
     return MetroConfig(
-        vocab_size=model_config.vocab_size,
-        hidden_size=model_config.hidden_size,
-        num_hidden_layers=model_config.num_layers,
-        num_auxiliary_layers=model_config.auxiliary_num_layers,
-        num_attention_heads=model_config.num_attention_heads,
-        intermediate_size=model_config.ffn_hidden_size,
-        embedding_size=model_config.embedding_size,
-        auxiliary_hidden_size=model_config.auxiliary_hidden_size,
-        auxiliary_num_attention_heads=model_config.auxiliary_num_attention_heads,
-        auxiliary_ffn_hidden_size=model_config.auxiliary_ffn_hidden_size,
-        rtd_head=model_config.rtd_head,
-        lm_head=model_config.lm_head,
-        max_position_embeddings=model_config.max_position_embeddings,
-        relative_attention_num_buckets=model_config.relative_attention_num_buckets,
-        relative_attention_max_distance=model_config.relative_attention_max_distance,
-        relative_bucket=model_config.relative_bucket,
-        untied_positions=model_config.untied_positions,
-        reset_cls=model_config.reset_cls,
-        norm_first=model_config.norm_first,
-        shared_embeddings=model_config.shared_embeddings,
-        shared_lm_bias=model_config.shared_lm_bias,
-        layer_norm_eps=model_config.layer_norm_eps,
-        hidden_dropout_prob=model_config.hidden_dropout,
-        attention_probs_dropout_prob=model_config.attention_dropout,
-        initializer_range=model_config.init_method_std,
-        scaled_init_targets=model_config.scaled_init_targets,
-        relative_bias_init=model_config.relative_bias_init,
-        position_init=model_config.position_init,
+        **{theirs: getattr(model_config, ours) for ours, theirs in _both_names()},
         bos_token_id=BOS_ID,
         pad_token_id=PAD_ID,
         eos_token_id=EOS_ID,
@@ -75,10 +62,20 @@ def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO)
     )
 
 
-def exported_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+def model_config_of(config: MetroConfig) -> ModelConfig:
+    """The model configuration of an exported folder; of 0 auxiliary layers where it has no auxiliary."""
+    return ModelConfig(**{ours: getattr(config, theirs) for ours, theirs in _both_names()})
+
+
+def _both_names() -> Iterator[tuple[str, str]]:
+    names = (field.name for field in fields(ModelConfig) if field.name not in WITHOUT_COUNTERPART)
+    return ((name, RENAMED.get(name, name)) for name in names)
+
+
+def exported_tensors(readers: Mapping[str, Callable[[], Tensor]], config: Config) -> LazyTensors:
     """Those of a run that an export keeps: a head with which main filled masks for itself serves nobody afterwards."""
     is_kept = config.corruption.trains_auxiliary
-    return {name: tensor for name, tensor in tensors.items() if is_kept or not name.startswith("aux.")}
+    return LazyTensors({name: read for name, read in readers.items() if is_kept or not name.startswith("aux.")})
 
 
 def exported_model(config: Config) -> ModelConfig:
@@ -102,22 +99,24 @@ def write_hf_folder(
     else, or tensors or tokenizer do not fit the configuration; nothing is written then.
     """
     refuse_foreign(output, EXPORTED_FILES)
-    vocab_size = Tokenizer.from_folder(tokenizer_folder).vocab_size
-    if vocab_size != model_config.vocab_size:
-        raise UserError(
-            f"{tokenizer_folder} has {vocab_size} ids, the model {model_config.vocab_size}; use the run's tokenizer"
-        )
-    state = hf_state_dict(tensors, model_config, objectives)
+    refuse_other_tokenizer(tokenizer_folder, model_config)
+    exported = hf_tensors(tensors, model_config, objectives)
     with whole_folder(output, EXPORTED_FILES) as folder:
         with torch.device("meta"):
             model = MetroForPreTraining(metro_config(model_config, objectives))
-        model.load_state_dict(state, strict=True, assign=True)
-        model.tie_weights()
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict={})  # all but weights
+        write_weights(folder, exported, model)
         finish_folder(folder)
-        _write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
+        write_tokenizer(tokenizer_folder, folder, model_config.max_position_embeddings)
         facts = {**card, **(verify(folder) if verify else {})}
         (folder / "README.md").write_text(model_card(model_config, facts, objectives), encoding="utf-8")
+
+
+def refuse_other_tokenizer(folder: Path, model_config: ModelConfig) -> None:
+    """Raise UserError unless a tokenizer has as many ids as the model."""
+    vocab_size = Tokenizer.from_folder(folder).vocab_size
+    if vocab_size != model_config.vocab_size:
+        raise UserError(f"{folder} has {vocab_size} ids, the model {model_config.vocab_size}; use the run's tokenizer")
 
 
 def finish_folder(folder: Path) -> None:
@@ -126,7 +125,8 @@ def finish_folder(folder: Path) -> None:
         shutil.copymode(folder / "config.json", path)
 
 
-def _write_tokenizer(source: Path, target: Path, max_length: int) -> None:
+def write_tokenizer(source: Path, target: Path, max_length: int) -> None:
+    """Copy a tokenizer for a model of so many positions."""
     copy_tokenizer(source, target)
     path = target / "tokenizer_config.json"
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
@@ -56,6 +57,19 @@ def hf_outputs(folder: Path, probe: Probe) -> dict[str, Tensor]:
     outputs = model(probe.masked_tokens, attention_mask=is_real, noised_input_ids=probe.noised_tokens)
     logits = {name.removesuffix("_logits"): one for name, one in outputs.items() if name.endswith("_logits")}
     return {"hidden": outputs.last_hidden_state, **logits}
+
+
+@torch.no_grad()
+def electra_outputs(folder: Path, probe: Probe) -> dict[str, Tensor]:
+    """As `hf_outputs`, of what `write_electra_folders` wrote; rtd as ours says it, original above 0."""
+    is_real = (torch.arange(probe.masked_tokens.size(1)) < probe.lengths[:, None]).long()
+    outputs = {}
+    if (folder / "generator").is_dir():
+        generator = ElectraForMaskedLM.from_pretrained(folder / "generator", dtype=torch.float32).eval()
+        outputs["mlm"] = generator(probe.masked_tokens, attention_mask=is_real).logits
+    discriminator = ElectraForPreTraining.from_pretrained(folder / "discriminator", dtype=torch.float32).eval()
+    said = discriminator(probe.noised_tokens, attention_mask=is_real, output_hidden_states=True)
+    return {"hidden": said.hidden_states[-1], "rtd": -said.logits, **outputs}
 
 
 def largest_differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], lengths: Tensor) -> dict[str, float]:

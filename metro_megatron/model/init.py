@@ -1,4 +1,4 @@
-"""Initial weights as a function of the seed and a parameter's global name: equal for every layout.
+"""Initial weights as a function of the seed and a parameter's global name, or given: equal for every layout.
 
 The kind of the module that owns a parameter says how it starts, the slot it sits in whether eq. 10 scales it; the name
 only keys the random numbers.
@@ -96,9 +96,17 @@ KINDS: tuple[tuple[tuple[type[torch.nn.Module], ...], Mapping[str, Callable[[Uns
 
 @torch.no_grad()
 def initialize(
-    module: MegatronModule, prefix: str, model_config: ModelConfig, seed: int, tensor_group: ProcessGroup
+    module: MegatronModule,
+    prefix: str,
+    model_config: ModelConfig,
+    seed: int,
+    tensor_group: ProcessGroup,
+    given: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Fill every parameter of module in place; tensor-parallel ranks take their parts of one whole tensor."""
+    """Fill every parameter of module in place; tensor-parallel ranks take their parts of one whole tensor.
+
+    given: whole tensors by global name of what does not start at random, read one after the other.
+    """
     divisors = dict(scaled_modules(module, model_config))
     for name, local_name, parameter in _named(module, prefix):
         split = split_dimension(parameter)
@@ -108,9 +116,21 @@ def initialize(
         owner_name, _, own_name = local_name.rpartition(".")
         owner = module.get_submodule(owner_name)
         unset = Unset(name, shape, owner, divisors.get(owner, 1.0), model_config, seed)
-        whole = start_of(owner, own_name)(unset)
-        part = whole if split is None else whole.chunk(tensor_group.size(), split)[tensor_group.rank()]
-        parameter.copy_(part)
+        whole = given[name] if given is not None and name in given else start_of(owner, own_name)(unset)
+        parameter.copy_(_part_of_rank(whole, split, tensor_group))
+
+
+def given_parts(
+    module: MegatronModule, prefix: str, tensor_group: ProcessGroup, given: Mapping[str, Tensor]
+) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+    """Parameters that do not start at random, and this rank's part of what they are given, which may be more exact."""
+    for name, parameter in global_parameters(module, prefix):
+        if name in given:
+            yield parameter, _part_of_rank(given[name], split_dimension(parameter), tensor_group)
+
+
+def _part_of_rank(whole: Tensor, split: int | None, tensor_group: ProcessGroup) -> Tensor:
+    return whole if split is None else whole.chunk(tensor_group.size(), split)[tensor_group.rank()]
 
 
 def start_of(owner: torch.nn.Module, own_name: str) -> Callable[[Unset], Tensor]:

@@ -10,6 +10,7 @@ itself reads, so that the next step is launched while this one runs; what happen
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,21 @@ class Optimizer:
             self.loss_scale = LossScale.like(self.shared.grad_scaler)
             self.shared.grad_scaler = self.stage.grad_scaler = self.loss_scale
         homes.stage[0].config.grad_scale_func = self.scale_loss  # the schedule's; phase 1 calls it itself
+
+    @torch.no_grad()
+    def set_masters(self, values: Iterable[tuple[torch.nn.Parameter, Tensor]]) -> None:
+        """Give parameters in 16 bits the FP32 values that they were rounded from; those in FP32 are their own."""
+        masters = {
+            parameter: (one, master)
+            for one in self.both
+            for parameters, shards in zip(one.model_float16_groups, one.shard_fp32_from_float16_groups, strict=True)
+            for parameter, master in zip(parameters, shards, strict=True)
+        }
+        for parameter, value in values:
+            if parameter in masters:
+                one, master = masters[parameter]
+                own = one._get_model_param_range_map(parameter)["param"]
+                master.copy_(value.reshape(-1)[own.start : own.end])
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """The loss times fp16's loss scale; the loss itself in other precisions."""

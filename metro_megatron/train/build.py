@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from metro_megatron import mcore
+from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.auxiliary import TrainedAuxiliary
 from metro_megatron.corruption.cached import Cached
@@ -18,6 +24,9 @@ from metro_megatron.objective.term import Term
 from metro_megatron.objective.terms import main_terms
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.train.corpus import Corpus
+
+if TYPE_CHECKING:
+    from metro_megatron.train.initial_weights import InitialWeights
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,13 @@ class Parts:
         return [*self.corruptor.terms, *self.terms]
 
     @classmethod
-    def build(cls, config: Config, layout: Layout, corpus: Corpus | None = None) -> Parts:
+    def build(
+        cls, config: Config, layout: Layout, corpus: Corpus | None = None, given: Mapping[str, Tensor] | None = None
+    ) -> Parts:
         """As the configuration says, on the layout's device and in the run's precision.
 
         corpus: what the run trains on; None where the parts only take weights, which no corruptor is asked for.
+        given: weights by global name of what does not start at random.
         """
         staged = mcore.main_config(config, layout.device)
         tied = TiedParameters(mcore.tied_config(config, layout.device), config.model, layout.shared_groups)
@@ -51,9 +63,22 @@ class Parts:
         corruptor = build_corruptor(config, layout, tied, main[0], corpus)
         pair = Pair({TIED: tied, **corruptor.trained}, main)
         for prefix, module in pair.modules():
-            initialize(module, prefix, config.model, config.train.seed, layout.tensor)
+            initialize(module, prefix, config.model, config.train.seed, layout.tensor, given)
             module.to(device=layout.device, dtype=mcore.DTYPES[config.train.precision])
         return cls(pair, corruptor, terms)
+
+
+def initial_weights(config: Config, tokenizer: Path) -> InitialWeights | None:
+    """Those of a run that begins with weights of others; None where it does not, or goes on from a checkpoint.
+
+    tokenizer: the run's. Raises UserError as InitialWeights.open.
+    """
+    if not config.train.initialize_from or beginning(config) is not None:
+        return None
+    # Late: other runs do without transformers.
+    from metro_megatron.train.initial_weights import InitialWeights
+
+    return InitialWeights.open(config, tokenizer)
 
 
 def build_corruptor(

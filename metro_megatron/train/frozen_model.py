@@ -16,16 +16,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
 from metro_megatron.checkpoint.files import INTEGRITY, METADATA, TRACKER
-from metro_megatron.checkpoint.read import find_iteration, find_tokenizer, read_model_tensors, stored_config
+from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import exported_model, exported_tensors, metro_config
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForMaskedLM
+from metro_megatron.hf.token_ids import other_ids
 from metro_megatron.hf.weights import hf_state_dict
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class FrozenFolder:
                 f"corruption.frozen_model {self.path} has {rows} ids, the run {config.model.vocab_size}; give a model "
                 "that was trained with the run's tokenizer"
             )
-        return [*found, *_other_ids(self.tokenizer, tokenizer, config.model.vocab_size, self.path)]
+        name = f"corruption.frozen_model {self.path}"
+        return [*found, *other_ids(name, self.tokenizer, tokenizer, config.model.vocab_size)]
 
     def load(self) -> PreTrainedModel:
         """The model in fp32 on the CPU.
@@ -105,7 +107,7 @@ class FrozenFolder:
 
     def _of_run(self) -> PreTrainedModel:
         config, model = stored_config(self.path), self._unfilled()
-        tensors = exported_tensors(read_model_tensors(self.path), config)
+        tensors = exported_tensors(StoredModel.open(self.path).readers, config)
         state = hf_state_dict(tensors, exported_model(config), config.objective.main)
         own = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
         model.load_state_dict(own, strict=True, assign=True)
@@ -206,22 +208,6 @@ def _most_positions(model: PreTrainedModel) -> int | None:
         if isinstance(one, nn.Embedding)
     ]
     return min(sizes, default=None)
-
-
-def _other_ids(theirs: Path, ours: Path, vocab_size: int, model: Path) -> list[str]:
-    """The first id that is another token in the model's tokenizer."""
-    try:
-        tokenizers = [AutoTokenizer.from_pretrained(one, local_files_only=True) for one in (theirs, ours)]
-    except (ValueError, OSError, KeyError) as error:
-        return [f"corruption.frozen_model {model}: its tokenizer cannot be read ({error}); put it beside the model"]
-    their_tokens, our_tokens = (one.convert_ids_to_tokens(list(range(vocab_size))) for one in tokenizers)
-    for number, (their, our) in enumerate(zip(their_tokens, our_tokens, strict=True)):
-        if their != our:
-            return [
-                f"corruption.frozen_model {model} has another tokenizer: id {number} is {their!r} there and {our!r} in "
-                "the run's; give a model that was trained with the run's tokenizer, or preprocess with the model's"
-            ]
-    return []
 
 
 @torch.no_grad()

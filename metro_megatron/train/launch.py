@@ -59,9 +59,14 @@ def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Dev
     beginning(config)
     import_megatron()
 
+    from metro_megatron.train.build import initial_weights
     from metro_megatron.train.corpus import Corpus
 
-    return config, with_replacements(Corpus.open(config)), device
+    corpus = with_replacements(Corpus.open(config))
+    initial = initial_weights(config, corpus.tokenizer_folder)
+    if initial:
+        initial.refuse_misfits()
+    return config, corpus, device
 
 
 def with_replacements(corpus: Corpus) -> Corpus:

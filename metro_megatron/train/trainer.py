@@ -26,6 +26,7 @@ from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.health.subject import Subject
 from metro_megatron.health.watch import Watch
 from metro_megatron.model.encoder import TIED
+from metro_megatron.model.init import given_parts
 from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
@@ -33,7 +34,7 @@ from metro_megatron.parallel.optim import Optimizer, PendingUpdate, Update
 from metro_megatron.plan.flops import Amount, achieved_tflops
 from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
-from metro_megatron.train.build import Parts
+from metro_megatron.train.build import Parts, initial_weights
 from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.journal import note, note_spike
@@ -61,10 +62,16 @@ class Trainer:
         self.run = Path(config.train.output)
         self.corpus = corpus
         self.layout = Layout.create(config.parallel, device)
-        self.parts = Parts.build(config, self.layout, corpus)
+        self.initial = initial_weights(config, corpus.tokenizer_folder)
+        """None: all starts at random, or is loaded by `restore`."""
+        self.parts = Parts.build(config, self.layout, corpus, self.initial.tensors if self.initial else None)
         self.pair = self.parts.pair
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
+        if self.initial and config.train.precision != "fp32":
+            for prefix, module in self.pair.modules():
+                given = given_parts(module, prefix, self.layout.tensor, self.initial.tensors)
+                self.optimizer.set_masters(given)
         self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
         self.probes = Probes(config, self.layout, corpus)
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
@@ -317,6 +324,8 @@ class Trainer:
         report.say(self._description())
         report.say(describe(self.layout.device))
         report.say(self.corpus.description)
+        if self.initial:
+            report.say(self.initial.description)
         report.say_all(self.remarks)
         if self.done:
             begun = self.branch and self.branch["step"] == self.done

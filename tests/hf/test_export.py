@@ -1,6 +1,9 @@
 """The exported folder as a user of transformers meets it."""
 
 import json
+import weakref
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,9 @@ from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
+from metro_megatron.hf import stored
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import hf_state_dict, metro_config, write_hf_folder
+from metro_megatron.hf.export import metro_config, write_hf_folder
 from metro_megatron.hf.modeling_metro import (
     MetroForAuxiliaryMaskedLM,
     MetroForMaskedLM,
@@ -20,12 +24,14 @@ from metro_megatron.hf.modeling_metro import (
     MetroForReplacedTokenDetection,
     MetroModel,
 )
+from metro_megatron.hf.stored import LazyTensors
 from metro_megatron.hf.verify import (
     hf_outputs,
     largest_differences,
     random_probe,
     refuse_differences,
 )
+from metro_megatron.hf.weights import hf_state_dict
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from tests.hf import reference
 from tests.hf.pair import MODEL, VARIANTS, VOCAB_SIZE, trainer_tensors, variant, write_export
@@ -108,6 +114,31 @@ def test_a_projected_embedding_loads_in_every_class(tmp_path: Path, remote_code:
         if name != "AutoModelForPreTraining":
             model(inputs_embeds=words.view(*shape, 20))
     assert "of width 24, the auxiliary model 2 of width 18." in (folder / "README.md").read_text()
+
+
+def test_memory_holds_a_shard_and_a_tensor_and_the_file_is_what_save_pretrained_writes(
+    export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(MODEL, num_layers=20)
+    tensors, alive, most = trainer_tensors(model), [0], [0]
+    largest = max(tensor.nbytes for tensor in tensors.values())
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name].clone()
+        alive[0] += tensor.nbytes
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(tensor.untyped_storage(), lambda size: alive.__setitem__(0, alive[0] - size), tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(stored, "SHARD_SIZE", largest)
+    lazy = LazyTensors({name: partial(read, name) for name in tensors})
+    write_hf_folder(tmp_path / "hf", lazy, model, export_folder, {})
+    assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 4
+    assert most[0] <= 2 * largest < sum(tensor.nbytes for tensor in tensors.values()) / 2
+    whole, state = MetroForPreTraining.from_pretrained(tmp_path / "hf"), hf_state_dict(tensors, model)
+    assert all(tensor.equal(state[name]) for name, tensor in whole.state_dict().items())
+    MetroForPreTraining.from_pretrained(export_folder).save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (export_folder / "model.safetensors").read_bytes()
 
 
 def test_a_wrong_weight_is_refused_and_leaves_nothing(export_folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import hf_state_dict, metro_config
+from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import (
     MetroForAuxiliaryMaskedLM,
     MetroForMaskedLM,
@@ -20,6 +20,7 @@ from metro_megatron.hf.modeling_metro import (
     MetroModel,
 )
 from metro_megatron.hf.positions_metro import distance_buckets, relative_buckets
+from metro_megatron.hf.weights import hf_state_dict
 from tests.hf import reference
 from tests.hf.pair import MODEL, VARIANTS, trainer_tensors, variant
 
