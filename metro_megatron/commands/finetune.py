@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from metro_megatron.cli.command_line import run_tool
+from metro_megatron.commands import sweep
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.tasks import TaskName, task_class
 
@@ -30,7 +31,8 @@ def main(options: Options) -> None:
     """Fine-tune an exported model on labelled texts and score it on others.
 
     Files are CSV, TSV or JSONL with text (or text_a and text_b) and label. Linear warm-up and decay, Adam
-    (0.9, 0.98), METRO Table 11.
+    (0.9, 0.98), METRO Table 11. With `sweep` as the first word, options take several values each, and all combinations
+    are run (sweep --help).
     """
     # Late, so that --help and mistakes do not wait for torch.
     import accelerate  # noqa: F401 - transformers' Trainer needs it, and does not say which extra brings it
@@ -51,5 +53,5 @@ def main(options: Options) -> None:
     )
 
 
-run = partial(run_tool, main)
+run = partial(run_tool, main, sweep=sweep.main)
 """The console script."""
