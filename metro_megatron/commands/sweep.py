@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from metro_megatron.cli.options import at_least
+from metro_megatron.cli.options import at_least, suggestion
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, replace_text
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from metro_megatron.finetune.sweep.outcome import Outcome
     from metro_megatron.finetune.sweep.plan import Plan
+    from metro_megatron.finetune.sweep.points import Point
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,11 @@ def main(options: Options, tokens: list[str]) -> None:
     from metro_megatron.finetune.sweep.plan import hashed, read_plan
 
     plan = read_plan(tokens, finetune.Options)
+    known = plan.runs[0].values
     problems = [
-        f"--rows {name}: no option of tools/finetune.py" for name in options.rows if name not in plan.runs[0].values
+        f"--rows {name}: no option of tools/finetune.py{suggestion(name, known)}"
+        for name in options.rows
+        if name not in known
     ]
     if problems:
         raise UserError(problems)
@@ -124,3 +128,20 @@ def write_results(plan: Plan, outcomes: Sequence[Outcome], rows: Sequence[str], 
     if curves:
         curves.savefig(output / "flops.png", dpi=120)
     print("\n" + markdown(found))
+    for problem in write_leaderboards(found, output):
+        print(problem)
+
+
+def write_leaderboards(found: Sequence[Point], output: Path) -> list[str]:
+    """Files for the servers, of every row a folder with those of its best runs; what is missing, a line each."""
+    from metro_megatron.finetune.sweep.leaderboard import GLUE, SUPERGLUE, write_submission
+    from metro_megatron.finetune.sweep.points import picked
+    from metro_megatron.finetune.sweep.table import label
+
+    problems = []
+    for number, row in enumerate(dict.fromkeys(point.row for point in found), start=1):
+        best = {point.task: point.best for point in picked(found) if point.row == row and point.best}
+        for server in (GLUE, SUPERGLUE):
+            missing = write_submission(server, best, output / "runs", output / "leaderboard" / str(number))
+            problems += [f"leaderboard/{number}, {label(row)}: {one}" for one in missing]
+    return problems

@@ -26,14 +26,15 @@ def run_sections(iteration: Path, config: Config) -> dict[str, object]:
     """
     path, sections = iteration / "progress.json", {}
     lines: list[dict[str, float]] = []
-    if path.is_file():
-        progress = json.loads(path.read_text(encoding="utf-8"))
+    progress = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    counts = {name.replace("_", " "): progress[name] for name in COUNTS if name in progress}
+    if len(counts) == len(COUNTS):
         if (iteration.parent / "metrics.jsonl").is_file():
             lines = [line for line in Run.read(iteration.parent).training if line["step"] <= progress["step"]]
-        end = {"step": progress["step"], "consumed_samples": progress["consumed_samples"]}
-        cost = run_flops(config, [*lines, {**end, "consumed_tokens": progress["seen_tokens"]}])
-        counts = {name.replace("_", " "): progress[name] for name in COUNTS if name in progress}
-        sections[PRETRAINING] = {**counts, "flops": cost}
+        end = {**progress, "consumed_tokens": progress["seen_tokens"]}
+        counts["flops"] = run_flops(config, [*lines, end])
+    if counts:
+        sections[PRETRAINING] = counts
     return {
         **sections,
         "data": data_rows(config),

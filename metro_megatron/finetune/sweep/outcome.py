@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,20 @@ class Outcome:
     """By name, the one that models are compared by first; empty where it did not come to its end."""
     failure: str = ""
     """Why it counts as failed: it ended early, a loss or score is no number, or every text got one answer."""
-    commonest_label: float | None = None
-    """Share of the commonest class: the accuracy of always saying it. None where labels are no classes."""
+    majority_share: float | None = None
+    """Of the commonest class: the accuracy of always saying it. None where labels are no classes."""
 
 
 def read_outcome(run: Run, folder: Path) -> Outcome:
     """Of a finished run's folder."""
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    scores = {name: float(metrics[name]) for name in metrics["epochs"][-1] if name != "loss"}
+    names = metrics.get("score_names", [name for name in metrics["epochs"][-1] if name != "loss"])
+    scores = {name: float(metrics[name]) for name in names}
     numbers = [*scores.values(), *(value for epoch in metrics["epochs"] for value in epoch.values())]
     lines = read_predictions(folder / PREDICTIONS)
     is_finite = all(map(math.isfinite, numbers))
     failure = one_answer(lines) if is_finite else "a loss or score is no finite number"
-    return Outcome(run, scores, failure, commonest_label([line.get("label") for line in lines]))
+    return Outcome(run, scores, failure, metrics.get("majority_share"))
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
@@ -55,10 +55,3 @@ def one_answer(lines: Iterable[Mapping[str, Any]]) -> str:
     if len(predictions) == 1 and len(labels) > 1:
         return f"every text got the answer {predictions.pop()}"
     return ""
-
-
-def commonest_label(labels: Sequence[object]) -> float | None:
-    """Share of the commonest of names; None for anything else."""
-    if not labels or not all(isinstance(label, str) for label in labels):
-        return None
-    return Counter(labels).most_common(1)[0][1] / len(labels)

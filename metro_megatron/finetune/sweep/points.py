@@ -52,6 +52,11 @@ class Point:
         return found if math.isfinite(found) else None
 
     @property
+    def best(self) -> Outcome | None:
+        """The run with the best first score; None where all have failed."""
+        return max(self.good, key=lambda one: one.scores[self.score_names[0]], default=None)
+
+    @property
     def main_median(self) -> float:
         """What points are compared by."""
         found = self.median(self.score_names[0]) if self.score_names else None

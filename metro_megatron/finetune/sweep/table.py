@@ -164,7 +164,7 @@ def _spread_table(best: Sequence[Point]) -> str:
     for point in best:
         choice = ", ".join(f"{name} {value}" for name, value in point.choice) or NOTHING
         failed = len(point.outcomes) - len(point.good)
-        shares = [one.commonest_label for one in point.outcomes if one.commonest_label is not None]
+        shares = [one.majority_share for one in point.outcomes if one.majority_share is not None]
         floor = f"{100 * shares[0]:.1f}" if shares else NOTHING
         for name in point.score_names or [NOTHING]:
             scores, middle = (point.scores(name), point.median(name)) if point.score_names else ([], None)
@@ -173,7 +173,7 @@ def _spread_table(best: Sequence[Point]) -> str:
             rows.append(
                 [label(point.row), point.task, choice, name, *figures, f"{len(point.outcomes)}", f"{failed}", floor]
             )
-    header = ["", "task", "picked", "score", "median", "least", "largest", "seeds", "failed", "commonest label"]
+    header = ["", "task", "picked", "score", "median", "least", "largest", "seeds", "failed", "majority"]
     return _table(header, rows)
 
 
