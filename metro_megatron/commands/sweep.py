@@ -7,9 +7,11 @@ import signal
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least, suggestion
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, replace_text
@@ -145,3 +147,7 @@ def write_leaderboards(found: Sequence[Point], output: Path) -> list[str]:
             missing = write_submission(server, best, output / "runs", output / "leaderboard" / str(number))
             problems += [f"leaderboard/{number}, {label(row)}: {one}" for one in missing]
     return problems
+
+
+run = partial(run_tool, main)
+"""The console script."""
