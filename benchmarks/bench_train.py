@@ -29,14 +29,14 @@ from benchmarks.training import (
     prepare_data,
 )
 from fused.dispatch import describe
-from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.command_line import is_first_process, run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.config.file import parse_config, preset_names
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.plan.memory import state_bytes
-from metro_megatron.train.launch import choose_device, is_first_process
+from metro_megatron.train.launch import choose_device
 
 OUTPUT = "docs/benchmarks/train"
 START_LIMIT_S, ROW_GRACE_S = 180.0, 60.0

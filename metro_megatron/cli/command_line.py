@@ -1,6 +1,7 @@
 """The entry of every tool: a function of a dataclass becomes a command line, mistakes become messages."""
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -51,6 +52,11 @@ def run_tool(main: Callable[..., object], report: bool = True, **others: Callabl
     if argv and argv[0] in others:
         main = others[argv.pop(0)]
     sys.exit(exit_code(lambda: call_with_options(main, argv), report))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def tool_command(name: str) -> str:

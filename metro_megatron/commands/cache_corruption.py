@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from metro_megatron.cli.command_line import pretraining_command, run_tool
+from metro_megatron.cli.command_line import is_first_process, pretraining_command, run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import CountLines
 from metro_megatron.errors import UserError
@@ -33,7 +33,7 @@ def main(options: Options, run: list[str]) -> None:
     from metro_megatron.config.file import parse_config
     from metro_megatron.config.problems import problems
     from metro_megatron.config.schema import ParallelConfig
-    from metro_megatron.train.launch import choose_device, import_megatron, is_first_process
+    from metro_megatron.train.launch import choose_device, import_megatron
 
     given = parse_config(run)
     # Every process has the whole model.

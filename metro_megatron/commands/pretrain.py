@@ -3,8 +3,8 @@
 import sys
 from typing import NoReturn
 
-from metro_megatron.cli.command_line import exit_code
-from metro_megatron.train.launch import is_first_process, pretrain
+from metro_megatron.cli.command_line import exit_code, is_first_process
+from metro_megatron.train.launch import pretrain
 
 
 def run() -> NoReturn:

@@ -60,8 +60,11 @@ def main(options: Options, tokens: list[str]) -> None:
     ]
     if problems:
         raise UserError(problems)
-    import matplotlib.figure  # noqa: F401 - before the hours of training, if it is not there
+    # Before the hours of training, whatever is not there.
+    import accelerate  # noqa: F401
+    import matplotlib.figure  # noqa: F401
 
+    read_examples(plan)
     plan, output = hashed(plan), Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -76,6 +79,28 @@ def main(options: Options, tokens: list[str]) -> None:
     print(
         f"made {output}: table.md, points.csv, runs.csv and pictures\nnext: more values or seeds, by the same command"
     )
+
+
+def read_examples(plan: Plan) -> None:
+    """Read what the runs will read. Raises UserError with the problems of all tasks and recipes."""
+    from metro_megatron.commands import finetune
+    from metro_megatron.finetune.sweep.plan import options_of_run
+
+    problems: dict[str, None] = {}
+    sources, recipes = {}, {}
+    for run in plan.runs:
+        options = options_of_run(run, finetune.Options)
+        sources[repr((options.task, options.source))] = options
+        recipes[repr(options.recipe)] = options.recipe
+    for options in sources.values():
+        try:
+            options.source.read(options.task)
+        except UserError as error:
+            problems |= dict.fromkeys(error.problems)
+    for recipe in recipes.values():
+        problems |= dict.fromkeys(recipe.problems())
+    if problems:
+        raise UserError(list(problems))
 
 
 def run_all(plan: Plan, options: Options, output: Path) -> list[Outcome]:

@@ -5,36 +5,26 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import (
-    EvalPrediction,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, set_seed
 
+from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
+from metro_megatron.finetune.models import build_model, read_config, read_tokenizer, write_model
+from metro_megatron.finetune.others import ask_others
+from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.task import Encoded, Outputs, Task
-from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.export import EXPORTED_FILES, finish_folder
-from metro_megatron.hf.modeling_metro import MetroModel, MetroPreTrainedModel
-from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
+from metro_megatron.finetune.task import Outputs, Row, Task
+from metro_megatron.finetune.trainer import ByLength, RecipeTrainer, class_weights, training_arguments
+from metro_megatron.hf.export import EXPORTED_FILES
 
-OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl")
-ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
+OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl", "predictions_*.jsonl")
 
 
 def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) -> dict[str, Any]:
@@ -48,194 +38,101 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     problems = recipe.problems()
     if problems:
         raise UserError(problems)
-    config = _read_config(model_folder, task.settings())
-    tokenizer = read_tokenizer(model_folder, config, recipe.max_length)
+    settings, *_ = [one.settings() for one in (task, *task.others.values())]
+    config = read_config(model_folder, settings)
+    tokenizer_folder = Path(recipe.tokenizer) if recipe.tokenizer else model_folder
+    tokenizer = read_tokenizer(tokenizer_folder, config, recipe.max_length)
     train, validation = (task.encode(tokenizer, examples) for examples in (task.train, task.validation))
-    print(
-        f"{len(task.train)} training and {len(task.validation)} validation {task.unit}, {task.describe_labels()}; "
-        f"{train.num_cut} and {validation.num_cut} cut to {tokenizer.model_max_length} tokens",
-        flush=True,
-    )
+    weights = class_weights(recipe, train.rows, config)
+    if is_first_process():
+        print(
+            f"{len(task.train)} training and {len(task.validation)} validation {task.unit}, {task.describe_labels()}; "
+            f"{train.num_cut} and {validation.num_cut} cut to {tokenizer.model_max_length} tokens",
+            flush=True,
+        )
     # The head, the order of the rows and dropout follow from here: nothing random may come before.
     set_seed(recipe.seed)
-    model = _build_model(task.model_class, model_folder, config, recipe.from_scratch)
-    epochs, outputs = _train(task, model, tokenizer, (train, validation), recipe)
+    model = build_model(task.head, model_folder, config, recipe.from_scratch)
+    by_length = ByLength(validation.rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = RecipeTrainer(
+            recipe,
+            weights,
+            model=model,
+            args=training_arguments(recipe, scratch, len(train.rows), task.score_names[0]),
+            train_dataset=train.rows,
+            eval_dataset=by_length.rows,
+            data_collator=task.collator(tokenizer),
+            compute_metrics=lambda prediction: task.scores(by_length.outputs(prediction), validation.rows),
+        )
+        trained = _train(trainer, by_length, task)
+        asked = ask_others(task, tokenizer, lambda rows: _outputs(trainer, rows))
+    other_scores = {f"{key}_{name}": score for name, one in asked.items() for key, score in one.scores.items()}
     result = {
-        "task": task.name,
+        "task": task.benchmark or task.name,
         "model": str(model_folder),
-        **epochs[-1],
+        **trained.epochs[trained.epoch - 1],
+        **other_scores,
+        "score_names": [*task.score_names, *other_scores],
         **task.facts(),
-        "epochs": epochs,
+        "remarks": task.remarks(trained.outputs, validation.rows),
+        "epoch": trained.epoch,
+        "epochs": trained.epochs,
         "num_train": len(task.train),
         "num_validation": len(task.validation),
         "num_cut": train.num_cut + validation.num_cut,
-        "recipe": asdict(recipe),
+        "recipe": {**asdict(recipe), "class_weights": list(recipe.class_weights)},  # as JSON has it
+        "training": trained.cost,
         "seconds": time.monotonic() - start,
     }
-    _write(output, model, model_folder, result, task.predictions(outputs, validation.rows))
+    if is_first_process():
+        lines = {"predictions.jsonl": task.predictions(trained.outputs, validation.rows)}
+        lines |= {f"predictions_{name}.jsonl": one.predictions for name, one in asked.items()}
+        _write(output, model, tokenizer_folder, result, lines)
     return result
 
 
-def read_tokenizer(folder: Path, config: MetroConfig, max_length: int) -> PreTrainedTokenizerFast:
-    """The folder's tokenizer, cutting at max_length tokens (0: at the model's positions). Raises UserError."""
-    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(missing)}; export the model again")
-    longest = config.max_position_embeddings
-    if max_length > longest:
-        raise UserError(f"max_length is {max_length}, but the model has {longest} positions; give at most {longest}")
-    if 0 < max_length < 8:
-        raise UserError(f"max_length is {max_length}; give at least 8, of which specials take up to 4")
-    return PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=max_length or longest)
+@dataclass(frozen=True)
+class Trained:
+    """What training left beside the model."""
+
+    epochs: list[dict[str, float]]
+    """Every epoch's scores and loss on validation."""
+    epoch: int
+    """The one, from 1, whose model is kept."""
+    outputs: Outputs
+    """The kept model's for the validation rows."""
+    cost: dict[str, float]
+    """Seconds in training steps, how many there were, forwards of the model, and texts per second."""
 
 
-def _read_config(folder: Path, settings: dict[str, Any]) -> MetroConfig:
-    """The model's configuration with the task's settings."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a folder that tools/convert_checkpoint.py has written") from None
-    except ValueError as error:
-        raise UserError(f"{path}: unreadable ({error}); export the model again") from error
-    kind = found.get("model_type")
-    if kind != MetroConfig.model_type:
-        raise UserError(f"{folder}: is a {kind!r} model; give a folder that tools/convert_checkpoint.py has written")
-    return MetroConfig.from_pretrained(folder, **settings)
+def _train(trainer: RecipeTrainer, validation: ByLength, task: Task[Any]) -> Trained:
+    progress = Progress(task.score_names, task.has_validation_loss)
+    trainer.add_callback(progress)
+    trainer.train()
+    outputs = validation.outputs(trainer.predict(validation.rows))  # type: ignore[arg-type]
+    first = [epoch[task.score_names[0]] for epoch in progress.epochs]
+    epoch = int(np.argmax(first)) + 1 if trainer.recipe.keep_best else len(first)
+    return Trained(progress.epochs, epoch, outputs, trainer.cost(progress.seconds))
 
 
-def _build_model(
-    model_class: type[MetroPreTrainedModel], folder: Path, config: MetroConfig, from_scratch: bool
-) -> MetroPreTrainedModel:
-    model = model_class(config)
-    if not from_scratch:
-        if not list(folder.glob("model*.safetensors")):
-            raise UserError(f"{folder}: holds no model.safetensors; export the model again, or use --from_scratch")
-        encoder = MetroModel.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
-        model.get_submodule("metro").load_state_dict(encoder.state_dict())
-    return model
-
-
-def _train(
-    task: Task[Any],
-    model: MetroPreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    encoded: tuple[Encoded, Encoded],
-    recipe: Recipe,
-) -> tuple[list[dict[str, float]], Outputs]:
-    """Every epoch's scores and loss on validation, and the trained model's outputs there."""
-    train, validation = encoded
-    progress = _Progress(task.score_names)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            model=model,
-            args=_arguments(recipe, scratch, len(train.rows)),
-            train_dataset=train.rows,  # type: ignore[arg-type]
-            eval_dataset=validation.rows,  # type: ignore[arg-type]
-            data_collator=task.collator(tokenizer),
-            compute_metrics=lambda prediction: task.scores(_outputs(prediction), validation.rows),
-            callbacks=[progress],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        prediction = trainer.predict(validation.rows)  # type: ignore[arg-type]
-    return progress.epochs, _outputs(prediction)
-
-
-def _outputs(prediction: EvalPrediction | Any) -> Outputs:
-    """The Trainer hands over one array, or a tuple where the model returns several."""
-    found = prediction.predictions
-    return tuple(map(np.asarray, found)) if isinstance(found, tuple) else (np.asarray(found),)
-
-
-def _arguments(recipe: Recipe, scratch: str, num_train: int) -> TrainingArguments:
-    steps = -(-num_train // recipe.batch_size) * recipe.epochs
-    warmup_steps = min(recipe.warmup_steps, steps // 2)
-    if warmup_steps < recipe.warmup_steps:
-        print(f"warm-up takes {warmup_steps} steps, half of all, instead of {recipe.warmup_steps}", flush=True)
-    arguments = TrainingArguments(
-        output_dir=scratch,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip_grad,
-        optim="adamw_torch",
-        **ADAM,  # type: ignore[arg-type]
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        seed=recipe.seed,
-        use_cpu=recipe.device == "cpu",
-        dataloader_pin_memory=recipe.device != "cpu" and torch.cuda.is_available(),
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_steps=max(1, steps // 20),
-        report_to="none",
-        disable_tqdm=True,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer multiplies the batch by the GPUs it sees
-    return arguments
-
-
-class _Progress(TrainerCallback):
-    """Prints a line per logged step and per epoch; keeps every epoch's scores in `epochs`."""
-
-    def __init__(self, score_names: tuple[str, ...]) -> None:
-        self.score_names = score_names
-        self.epochs: list[dict[str, float]] = []
-        self.start = time.monotonic()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.start = time.monotonic()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        left = (time.monotonic() - self.start) / state.global_step * (state.max_steps - state.global_step)
-        print(
-            f"step {state.global_step}/{state.max_steps} | loss {float(logs['loss']):.4f} | "
-            f"learning rate {float(logs['learning_rate']):.2e} | {timedelta(seconds=round(left))} left",
-            flush=True,
-        )
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if metrics is None:
-            return
-        scores = {name: float(metrics[f"eval_{name}"]) for name in (*self.score_names, "loss")}
-        self.epochs.append(scores)
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"epoch {len(self.epochs)}/{int(args.num_train_epochs)}: validation {figures}", flush=True)
+def _outputs(trainer: RecipeTrainer, rows: Sequence[Row]) -> Outputs:
+    """The trained model's for rows that may have no labels."""
+    by_length = ByLength(rows)
+    trainer.compute_metrics = None
+    return by_length.outputs(trainer.predict(by_length.rows))  # type: ignore[arg-type]
 
 
 def _write(
     output: Path,
-    model: MetroPreTrainedModel,
-    model_folder: Path,
+    model: PreTrainedModel,
+    tokenizer_folder: Path,
     result: dict[str, Any],
-    predictions: list[dict[str, Any]],
+    predictions: Mapping[str, list[dict[str, Any]]],
 ) -> None:
+    """The model, its tokenizer, metrics.json and files of predictions by their names."""
     with whole_folder(output, OUTPUT_FILES) as folder:
-        model.save_pretrained(folder)
-        finish_folder(folder)
-        for name in TOKENIZER_FILES:
-            (folder / name).write_bytes((model_folder / name).read_bytes())
-        lines = "".join(json.dumps(line) + "\n" for line in predictions)
-        (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+        write_model(model, tokenizer_folder, folder)
+        for name, lines in predictions.items():
+            (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

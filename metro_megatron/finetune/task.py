@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
+from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts
-from metro_megatron.hf.modeling_metro import MetroPreTrainedModel
+from metro_megatron.finetune.models import Head
+from metro_megatron.finetune.tables import PLAIN, Layout
 
 Row: TypeAlias = dict[str, Any]
 """One input of the model. Keys that are no parameters of its forward are the task's own and kept from it."""
 Outputs: TypeAlias = tuple[NDArray[np.float32], ...]
 """What the model returns but for its loss, for all validation rows in order; -100 fills up rows of unequal length."""
-Examples = TypeVar("Examples", bound=Sized)
+Examples = TypeVar("Examples", bound=Collection[Hashable])
 
 
 @dataclass(frozen=True)
@@ -42,32 +44,57 @@ class Task(ABC, Generic[Examples]):
     """What an example is, in the plural."""
     makes: ClassVar[str]
     """What the trained model is, for the reader."""
-    model_class: ClassVar[type[MetroPreTrainedModel]]
-    """Holds the encoder as `metro`; its head starts fresh."""
-    score_names: ClassVar[tuple[str, ...]]
-    """Keys of `scores` in the order in which they are shown; the first is the one that models are compared by."""
+    head: ClassVar[Head]
+    """What stands on the encoder; it starts fresh."""
+    own_scores: ClassVar[tuple[str, ...]]
+    """The `score_names` of examples that are of no benchmark."""
+    has_validation_loss: ClassVar[bool] = True
+    """Whether the model's loss of validation rows says anything."""
     usage: ClassVar[str]
     """How to run the result, a folder {output}, with transformers."""
 
     train: Examples
     validation: Examples
+    others: Mapping[str, Task[Any]] = field(default_factory=dict)
+    """What else the trained model is asked, by name: tasks with the same train whose validation is another set; what
+    has no labels is predicted, else scored too."""
+    benchmark: str = ""
+    """The benchmark's task whose examples these are, as the command line calls it; none for a user's own."""
+    published_scores: tuple[str, ...] = ()
+    """The `score_names` of that task."""
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Keys of `scores` in the order in which they are shown; the first is the one that models are compared by."""
+        return self.published_scores or self.own_scores
 
     @classmethod
-    def read(cls, train: Path, validation: Path) -> Self:
-        """The task with the examples of two files. Raises UserError with the problems of both."""
-        found, problems = [], []
-        for path in (train, validation):
+    def read(cls, train: Path, validation: Path, predict: Path | None = None, layout: Layout = PLAIN) -> Self:
+        """The task with the examples of two files, and with those of a third that has no labels as others["predict"].
+
+        Raises UserError with the problems of all, and if validation has nothing that train has not.
+        """
+        found, problems = [], layout.problems()
+        for path in (train, validation, predict):
             try:
-                found.append(cls.read_examples(path))
+                found.append(path and cls.read_examples(path, layout, path is not predict))
             except UserError as error:
                 problems += error.problems
         if problems:
             raise UserError(problems)
-        return cls(*found)
+        known = set(found[0])
+        seen = sum(example in known for example in found[1])
+        if seen == len(found[1]):
+            raise UserError(
+                f"{validation}: all {seen} {cls.unit} are in {train} too; give {cls.unit} that are not learned from"
+            )
+        if seen and is_first_process():
+            print(f"{validation}: {seen} of {len(found[1])} {cls.unit} are in {train} too", flush=True)
+        return cls(found[0], found[1], {} if predict is None else {"predict": cls(found[0], found[2])})
 
     @staticmethod
     @abstractmethod
-    def read_examples(path: Path) -> Examples:
+    def read_examples(path: Path, layout: Layout = PLAIN, is_labelled: bool = True) -> Examples:
         """The examples of one file. Raises UserError, for rows by file and line."""
 
     @abstractmethod
@@ -98,9 +125,13 @@ class Task(ABC, Generic[Examples]):
         """What metrics.json says about the labels."""
         return {}
 
+    def remarks(self, outputs: Outputs, rows: Sequence[Row]) -> list[str]:
+        """What a reader of the scores must know, a sentence each."""
+        return []
 
-def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: LabelledTexts[Any], labels: Sequence[float]) -> Encoded:
-    """A row for every text or pair, cut at the tokenizer's length.
+
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: LabelledTexts[Any], labels: Sequence[Any]) -> Encoded:
+    """A row for every text or pair, cut at the tokenizer's length, with its label if there are any.
 
     Text that spells a special token stays text, as in pretraining.
     """
@@ -108,5 +139,6 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: LabelledTexts[Any], 
         texts.first, texts.second, truncation=True, split_special_tokens=True, return_attention_mask=False
     )
     num_cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
-    rows = [{"input_ids": ids, "label": label} for ids, label in zip(encoded["input_ids"], labels, strict=True)]
-    return Encoded(rows, num_cut)
+    # Ids, for BERT token_type_ids, and labels.
+    columns = {**encoded, **({"label": labels} if labels else {})}
+    return Encoded([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], num_cut)

@@ -31,6 +31,7 @@ AUTO_MAP = {
     "AutoModelForMaskedLM": "modeling_metro.MetroForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_metro.MetroForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_metro.MetroForTokenClassification",
+    "AutoModelForMultipleChoice": "modeling_metro.MetroForMultipleChoice",
     "AutoModelForQuestionAnswering": "modeling_metro.MetroForQuestionAnswering",
 }
 

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import (
     BaseModelOutput,
     MaskedLMOutput,
     ModelOutput,
+    MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
@@ -823,6 +824,43 @@ class MetroForTokenClassification(MetroPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         return TokenClassifierOutput(
             loss=token_cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class MetroForMultipleChoice(MetroPreTrainedModel):
+    """The main encoder with a fresh scorer: which of several texts is the right one."""
+
+    def __init__(self, config: MetroConfig):
+        super().__init__(config)
+        self.metro = MetroModel(config)
+        self.dropout = nn.Dropout(task_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MultipleChoiceModelOutput:
+        """input_ids [B, C, S] to logits [B, C]; loss: cross-entropy over the C candidates of labels [B].
+
+        Hidden states and attentions are those of the B C texts.
+        """
+        texts = [None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, inputs_embeds)]
+        outputs = self.metro(*texts, output_hidden_states, output_attentions)
+        scores = self.classifier(self.dropout(outputs.last_hidden_state[:, 0]))
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        logits = scores.view(given.shape[:2])  # type: ignore[union-attr]
+        return MultipleChoiceModelOutput(
+            loss=None if labels is None else functional.cross_entropy(logits.float(), labels),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

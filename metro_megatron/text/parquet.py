@@ -15,6 +15,11 @@ def row_group_bytes(path: str) -> list[int]:
     return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
 
 
+def column_names(path: str) -> list[str]:
+    """Names of the columns, in order."""
+    return list(_open(path).schema_arrow.names)
+
+
 def read_rows(path: str, row_groups: range, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
     """(row number, values of the columns) of consecutive row groups.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metro_megatron.checkpoint.resume import beginning
+from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -25,11 +26,6 @@ LEAST_TORCH = (2, 10)
 SECONDS_FOR_FIRST_PROCESS = 5.0
 """How long other processes wait before they end with the first one's mistake, so that its message is printed:
 torchrun ends all processes when one has failed."""
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for all that torchrun started."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def pretrain(argv: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ def write(path: Path, contents: str | bytes) -> Path:
 
 def test_csv_with_quotes_commas_newlines_and_bom(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", '\ufeffid,text,label\r\n1,"a ""b"", c\nd",pos\r\n2,,neg\r\n')
-    assert read_labelled_texts(path) == LabelledTexts(['a "b", c\nd', ""], None, ["pos", "neg"])
+    assert read_labelled_texts(path) == LabelledTexts(['a "b", c\nd', ""], None, ["pos", "neg"], ["1", "2"])
 
 
 def test_tsv_and_jsonl_pairs(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ HOSTILE = {
     "empty.jsonl": ("\n\n", "holds no rows"),
     "columns.csv": ("sentence,label\na,1\n", "has columns sentence, label; needs text and label"),
     "half.csv": ("text_a,label\na,1\n", "needs text and label, or text_a, text_b and label"),
-    "fields.csv": ("text,label\na,b,1\n", "line 2: has more fields than the header"),
+    "fields.csv": ("text,label\na,b,1\n", "line 2: has 3 fields, the header 2; quote"),
     "short.csv": ("text,label\na,1\nb\n", "line 3: has no label"),
     "quote.csv": ('text,label\n"a,1\n', "not readable as CSV"),
     "null.csv": (b"text,label\na\xff,1\n", "not UTF-8 at byte 12"),
@@ -42,7 +42,8 @@ HOSTILE = {
     "none.jsonl": ('{"text": null, "label": 1}\n', "line 1: text is None, must be a string"),
     "nolabel.jsonl": ('{"text": "a", "label": null}\n', "line 1: has no label"),
     "notext.jsonl": ('{"text": "a", "label": 1}\n{"label": 1}\n', "line 2: has no text"),
-    "data.parquet": ("PAR1", r"must be named \.csv"),
+    "data.parquet": ("PAR1", "not a readable Parquet file"),
+    "data.xlsx": ("PK", r"must be named \.csv"),
 }
 
 

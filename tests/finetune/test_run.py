@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from metro_megatron.finetune.examples import read_examples
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.run import finetune
+from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task
-from metro_megatron.hf.modeling_metro import MetroForQuestionAnswering
 
 FILLERS = {"input_ids": 1, "p_mask": 1}
 
@@ -33,12 +32,12 @@ class Spans(Task[list[Question]]):
     name = "spans"
     unit = "questions"
     makes = "reader"
-    model_class = MetroForQuestionAnswering
+    head = "question_answering"
     score_names = ("exact",)
     usage = "MetroForQuestionAnswering"
 
     @staticmethod
-    def read_examples(path: Path) -> list[Question]:
+    def read_examples(path: Path, layout: Layout = PLAIN, is_labelled: bool = True) -> list[Question]:
         columns = ("question", "context", "answer")
         return read_examples(path, [columns], lambda row, _: Question(*(row[name] for name in columns)))
 
@@ -111,7 +110,7 @@ def write(path: Path, count: int) -> Path:
 
 
 def test_windows_own_inputs_and_several_outputs(export_folder: Path, tmp_path: Path) -> None:
-    task = Spans.read(write(tmp_path / "train.jsonl", 120), write(tmp_path / "validation.jsonl", 18))
+    task = Spans(*(Spans.read_examples(write(tmp_path / f"{count}.jsonl", count)) for count in (120, 18)))
     recipe = Recipe(
         learning_rate=5e-3, batch_size=16, epochs=4, warmup_steps=5, max_length=24, device="cpu", from_scratch=True
     )

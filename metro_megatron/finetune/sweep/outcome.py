@@ -31,8 +31,7 @@ class Outcome:
 def read_outcome(run: Run, folder: Path) -> Outcome:
     """Of a finished run's folder."""
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    names = metrics.get("score_names", [name for name in metrics["epochs"][-1] if name != "loss"])
-    scores = {name: float(metrics[name]) for name in names}
+    scores = {name: float(metrics[name]) for name in metrics["score_names"]}
     numbers = [*scores.values(), *(value for epoch in metrics["epochs"] for value in epoch.values())]
     lines = read_predictions(folder / PREDICTIONS)
     is_finite = all(map(math.isfinite, numbers))

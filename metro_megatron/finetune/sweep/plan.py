@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 from metro_megatron import __version__
-from metro_megatron.cli.options import REQUIRED, Option, options_of, out_of_range, read_options
+from metro_megatron.cli.options import REQUIRED, Option, options_of, out_of_range, read_options, with_values
 from metro_megatron.errors import UserError
 
+T = TypeVar("T")
 SEED = "seed"
 TASK = "task"
 OUTPUT = "output"
@@ -45,7 +46,7 @@ class Run:
         """The given options as words of a command line."""
         words: list[str] = []
         for name, value in self.given.items():
-            words += [f"--{name}", *map(_word, value if isinstance(value, list) else [value])]
+            words += [f"--{name}", *map(_word, value if isinstance(value, list | tuple) else [value])]
         return words
 
 
@@ -103,7 +104,7 @@ def hashed(plan: Plan) -> Plan:
     sha256 = cache(_sha256)
 
     def content(value: Any) -> Any:
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [content(one) for one in value]
         is_path = isinstance(value, str) and value and Path(value).exists()
         return {"sha256": sha256(Path(value).resolve())} if is_path else value
@@ -113,6 +114,12 @@ def hashed(plan: Plan) -> Plan:
         return hashlib.sha256(json.dumps([values, versions], sort_keys=True).encode()).hexdigest()
 
     return replace(plan, runs=[replace(run, digest=digest(run)) for run in plan.runs])
+
+
+def options_of_run(run: Run, options_class: type[T]) -> T:
+    """The options that the run's process will have, but for the output."""
+    values = {option.name: run.values.get(option.leaf, "") for option in options_of(options_class)}
+    return with_values(options_class, values)
 
 
 def _sha256(path: Path) -> str:
@@ -128,7 +135,7 @@ def _sha256(path: Path) -> str:
 
 
 def _is_list(option: Option) -> bool:
-    return get_origin(option.annotation) is list
+    return get_origin(option.annotation) in (list, tuple)
 
 
 def _several(option: Option) -> Option:

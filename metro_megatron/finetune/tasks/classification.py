@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.examples import LabelledTexts, mixed_kinds, read_labelled_texts
+from metro_megatron.finetune.examples import LabelledTexts, mixed_kinds, read_labelled_texts, with_ids
+from metro_megatron.finetune.metrics import classification_scores
+from metro_megatron.finetune.names import finite_number, id2label, look_alikes, ordered_names, unseen_names
+from metro_megatron.finetune.tables import PLAIN, Layout
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts
-from metro_megatron.hf.modeling_metro import MetroForSequenceClassification
 
-_SHOWN_LABELS = 5
+_MANY_CLASSES = 50
 
 
 class Classification(Task[LabelledTexts[str]]):
@@ -24,14 +25,14 @@ class Classification(Task[LabelledTexts[str]]):
 
     name = "classification"
     makes = "classifier"
-    model_class = MetroForSequenceClassification
-    score_names = ("accuracy", "macro_f1", "mcc")
+    head = "sequence_classification"
+    own_scores = ("accuracy", "macro_f1", "mcc")
     usage = 'transformers.pipeline("text-classification", model="{output}", trust_remote_code=True)'
 
     @staticmethod
-    def read_examples(path: Path) -> LabelledTexts[str]:
+    def read_examples(path: Path, layout: Layout = PLAIN, is_labelled: bool = True) -> LabelledTexts[str]:
         """Labels are strings or integers, kept as they are written."""
-        return read_labelled_texts(path)
+        return read_labelled_texts(path, layout=layout, is_labelled=is_labelled)
 
     @cached_property
     def names(self) -> list[str]:
@@ -39,11 +40,7 @@ class Classification(Task[LabelledTexts[str]]):
         return label_names(self.train, self.validation)
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: i for i, name in enumerate(self.names)},
-            "problem_type": "single_label_classification",
-        }
+        return {**id2label(self.names), "problem_type": "single_label_classification"}
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, examples: LabelledTexts[str]) -> Encoded:
         number = {name: i for i, name in enumerate(self.names)}
@@ -53,58 +50,66 @@ class Classification(Task[LabelledTexts[str]]):
         return f"{len(self.names)} classes"
 
     def scores(self, outputs: Outputs, rows: Sequence[Row]) -> dict[str, float]:
-        (logits,) = outputs
-        return classification_scores(logits.argmax(-1), np.array([row["label"] for row in rows]))
+        return classification_scores(outputs[0].argmax(-1), np.array([row["label"] for row in rows]))
 
     def predictions(self, outputs: Outputs, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        (logits,) = outputs
-        lines = []
-        for row, label in zip(torch.from_numpy(logits).softmax(-1).tolist(), self.validation.labels, strict=True):
-            prediction = self.names[max(range(len(self.names)), key=row.__getitem__)]
-            probabilities = dict(zip(self.names, row, strict=True))
-            lines.append({"label": label, "prediction": prediction, "probabilities": probabilities})
-        return lines
+        chances = torch.from_numpy(outputs[0]).softmax(-1).tolist()
+        lines = [
+            {"prediction": self.names[number], "probabilities": dict(zip(self.names, row, strict=True))}
+            for number, row in zip(outputs[0].argmax(-1), chances, strict=True)
+        ]
+        return with_ids(lines, self.validation)
 
     def facts(self) -> dict[str, Any]:
-        return {"labels": self.names}
+        return {"labels": self.names, "majority_share": self._majority[1]}
+
+    def remarks(self, outputs: Outputs, rows: Sequence[Row]) -> list[str]:
+        name, share = self._majority
+        found = [f"{name!r} for every one of the validation {self.unit} would have an accuracy of {share:.4f}"]
+        predicted = set(outputs[0].argmax(-1).tolist())
+        if len(predicted) == 1:
+            found.append(f"the model gives all of them the class {self.names[predicted.pop()]!r}: it tells none apart")
+        return found
+
+    @property
+    def _majority(self) -> tuple[str, float]:
+        """The most frequent class of validation, and its share there."""
+        ((name, count),) = Counter(self.validation.labels).most_common(1)
+        return name, count / len(self.validation)
 
 
 def label_names(train: LabelledTexts[str], validation: LabelledTexts[str]) -> list[str]:
     """The classes in a fixed order: numbers by size, else by alphabet.
 
-    Raises UserError if there is only one, or validation has others.
+    Raises UserError if there is only one, if validation has others, and for what is no column of classes.
     """
-    counts = Counter(train.labels)
-    names = sorted(counts, key=int) if all(_is_integer(name) for name in counts) else sorted(counts)
+    names = ordered_names(train.labels)
     problems = []
     if len(names) < 2:
         problems.append(f"all {len(train)} training texts have the label {names[0]!r}; classification needs two")
-    unseen = sorted(set(validation.labels) - set(names))
-    if unseen:
-        listed = ", ".join(repr(name) for name in unseen[:_SHOWN_LABELS])
-        problems.append(f"{len(unseen)} validation labels are not in the training file: {listed}")
+    score = _a_score(names)
+    if score:
+        problems.append(
+            f"the training labels are {len(names)} different numbers such as {score}: scores, which --task regression "
+            "learns; write classes as words or integers"
+        )
+    elif len(names) > max(_MANY_CLASSES, len(train) / 2):
+        problems.append(
+            f"{len(train)} training texts have {len(names)} different labels, too many to be classes; is it the right "
+            "column (--label_columns)? --task regression learns numbers"
+        )
+    else:
+        problems += look_alikes([*train.labels, *validation.labels])
+        problems += unseen_names(names, validation.labels)
     problems += mixed_kinds(train, validation)
     if problems:
         raise UserError(problems)
     return names
 
 
-def classification_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy, macro F1 over the classes that occur in either, and Matthews correlation (0 where undefined)."""
-    size = int(max(predicted.max(), labels.max())) + 1
-    counts = np.zeros((size, size))
-    np.add.at(counts, (labels, predicted), 1)
-    correct, true, guessed = counts.diagonal(), counts.sum(1), counts.sum(0)
-    occurs = true + guessed > 0
-    total = counts.sum()
-    covariance = correct.sum() * total - true @ guessed
-    spread = np.sqrt((total**2 - true @ true) * (total**2 - guessed @ guessed))
-    return {
-        "accuracy": float(correct.sum() / total),
-        "macro_f1": float((2 * correct[occurs] / (true + guessed)[occurs]).mean()),
-        "mcc": float(covariance / spread) if spread else 0.0,
-    }
-
-
-def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal() and text.isascii()
+def _a_score(names: Sequence[str]) -> str | None:
+    """One with a fraction, if all are numbers."""
+    numbers = {name: finite_number(name) for name in names}
+    if None in numbers.values():
+        return None
+    return next((name for name, number in numbers.items() if number and not number.is_integer()), None)

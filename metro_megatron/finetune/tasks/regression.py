@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.examples import LabelledTexts, mixed_kinds, read_labelled_texts
+from metro_megatron.finetune.examples import LabelledTexts, mixed_kinds, read_labelled_texts, with_ids
+from metro_megatron.finetune.metrics import correlations
+from metro_megatron.finetune.tables import PLAIN, Layout
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts
-from metro_megatron.hf.modeling_metro import MetroForSequenceClassification
 
 
 class Regression(Task[LabelledTexts[float]]):
@@ -20,13 +20,13 @@ class Regression(Task[LabelledTexts[float]]):
 
     name = "regression"
     makes = "regressor"
-    model_class = MetroForSequenceClassification
-    score_names = ("pearson", "spearman")
+    head = "sequence_classification"
+    own_scores = ("pearson", "spearman")
     usage = 'transformers.pipeline("text-classification", model="{output}", trust_remote_code=True)'
 
     @staticmethod
-    def read_examples(path: Path) -> LabelledTexts[float]:
-        return read_labelled_texts(path, number_label)
+    def read_examples(path: Path, layout: Layout = PLAIN, is_labelled: bool = True) -> LabelledTexts[float]:
+        return read_labelled_texts(path, number_label, layout, is_labelled)
 
     def settings(self) -> dict[str, Any]:
         problems = mixed_kinds(self.train, self.validation)
@@ -44,12 +44,16 @@ class Regression(Task[LabelledTexts[float]]):
         return f"labels from {min(self.train.labels):g} to {max(self.train.labels):g}"
 
     def scores(self, outputs: Outputs, rows: Sequence[Row]) -> dict[str, float]:
-        predicted, labels = outputs[0][:, 0], np.array(self.validation.labels)
-        return {"pearson": correlation(predicted, labels), "spearman": correlation(ranks(predicted), ranks(labels))}
+        return correlations(outputs[0][:, 0], np.array(self.validation.labels))
 
     def predictions(self, outputs: Outputs, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        pairs = zip(self.validation.labels, outputs[0][:, 0].tolist(), strict=True)
-        return [{"label": label, "prediction": prediction} for label, prediction in pairs]
+        return with_ids([{"prediction": number} for number in outputs[0][:, 0].tolist()], self.validation)
+
+    def remarks(self, outputs: Outputs, rows: Sequence[Row]) -> list[str]:
+        numbers = outputs[0][:, 0]
+        return (
+            ["the model gives all validation texts the same number"] if np.ptp(numbers) == 0 < len(numbers) - 1 else []
+        )
 
 
 def number_label(value: Any) -> float:
@@ -63,20 +67,8 @@ def number_label(value: Any) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"label {value!r} is not a finite number; regression learns numbers, classification names")
+        raise UserError(
+            f"label {value!r} is not a finite number, written with a point; regression learns numbers, classification "
+            "names"
+        )
     return number
-
-
-def correlation(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Pearson's correlation; 0 where undefined, because one of the two is constant or not finite."""
-    if x.min() == x.max() or y.min() == y.max():
-        return 0.0
-    a, b = (one.astype(np.float64) - one.mean(dtype=np.float64) for one in (x, y))
-    spread = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / spread) if spread > 0 else 0.0
-
-
-def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rank of every value from 1; equal values share the mean of their ranks (Spearman correlates these)."""
-    _, number, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[number]

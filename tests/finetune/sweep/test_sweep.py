@@ -50,6 +50,9 @@ def test_mistakes_come_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixt
         "error: --rows modell: no option of tools/finetune.py; did you mean model?",
         "error: --rows sed: no option of tools/finetune.py; did you mean seed?",
     ]
+    assert exit_code(lambda: call_with_options(sweep.main, [*argv, "--seed", "1", "2", "--batch_size", "4", "8"])) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 2 and "error: t: must be named" in errors and "error: v: must be named" in errors
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,107 @@
+"""GLUE's tasks from its own files: tab separated, never quoted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from metro_megatron.cli.command_line import is_first_process
+from metro_megatron.errors import UserError
+from metro_megatron.finetune.benchmark import Benchmark, Part
+from metro_megatron.finetune.examples import LabelledTexts, class_label, labelled_texts, text_of
+from metro_megatron.finetune.tables import Row, each_row, open_text
+from metro_megatron.finetune.tasks.classification import Classification
+from metro_megatron.finetune.tasks.regression import Regression, number_label
+
+_SENTENCES = ("sentence1", "sentence2")
+_COLA_HEADER = ("source", "label", "mark", "sentence")
+_ID_COLUMNS = ("index", "id")
+
+
+def read_glue(
+    path: Path,
+    columns: Sequence[str],
+    label: str | None,
+    read_label: Callable[[Any], Any] = class_label,
+    header: Sequence[str] | None = None,
+) -> LabelledTexts[Any]:
+    """The texts in `columns` and their labels (label None: there are none) of one file.
+
+    Labelled rows with more or fewer fields than the header, of which QQP has some, are left out and counted. Raises
+    UserError for a file with other columns, and for rows by line.
+    """
+    with open_text(path) as file:
+        lines = [(number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, 1) if line.strip("\r\n")]
+    names = header or [name.strip() for name in lines.pop(0)[1]] if lines else []
+    rows = [Row(f"line {n}", dict(zip(names, fields, strict=True))) for n, fields in lines if len(fields) == len(names)]
+    missing = [name for name in (*columns, *([label] if label else [])) if name not in names]
+    if missing or not rows:
+        raise UserError(
+            f"{path}: {f'has no column {missing[0]}' if missing else 'has no rows'}, but {', '.join(names)}; give the "
+            "file as GLUE hands it out"
+        )
+    ragged = [number for number, fields in lines if len(fields) != len(names)]
+    if ragged and label is None:
+        raise UserError(
+            f"{path}, line {ragged[0]}: has not the {len(names)} fields of the header; fetch the file again"
+        )
+    if ragged and is_first_process():
+        print(f"{path}: {len(ragged)} of {len(lines)} rows have too many or too few fields: left out", flush=True)
+
+    def read(row: dict[str, Any]) -> tuple[list[str], Any, Any]:
+        number = next((row[name] for name in _ID_COLUMNS if name in row), None)
+        return [text_of(row, name) for name in columns], label and read_label(row[label]), number
+
+    return labelled_texts(each_row(path, rows, read), label is not None)
+
+
+def _task(
+    folder: str,
+    columns: Sequence[str],
+    scores: Sequence[str],
+    label: str = "label",
+    header: Sequence[str] | None = None,
+    **others: Part,
+) -> Benchmark:
+    """A task of train.tsv, dev.tsv and test.tsv, which has no labels, and after an id only the texts."""
+    is_regression = "spearman" in scores
+    read_label = number_label if is_regression else class_label
+    labelled = partial(read_glue, columns=columns, label=label, read_label=read_label, header=header)
+    return Benchmark(
+        folder,
+        Regression if is_regression else Classification,
+        tuple(scores),
+        train=Part(("train.tsv",), labelled),
+        validation=Part(("dev.tsv", "dev_matched.tsv"), labelled),
+        others=others or {"test": Part(("test.tsv",), partial(read_glue, columns=columns, label=None))},
+    )
+
+
+_MNLI_LABELLED = partial(read_glue, columns=_SENTENCES, label="gold_label")
+_UNLABELLED_PAIRS = partial(read_glue, columns=_SENTENCES, label=None)
+_DIAGNOSTIC = Part(("../diagnostic/diagnostic.tsv", "../AX/AX.tsv", "diagnostic.tsv", "AX.tsv"), _UNLABELLED_PAIRS)
+_MNLI = _task(
+    "MNLI",
+    _SENTENCES,
+    ("accuracy",),
+    label="gold_label",
+    mm=Part(("dev_mismatched.tsv",), _MNLI_LABELLED),
+    test_m=Part(("test_matched.tsv",), _UNLABELLED_PAIRS),
+    test_mm=Part(("test_mismatched.tsv",), _UNLABELLED_PAIRS),
+    ax=_DIAGNOSTIC,
+)
+
+GLUE = {
+    "cola": _task("CoLA", ("sentence",), ("mcc", "accuracy"), header=_COLA_HEADER),
+    "sst2": _task("SST-2", ("sentence",), ("accuracy",)),
+    "mrpc": _task("MRPC", ("#1 String", "#2 String"), ("accuracy", "f1"), label="Quality"),
+    "stsb": _task("STS-B", _SENTENCES, ("spearman", "pearson"), label="score"),
+    "qqp": _task("QQP", ("question1", "question2"), ("accuracy", "f1"), label="is_duplicate"),
+    "mnli": _MNLI,
+    "qnli": _task("QNLI", ("question", "sentence"), ("accuracy",)),
+    "rte": _task("RTE", _SENTENCES, ("accuracy",)),
+    "wnli": _task("WNLI", _SENTENCES, ("accuracy",)),
+    "ax": replace(_MNLI, others={"ax": _DIAGNOSTIC}),
+}
+"""By the name of the task on the command line. AX is asked of a model of MNLI."""

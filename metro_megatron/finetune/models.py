@@ -1,0 +1,195 @@
+"""The model of a task from any folder that transformers reads: a pretrained encoder under a fresh head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from metro_megatron.errors import UserError
+from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.export import finish_folder
+from metro_megatron.hf.modeling_metro import (
+    MetroForMultipleChoice,
+    MetroForQuestionAnswering,
+    MetroForSequenceClassification,
+    MetroForTokenClassification,
+    MetroModel,
+)
+from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, copy_tokenizer
+
+Head: TypeAlias = Literal["sequence_classification", "token_classification", "multiple_choice", "question_answering"]
+"""What stands on the encoder, as transformers names it: AutoModelForSequenceClassification and so on."""
+
+AUTO_MODELS: dict[Head, Any] = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "multiple_choice": AutoModelForMultipleChoice,
+    "question_answering": AutoModelForQuestionAnswering,
+}
+METRO_MODELS: dict[Head, type[PreTrainedModel]] = {
+    "sequence_classification": MetroForSequenceClassification,
+    "token_classification": MetroForTokenClassification,
+    "multiple_choice": MetroForMultipleChoice,
+    "question_answering": MetroForQuestionAnswering,
+}
+_SHORTEST = 8
+_LONGEST = 1_000_000
+"""Tokens; transformers writes 1e30 where a tokenizer knows no limit."""
+_SHOWN_WEIGHTS = 3
+
+
+def read_config(folder: Path, settings: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a folder with a task's settings, without running code of the folder.
+
+    Raises UserError for a folder that is not there or that transformers cannot read by itself.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a model of the hub must be downloaded first (hf download)")
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; give a folder that tools/convert_checkpoint.py or save_pretrained has written"
+        ) from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: unreadable ({error}); write the folder again") from error
+    # Labels of a task that the folder was fine-tuned on are none of this one's.
+    settings = {"problem_type": None, **settings}
+    if not settings.keys() & {"id2label", "num_labels"}:
+        settings["num_labels"] = 2
+    if model_type == MetroConfig.model_type:
+        return MetroConfig.from_pretrained(folder, **settings)
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(
+            f"{folder}: transformers has no model_type {model_type!r}, and code of the folder is not run; give a model "
+            "that transformers loads without trust_remote_code"
+        )
+    return AutoConfig.from_pretrained(folder, **settings)
+
+
+def read_tokenizer(folder: Path, config: PreTrainedConfig, max_length: int) -> PreTrainedTokenizerFast:
+    """The folder's tokenizer, cutting at max_length tokens (0: at as many as it and the model take).
+
+    Raises UserError for a folder without one, one that does not fit the model, and a length that the model cannot read.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise UserError(
+            f"{folder}: has no tokenizer.json; copy the files of the model's tokenizer there, or give their folder "
+            "with --tokenizer"
+        )
+    tokenizer = _load_tokenizer(folder, config)
+    problems = []
+    if not tokenizer.is_fast:
+        problems.append(f"{folder}: its tokenizer has no tokenizer.json, which says where tokens stand in a text")
+    if tokenizer.pad_token_id is None:
+        problems.append(f"{folder}: its tokenizer has no padding token; set pad_token in tokenizer_config.json")
+    if len(tokenizer) > config.vocab_size:
+        problems.append(f"{folder}: has {len(tokenizer)} ids, the model {config.vocab_size}; give its own tokenizer")
+    longest = _num_positions(config)
+    if max_length > longest:
+        problems.append(f"max_length is {max_length}, but the model has {longest} positions; give at most {longest}")
+    if 0 < max_length < _SHORTEST:
+        problems.append(f"max_length is {max_length}; give at least {_SHORTEST}, of which specials take up to 4")
+    if max_length == 0 and min(longest, tokenizer.model_max_length) > _LONGEST:
+        problems.append("neither model nor tokenizer says how long a text may be; give max_length")
+    if problems:
+        raise UserError(problems)
+    tokenizer.model_max_length = max_length or min(longest, tokenizer.model_max_length)
+    return tokenizer
+
+
+def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch: bool) -> PreTrainedModel:
+    """The folder's encoder in FP32 under a fresh head, or all of it fresh; torch's generator draws what is fresh.
+
+    The head is drawn as transformers' from_pretrained draws it. Raises UserError if the architecture has no such head,
+    or a weight of the encoder is not in the folder; its pooler may be: some pretraining has none.
+    """
+    model_class = _model_class(head, folder, config)
+    if from_scratch:
+        return model_class(config)
+    try:
+        model, info = model_class.from_pretrained(
+            folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: its weights are unreadable ({error}); write it again, or use --from_scratch"
+        ) from error
+    encoder = f"{model.base_model_prefix}."
+    fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    lacking = sorted(name for name in fresh if name.startswith(encoder) and not name.startswith(f"{encoder}pooler."))
+    if lacking:
+        shown = ", ".join(lacking[:_SHOWN_WEIGHTS])
+        raise UserError(
+            f"{folder}: {len(lacking)} weights of the encoder are missing or of another size than config.json says "
+            f"({shown}); give a folder of the whole encoder, or use --from_scratch"
+        )
+    found = {name: value for name, value in model.state_dict().items() if not name.startswith(encoder)}
+    if found.keys() - fresh:
+        # The folder is of a fine-tuned model, whose head answers another question.
+        drawn = model_class(config).state_dict()
+        model.load_state_dict({name: drawn[name] for name in found}, strict=False)
+    return model
+
+
+def write_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) -> None:
+    """Write a folder that Auto classes load: the model, and a copy of its tokenizer."""
+    model.save_pretrained(output)
+    if isinstance(model.config, MetroConfig):
+        finish_folder(output)
+    if all((tokenizer_folder / name).is_file() for name in TOKENIZER_FILES):
+        copy_tokenizer(tokenizer_folder, output)
+    else:
+        _load_tokenizer(tokenizer_folder, model.config).save_pretrained(output)
+
+
+def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+    try:
+        if isinstance(config, MetroConfig):
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, config=config)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UserError(f"{folder}: its tokenizer is unreadable ({error}); give its folder with --tokenizer") from error
+
+
+def _model_class(head: Head, folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if isinstance(config, MetroConfig):
+        return METRO_MODELS[head]
+    classes = AUTO_MODELS[head]._model_mapping
+    if type(config) not in classes:
+        raise UserError(f"{folder}: transformers has no {head.replace('_', ' ')} model of type {config.model_type!r}")
+    return classes[type(config)]
+
+
+def _num_positions(config: PreTrainedConfig) -> int:
+    """Tokens of the longest text that the model has positions for; very many if it does not say."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return _LONGEST + 1
+    with torch.device("meta"):
+        encoder = MetroModel(config) if isinstance(config, MetroConfig) else AutoModel.from_config(config)
+    # RoBERTa's positions, and those of its kind, begin behind the one that padding has.
+    before = [
+        module.padding_idx + 1
+        for name, module in encoder.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return positions - max(before, default=0)

@@ -1,0 +1,54 @@
+"""SQuAD 1.1 and 2.0 from their own JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from metro_megatron.errors import UserError
+from metro_megatron.finetune.benchmark import Benchmark, Part
+from metro_megatron.finetune.questions import Question, answers_of
+from metro_megatron.finetune.tables import open_text
+from metro_megatron.finetune.tasks.span import Span
+
+
+def read_squad(path: Path) -> list[Question]:
+    """All questions of a file. Raises UserError, for questions by their id."""
+    with open_text(path) as file:
+        try:
+            articles = json.load(file)["data"]
+            paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+            pairs = [(str(paragraph["context"]), line) for paragraph in paragraphs for line in paragraph["qas"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: has not the form of SQuAD's files ({type(error).__name__}: {error})") from error
+    if not pairs:
+        raise UserError(f"{path}: holds no questions")
+    found, problems = [], []
+    for context, line in pairs:
+        try:
+            found.append(_question(context, line))
+        except UserError as error:
+            problems.append(f"{path}, question {line.get('id')}: {error}")
+    if problems:
+        raise UserError(problems[:5] + [f"{path}: {len(problems)} such questions of {len(pairs)}"])
+    return found
+
+
+def _question(context: str, line: dict[str, Any]) -> Question:
+    if not isinstance(line.get("question"), str):
+        raise UserError("has no question")
+    if "answers" not in line and not line.get("is_impossible"):
+        return Question(line["question"], context, None, line.get("id"))
+    answers, moved = answers_of(context, [] if line.get("is_impossible") else line["answers"])
+    return Question(line["question"], context, answers, line.get("id"), moved)
+
+
+def _task(version: str, scores: tuple[str, ...]) -> Benchmark:
+    train, validation = (Part((f"{split}-v{version}.json",), read_squad) for split in ("train", "dev"))
+    return Benchmark("", Span, scores, train, validation)
+
+
+SQUAD = {
+    "squad": _task("1.1", ("f1", "exact")),
+    "squad2": _task("2.0", ("f1", "exact", "best_f1", "best_exact")),
+}
+"""By the name of the task on the command line."""

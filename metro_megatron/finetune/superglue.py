@@ -1,0 +1,188 @@
+"""SuperGLUE's tasks from its own JSON lines, in the forms that METRO gives them (appendix A, as in MT-DNN)."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from metro_megatron.errors import UserError
+from metro_megatron.finetune.benchmark import Benchmark, Part
+from metro_megatron.finetune.examples import LabelledTexts, class_label, text_of
+from metro_megatron.finetune.tables import each_row, read_table
+from metro_megatron.finetune.tasks.classification import Classification
+from metro_megatron.finetune.tasks.grouped import GroupedAnswers, MinimalPairs
+from metro_megatron.finetune.tasks.multiple_choice import Choice, MultipleChoice, choice_label
+from metro_megatron.finetune.tasks.ranking import Query, Ranking
+
+Found = TypeVar("Found")
+Line: TypeAlias = dict[str, Any]
+"""A row of the file."""
+Pair: TypeAlias = tuple[str, str, str | None, Any, Any]
+"""Both texts, label, id, group."""
+
+_CONNECTIVES = {"cause": "because", "effect": "so"}
+_GAP = "@placeholder"
+_SEED = 0
+"""Of the right candidates and the orders that ReCoRD's training pairs are drawn in."""
+
+
+def pairs(path: Path, read: Callable[[Line], list[Pair]]) -> LabelledTexts[str]:
+    """The pairs that `read` makes of every line."""
+    first, second, labels, ids, groups = zip(*_each(path, read), strict=True)
+    is_labelled = None not in labels
+    if not is_labelled and any(labels):
+        raise UserError(f"{path}: {labels.count(None)} of {len(labels)} examples have no label; fetch the file again")
+    return LabelledTexts(
+        list(first),
+        list(second),
+        [label for label in labels if label is not None] if is_labelled else [],
+        list(ids),
+        [] if None in groups else list(groups),
+    )
+
+
+def two_texts(line: Line, first: str, second: str, group: str | None = None) -> list[Pair]:
+    """A pair as it stands in two keys."""
+    return [(text_of(line, first), text_of(line, second), _label(line), line.get("idx"), line.get(group))]
+
+
+def multirc(line: Line) -> list[Pair]:
+    """The passage, with the question and each of its answers."""
+    passage = line["passage"]
+    return [
+        (
+            text_of(passage, "text"),
+            f"{text_of(question, 'question')} {text_of(answer, 'text')}",
+            _label(answer),
+            {"paragraph": line["idx"], "question": question["idx"], "answer": answer["idx"]},
+            (line["idx"], question["idx"]),
+        )
+        for question in passage["questions"]
+        for answer in question["answers"]
+    ]
+
+
+def wic(line: Line) -> list[Pair]:
+    """The word before the first sentence, with the second."""
+    first = f"{text_of(line, 'word')} {text_of(line, 'sentence1')}"
+    return [(first, text_of(line, "sentence2"), _label(line), line.get("idx"), None)]
+
+
+def wsc(line: Line) -> list[Pair]:
+    """The text, with itself where the candidate stands for the pronoun, and a comma or stop behind it stays."""
+    text, target = text_of(line, "text"), line["target"]
+    words, pronoun, begin = text.split(), text_of(target, "span2_text"), target["span2_index"]
+    end = begin + len(pronoun.split())
+    if not 0 <= begin < len(words):
+        raise UserError(f"span2_index is {begin}, but the text has {len(words)} words")
+    spelled, candidate = " ".join(words[begin:end]), text_of(target, "span1_text")
+    words[begin:end] = [spelled.replace(pronoun, candidate, 1) if pronoun in spelled else candidate]
+    return [(text, " ".join(words), _label(line), line.get("idx"), None)]
+
+
+def copa(path: Path) -> list[Choice]:
+    """The premise, with "because" or "so" before each of the choices."""
+
+    def read(line: Line) -> list[Choice]:
+        connective = _CONNECTIVES[text_of(line, "question")]
+        choices = tuple(f"{connective} {text_of(line, name)}" for name in ("choice1", "choice2"))
+        label = choice_label(line["label"], 2) if "label" in line else None
+        return [Choice(text_of(line, "premise"), choices, label, line.get("idx"))]
+
+    return _each(path, read)
+
+
+def queries(path: Path) -> list[Query]:
+    """ReCoRD's passages with each of their queries, the gap filled by every entity."""
+
+    def read(line: Line) -> list[Query]:
+        passage = text_of(line["passage"], "text").replace("\n", " ")
+        spans = line["passage"]["entities"]
+        entities = tuple(dict.fromkeys(passage[one["start"] : one["end"] + 1] for one in spans))
+        return [_query(passage, entities, one) for one in line["qas"]]
+
+    return _each(path, read)
+
+
+def ranked_pairs(path: Path) -> list[Choice]:
+    """ReCoRD's training pairs: each entity that is no answer with an answer that is drawn, and so is their order."""
+    generator = random.Random(_SEED)
+    found = []
+    for query in queries(path):
+        filled = dict(zip(query.entities, query.choices, strict=True))
+        answers = [one for one in dict.fromkeys(query.answers or ()) if one in filled]
+        for wrong in [one for one in query.entities if answers and one not in answers]:
+            label = generator.randrange(2)
+            both = (filled[generator.choice(answers)], filled[wrong])
+            found.append(Choice(query.text, both[::-1] if label else both, label, query.id))
+    return found
+
+
+def _query(passage: str, entities: tuple[str, ...], line: Line) -> Query:
+    query = text_of(line, "query")
+    if _GAP not in query:
+        raise UserError(f"query has no {_GAP}")
+    answers = tuple(text_of(one, "text") for one in line["answers"]) if "answers" in line else None
+    filled = tuple(query.replace(_GAP, entity) for entity in entities)
+    return Query(passage, filled, None if answers is None else 0, line.get("idx"), entities, answers)
+
+
+def _each(path: Path, read: Callable[[Line], list[Found]]) -> list[Found]:
+    """All that `read` makes of every line. Raises UserError by line, also for a key that is not there."""
+
+    def checked(line: Line) -> list[Found]:
+        try:
+            return read(line)
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserError(f"has not the form of SuperGLUE's files ({type(error).__name__}: {error})") from error
+
+    return [one for found in each_row(path, read_table(path), checked) for one in found]
+
+
+def _label(line: Line) -> str | None:
+    if "label" not in line:
+        return None
+    value = line["label"]
+    return str(value).lower() if isinstance(value, bool) else class_label(value)
+
+
+def _task(
+    folder: str, task: type[Any], scores: Sequence[str], read: Callable[[Path], Any], **others: Part
+) -> Benchmark:
+    train, validation, test = (Part((f"{split}.jsonl",), read) for split in ("train", "val", "test"))
+    return Benchmark(folder, task, tuple(scores), train, validation, {**others, "test": test})
+
+
+def _pairs(folder: str, scores: Sequence[str], read: Callable[[Line], list[Pair]], **others: Part) -> Benchmark:
+    return _task(folder, Classification, scores, partial(pairs, read=read), **others)
+
+
+_HYPOTHESIS = partial(two_texts, first="premise", second="hypothesis")
+_AX_B = Part(
+    ("../AX-b/AX-b.jsonl", "AX-b.jsonl"),
+    partial(pairs, read=partial(two_texts, first="sentence1", second="sentence2")),
+    scores=("mcc", "accuracy"),
+)
+_AX_G = Part(
+    ("../AX-g/AX-g.jsonl", "AX-g.jsonl"),
+    partial(pairs, read=partial(_HYPOTHESIS, group="pair_id")),
+    MinimalPairs,
+    ("accuracy", "gender_parity"),
+)
+_RTE = _pairs("RTE", ("accuracy",), _HYPOTHESIS, axb=_AX_B, axg=_AX_G)
+
+SUPERGLUE = {
+    "boolq": _pairs("BoolQ", ("accuracy",), partial(two_texts, first="passage", second="question")),
+    "cb": _pairs("CB", ("accuracy", "macro_f1"), _HYPOTHESIS),
+    "copa": _task("COPA", MultipleChoice, ("accuracy",), copa),
+    "multirc": _task("MultiRC", GroupedAnswers, ("f1a", "exact"), partial(pairs, read=multirc)),
+    "record": replace(_task("ReCoRD", Ranking, ("f1", "exact"), queries), train=Part(("train.jsonl",), ranked_pairs)),
+    "superglue_rte": _RTE,
+    "wic": _pairs("WiC", ("accuracy",), wic),
+    "wsc": _pairs("WSC", ("accuracy",), wsc),
+    "axb": replace(_RTE, others={"axb": _AX_B}),
+    "axg": replace(_RTE, others={"axg": _AX_G}),
+}
+"""By the name of the task on the command line. AX-b and AX-g are asked of a model of RTE."""

@@ -1,0 +1,249 @@
+"""Rows of tables as people have them: CSV, TSV, JSON Lines and JSON (all also gzipped), Parquet."""
+
+import csv
+import gzip
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypeVar
+
+from metro_megatron.errors import UserError
+from metro_megatron.text.parquet import column_names, read_rows, row_group_bytes
+
+Example = TypeVar("Example")
+
+_DELIMITERS = (",", ";", "\t", "|")
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands where in a table."""
+
+    text_columns: list[str] = field(default_factory=list)
+    """Columns (keys, in JSON) of the text, or of both texts of a pair; for token that of the words, for span those of
+    question and context, for multiple_choice that of the text, or those of a text and a question about it. Without it:
+    text, or text_a and text_b; tokens; question and context; text."""
+    label_columns: list[str] = field(default_factory=list)
+    """Column of the label; for multi_label also one column of 0 and 1 for each label; for span the column of the
+    answer, or those of the answer and of its first character. Without it: label; labels; tags; answers, or answer."""
+    choice_columns: list[str] = field(default_factory=list)
+    """Columns of the choices of multiple_choice, or the one that holds lists of them. Without it: choices."""
+    delimiter: str = ""
+    """What separates the fields of CSV and TSV; without it comma, semicolon, tab or |, as the header has it."""
+    unquoted: bool = False
+    """CSV and TSV have no quoted fields: a quote is a character as any other."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with it."""
+        if len(self.delimiter) > 1 or self.delimiter in ('"', "\n", "\r"):
+            return [f"delimiter is {self.delimiter!r}, must be one character, and no quote or line end"]
+        return []
+
+
+PLAIN = Layout()
+"""A table with the columns that a task asks for."""
+
+
+class Row(NamedTuple):
+    """A row of a table, and where it begins: `line 3`; `row 3` in Parquet and in a JSON array."""
+
+    where: str
+    values: dict[str, Any]
+
+
+def read_table(path: Path, layout: Layout = PLAIN) -> list[Row]:
+    """All rows of a .csv, .tsv, .jsonl, .json or .parquet file; .gz may follow but for Parquet.
+
+    Raises UserError for a file that is missing, empty, damaged or of another form, and for a header or a JSON object
+    that names a column twice.
+    """
+    ending = _ending(path)
+    readers: dict[str, Callable[[TextIO, Path, Layout], Iterator[Row]]] = {
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".jsonl": _json_rows,
+        ".json": _json_rows,
+    }
+    if ending not in readers and path.suffix.lower() != ".parquet":
+        raise UserError(f"{path}: must be named .csv, .tsv, .jsonl, .json (.gz may follow these) or .parquet")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if ending not in readers:
+        rows = list(_parquet_rows(path))
+    else:
+        try:
+            with open_text(path) as file:
+                rows = list(readers[ending](file, path, layout))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it, for instance with iconv") from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: not readable as gzip ({error}); fetch or compress the file again") from error
+    if not rows:
+        raise UserError(f"{path}: holds no rows")
+    return rows
+
+
+def read_examples(
+    path: Path,
+    layouts: Sequence[Sequence[str]],
+    read: Callable[[dict[str, Any], Sequence[str]], Example],
+    layout: Layout = PLAIN,
+) -> list[Example]:
+    """What `read` makes of every row of a table.
+
+    The first of `layouts` whose columns (or keys) the first row has is handed to `read` with each row. Raises UserError
+    as `read_table` does, and for rows of which `read` raises it: the first of them are named by line.
+    """
+    rows = read_table(path, layout)
+    columns = _columns(path, rows[0].values, layouts)
+    return each_row(path, rows, lambda values: read(values, columns))
+
+
+def each_row(path: Path, rows: Sequence[Row], read: Callable[[dict[str, Any]], Example]) -> list[Example]:
+    """What `read` makes of every row. Raises UserError that names the first rows for which `read` does."""
+    problems, examples = [], []
+    for row in rows:
+        try:
+            examples.append(read(row.values))
+        except UserError as error:
+            problems += [f"{path}, {row.where}: {problem}" for problem in error.problems]
+    if problems:
+        more = [f"{path}: {len(problems)} such rows of {len(rows)}"] if len(problems) > _SHOWN_PROBLEMS else []
+        raise UserError(problems[:_SHOWN_PROBLEMS] + more)
+    return examples
+
+
+def open_text(path: Path) -> TextIO:
+    """A text file in UTF-8, with or without a byte order mark, gzipped or not; line ends as they are."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _ending(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def _columns(path: Path, row: dict[str, Any], layouts: Sequence[Sequence[str]]) -> Sequence[str]:
+    for columns in layouts:
+        if all(column in row for column in columns):
+            return columns
+    found = ", ".join(row)
+    needed = ", or ".join(
+        f"{', '.join(columns[:-1])} and {columns[-1]}" if len(columns) > 1 else columns[0] for columns in layouts
+    )
+    raise UserError(
+        f"{path}: has columns {found}; needs {needed}; --text_columns and --label_columns name others, --delimiter "
+        "what separates them"
+    )
+
+
+def _csv_rows(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
+    header: list[str] = []
+    for line, fields in _unquoted_fields(file, path, layout) if layout.unquoted else _fields(file, path, layout):
+        if not header:
+            header = [name.strip() for name in fields]
+            _refuse_duplicates([name for name in header if name], f"{path}: the header")
+        elif len(fields) > len(header):
+            raise UserError(
+                f"{path}, line {line}: has {len(fields)} fields, the header {len(header)}; quote fields that hold a "
+                "delimiter"
+            )
+        else:
+            fields += [None] * (len(header) - len(fields))
+            yield Row(f"line {line}", {name: value for name, value in zip(header, fields, strict=True) if name})
+
+
+def _fields(file: TextIO, path: Path, layout: Layout) -> Iterator[tuple[int, list[Any]]]:
+    """Line, of those of a row the first, and fields of every row that is not empty."""
+    csv.field_size_limit(sys.maxsize)  # its own limit is 131,072 characters, less than long texts have
+    reader = csv.reader(file, delimiter=layout.delimiter or _delimiter(file, path), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {line}: not readable as CSV ({error}); if quotes are ordinary characters there, give "
+                "--unquoted; else try JSONL"
+            ) from error
+        if fields:
+            yield line, fields
+
+
+def _unquoted_fields(file: TextIO, path: Path, layout: Layout) -> Iterator[tuple[int, list[Any]]]:
+    delimiter = layout.delimiter or _delimiter(file, path)
+    for number, line in enumerate(file, start=1):
+        if line.strip("\r\n"):
+            yield number, line.rstrip("\r\n").split(delimiter)
+
+
+def _delimiter(file: TextIO, path: Path) -> str:
+    """The one that the header has most; of those that it has equally often, the one that the file's name promises."""
+    promised = "\t" if _ending(path) == ".tsv" else ","
+    begin = file.tell()
+    header = next((line for line in iter(file.readline, "") if line.strip()), "")
+    file.seek(begin)
+    plain = "".join(header.split('"')[::2])
+    return max(_DELIMITERS, key=lambda one: (plain.count(one), one == promised))
+
+
+def _json_rows(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
+    begin = file.tell()
+    is_array = file.read(1) == "["
+    file.seek(begin)
+    if is_array and _ending(path) == ".json":
+        yield from _array_rows(file, path)
+        return
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield Row(f"line {number}", _object(_parsed(line, where, "one JSON object a line"), where))
+
+
+def _array_rows(file: TextIO, path: Path) -> Iterator[Row]:
+    """Rows of a file that is one JSON array of objects."""
+    for number, item in enumerate(_parsed(file.read(), str(path), "a JSON array"), start=1):
+        yield Row(f"row {number}", _object(item, f"{path}, row {number}"))
+
+
+def _parsed(text: str, where: str, what: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not {what} ({error})") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json would let the last of equal keys win."""
+    _refuse_duplicates([name for name, _ in pairs], "an object")
+    return dict(pairs)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: is a {type(value).__name__}, must be an object")
+    return value
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    names = column_names(str(path))
+    _refuse_duplicates(names, f"{path}: the schema")
+    groups = range(len(row_group_bytes(str(path))))
+    for number, values in read_rows(str(path), groups, names):
+        yield Row(f"row {number + 1}", dict(zip(names, values, strict=True)))
+
+
+def _refuse_duplicates(names: Sequence[str], what: str) -> None:
+    twice = [f"{name!r} {count} times" for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{what} has {', '.join(twice)}; rename or remove all but one")
