@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least, suggestion
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, replace_text
+from metro_megatron.finetune.tasks import TOGETHER, TogetherName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +95,10 @@ def read_examples(plan: Plan) -> None:
         recipes[repr(options.recipe)] = options.recipe
     for options in sources.values():
         try:
-            options.source.read(options.task)
+            if options.task in TOGETHER:
+                options.source.read_together(cast(TogetherName, options.task))
+            else:
+                options.source.read(options.task)
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
     for recipe in recipes.values():

@@ -24,7 +24,8 @@ from metro_megatron.evaluate.intrinsic import (
     unigram_probabilities,
 )
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.modeling_metro import LANGUAGE_MODELS, MetroForPreTraining
+from metro_megatron.hf.heads_metro import LANGUAGE_MODELS
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.randomness import Purpose, hash64, uniform
 from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS

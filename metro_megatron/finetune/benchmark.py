@@ -4,10 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from metro_megatron.errors import UserError
+from metro_megatron.finetune.examples import LabelledTexts
+from metro_megatron.finetune.tables import each_row, read_table
 from metro_megatron.finetune.task import Task
+
+Found = TypeVar("Found")
+Line: TypeAlias = dict[str, Any]
+"""A row of the file."""
+Pair: TypeAlias = tuple[str, str, str | None, Any, Any]
+"""Both texts, label, id, group."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,33 @@ class Benchmark:
     def _other(self, key: str) -> Callable[[Any, Any], Task[Any]]:
         part = self.others[key]
         return partial(part.task or self.task, published_scores=part.scores or self.scores)
+
+
+def pairs(path: Path, read: Callable[[Line], list[Pair]]) -> LabelledTexts[str]:
+    """The pairs that `read` makes of every line."""
+    first, second, labels, ids, groups = zip(*each_line(path, read), strict=True)
+    is_labelled = None not in labels
+    if not is_labelled and any(labels):
+        raise UserError(f"{path}: {labels.count(None)} of {len(labels)} examples have no label; fetch the file again")
+    return LabelledTexts(
+        list(first),
+        list(second),
+        [label for label in labels if label is not None] if is_labelled else [],
+        list(ids),
+        [] if None in groups else list(groups),
+    )
+
+
+def each_line(path: Path, read: Callable[[Line], list[Found]]) -> list[Found]:
+    """All that `read` makes of every line. Raises UserError by line, also for a key that is not there."""
+
+    def checked(line: Line) -> list[Found]:
+        try:
+            return read(line)
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserError(f"has not the form of the benchmark's files ({type(error).__name__}: {error})") from error
+
+    return [one for found in each_row(path, read_table(path), checked) for one in found]
 
 
 def _path(folder: Path, part: Part) -> Path | None:

@@ -10,7 +10,7 @@ from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Part
 from metro_megatron.finetune.examples import LabelledTexts, class_label, labelled_texts, text_of
-from metro_megatron.finetune.tables import Row, each_row, open_text
+from metro_megatron.finetune.tables import Row, each_row, text_file
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.finetune.tasks.regression import Regression, number_label
 
@@ -31,29 +31,44 @@ def read_glue(
     Labelled rows with more or fewer fields than the header, of which QQP has some, are left out and counted. Raises
     UserError for a file with other columns, and for rows by line.
     """
-    with open_text(path) as file:
-        lines = [(number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, 1) if line.strip("\r\n")]
-    names = header or [name.strip() for name in lines.pop(0)[1]] if lines else []
-    rows = [Row(f"line {n}", dict(zip(names, fields, strict=True))) for n, fields in lines if len(fields) == len(names)]
-    missing = [name for name in (*columns, *([label] if label else [])) if name not in names]
-    if missing or not rows:
-        raise UserError(
-            f"{path}: {f'has no column {missing[0]}' if missing else 'has no rows'}, but {', '.join(names)}; give the "
-            "file as GLUE hands it out"
-        )
-    ragged = [number for number, fields in lines if len(fields) != len(names)]
+    rows, ragged = _rows(path, (*columns, *([label] if label else [])), header)
     if ragged and label is None:
-        raise UserError(
-            f"{path}, line {ragged[0]}: has not the {len(names)} fields of the header; fetch the file again"
-        )
+        raise UserError(f"{path}, {ragged[0]}: has not as many fields as the header; fetch the file again")
     if ragged and is_first_process():
-        print(f"{path}: {len(ragged)} of {len(lines)} rows have too many or too few fields: left out", flush=True)
+        print(
+            f"{path}: {len(ragged)} of {len(rows) + len(ragged)} rows have too many or too few fields: left out",
+            flush=True,
+        )
 
     def read(row: dict[str, Any]) -> tuple[list[str], Any, Any]:
         number = next((row[name] for name in _ID_COLUMNS if name in row), None)
         return [text_of(row, name) for name in columns], label and read_label(row[label]), number
 
     return labelled_texts(each_row(path, rows, read), label is not None)
+
+
+def _rows(path: Path, wanted: Sequence[str], header: Sequence[str] | None) -> tuple[list[Row], list[str]]:
+    """The wanted columns and the ids of all rows, and where the rows are that do not fit the header."""
+    rows, ragged = [], []
+    names = list(header or ())
+    with text_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            fields = line.rstrip("\r\n").split("\t")
+            if not names:
+                names = [name.strip() for name in fields]
+            elif len(fields) == len(names):
+                # MNLI's parse trees, which nobody reads, are most of its bytes.
+                kept = {name: fields[names.index(name)] for name in (*wanted, *_ID_COLUMNS) if name in names}
+                rows.append(Row(f"line {number}", kept))
+            elif line.strip("\r\n"):
+                ragged.append(f"line {number}")
+    missing = [name for name in wanted if name not in names]
+    if missing or not rows:
+        raise UserError(
+            f"{path}: {f'has no column {missing[0]}' if missing else 'has no rows'}, but {', '.join(names)}; give the "
+            "file as GLUE hands it out"
+        )
+    return rows, ragged
 
 
 def _task(

@@ -113,6 +113,7 @@ def read_tokenizer(folder: Path, config: PreTrainedConfig, max_length: int) -> P
     if problems:
         raise UserError(problems)
     tokenizer.model_max_length = max_length or min(longest, tokenizer.model_max_length)
+    tokenizer.padding_side = "right"  # tasks know tokens by their place in the row
     return tokenizer
 
 

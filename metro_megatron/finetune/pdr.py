@@ -6,7 +6,6 @@ searched. Both forwards draw dropout anew, so that R is about dropout, too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 def js(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon divergence in nats."""
-    middle = torch.logaddexp(p, q) - math.log(2)
+    middle = torch.maximum(p, q) + torch.log1p(torch.expm1(-(p - q).abs()) / 2)  # exactly p where q is p
     return (kl(p, middle) + kl(q, middle)) / 2
 
 

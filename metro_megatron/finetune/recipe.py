@@ -1,12 +1,12 @@
 """How to fine-tune, without what fine-tuning needs."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from metro_megatron.cli.options import Range, at_least, flatten, options_of, out_of_range
 
-BALANCED = ("balanced",)
+BALANCED = ["balanced"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Recipe:
     """Decoupled weight decay of matrices."""
     clip_grad: Annotated[float, at_least(0)] = 1.0
     """Largest gradient norm; 0 switches clipping off."""
-    class_weights: tuple[str, ...] = ()
+    class_weights: list[str] = field(default_factory=list)
     """Weights of the classes in the loss: one for each, in the order of metrics.json's labels, or balanced."""
     pdr: Literal["none", "symkl", "symkl_detached", "kl", "js", "hellinger"] = "none"
     """Posterior differential regularization: the divergence from outputs whose token embeddings have noise."""

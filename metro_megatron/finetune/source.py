@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.tables import Layout
-from metro_megatron.finetune.tasks import BenchmarkName, TaskKind, TaskName, benchmark, task_class
+from metro_megatron.finetune.tasks import (
+    TOGETHER,
+    BenchmarkName,
+    TaskKind,
+    TaskName,
+    TogetherName,
+    benchmark,
+    task_class,
+)
 
 if TYPE_CHECKING:
     from metro_megatron.finetune.task import Task
@@ -27,6 +35,18 @@ class Source:
     predict_file: str = ""
     """Examples without labels that are predicted in the end, likewise; without it: none."""
     layout: Layout = field(default_factory=Layout)
+
+    def read_together(self, name: TogetherName) -> dict[str, Task[Any]]:
+        """The tasks that one encoder learns at once, by name, from folders beside each other. Raises UserError."""
+        found, problems = {}, []
+        for one in TOGETHER[name]:
+            try:
+                found[one] = self.read(one)
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(list(dict.fromkeys(problems)))
+        return found
 
     def read(self, name: TaskName) -> Task[Any]:
         """The task of that name with its examples. Raises UserError, for options by name, for rows by file and line."""

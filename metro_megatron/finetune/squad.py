@@ -7,19 +7,20 @@ from typing import Any
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Part
 from metro_megatron.finetune.questions import Question, answers_of
-from metro_megatron.finetune.tables import open_text
+from metro_megatron.finetune.tables import text_file
 from metro_megatron.finetune.tasks.span import Span
 
 
 def read_squad(path: Path) -> list[Question]:
     """All questions of a file. Raises UserError, for questions by their id."""
-    with open_text(path) as file:
-        try:
-            articles = json.load(file)["data"]
-            paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-            pairs = [(str(paragraph["context"]), line) for paragraph in paragraphs for line in paragraph["qas"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: has not the form of SQuAD's files ({type(error).__name__}: {error})") from error
+    with text_file(path) as file:
+        text = file.read()
+    try:
+        articles = json.loads(text)["data"]
+        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+        pairs = [(str(paragraph["context"]), line) for paragraph in paragraphs for line in paragraph["qas"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: has not the form of SQuAD's files ({type(error).__name__}: {error})") from error
     if not pairs:
         raise UserError(f"{path}: holds no questions")
     found, problems = [], []

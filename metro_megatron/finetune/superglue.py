@@ -5,42 +5,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.benchmark import Benchmark, Part
-from metro_megatron.finetune.examples import LabelledTexts, class_label, text_of
-from metro_megatron.finetune.tables import each_row, read_table
+from metro_megatron.finetune.benchmark import Benchmark, Line, Pair, Part, each_line, pairs
+from metro_megatron.finetune.examples import class_label, text_of
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.finetune.tasks.grouped import GroupedAnswers, MinimalPairs
 from metro_megatron.finetune.tasks.multiple_choice import Choice, MultipleChoice, choice_label
 from metro_megatron.finetune.tasks.ranking import Query, Ranking
 
-Found = TypeVar("Found")
-Line: TypeAlias = dict[str, Any]
-"""A row of the file."""
-Pair: TypeAlias = tuple[str, str, str | None, Any, Any]
-"""Both texts, label, id, group."""
-
 _CONNECTIVES = {"cause": "because", "effect": "so"}
 _GAP = "@placeholder"
 _SEED = 0
 """Of the right candidates and the orders that ReCoRD's training pairs are drawn in."""
-
-
-def pairs(path: Path, read: Callable[[Line], list[Pair]]) -> LabelledTexts[str]:
-    """The pairs that `read` makes of every line."""
-    first, second, labels, ids, groups = zip(*_each(path, read), strict=True)
-    is_labelled = None not in labels
-    if not is_labelled and any(labels):
-        raise UserError(f"{path}: {labels.count(None)} of {len(labels)} examples have no label; fetch the file again")
-    return LabelledTexts(
-        list(first),
-        list(second),
-        [label for label in labels if label is not None] if is_labelled else [],
-        list(ids),
-        [] if None in groups else list(groups),
-    )
 
 
 def two_texts(line: Line, first: str, second: str, group: str | None = None) -> list[Pair]:
@@ -91,7 +69,7 @@ def copa(path: Path) -> list[Choice]:
         label = choice_label(line["label"], 2) if "label" in line else None
         return [Choice(text_of(line, "premise"), choices, label, line.get("idx"))]
 
-    return _each(path, read)
+    return each_line(path, read)
 
 
 def queries(path: Path) -> list[Query]:
@@ -103,7 +81,7 @@ def queries(path: Path) -> list[Query]:
         entities = tuple(dict.fromkeys(passage[one["start"] : one["end"] + 1] for one in spans))
         return [_query(passage, entities, one) for one in line["qas"]]
 
-    return _each(path, read)
+    return each_line(path, read)
 
 
 def ranked_pairs(path: Path) -> list[Choice]:
@@ -127,18 +105,6 @@ def _query(passage: str, entities: tuple[str, ...], line: Line) -> Query:
     answers = tuple(text_of(one, "text") for one in line["answers"]) if "answers" in line else None
     filled = tuple(query.replace(_GAP, entity) for entity in entities)
     return Query(passage, filled, None if answers is None else 0, line.get("idx"), entities, answers)
-
-
-def _each(path: Path, read: Callable[[Line], list[Found]]) -> list[Found]:
-    """All that `read` makes of every line. Raises UserError by line, also for a key that is not there."""
-
-    def checked(line: Line) -> list[Found]:
-        try:
-            return read(line)
-        except (KeyError, TypeError, IndexError) as error:
-            raise UserError(f"has not the form of SuperGLUE's files ({type(error).__name__}: {error})") from error
-
-    return [one for found in each_row(path, read_table(path), checked) for one in found]
 
 
 def _label(line: Line) -> str | None:

@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
@@ -76,13 +77,8 @@ def read_table(path: Path, layout: Layout = PLAIN) -> list[Row]:
     if ending not in readers:
         rows = list(_parquet_rows(path))
     else:
-        try:
-            with open_text(path) as file:
-                rows = list(readers[ending](file, path, layout))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it, for instance with iconv") from error
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: not readable as gzip ({error}); fetch or compress the file again") from error
+        with text_file(path) as file:
+            rows = list(readers[ending](file, path, layout))
     if not rows:
         raise UserError(f"{path}: holds no rows")
     return rows
@@ -118,11 +114,23 @@ def each_row(path: Path, rows: Sequence[Row], read: Callable[[dict[str, Any]], E
     return examples
 
 
-def open_text(path: Path) -> TextIO:
-    """A text file in UTF-8, with or without a byte order mark, gzipped or not; line ends as they are."""
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+@contextmanager
+def text_file(path: Path) -> Iterator[TextIO]:
+    """A text file in UTF-8, with or without a byte order mark, gzipped or not; line ends as they are.
+
+    Raises UserError where, in the block, it turns out to be something else.
+    """
+    try:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+                yield file
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                yield file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it, for instance with iconv") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not readable as gzip ({error}); fetch or compress the file again") from error
 
 
 def _ending(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
@@ -23,6 +23,7 @@ Row: TypeAlias = dict[str, Any]
 """One input of the model. Keys that are no parameters of its forward are the task's own and kept from it."""
 Outputs: TypeAlias = tuple[NDArray[np.float32], ...]
 """What the model returns but for its loss, for all validation rows in order; -100 fills up rows of unequal length."""
+_PART = 1000
 Examples = TypeVar("Examples", bound=Collection[Hashable])
 
 
@@ -135,10 +136,19 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: LabelledTexts[Any], 
 
     Text that spells a special token stays text, as in pretraining.
     """
-    encoded = tokenizer(
-        texts.first, texts.second, truncation=True, split_special_tokens=True, return_attention_mask=False
-    )
-    num_cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
-    # Ids, for BERT token_type_ids, and labels.
-    columns = {**encoded, **({"label": labels} if labels else {})}
-    return Encoded([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], num_cut)
+    rows, num_cut = [], 0
+    for part in parts(len(texts)):
+        second = texts.second and texts.second[part]
+        encoded = tokenizer(
+            texts.first[part], second, truncation=True, split_special_tokens=True, return_attention_mask=False
+        )
+        num_cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+        # Ids, for BERT token_type_ids, and labels.
+        columns = {**encoded, **({"label": labels[part]} if labels else {})}
+        rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return Encoded(rows, num_cut)
+
+
+def parts(length: int) -> Iterator[slice]:
+    """What to tokenize at once: what tokenizers give back has much more than ids."""
+    return (slice(begin, begin + _PART) for begin in range(0, length, _PART))

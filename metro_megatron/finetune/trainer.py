@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,12 @@ class RecipeTrainer(Trainer):
             None if recipe.pdr == "none" else Regularizer(recipe.pdr, recipe.pdr_radius, recipe.pdr_noise)
         )
         # Has the Trainer count the labels of a step, unless a number might be taken for a missing one.
-        self.model_accepts_loss_kwargs = self.config_of({}).problem_type != "regression"
+        self.model_accepts_loss_kwargs = all(config.problem_type != "regression" for config in self.configs())
         self.num_forwards = 0
+
+    def configs(self) -> list[PreTrainedConfig]:
+        """Of all models that are trained."""
+        return [self.model.config]
 
     def config_of(self, inputs: Mapping[str, Any]) -> PreTrainedConfig:
         """The configuration of the model that reads inputs."""
@@ -82,6 +86,11 @@ class RecipeTrainer(Trainer):
         if self.recipe.layer_decay != 1:
             scale_rates(optimizer, layer_rates(self.encoder, self.recipe.layer_decay))
         return optimizer
+
+    def outputs(self, rows: Sequence[Row]) -> Outputs:
+        """The model's for rows, in their order."""
+        by_length = ByLength(rows)
+        return by_length.outputs(self.predict(by_length.rows))  # type: ignore[arg-type]
 
     def cost(self, seconds: float) -> dict[str, float]:
         """What training took: seconds in epochs, steps, forwards of one process, and rows a second of all."""
@@ -125,7 +134,7 @@ class ByLength:
 def row_lengths(rows: Sequence[Row]) -> list[int]:
     """Tokens of every row; of a row of candidates, those of the longest."""
     return [
-        max(map(len, row["input_ids"])) if isinstance(row["input_ids"][0], Sequence) else len(row["input_ids"])
+        max(map(len, row["input_ids"])) if isinstance(row["input_ids"][0], Sized) else len(row["input_ids"])
         for row in rows
     ]
 

@@ -14,6 +14,20 @@ class EncoderSizes(NamedTuple):
     intermediate_size: int
 
 
+MODELS = {
+    "AutoModel": "MetroModel",
+    "AutoModelForPreTraining": "MetroForPreTraining",
+    "AutoModelForMaskedLM": "MetroForMaskedLM",
+    "AutoModelForSequenceClassification": "MetroForSequenceClassification",
+    "AutoModelForTokenClassification": "MetroForTokenClassification",
+    "AutoModelForMultipleChoice": "MetroForMultipleChoice",
+    "AutoModelForQuestionAnswering": "MetroForQuestionAnswering",
+    "MetroForAuxiliaryMaskedLM": "MetroForAuxiliaryMaskedLM",
+    "MetroForReplacedTokenDetection": "MetroForReplacedTokenDetection",
+}
+"""Class of modeling_metro.py by what asks for it: an Auto class, or the name of one that no Auto class stands for."""
+
+
 class MetroConfig(PretrainedConfig):
     """Sizes of the pair: the main encoder, and the auxiliary encoder, shallower in METRO, it was pretrained with.
 
@@ -26,12 +40,14 @@ class MetroConfig(PretrainedConfig):
     shared_embeddings is "none", "token", "token_position" or "token_position_norm"; shared_lm_bias: both language
     modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
     "normal" or "decay", position_init "normal" or "zero"; they matter only where weights start at random.
+    rtd_weight and clm_weight are those of the losses in a pair's whole loss (METRO eq. 9).
     classifier_dropout None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none.
     Raises ValueError when heads do not divide a width, a choice is unknown, or positions shall be shared that the input
     does not have.
     """
 
     model_type = "metro"
+    _auto_class = "AutoConfig"
 
     def __init__(
         self,
@@ -65,6 +81,8 @@ class MetroConfig(PretrainedConfig):
         relative_bias_init: str = "normal",
         position_init: str = "normal",
         objectives: list[str] | None = None,
+        rtd_weight: float = 50.0,
+        clm_weight: float = 1.0,
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -129,6 +147,8 @@ class MetroConfig(PretrainedConfig):
         self.relative_bias_init = relative_bias_init
         self.position_init = position_init
         self.objectives = objectives
+        self.rtd_weight = rtd_weight
+        self.clm_weight = clm_weight
         self.mask_token_id = mask_token_id
         for prefix, sizes in (("", self.main), ("auxiliary_", self.auxiliary)):
             if sizes.hidden_size % sizes.num_attention_heads:
@@ -136,11 +156,28 @@ class MetroConfig(PretrainedConfig):
                     f"{prefix}hidden_size {sizes.hidden_size} is not a multiple of {prefix}num_attention_heads "
                     f"{sizes.num_attention_heads}"
                 )
+        # A class that was saved says itself what its folder loads as; the code stands in that folder, whatever the
+        # repository that it came from.
+        given = {name: target.rpartition("--")[2] for name, target in kwargs.pop("auto_map", {}).items()}
+        kwargs["auto_map"] = self._auto_map() | given
         kwargs["bos_token_id"] = bos_token_id
         kwargs["pad_token_id"] = pad_token_id
         kwargs["eos_token_id"] = eos_token_id
         kwargs["tie_word_embeddings"] = tie_word_embeddings
         super().__init__(**kwargs)
+
+    def _auto_map(self) -> dict[str, str]:
+        """What transformers and users load, by whose request, of the files beside config.json."""
+        models = dict(MODELS)
+        if not self.num_auxiliary_layers:
+            del models["MetroForAuxiliaryMaskedLM"]
+        if not {"clm", "mlm"} & set(self.objectives):
+            del models["AutoModelForMaskedLM"]
+        if "rtd" not in self.objectives:
+            del models["MetroForReplacedTokenDetection"]
+        return {"AutoConfig": "configuration_metro.MetroConfig"} | {
+            name: f"modeling_metro.{model}" for name, model in models.items()
+        }
 
     @property
     def main(self) -> EncoderSizes:

@@ -15,26 +15,14 @@ from torch import Tensor
 from metro_megatron.config.schema import Config, ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
-from metro_megatron.hf import configuration_metro, modeling_metro
 from metro_megatron.hf.card import model_card
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.modeling_metro import LANGUAGE_MODELS, MetroForPreTraining
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.hf.weights import METRO, hf_state_dict
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, copy_tokenizer
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
-CODE_FILES = tuple(Path(str(module.__file__)) for module in (configuration_metro, modeling_metro))
-AUTO_MAP = {
-    "AutoConfig": "configuration_metro.MetroConfig",
-    "AutoModel": "modeling_metro.MetroModel",
-    "AutoModelForPreTraining": "modeling_metro.MetroForPreTraining",
-    "AutoModelForMaskedLM": "modeling_metro.MetroForMaskedLM",
-    "AutoModelForSequenceClassification": "modeling_metro.MetroForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_metro.MetroForTokenClassification",
-    "AutoModelForMultipleChoice": "modeling_metro.MetroForMultipleChoice",
-    "AutoModelForQuestionAnswering": "modeling_metro.MetroForQuestionAnswering",
-}
-
+CODE_FILES = ("configuration_metro.py", "positions_metro.py", "encoder_metro.py", "heads_metro.py", "modeling_metro.py")
 
 EXPORTED_FILES = (
     "config.json",
@@ -42,7 +30,7 @@ EXPORTED_FILES = (
     "model.safetensors.index.json",
     "README.md",
     *TOKENIZER_FILES,
-    *(path.name for path in CODE_FILES),
+    *CODE_FILES,
     "__pycache__",
 )
 """Patterns of all that an export may hold."""
@@ -50,9 +38,6 @@ EXPORTED_FILES = (
 
 def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO) -> MetroConfig:
     """The transformers configuration of a model configuration whose main encoder learns objectives."""
-    auto_map = dict(AUTO_MAP)
-    if not set(LANGUAGE_MODELS) & set(objectives):
-        del auto_map["AutoModelForMaskedLM"]
     return MetroConfig(
         vocab_size=model_config.vocab_size,
         hidden_size=model_config.hidden_size,
@@ -87,7 +72,6 @@ def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO)
         eos_token_id=EOS_ID,
         mask_token_id=MASK_ID,
         objectives=list(objectives),
-        auto_map=auto_map,
     )
 
 
@@ -137,9 +121,7 @@ def write_hf_folder(
 
 
 def finish_folder(folder: Path) -> None:
-    """Put the modeling code, which config.json's auto_map names, beside it; make weights as readable as it is."""
-    for path in CODE_FILES:
-        shutil.copyfile(path, folder / path.name)
+    """Make weights as readable as config.json."""
     for path in folder.glob("model*.safetensors"):
         shutil.copymode(folder / "config.json", path)
 

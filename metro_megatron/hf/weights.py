@@ -13,7 +13,7 @@ from torch import Tensor
 from metro_megatron.config.position import PositionScheme
 from metro_megatron.config.schema import EncoderSizes, ModelConfig
 from metro_megatron.errors import UserError
-from metro_megatron.hf.modeling_metro import tied_weights
+from metro_megatron.hf.heads_metro import tied_weights
 
 KINDS = ("weight", "bias")
 NORMS = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "output_norm"}

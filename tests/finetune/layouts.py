@@ -24,7 +24,7 @@ def write_glue(root: Path) -> Path:
         _tsv(root / "QNLI" / f"{split}.tsv", "index question sentence label", number, a, b, two)
         _tsv(root / "RTE" / f"{split}.tsv", "index sentence1 sentence2 label", number, a, b, two)
         _tsv(root / "WNLI" / f"{split}.tsv", "index sentence1 sentence2 label", number, a, b, binary)
-        mrpc = "Quality,#1 ID,#2 ID,#1 String,#2 String".split(",")
+        mrpc = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
         _tsv(root / "MRPC" / f"{split}.tsv", mrpc, binary, number, number, a, b, encoding="utf-8-sig")
         stsb = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
         _tsv(root / "STS-B" / f"{split}.tsv", stsb, number, *[["none"] * 4] * 6, a, b, ["5.000", "0.250", "3.8", "1"])
@@ -117,6 +117,26 @@ def write_squad(root: Path) -> Path:
             path = root / f"{split}-v{version}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(data))
+    return root
+
+
+def write_nli(root: Path) -> Path:
+    """SNLI, with a pair that has no gold label, and the three rounds of ANLI."""
+    names = ["entailment", "neutral", "contradiction", "-"]
+    snli = [
+        {"gold_label": name, "sentence1": SENTENCES[i], "sentence2": SENTENCES[i - 1], "pairID": f"p{i}"}
+        for i, name in enumerate(names)
+    ]
+    for split in ("train", "dev", "test"):
+        _jsonl(root / "snli_1.0" / f"snli_1.0_{split}.jsonl", snli)
+        for number in range(1, 4):
+            line = {
+                "uid": f"u{number}",
+                "context": SENTENCES[number],
+                "hypothesis": "a cat",
+                "label": "enc"[number - 1],
+            }
+            _jsonl(root / "anli_v1.0" / f"R{number}" / f"{split}.jsonl", [line])
     return root
 
 

@@ -12,10 +12,10 @@ from metro_megatron.finetune.examples import LabelledTexts
 from metro_megatron.finetune.questions import Question
 from metro_megatron.finetune.source import Source
 from metro_megatron.finetune.task import Task
-from metro_megatron.finetune.tasks import BenchmarkName, GlueName, SquadName, SuperGlueName, benchmark
+from metro_megatron.finetune.tasks import BenchmarkName, GlueName, NliName, SquadName, SuperGlueName, benchmark
 from metro_megatron.finetune.tasks.multiple_choice import Choice
 from metro_megatron.finetune.tasks.ranking import Query
-from tests.finetune.layouts import SENTENCES, write_glue, write_squad, write_superglue
+from tests.finetune.layouts import SENTENCES, write_glue, write_nli, write_squad, write_superglue
 
 IDS = ["0", "1", "2", "3"]
 A, B = list(SENTENCES), list(SENTENCES[::-1])
@@ -27,6 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_glue(root / "glue")
     write_superglue(root / "superglue")
     write_squad(root / "squad")
+    write_nli(root / "nli")
     return root
 
 
@@ -35,7 +36,7 @@ def read(data: Path, name: Any) -> Task[Any]:
     return Source(data=str(data / folder)).read(name)
 
 
-FOLDERS = {"glue": GlueName, "superglue": SuperGlueName, "squad": SquadName}
+FOLDERS = {"glue": GlueName, "superglue": SuperGlueName, "squad": SquadName, "nli": NliName}
 BINARY = ["0", "1", "1", "0"]
 NLI = ["entailment", "neutral", "contradiction", "entailment"]
 TWO = ["entailment", "not_entailment", "not_entailment", "entailment"]
@@ -162,6 +163,16 @@ def test_squad(data: Path) -> None:
     assert not one.withholds and two.withholds
 
 
+def test_nli(data: Path) -> None:
+    snli, anli = read(data, "snli"), read(data, "anli")
+    assert snli.train == LabelledTexts(A[:3], [A[3], A[0], A[1]], NLI[:3], ["p0", "p1", "p2"])
+    assert snli.others["test"].validation == snli.train
+    names = ["entailment", "neutral", "contradiction"]
+    assert anli.train == anli.validation == LabelledTexts(A[1:], ["a cat"] * 3, names, ["u1", "u2", "u3"])
+    assert anli.others["r2"].validation == LabelledTexts([A[2]], ["a cat"], ["neutral"], ["u2"])
+    assert anli.settings() == snli.settings() == read(data, "mnli").settings()
+
+
 def test_every_name_is_a_benchmarks(data: Path) -> None:
     assert all(benchmark(name) for name in get_args(BenchmarkName))
 
@@ -191,7 +202,7 @@ def corrupt(path: Path, old: str, new: str) -> None:
     [
         ("sst2", "glue/SST-2/dev.tsv", "sentence\t", "text\t", "dev.tsv: has no column sentence, but text, label"),
         ("stsb", "glue/STS-B/train.tsv", "3.8", "good", "train.tsv, line 4: label 'good' is not a finite number"),
-        ("mrpc", "glue/MRPC/test.tsv", "3\t3\t3", "3", "test.tsv, line 5: has not the 5 fields"),
+        ("mrpc", "glue/MRPC/test.tsv", "3\t3\t3", "3", "test.tsv, line 5: has not as many fields as the header"),
         (
             "rte",
             "glue/RTE/dev.tsv",

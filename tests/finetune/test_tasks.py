@@ -10,27 +10,35 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.finetune.models import build_model, read_config, read_tokenizer
 from metro_megatron.finetune.others import LABELS
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.run import finetune
 from metro_megatron.finetune.source import Source
-from metro_megatron.finetune.tables import Layout
 from metro_megatron.finetune.task import Task
-from metro_megatron.finetune.tasks import BenchmarkName, GlueName, SquadName
-from tests.finetune.encoders import write_encoder
-from tests.finetune.layouts import SENTENCES, write_glue, write_squad, write_superglue
+from metro_megatron.finetune.tasks import BenchmarkName, GlueName, NliName, SquadName, SuperGlueName
+from metro_megatron.finetune.tasks.multi_label import MultiLabel
+from metro_megatron.finetune.tasks.ranking import Ranking
+from metro_megatron.finetune.tasks.regression import Regression
+from tests.finetune.encoders import KINDS, tokenizer_of, write_encoder
+from tests.finetune.layouts import write_glue, write_nli, write_squad, write_superglue
 
 RECIPE = Recipe(learning_rate=1e-3, batch_size=8, epochs=1, warmup_steps=0, device="cpu")
-WORDS = ("the old cat", "a good dog", "the river", "a bird", "a bad house", "the green bird")
+WORDS = ("the old cat", "a good dog", "the river", "a bird", "a Zoë-like 東京", "the “green” bird")
 TAGS = ("O B-X I-X", "O O B-X", "O B-Y", "O B-X", "O O B-Y", "O O B-X")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("benchmarks")
-    for name, write in (("glue", write_glue), ("superglue", write_superglue), ("squad", write_squad)):
+    for name, write in (
+        ("glue", write_glue),
+        ("superglue", write_superglue),
+        ("squad", write_squad),
+        ("nli", write_nli),
+    ):
         write(root / name)
     return root
 
@@ -41,7 +49,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def of_benchmark(data: Path, name: Any) -> Task[Any]:
-    folder = "glue" if name in get_args(GlueName) else "squad" if name in get_args(SquadName) else "superglue"
+    folders = {"glue": GlueName, "superglue": SuperGlueName, "squad": SquadName, "nli": NliName}
+    (folder,) = (folder for folder, names in folders.items() if name in get_args(names))
     return Source(data=str(data / folder)).read(name)
 
 
@@ -95,10 +104,11 @@ def test_benchmarks(data: Path, model: Path, name: str) -> None:
     learner = Learner(task, model)
     learner.step()
     assert all("label" in line for line in learner.answers(task))
-    for other, asked in task.others.items():
+    for asked in task.others.values():
         lines = learner.answers(asked)
-        assert all(("label" in line) == (other in ("mm", "axb", "axg")) for line in lines)
-        assert [line["id"] for line in lines] == (getattr(asked.validation, "ids", None) or [0, 1])
+        labels, ids = (getattr(asked.validation, key, None) for key in ("labels", "ids"))
+        assert all(("label" in line) == bool(labels) for line in lines)
+        assert [line["id"] for line in lines] == (ids or [0, 1])
 
 
 def write_free(folder: Path) -> dict[str, dict[str, Any]]:
@@ -106,9 +116,15 @@ def write_free(folder: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, list[dict[str, Any]]] = {
         "multi_label": [{"text": text, "labels": ["a", "b"][: i % 3]} for i, text in enumerate(WORDS)],
         "token": [{"tokens": a.split(), "tags": b.split()} for a, b in zip(WORDS, TAGS, strict=True)],
-        "multiple_choice": [{"text": text, "choices": [*WORDS[:2], "a"], "label": i % 3} for i, text in enumerate(WORDS)],
+        "multiple_choice": [
+            {"text": text, "choices": [*WORDS[:2], "a"], "label": i % 3} for i, text in enumerate(WORDS)
+        ],
         "span": [
-            {"question": "who?", "context": text, "answers": {"text": [text[-3:]], "answer_start": [len(text) - 3]}}
+            {
+                "question": "who?",
+                "context": text,
+                "answers": {"text": [text.split()[-1]], "answer_start": [text.rindex(" ") + 1]},
+            }
             for text in WORDS
         ],
     }
@@ -131,6 +147,40 @@ def test_free_tasks(tmp_path: Path, model: Path, name: Any) -> None:
     scored, predicted = learner.answers(task), learner.answers(task.others["predict"])
     assert [line["prediction"] for line in scored] == [line["prediction"] for line in predicted]
     assert not any("label" in line for line in predicted)
+
+
+def perfect(task: Task[Any], rows: list[dict[str, Any]]) -> tuple[np.ndarray, ...]:
+    """The outputs of a model that knows all labels of the rows."""
+    if task.head == "question_answering":
+        length = max(len(row["input_ids"]) for row in rows)
+        return tuple(9 * np.eye(length)[[row[f"{side}_positions"] for row in rows]] for side in ("start", "end"))
+    if task.head == "token_classification":
+        length = max(len(row["labels"]) for row in rows)
+        labels = [row["labels"] + [-100] * (length - len(row["labels"])) for row in rows]
+        return (np.eye(len(task.names))[np.maximum(labels, 0)],)
+    if isinstance(task, Ranking):
+        return (np.array([[float(name in one.answers)] for one in task.validation for name in one.entities]),)
+    labels = np.array([row["label"] for row in rows])
+    if isinstance(task, MultiLabel):
+        return (labels - 0.5,)
+    return (labels[:, None],) if isinstance(task, Regression) else (np.eye(labels.max() + 1)[labels],)
+
+
+@pytest.mark.parametrize("kind", ["metro", *KINDS])
+def test_who_knows_the_labels_gets_full_marks(data: Path, export_folder: Path, tmp_path: Path, kind: str) -> None:
+    """Labels and answers are found again in the rows of every kind of tokenizer."""
+    tokenizer = tokenizer_of(kind) if kind in KINDS else PreTrainedTokenizerFast.from_pretrained(export_folder)
+    tokenizer.model_max_length = 40
+    tasks = [of_benchmark(data, name) for name in get_args(BenchmarkName)]
+    tasks += [Source(**options).read(name) for name, options in write_free(tmp_path).items()]
+    for task in tasks:
+        rows = task.encode(tokenizer, task.validation).rows
+        outputs = perfect(task, rows)
+        scores = task.scores(outputs, rows)
+        assert {name: scores[name] for name in task.score_names} == pytest.approx(dict.fromkeys(task.score_names, 1))
+        for line in task.predictions(outputs, rows):
+            if task.head != "question_answering" and not isinstance(task, Ranking | Regression | MultiLabel):
+                assert line["prediction"] == line["label"]
 
 
 @pytest.mark.parametrize("name", ["mnli", "record", "squad2"])

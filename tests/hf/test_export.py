@@ -40,8 +40,14 @@ HEADS = {
         "classifier.out_proj.weight",
         "classifier.out_proj.bias",
     },
+    "AutoModelForMultipleChoice": {
+        "classifier.dense.weight",
+        "classifier.dense.bias",
+        "classifier.out_proj.weight",
+        "classifier.out_proj.bias",
+    },
     "AutoModelForTokenClassification": {"classifier.weight", "classifier.bias"},
-    "AutoModelForQuestionAnswering": {"start_head.weight", "start_head.bias", "end_head.weight", "end_head.bias"},
+    "AutoModelForQuestionAnswering": {"qa_outputs.weight", "qa_outputs.bias"},
 }
 
 
@@ -97,9 +103,10 @@ def test_a_projected_embedding_loads_in_every_class(tmp_path: Path, remote_code:
         model, report = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
         assert report["missing_keys"] == fresh and not report["unexpected_keys"]
         assert model.get_input_embeddings().weight.shape == (VOCAB_SIZE, 20)
-        model.eval()(ids)
+        shape = (2, 1, 9) if name == "AutoModelForMultipleChoice" else (2, 9)
+        model.eval()(ids.view(shape))
         if name != "AutoModelForPreTraining":
-            model(inputs_embeds=words)
+            model(inputs_embeds=words.view(*shape, 20))
     assert "of width 24, the auxiliary model 2 of width 18." in (folder / "README.md").read_text()
 
 

@@ -18,9 +18,8 @@ from metro_megatron.hf.modeling_metro import (
     MetroForSequenceClassification,
     MetroForTokenClassification,
     MetroModel,
-    distance_buckets,
-    relative_buckets,
 )
+from metro_megatron.hf.positions_metro import distance_buckets, relative_buckets
 from tests.hf import reference
 from tests.hf.pair import MODEL, VARIANTS, trainer_tensors, variant
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.hf.export import metro_config
-from metro_megatron.hf.modeling_metro import MetroForPreTraining, relative_buckets
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.hf.positions_metro import relative_buckets
 from metro_megatron.model.init import Unset, scaled_modules, start_of
 from metro_megatron.train.trainer import Trainer
 from metro_megatron.vocabulary import PAD_ID

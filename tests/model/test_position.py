@@ -13,7 +13,7 @@ from metro_megatron import mcore
 from metro_megatron.config.position import CocoBuckets, PositionScheme, T5Buckets
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.hf.export import metro_config
-from metro_megatron.hf.modeling_metro import relative_buckets
+from metro_megatron.hf.positions_metro import relative_buckets
 from metro_megatron.model.init import initialize
 from metro_megatron.model.position import Positions
 from metro_megatron.parallel.layout import Layout

@@ -10,7 +10,8 @@ from torch.nn import functional
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.hf.export import metro_config
-from metro_megatron.hf.modeling_metro import MetroForPreTraining, tied_weights
+from metro_megatron.hf.heads_metro import tied_weights
+from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.hf.weights import hf_state_dict
 from metro_megatron.model.init import global_parameters
 from metro_megatron.train.metrics import MetricSums

@@ -32,7 +32,7 @@ def read_outcome(run: Run, folder: Path) -> Outcome:
     """Of a finished run's folder."""
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     scores = {name: float(metrics[name]) for name in metrics["score_names"]}
-    numbers = [*scores.values(), *(value for epoch in metrics["epochs"] for value in epoch.values())]
+    numbers = [*scores.values(), *(value for epoch in metrics.get("epochs", []) for value in epoch.values())]
     lines = read_predictions(folder / PREDICTIONS)
     is_finite = all(map(math.isfinite, numbers))
     failure = one_answer(lines) if is_finite else "a loss or score is no finite number"

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_origin
 from metro_megatron import __version__
 from metro_megatron.cli.options import REQUIRED, Option, options_of, out_of_range, read_options, with_values
 from metro_megatron.errors import UserError
+from metro_megatron.finetune.tasks import TOGETHER
 
 T = TypeVar("T")
 SEED = "seed"
@@ -40,6 +41,11 @@ class Run:
     def name(self) -> str:
         """Of its folder: to read, and, at the end, to know it by."""
         return f"{self.values[TASK]}-{self.values[SEED]}-{self.digest[:12]}"
+
+    @property
+    def column(self) -> str:
+        """The task that it is shown as: of several learned at once the first."""
+        return TOGETHER.get(self.values[TASK], (self.values[TASK],))[0]
 
     @property
     def argv(self) -> list[str]:

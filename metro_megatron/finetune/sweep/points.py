@@ -64,13 +64,18 @@ class Point:
 
 
 def points(outcomes: Iterable[Outcome], varied: Sequence[str], rows: Sequence[str]) -> list[Point]:
-    """All points in the order of the runs; `rows` are the options that are not picked but make rows."""
+    """All points in the order of the runs; `rows` are the options that are not picked but make rows.
+
+    Where several tasks are learned at once, that is a row of its own, in the column of the first.
+    """
     groups: dict[tuple[Values, str, Values], list[Outcome]] = {}
     for one in outcomes:
         values = one.run.values
         row = tuple((name, values[name]) for name in rows)
+        if one.run.column != values[TASK] and TASK not in rows:
+            row += ((TASK, values[TASK]),)
         choice = tuple((name, values[name]) for name in varied if name not in (*rows, SEED, TASK))
-        groups.setdefault((row, values[TASK], choice), []).append(one)
+        groups.setdefault((row, one.run.column, choice), []).append(one)
     return [Point(*key, found) for key, found in groups.items()]
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, replace_text
-from metro_megatron.finetune.sweep.outcome import METRICS, PREDICTIONS, Outcome, read_outcome
-from metro_megatron.finetune.sweep.plan import OUTPUT, Run
+from metro_megatron.finetune.sweep.outcome import METRICS, Outcome, read_outcome
+from metro_megatron.finetune.sweep.plan import OUTPUT, TASK, Run
 
 FINETUNE = (sys.executable, "-c", "from metro_megatron.commands.finetune import run; run()")
 """tools/finetune.py, wherever the package is."""
@@ -93,7 +93,7 @@ class Runner:
                     raise UserError(f"{folder / 'log.txt'}: {_last_line(folder / 'log.txt')}")
                 if code:
                     return Outcome(run, {}, f"{_ending(code)}: {_last_line(folder / 'log.txt')}")
-            self._keep(folder)
+            self._keep(folder, folder / MODEL / ("" if run.column == run.values[TASK] else run.column))
         return read_outcome(run, folder)
 
     def _call(self, words: Sequence[str], log: Path, slot: Mapping[str, str], lock: int) -> int:
@@ -111,12 +111,11 @@ class Runner:
             self._processes.discard(process)
         return code
 
-    def _keep(self, folder: Path) -> None:
+    def _keep(self, folder: Path, made: Path) -> None:
         """Take the figures out of what the command made; metrics.json is last, as it says that all is there."""
-        others = [path.name for path in (folder / MODEL).glob("*.jsonl") if path.name != PREDICTIONS]
-        for name in (PREDICTIONS, *others, METRICS):
+        for name in (*sorted(path.name for path in made.glob("predictions*.jsonl")), METRICS):
             partial = folder / f"{name}.partial"
-            shutil.copyfile(folder / MODEL / name, partial)
+            shutil.copyfile(made / name, partial)
             os.replace(partial, folder / name)
         if not self.keep_models:
             shutil.rmtree(folder / MODEL)

@@ -14,8 +14,13 @@ SuperGlueName: TypeAlias = Literal[
     "boolq", "cb", "copa", "multirc", "record", "superglue_rte", "wic", "wsc", "axb", "axg"
 ]
 SquadName: TypeAlias = Literal["squad", "squad2"]
-BenchmarkName: TypeAlias = Literal[GlueName, SuperGlueName, SquadName]
-TaskName: TypeAlias = Literal[TaskKind, BenchmarkName]
+NliName: TypeAlias = Literal["snli", "anli"]
+BenchmarkName: TypeAlias = Literal[GlueName, SuperGlueName, SquadName, NliName]
+TogetherName: TypeAlias = Literal["mnli_plus"]
+TaskName: TypeAlias = Literal[TaskKind, BenchmarkName, TogetherName]
+
+TOGETHER: dict[TogetherName, tuple[BenchmarkName, ...]] = {"mnli_plus": ("mnli", "snli", "anli")}
+"""Tasks that one encoder learns at once (METRO section 5: MNLI+)."""
 
 
 def task_class(name: TaskKind) -> type[Task[Any]]:
@@ -42,7 +47,8 @@ def task_class(name: TaskKind) -> type[Task[Any]]:
 def benchmark(name: BenchmarkName) -> Benchmark:
     """The benchmark's task of that name."""
     from metro_megatron.finetune.glue import GLUE
+    from metro_megatron.finetune.nli import NLI
     from metro_megatron.finetune.squad import SQUAD
     from metro_megatron.finetune.superglue import SUPERGLUE
 
-    return {**GLUE, **SUPERGLUE, **SQUAD}[name]
+    return {**GLUE, **SUPERGLUE, **SQUAD, **NLI}[name]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import ID, LabelledTexts, one_column, text_of
 from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
-from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts
+from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts, parts
 
 _LETTERS = "ABCDEFGHIJ"
 
@@ -116,22 +116,24 @@ class ChoiceCollator:
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         names = [name for name in rows[0] if name != "label"]
-        flat = [dict(zip(names, one, strict=True)) for row in rows for one in zip(*map(row.get, names), strict=True)]
+        flat = [{name: row[name][i].tolist() for name in names} for row in rows for i in range(len(row[names[0]]))]
         padded = self.tokenizer.pad(flat, return_tensors="pt")
         batch = {name: values.view(len(rows), -1, values.shape[-1]) for name, values in padded.items()}
         return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})
 
 
 def encode_choices(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Choice]) -> Encoded:
-    """A row for every text, whose inputs are lists over its choices."""
-    flat = [(one.text, choice) for one in examples for choice in one.choices]
-    encoded = encode_texts(tokenizer, LabelledTexts(*map(list, zip(*flat, strict=True)), []), [])
-    rows, begin = [], 0
-    for one in examples:
-        own = encoded.rows[begin : begin + len(one.choices)]
-        begin += len(one.choices)
-        rows.append({name: [row[name] for row in own] for name in own[0]})
-    return Encoded(rows, encoded.num_cut)
+    """A row for every text, whose inputs are arrays for each of its choices: ReCoRD has a million pairs."""
+    rows, num_cut = [], 0
+    for part in parts(len(examples)):
+        flat = [(one.text, choice) for one in examples[part] for choice in one.choices]
+        encoded = encode_texts(tokenizer, LabelledTexts(*map(list, zip(*flat, strict=True)), []), [])
+        choices = iter(encoded.rows)
+        for one in examples[part]:
+            own = [next(choices) for _ in one.choices]
+            rows.append({name: [np.array(row[name], dtype=np.int32) for row in own] for name in own[0]})
+        num_cut += encoded.num_cut
+    return Encoded(rows, num_cut)
 
 
 def choice_label(value: Any, size: int) -> int:

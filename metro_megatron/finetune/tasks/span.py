@@ -14,11 +14,9 @@ from metro_megatron.finetune.answers import Answer, best_threshold, exact_match,
 from metro_megatron.finetune.examples import ID, text_of
 from metro_megatron.finetune.questions import Question, answers_of
 from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
-from metro_megatron.finetune.task import Encoded, Outputs, Row, Task
+from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, parts
 from metro_megatron.finetune.windows import WindowCollator, best_span, windows
 
-_CHUNK = 1000
-"""Questions tokenized at once."""
 _NOTHING = ("", -1e9)
 """What is found, and its score, where a context has no token."""
 
@@ -71,9 +69,8 @@ class Span(Task[list[Question]]):
     def encode(self, tokenizer: PreTrainedTokenizerFast, examples: list[Question]) -> Encoded:
         """A row for every window of every context. Questions that are too long are cut, and counted."""
         rows, num_cut = [], 0
-        for begin in range(0, len(examples), _CHUNK):
-            part = examples[begin : begin + _CHUNK]
-            for number, (found, is_cut) in enumerate(windows(tokenizer, part), start=begin):
+        for part in parts(len(examples)):
+            for number, (found, is_cut) in enumerate(windows(tokenizer, examples[part]), start=part.start):
                 rows += [{**row, "question": number} for row in found]
                 num_cut += is_cut
         return Encoded(rows, num_cut)

@@ -16,7 +16,7 @@ from metro_megatron.finetune.examples import ID, class_label, one_column
 from metro_megatron.finetune.metrics import are_chunk_tags, chunk_scores, classification_scores
 from metro_megatron.finetune.names import id2label, look_alikes, ordered_names, unseen_names
 from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
-from metro_megatron.finetune.task import Encoded, Outputs, Row, Task
+from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, parts
 
 IGNORED = -100
 """The label of tokens that no loss is asked of: specials, and all but the first of a word."""
@@ -55,12 +55,12 @@ class Token(Task[list[TaggedWords]]):
         tags = one_column(layout.label_columns, "label_columns", "tags")
 
         def read(row: dict[str, Any], columns: Sequence[str]) -> TaggedWords:
-            found = parts(row, words)
+            found = items(row, words)
             if not all(isinstance(word, str) for word in found):
                 raise UserError(f"{words} holds what is not a string; write words as strings")
             if not is_labelled:
                 return TaggedWords(found, None, row.get(ID))
-            marks = tuple(map(class_label, parts(row, tags)))
+            marks = tuple(map(class_label, items(row, tags)))
             if len(found) != len(marks):
                 raise UserError(f"{words} has {len(found)} words, {tags} {len(marks)}; every word has one tag")
             return TaggedWords(found, marks, row.get(ID))
@@ -86,26 +86,20 @@ class Token(Task[list[TaggedWords]]):
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, examples: list[TaggedWords]) -> Encoded:
         """Words are joined by spaces and found again by what their tokens cover, whatever kind of tokenizer it is."""
-        number = {name: i for i, name in enumerate(self.names)}
-        encoded = tokenizer(
-            [" ".join(one.words) for one in examples],
-            truncation=True,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-        )
-        offsets = encoded.pop("offset_mapping")
         rows, num_cut = [], 0
-        for i, one in enumerate(examples):
-            firsts = first_tokens(one.words, offsets[i])
-            row = {name: values[i] for name, values in encoded.items()} | {"firsts": firsts}
-            if one.tags is not None:
-                row["labels"] = [IGNORED] * len(offsets[i])
-                for position, tag in zip(firsts, one.tags, strict=True):
-                    if position is not None and row["labels"][position] == IGNORED:
-                        row["labels"][position] = number[tag]
-            rows.append(row)
-            num_cut += bool(encoded.encodings and encoded.encodings[i].overflowing)
+        for part in parts(len(examples)):
+            encoded = tokenizer(
+                [" ".join(one.words) for one in examples[part]],
+                truncation=True,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+            )
+            offsets = encoded.pop("offset_mapping")
+            for i, one in enumerate(examples[part]):
+                row = {name: values[i] for name, values in encoded.items()}
+                rows.append(row | self._labels(one, offsets[i]))
+            num_cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
         return Encoded(rows, num_cut)
 
     def describe_labels(self) -> str:
@@ -115,9 +109,8 @@ class Token(Task[list[TaggedWords]]):
         return DataCollatorForTokenClassification(tokenizer)
 
     def scores(self, outputs: Outputs, rows: Sequence[Row]) -> dict[str, float]:
-        number = {name: i for i, name in enumerate(self.names)}
         predicted, labels = self._predicted(outputs, rows), [one.tags or () for one in self.validation]
-        flat = (np.array([number[tag] for tags in side for tag in tags]) for side in (predicted, labels))
+        flat = (np.array([self._number[tag] for tags in side for tag in tags]) for side in (predicted, labels))
         spans = chunk_scores(predicted, labels) if are_chunk_tags(self.names) else {}
         return {**spans, **classification_scores(*flat)}
 
@@ -146,6 +139,21 @@ class Token(Task[list[TaggedWords]]):
         ((name, count),) = counts.most_common(1)
         return name, count / counts.total()
 
+    def _labels(self, one: TaggedWords, offsets: Sequence[tuple[int, int]]) -> Row:
+        """The first token of every word, and the label of every token."""
+        firsts = first_tokens(one.words, offsets)
+        if one.tags is None:
+            return {"firsts": firsts}
+        labels = [IGNORED] * len(offsets)
+        for position, tag in zip(firsts, one.tags, strict=True):
+            if position is not None and labels[position] == IGNORED:
+                labels[position] = self._number[tag]
+        return {"firsts": firsts, "labels": labels}
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
     def _predicted(self, outputs: Outputs, rows: Sequence[Row]) -> list[list[str]]:
         """A tag for every word; words that were cut off, or have no token, get the training file's most frequent."""
         ((unread, _),) = Counter(tag for one in self.train for tag in one.tags or ()).most_common(1)
@@ -155,7 +163,7 @@ class Token(Task[list[TaggedWords]]):
         ]
 
 
-def parts(row: dict[str, Any], name: str) -> tuple[Any, ...]:
+def items(row: dict[str, Any], name: str) -> tuple[Any, ...]:
     """The items of a list, or of a field with white space between them. Raises UserError."""
     value = row.get(name)
     found = value.split() if isinstance(value, str) else value

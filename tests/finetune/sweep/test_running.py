@@ -31,7 +31,8 @@ def plan_of(root: Path, *tokens: str) -> Plan:
     (root / "model").mkdir(exist_ok=True)
     (root / "model" / "config.json").write_text("{}")
     files = ("--model", f"{root}/model", "--train_file", f"{root}/train.csv", "--validation_file")
-    return hashed(read_plan([*files, f"{root}/validation.csv", "--task", "classification", *tokens], finetune.Options))
+    task = () if "--task" in tokens else ("--task", "classification")
+    return hashed(read_plan([*files, f"{root}/validation.csv", *task, *tokens], finetune.Options))
 
 
 def sweep(root: Path, plan: Plan, workers: int = 2, keep_models: bool = False) -> list[Outcome]:
@@ -134,6 +135,17 @@ def test_models_are_kept_where_asked_for(tmp_path: Path) -> None:
     assert {path.name for path in (folder / "model").iterdir()} == {
         "metrics.json", "model.safetensors", "predictions.jsonl",
     }  # fmt: skip
+
+
+def test_tasks_at_once_are_a_row_in_the_column_of_the_first(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "--task", "mnli", "mnli_plus", "--learning_rate", "1", "--seed", "1", "2")
+    found = points(sweep(tmp_path, plan), plan.varied, ["model"])
+    model = ("model", f"{tmp_path}/model")
+    assert [(point.row, point.task) for point in found] == [
+        ((model,), "mnli"),
+        ((model, ("task", "mnli_plus")), "mnli"),
+    ]
+    assert [point.median("accuracy") for point in found] == [pytest.approx(0.115)] * 2
 
 
 def test_slots_share_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:

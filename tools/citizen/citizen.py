@@ -1,0 +1,81 @@
+"""`make citizen`: is an exported folder a full citizen of transformers? Every check with what it found."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metro_megatron.cli.command_line import run_tool
+from metro_megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from tools.citizen.subject import Check, Checks
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which folder."""
+
+    model: str = "runs/demo/model"
+    """Exported folder to check."""
+    only: str = ""
+    """Run the checks whose names hold this."""
+
+
+def main(options: Options) -> int:
+    """Check an exported folder with every library that its users have; ends with status 1 if one fails."""
+    folder = Path(options.model)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no config.json; give an exported folder, or run make demo, which makes runs/demo/model"
+        )
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    failed, number = 0, 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for group, checks in _groups().items():
+            for name, check in checks.items():
+                if options.only not in name:
+                    continue
+                number += 1
+                place = Path(scratch) / str(number)
+                place.mkdir()
+                failed += not _run(f"{number:2} | {group} | {name}", check, folder.resolve(), place)
+    print(f"\n{number} checks of {folder}: {number - failed} passed, {failed} failed, 0 skipped")
+    return int(failed > 0)
+
+
+def _groups() -> dict[str, Checks]:
+    """The checks; late, as they load torch."""
+    from transformers.utils import logging
+
+    from tools.citizen.calls import CALLS
+    from tools.citizen.loading import LOADING
+    from tools.citizen.losses import LOSSES
+    from tools.citizen.neighbours import NEIGHBOURS
+    from tools.citizen.rows import ROWS
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return {"loading": LOADING, "calls": CALLS, "rows": ROWS, "losses": LOSSES, "neighbours": NEIGHBOURS}
+
+
+def _run(title: str, check: Check, folder: Path, scratch: Path) -> bool:
+    """Print a row of the table; whether the check passed."""
+    from tools.citizen.subject import Subject
+
+    start = time.monotonic()
+    try:
+        found, passed = check(Subject(folder, scratch)), True
+    except Exception as error:
+        found, passed = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", False
+    seconds = time.monotonic() - start
+    print(f"{title} | {'passed' if passed else 'FAILED'} | {found} | {seconds:.1f} s", flush=True)
+    return passed
+
+
+if __name__ == "__main__":
+    run_tool(main)
