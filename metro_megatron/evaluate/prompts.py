@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metro_megatron.errors import UserError
 
@@ -94,7 +95,7 @@ def _parse(number: int, line: str, shown: str) -> Prompt:
         raise UserError(f"not one JSON object a line ({error})") from error
     if not isinstance(item, dict):
         raise UserError(f"is a {type(item).__name__}, must be an object")
-    candidates = item.get("candidates")
+    candidates: Any = item.get("candidates")
     is_list = isinstance(candidates, list) and all(isinstance(one, str) and one.strip() for one in candidates)
     if not is_list or len(candidates) < 2:
         raise UserError(f"candidates is {candidates!r}, must be two strings or more, none of them blank")

@@ -123,7 +123,7 @@ class Scorer:
         on_rows: Callable[[int], None] = lambda done: None,
     ) -> list[list[float]]:
         """Of every prompt's candidates: the sum of log-probabilities of their tokens, or with `average` the mean."""
-        rows = []
+        rows: list[Row] = []
         for item, prompt in enumerate(prompts):
             for number in range(len(prompt.candidates)):
                 ids, positions = self.encode(prompt.filled(number))
@@ -156,7 +156,9 @@ def open_scorer(folder: Path, wanted: Sequence[HeadName] = ()) -> Scorer:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: has no config.json; give a folder that tools/convert_checkpoint.py wrote")
-    is_ours = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "metro"
+    is_ours = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == MetroConfig.model_type
+    )
     config = MetroConfig.from_pretrained(folder) if is_ours else AutoConfig.from_pretrained(folder)
     heads = list(_metro_heads(folder, config) if isinstance(config, MetroConfig) else _other_heads(folder, config))
     names = [head.name for head in heads]
@@ -167,8 +169,10 @@ def open_scorer(folder: Path, wanted: Sequence[HeadName] = ()) -> Scorer:
             f"{folder}: {has}{f', not {missing[0]}' if missing else ''}; give a folder as it was pretrained"
         )
     tokenizer = (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{folder}: its tokenizer has no tokenizer.json, which says where tokens stand in a text")
+    if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
+        raise UserError(f"{folder}: its tokenizer lacks a padding or mask token; name both in tokenizer_config.json")
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
     chosen = [head for head in heads if not wanted or head.name in wanted]
     return Scorer(sorted(chosen, key=lambda head: get_args(HeadName).index(head.name)), tokenizer, longest)

@@ -113,7 +113,7 @@ def section(title: str, content: Mapping[str, object] | Sequence[Mapping[str, ob
         header, rows = ["", ""], [[name, value] for name, value in content.items()]
     else:
         header, rows = list(content[0]), [list(one.values()) for one in content]
-    lines = [header, ["---"] * len(header), *rows]
+    lines: list[list[object]] = [[*header], ["---"] * len(header), *rows]
     table = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
     return f"\n## {title[:1].upper()}{title[1:]}\n\n{table}"
 

@@ -61,9 +61,9 @@ def run_flops(config: Config, lines: Sequence[Mapping[str, float]]) -> float:
 def data_rows(config: Config) -> list[dict[str, object]]:
     """Every source of every dataset with its documents and tokens, as far as the manifests are where they were."""
     rows: list[dict[str, object]] = []
-    weights = config.data.weights or [None] * len(config.data.train)
+    weights: list[object] = [*config.data.weights] or ["by its samples"] * len(config.data.train)
     for prefix, weight in zip(config.data.train, weights, strict=True):
-        name = {"dataset": Path(prefix).name, "weight": "by its samples" if weight is None else weight}
+        name = {"dataset": Path(prefix).name, "weight": weight}
         if not DatasetPaths(prefix).manifest.is_file():
             rows.append({**name, "source": "", "files": "", "documents": "", "tokens": ""})
             continue

@@ -74,7 +74,8 @@ def superglue_lines(file: File, lines: Sequence[Line]) -> str:
 
 def plain_labels(file: File, lines: Iterable[Line]) -> list[dict[str, Any]]:
     """idx and label: a number for COPA, True and False for WSC, else as it is predicted."""
-    as_written = {"copa": int, "wsc": str.capitalize}.get(file.task, str)
+    written: dict[str, Callable[[Any], int | str]] = {"copa": int, "wsc": str.capitalize}
+    as_written = written.get(file.task, str)
     return [{"idx": line["id"], "label": as_written(line["prediction"])} for line in lines]
 
 
