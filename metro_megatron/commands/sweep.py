@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least, suggestion
@@ -18,11 +18,14 @@ from metro_megatron.files import locked, replace_text
 from metro_megatron.finetune.tasks import TOGETHER, TogetherName
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from metro_megatron.commands import finetune
+    from metro_megatron.finetune.recipe import Recipe
     from metro_megatron.finetune.sweep.outcome import Outcome
     from metro_megatron.finetune.sweep.plan import Plan
     from metro_megatron.finetune.sweep.points import Point
+    from metro_megatron.finetune.task import Task
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def main(options: Options, tokens: list[str]) -> None:
     import accelerate  # noqa: F401
     import matplotlib.figure  # noqa: F401
 
-    read_examples(plan)
+    refuse_mistakes(plan)
     plan, output = hashed(plan), Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -82,29 +85,51 @@ def main(options: Options, tokens: list[str]) -> None:
     )
 
 
-def read_examples(plan: Plan) -> None:
-    """Read what the runs will read. Raises UserError with the problems of all tasks and recipes."""
+def refuse_mistakes(plan: Plan) -> None:
+    """Open every model and read every task's examples once. Raises UserError with all that runs would refuse."""
     from metro_megatron.commands import finetune
     from metro_megatron.finetune.sweep.plan import options_of_run
 
-    problems: dict[str, None] = {}
-    sources, recipes = {}, {}
+    checks: dict[str, Callable[[], None]] = {}
     for run in plan.runs:
         options = options_of_run(run, finetune.Options)
-        sources[repr((options.task, options.source))] = options
-        recipes[repr(options.recipe)] = options.recipe
-    for options in sources.values():
+        recipe = options.recipe
+        checks[repr(recipe)] = partial(_check_recipe, recipe)
+        checks[repr((options.model, recipe.tokenizer, recipe.max_length))] = partial(_check_model, options)
+        checks[repr((options.task, options.source))] = partial(_check_examples, options)
+    problems: dict[str, None] = {}
+    for check in checks.values():
         try:
-            if options.task in TOGETHER:
-                options.source.read_together(cast(TogetherName, options.task))
-            else:
-                options.source.read(options.task)
+            check()
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
-    for recipe in recipes.values():
-        problems |= dict.fromkeys(recipe.problems())
     if problems:
         raise UserError(list(problems))
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    problems = recipe.problems()
+    if problems:
+        raise UserError(problems)
+
+
+def _check_model(options: finetune.Options) -> None:
+    from metro_megatron.finetune.models import read_config, read_tokenizer
+
+    folder, recipe = Path(options.model), options.recipe
+    config = read_config(folder, {})
+    read_tokenizer(Path(recipe.tokenizer) if recipe.tokenizer else folder, config, recipe.max_length)
+
+
+def _check_examples(options: finetune.Options) -> None:
+    tasks: Iterable[Task[Any]] = ()
+    if options.task in TOGETHER:
+        tasks = options.source.read_together(cast(TogetherName, options.task)).values()
+    else:
+        tasks = [options.source.read(options.task)]
+    for task in tasks:
+        for one in (task, *task.others.values()):
+            one.settings()
 
 
 def run_all(plan: Plan, options: Options, output: Path) -> list[Outcome]:

@@ -156,9 +156,8 @@ def open_scorer(folder: Path, wanted: Sequence[HeadName] = ()) -> Scorer:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: has no config.json; give a folder that tools/convert_checkpoint.py wrote")
-    is_ours = (
-        json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == MetroConfig.model_type
-    )
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    is_ours = model_type == MetroConfig.model_type
     config = MetroConfig.from_pretrained(folder) if is_ours else AutoConfig.from_pretrained(folder)
     heads = list(_metro_heads(folder, config) if isinstance(config, MetroConfig) else _other_heads(folder, config))
     names = [head.name for head in heads]

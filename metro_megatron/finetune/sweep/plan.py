@@ -22,6 +22,8 @@ SEED = "seed"
 TASK = "task"
 OUTPUT = "output"
 """The one option of a run that a sweep gives itself."""
+PATHS = ("model", "tokenizer", "data", "train_file", "validation_file", "predict_file")
+"""Options that are known by what lies there."""
 PACKAGES = ("torch", "transformers")
 """Whose releases are part of what a run is, beside our own."""
 
@@ -109,14 +111,12 @@ def hashed(plan: Plan) -> Plan:
     versions = {"metro_megatron": __version__, **{name: version(name) for name in PACKAGES}}
     sha256 = cache(_sha256)
 
-    def content(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [content(one) for one in value]
-        is_path = isinstance(value, str) and value and Path(value).exists()
-        return {"sha256": sha256(Path(value).resolve())} if is_path else value
+    def content(name: str, value: Any) -> Any:
+        is_there = name in PATHS and value and Path(value).exists()
+        return {"sha256": sha256(Path(value).resolve())} if is_there else value
 
     def digest(run: Run) -> str:
-        values = {name: content(value) for name, value in run.values.items()}
+        values = {name: content(name, value) for name, value in run.values.items()}
         return hashlib.sha256(json.dumps([values, versions], sort_keys=True).encode()).hexdigest()
 
     return replace(plan, runs=[replace(run, digest=digest(run)) for run in plan.runs])

@@ -119,16 +119,15 @@ def label(values: Values) -> str:
 
 def _layout_table(best: Sequence[Point], layout: Layout) -> str:
     tasks = [task for task in layout.columns or layout.scores if any(point.task == task for point in best)]
-    titles = [layout.columns.get(task, f"{task}, {' / '.join(layout.scores[task])}") for task in tasks]
+    titles = [layout.columns.get(task, ", ".join([task, *layout.scores[task]])) for task in tasks]
     rows = []
     for row in dict.fromkeys(point.row for point in best):
         found = {
             point.task: _medians(point, layout.scores[point.task])
             for point in best
-            if point.row == row
-            if point.task in layout.scores
+            if point.row == row and point.task in layout.scores
         }
-        cells = [_cell(found.get(task, ())) for task in tasks]
+        cells = [_cell(found[task]) if task in found else NOTHING for task in tasks]
         rows.append([label(row), *cells, *(_average(found, of) for of in layout.averages.values())])
     header = ["", *titles, *layout.averages]
     for name, printed in layout.published.items():
@@ -143,10 +142,7 @@ def _medians(point: Point, names: Sequence[str]) -> tuple[float | None, ...]:
 
 
 def _cell(medians: Sequence[float | None]) -> str:
-    if not medians:
-        return NOTHING
-    found = [value for value in medians if value is not None]
-    return FAILED if not found else "/".join(f"{100 * value:.1f}" for value in found)
+    return "/".join(f"{100 * value:.1f}" for value in medians if value is not None) or FAILED
 
 
 def _average(found: Mapping[str, Sequence[float | None]], tasks: Sequence[str]) -> str:

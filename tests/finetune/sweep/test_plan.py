@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from metro_megatron.cli.options import options_of
 from metro_megatron.commands import finetune
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.sweep.plan import read_plan
+from metro_megatron.finetune.sweep.plan import PATHS, read_plan
 from tests.finetune.sweep.test_running import plan_of
 
 
@@ -36,6 +37,7 @@ def test_a_digest_follows_contents_and_options_not_places(tmp_path: Path) -> Non
     (folder / "model.safetensors").write_text("others")
     digests.add(plan_of(tmp_path / "b", "--seed", "1").runs[0].digest)
     assert len(digests) == 4
+    assert set(PATHS) <= {option.leaf for option in options_of(finetune.Options)}
 
 
 def test_mistakes_are_named_together() -> None:

@@ -117,7 +117,9 @@ def test_failed_runs_are_named_and_stand_below_all_others(tmp_path: Path) -> Non
 
 def test_a_run_that_ended_early_is_tried_again(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "--learning_rate", "4", "--seed", "1")
-    assert [sweep(tmp_path, plan)[0].failure for _ in range(2)] == ["exit code 1: out of memory"] * 2
+    outcomes = [sweep(tmp_path, plan)[0] for _ in range(2)]
+    assert [one.failure for one in outcomes] == ["exit code 1: out of memory"] * 2
+    assert f"| {tmp_path}/model | failed |\n" in tables(plan, outcomes[:1])[0]
     assert calls(tmp_path) == ["4.0 1"] * 2
 
 

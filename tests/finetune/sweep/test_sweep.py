@@ -1,6 +1,7 @@
 """The whole command: runs are those of the single command, and a second call finds them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from metro_megatron.cli.command_line import call_with_options, exit_code
 from metro_megatron.commands import finetune, sweep
 from metro_megatron.hf.card import pretraining_flops
 from tests.finetune.conftest import export_folder, no_network
-from tests.finetune.test_tool import write_csv
+from tests.finetune.layouts import write_glue
 
 __all__ = ["export_folder", "no_network"]
 
@@ -20,19 +21,23 @@ def test_runs_of_a_sweep_are_those_of_the_single_command(
     export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    argv = ["--model", str(export_folder), "--task", "classification", "--device", "cpu", "--epochs", "1"]
-    argv += ["--train_file", write_csv(tmp_path / "t.csv", 32, 1), "--learning_rate", "1e-3"]
-    argv += ["--validation_file", write_csv(tmp_path / "v.csv", 8, 2)]
+    data = write_glue(tmp_path / "glue")
+    argv = ["--model", str(export_folder), "--data", str(data), "--device", "cpu", "--epochs", "1", "--seed", "1"]
     output = tmp_path / "out"
-    whole = [*argv, "--seed", "1", "2", "--output", str(output), "--workers", "2"]
+    whole = [*argv, "--task", "mnli", "rte", "--output", str(output), "--workers", "2"]
     assert exit_code(lambda: call_with_options(sweep.main, whole)) == 0
-    assert "2 runs, 0 of them finished before" in capsys.readouterr().out
-    single = [*argv, "--seed", "2", "--output", str(tmp_path / "single")]
+    printed = capsys.readouterr().out
+    assert "2 runs, 0 of them finished before" in printed and "GLUE/CoLA.tsv: missing, no run of cola" in printed
+    assert re.search(r"GLUE/RTE.tsv: missing, \S+predictions_test.jsonl has 4 predictions, the test has 3,000", printed)
+    single = [*argv, "--task", "mnli", "--output", str(tmp_path / "single")]
     assert exit_code(lambda: call_with_options(finetune.main, single)) == 0
-    (found,) = output.glob("runs/classification-2-*")
+    (found,) = output.glob("runs/mnli-1-*")
     alone, of_sweep = (json.loads((path / "metrics.json").read_text()) for path in (tmp_path / "single", found))
-    assert of_sweep["epochs"] == alone["epochs"]
-    assert (found / "predictions.jsonl").read_bytes() == (tmp_path / "single" / "predictions.jsonl").read_bytes()
+    assert of_sweep["epochs"] == alone["epochs"] and of_sweep["accuracy_mm"] == alone["accuracy_mm"]
+    files = {path.name for path in (tmp_path / "single").glob("predictions*.jsonl")}
+    assert files == {path.name for path in found.glob("predictions*.jsonl")} and len(files) == 5
+    for name in files:
+        assert (found / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
 
     tables = {name: (output / name).read_bytes() for name in ("table.md", "points.csv", "runs.csv")}
     capsys.readouterr()
@@ -51,8 +56,9 @@ def test_mistakes_come_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixt
         "error: --rows sed: no option of tools/finetune.py; did you mean seed?",
     ]
     assert exit_code(lambda: call_with_options(sweep.main, [*argv, "--seed", "1", "2", "--batch_size", "4", "8"])) == 2
-    errors = capsys.readouterr().err
-    assert errors.count("\n") == 2 and "error: t: must be named" in errors and "error: v: must be named" in errors
+    errors = capsys.readouterr().err.splitlines()
+    for error, said in zip(errors, ("m: no such folder", "t: must be named", "v: must be named"), strict=True):
+        assert error.startswith(f"error: {said}")
     assert not (tmp_path / "out").exists()
 
 
