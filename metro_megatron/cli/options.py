@@ -28,6 +28,7 @@ from metro_megatron.errors import UserError
 
 T = TypeVar("T")
 HELP = ("-h", "--help")
+_LONGEST_CHOICES = 72
 REQUIRED = object()
 """The default of an option that must be given."""
 
@@ -381,11 +382,12 @@ def print_help(description: str, groups: Mapping[str, Mapping[str, Option]], usa
 
 
 def _values(option: Option) -> str:
-    """What stands for an option's value: its choices, or its name."""
+    """What stands for an option's value: its choices where they are few, or its name."""
     if option.annotation is bool:
         return "{true,false}"
     choices = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
-    return f"{{{','.join(map(_shown, choices))}}}" if choices else option.leaf.upper()
+    shown = f"{{{','.join(map(_shown, choices))}}}"
+    return shown if choices and len(shown) <= _LONGEST_CHOICES else option.leaf.upper()
 
 
 def _help_text(option: Option) -> str:

@@ -43,6 +43,8 @@ def answers_of(context: str, value: Any, start: Any = None) -> tuple[Answers, in
 def _pairs(value: Any, start: Any) -> Iterator[tuple[str, int | None]]:
     if value is None:
         return
+    texts: Any
+    starts: Any
     if isinstance(value, str):
         texts, starts = [value], [start]
     elif isinstance(value, dict):

@@ -23,7 +23,9 @@ _SEED = 0
 
 def two_texts(line: Line, first: str, second: str, group: str | None = None) -> list[Pair]:
     """A pair as it stands in two keys."""
-    return [(text_of(line, first), text_of(line, second), _label(line), line.get("idx"), line.get(group))]
+    return [
+        (text_of(line, first), text_of(line, second), _label(line), line.get("idx"), line.get(group) if group else None)
+    ]
 
 
 def multirc(line: Line) -> list[Pair]:

@@ -75,10 +75,11 @@ class Task(ABC, Generic[Examples]):
 
         Raises UserError with the problems of all, and if validation has nothing that train has not.
         """
-        found, problems = [], layout.problems()
-        for path in (train, validation, predict):
+        found: list[Examples] = []
+        problems = layout.problems()
+        for path, is_labelled in ((train, True), (validation, True), *([(predict, False)] if predict else [])):
             try:
-                found.append(path and cls.read_examples(path, layout, path is not predict))
+                found.append(cls.read_examples(path, layout, is_labelled))
             except UserError as error:
                 problems += error.problems
         if problems:
@@ -91,7 +92,8 @@ class Task(ABC, Generic[Examples]):
             )
         if seen and is_first_process():
             print(f"{validation}: {seen} of {len(found[1])} {cls.unit} are in {train} too", flush=True)
-        return cls(found[0], found[1], {} if predict is None else {"predict": cls(found[0], found[2])})
+        others = {"predict": cls(found[0], found[2])} if predict else {}
+        return cls(found[0], found[1], others)
 
     @staticmethod
     @abstractmethod

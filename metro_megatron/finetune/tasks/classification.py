@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Classification(Task[LabelledTexts[str]]):
     name = "classification"
     makes = "classifier"
     head = "sequence_classification"
-    own_scores = ("accuracy", "macro_f1", "mcc")
+    own_scores: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "mcc")
     usage = 'transformers.pipeline("text-classification", model="{output}", trust_remote_code=True)'
 
     @staticmethod

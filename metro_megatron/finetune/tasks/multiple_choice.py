@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class MultipleChoice(Task[list[Choice]]):
     name = "multiple_choice"
     makes = "chooser"
     head = "multiple_choice"
-    own_scores = ("accuracy",)
+    own_scores: ClassVar[tuple[str, ...]] = ("accuracy",)
     usage = 'transformers.AutoModelForMultipleChoice.from_pretrained("{output}", trust_remote_code=True)'
 
     @staticmethod
@@ -127,7 +127,8 @@ def encode_choices(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Choice
     rows, num_cut = [], 0
     for part in parts(len(examples)):
         flat = [(one.text, choice) for one in examples[part] for choice in one.choices]
-        encoded = encode_texts(tokenizer, LabelledTexts(*map(list, zip(*flat, strict=True)), []), [])
+        texts: LabelledTexts[Any] = LabelledTexts([text for text, _ in flat], [choice for _, choice in flat], [])
+        encoded = encode_texts(tokenizer, texts, [])
         choices = iter(encoded.rows)
         for one in examples[part]:
             own = [next(choices) for _ in one.choices]
