@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -100,14 +101,17 @@ def best(scores: Sequence[float]) -> int:
 
 
 def describe(prompts: Sequence[Prompt], scores: Mapping[HeadName, Sequence[Sequence[float]]], num_shots: int) -> str:
-    """Accuracy by head, where there are labels."""
+    """Accuracy by head, where there are labels, beside that of guessing and of always giving the commonest label."""
     known = [(item, prompt) for item, prompt in enumerate(prompts) if prompt.label is not None]
     lines = [f"{len(prompts):,} items, {len(known):,} with a label, {num_shots} shots"]
     if known:
-        chance = fmean(1 / len(prompt.candidates) for _, prompt in known)
+        floor = f"chance {fmean(1 / len(prompt.candidates) for _, prompt in known):.4f}"
+        if len({prompt.candidates for _, prompt in known}) == 1:
+            label, count = Counter(prompt.candidates[prompt.label or 0] for _, prompt in known).most_common(1)[0]
+            floor += f", always {label!r} {count / len(known):.4f}"
         for head, of_items in scores.items():
             right = fmean(best(of_items[item]) == prompt.label for item, prompt in known)
-            lines.append(f"  {head}: accuracy {right:.4f} (chance {chance:.4f})")
+            lines.append(f"  {head}: accuracy {right:.4f} ({floor})")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraForM
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from metro_megatron.cli.command_line import call_with_options, exit_code
-from metro_megatron.commands.score import main
+from metro_megatron.commands.score import describe, main
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.prompts import Filled, read_demonstrations, read_prompts
 from metro_megatron.evaluate.ranking import open_scorer
@@ -176,3 +176,12 @@ def test_the_tool_writes_scores_and_choices(
     shots = write(tmp_path / "shots.jsonl", [ITEMS[0]] * 9)
     assert exit_code(lambda: call_with_options(main, [*argv, "--shots", str(shots)])) == 2
     assert "line 1: 152 tokens, the model reads 40" in capsys.readouterr().err
+
+
+def test_a_head_is_seen_beside_the_commonest_label(tmp_path: Path) -> None:
+    items = [{"text": "a", "candidates": ["good", "bad"], "label": label} for label in (1, 1, 0, 1)]
+    scores = {"rtd": [[-1.0, -2.0], [-1.0, -1.0], [-3.0, -2.0], [-2.0, -1.0]]}
+    assert describe(read_prompts(write(tmp_path / "items.jsonl", items)), scores, 2).splitlines() == [
+        "4 items, 4 with a label, 2 shots",
+        "  rtd: accuracy 0.2500 (chance 0.5000, always 'bad' 0.7500)",
+    ]
