@@ -99,12 +99,17 @@ def model_card(model_config: ModelConfig, facts: Mapping[str, object], objective
         max_position_embeddings=model_config.max_position_embeddings,
         objectives=", ".join(objectives),
     )
-    sections = {name: value for name, value in facts.items() if isinstance(value, Mapping | list)}
-    rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items() if name not in sections)
     header = HEADER
-    if PRETRAINING in sections:
-        header += yaml.safe_dump({PRETRAINING: sections[PRETRAINING]}, sort_keys=False)
-    return f"{header}---\n{text}{rows}" + "".join(section(name, value) for name, value in sections.items() if value)
+    if facts.get(PRETRAINING):
+        header += yaml.safe_dump({PRETRAINING: facts[PRETRAINING]}, sort_keys=False)
+    return f"{header}---\n{text}{fact_tables(facts)}"
+
+
+def fact_tables(facts: Mapping[str, object]) -> str:
+    """Rows of a table of names and values, and behind it a section for every fact that is a table itself."""
+    tables = {name: value for name, value in facts.items() if isinstance(value, Mapping | list)}
+    rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items() if name not in tables)
+    return rows + "".join(section(name, value) for name, value in tables.items() if value)
 
 
 def section(title: str, content: Mapping[str, object] | Sequence[Mapping[str, object]]) -> str:
