@@ -145,11 +145,11 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
+def locked(path: Path, *, wait: bool) -> Iterator[BinaryIO]:
     """Hold the lock file `path` alone; the kernel lets go of it however the process ends.
 
-    Without `wait`, raises BlockingIOError while another process holds it. On a file system without locks nobody is
-    kept out.
+    Yields the open file: a process that inherits it holds the lock, too, as long as it lives. Without `wait`, raises
+    BlockingIOError while another process holds it. On a file system without locks nobody is kept out.
     """
     with path.open("ab") as lock:
         try:
@@ -158,4 +158,4 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
             raise
         except OSError:
             pass  # a file system without locks
-        yield
+        yield lock

@@ -40,15 +40,18 @@ _FILE_MISTAKES = {
 }
 
 
-def run_tool(main: Callable[..., object], report: bool = True) -> NoReturn:
-    """Run `main` with the options of `sys.argv`, then exit.
+def run_tool(main: Callable[..., object], report: bool = True, **others: Callable[..., object]) -> NoReturn:
+    """Run `main`, or the one of `others` that the first word names, with the options of `sys.argv`, then exit.
 
     `main` takes a frozen dataclass, whose fields are the options (`--name`); see metro_megatron/cli/options.py. Its
     docstring is the tool's help. A `main` of two parameters gets the tokens of all other options in the second.
     Exit codes: 0, what `main` returns if an int, 2 after a UserError, a file that cannot be used or a package that is
     not installed, 130 after Ctrl-C. `report` is exit_code's.
     """
-    sys.exit(exit_code(lambda: call_with_options(main, sys.argv[1:]), report))
+    argv = sys.argv[1:]
+    if argv and argv[0] in others:
+        main = others[argv.pop(0)]
+    sys.exit(exit_code(lambda: call_with_options(main, argv), report))
 
 
 def is_first_process() -> bool:

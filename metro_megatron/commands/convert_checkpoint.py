@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,11 +91,12 @@ def _made(folders: list[Path], form: str, objectives: Sequence[str]) -> str:
 
 
 def training_facts(iteration: Path, config: Config) -> dict[str, object]:
-    """What the model card says about the run."""
+    """What the model card says about the run: facts, and sections for what it read, cost and learned."""
     from metro_megatron.checkpoint.average import average_facts
+    from metro_megatron.train.run_facts import run_sections
 
     begun = [Path(one).name for one in config.train.initialize_from]
-    facts: dict[str, object] = {
+    return {
         "checkpoint": iteration.name,
         **average_facts(iteration),
         "steps of the whole run": config.train.train_steps,
@@ -105,18 +105,14 @@ def training_facts(iteration: Path, config: Config) -> dict[str, object]:
             if config.train.global_batch_size
             else f"{config.train.global_batch_tokens} tokens in samples of at most {config.data.seq_length}"
         ),
-        "training shards": ", ".join(Path(prefix).name for prefix in config.data.train),
         **({"began with the weights of": ", ".join(begun)} if begun else {}),
         "peak learning rate": config.optimizer.lr,
         "mask probability": config.objective.mask_probability,
         **({"phases": "; ".join(map(str, config.train.phases))} if config.train.phases else {}),
         "vocabulary": config.model.vocab_size,
-        "seed": config.train.seed,
+        "seed": str(config.train.seed),
+        **run_sections(iteration, config),
     }
-    progress = iteration / "progress.json"
-    if progress.is_file():
-        facts |= {name.replace("_", " "): value for name, value in json.loads(progress.read_text()).items()}
-    return facts
 
 
 def compare_with_trainer(folder: Path, iteration: Path, config: Config, form: str) -> dict[str, object]:

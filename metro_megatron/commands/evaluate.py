@@ -59,7 +59,8 @@ def main(options: Options) -> None:
 
     15% of the tokens are masked; the auxiliary model fills them by sampling; the main model says which tokens are
     not the original ones and what stood there. A model has figures of what it was pretrained for; a main model without
-    auxiliary reads random tokens, or <mask> if it is a masked language model. Equal input and seed give equal figures.
+    auxiliary reads random tokens, or <mask> if it is a masked language model. Equal input and seed give equal figures,
+    which join the model card of the folder.
     """
     # Late, so that --help and mistakes do not wait for torch.
     import torch
@@ -67,6 +68,7 @@ def main(options: Options) -> None:
 
     from metro_megatron.evaluate.intrinsic import document_figures, evaluate, held_out_text
     from metro_megatron.evaluate.sentences import choose_sentences, legend, show
+    from metro_megatron.hf.card import CARD, add_evaluation
 
     model, seed = Path(options.model), options.seed
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -92,7 +94,9 @@ def main(options: Options) -> None:
     print(legend(pair.config))
     for shown in sentences:
         print(f"{shown}\n")
-    print(f"made {options.output}")
+    held_out = {"held-out text": ", ".join(Path(one).name for one in options.input), "documents": len(documents)}
+    is_told = add_evaluation(model, {**held_out, **figures})
+    print(f"made {options.output}" + (f"; its figures stand in {model / CARD}, too" if is_told else ""))
     if of_samples is not None:
         write_scores(
             Path(options.documents), _document_scores(documents, document_figures(pair.config, text, of_samples))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from metro_megatron.cli.command_line import is_first_process, run_tool, tool_command
+from metro_megatron.commands import sweep
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.source import Source
 from metro_megatron.finetune.tasks import TOGETHER, TaskName, TogetherName
@@ -34,6 +35,8 @@ def main(options: Options) -> None:
 
     Of GLUE, SuperGLUE and SQuAD --data is the folder as it is downloaded. Other files are tables with text (or text_a
     and text_b) and label, or with columns that are named. Linear warm-up and decay, Adam (0.9, 0.98), METRO Table 11.
+
+    With `sweep` as the first word, options take several values each, and all combinations are run: sweep --help.
     """
     # Late, so that --help and mistakes do not wait for torch.
     import accelerate  # noqa: F401 - transformers' Trainer needs it, and does not say which extra brings it
@@ -79,5 +82,5 @@ def _learn_together(options: Options) -> None:
     )
 
 
-run = partial(run_tool, main, report=is_first_process())
+run = partial(run_tool, main, report=is_first_process(), sweep=sweep.main)
 """The console script."""

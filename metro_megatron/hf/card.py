@@ -1,18 +1,28 @@
 """The model card of an exported folder."""
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from metro_megatron.config.schema import ModelConfig
+from metro_megatron.files import replace_text
 
 HEADER = """---
+# license: yours to choose; what the texts of the table "Data" allow is part of it
 library_name: transformers
 pipeline_tag: feature-extraction
 tags:
 - metro-lm
 - electra
 - pretraining
----
 """
+CARD = "README.md"
+PRETRAINING = "pretraining"
+"""The section of a run's step, tokens and flops, which stands in the header, too, for programs."""
+EVALUATION = "evaluation"
 
 TEXT = """
 # METRO-LM encoder
@@ -93,7 +103,10 @@ NOTES = {
 
 
 def model_card(model_config: ModelConfig, facts: Mapping[str, object], objectives: Collection[str]) -> str:
-    """README.md: what it is, how to load it, and `facts` as a table."""
+    """README.md: what it is, how to load it, and `facts` as a table.
+
+    A fact that is a mapping, or a list of mappings with the same keys, becomes a section and table of its own.
+    """
     layers = model_config.auxiliary_num_layers
     parts = [*(["auxiliary"] if layers else []), *objectives]
     everything = "auxiliary and main encoder, all heads" if layers else "main encoder, all heads"
@@ -107,8 +120,53 @@ def model_card(model_config: ModelConfig, facts: Mapping[str, object], objective
         max_position_embeddings=model_config.max_position_embeddings,
         objectives=", ".join(objectives),
     )
-    rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items())
-    return HEADER + text + rows
+    header = HEADER
+    if facts.get(PRETRAINING):
+        header += yaml.safe_dump({PRETRAINING: facts[PRETRAINING]}, sort_keys=False)
+    return f"{header}---\n{text}{fact_tables(facts)}"
+
+
+def fact_tables(facts: Mapping[str, object]) -> str:
+    """Rows of a table of names and values, and behind it a section for every fact that is a table itself."""
+    tables = {name: value for name, value in facts.items() if isinstance(value, Mapping | list)}
+    rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items() if name not in tables)
+    return rows + "".join(section(name, value) for name, value in tables.items() if value)
+
+
+def section(title: str, content: Mapping[str, object] | Sequence[Mapping[str, object]]) -> str:
+    """A heading and a table: of names and values, or of columns that are the keys of all mappings."""
+    if isinstance(content, Mapping):
+        header, rows = ["", ""], [[name, value] for name, value in content.items()]
+    else:
+        header, rows = list(content[0]), [list(one.values()) for one in content]
+    lines: list[list[object]] = [[*header], ["---"] * len(header), *rows]
+    table = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+    return f"\n## {title[:1].upper()}{title[1:]}\n\n{table}"
+
+
+def add_evaluation(folder: Path, figures: Mapping[str, object]) -> bool:
+    """Write figures into the card of a folder, in place of earlier ones; False where it has none to write."""
+    path = folder / CARD
+    if not (path.is_file() and os.access(folder, os.W_OK)):
+        return False
+    new = section(EVALUATION, figures)
+    before, found, after = path.read_text(encoding="utf-8").partition(new[: new.index("\n\n", 1)])
+    rest = after.partition("\n## ")[2]
+    replace_text(path, before + new + (f"\n## {rest}" if rest else ""))
+    return True
+
+
+def pretraining_flops(folder: Path) -> float | None:
+    """Model FLOPs of the run that a folder's card tells of; None where there is none that says it."""
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        header: Any = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
+        return float(header[PRETRAINING]["flops"])
+    except (yaml.YAMLError, IndexError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _origin(objectives: Collection[str]) -> str:
@@ -122,4 +180,8 @@ def _origin(objectives: Collection[str]) -> str:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return " ".join(str(value).split()).replace("|", "\\|")

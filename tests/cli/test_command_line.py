@@ -270,7 +270,7 @@ def test_a_full_device_is_a_clear_message(capsys):
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
     [
-        ("matplotlib.figure", "matplotlib", "[demo]"),
+        ("matplotlib.figure", "matplotlib", "[finetune]"),
         ("pyarrow.parquet", "pyarrow", "[parquet]"),
         ("ray", "ray", "[ray]"),
         ("accelerate", "accelerate", "[finetune]"),
