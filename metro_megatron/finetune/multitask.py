@@ -91,7 +91,7 @@ class MultiTaskTrainer(RecipeTrainer):
 
     def __init__(self, recipe: Recipe, lessons: Mapping[str, Lesson], model: MultiTaskModel, **kwargs: Any):
         self.lessons = lessons
-        self.models: Any = model.models
+        self.models: dict[str, Any] = dict(model.models.items())
         rows = [{**row, TASK: name} for name, lesson in lessons.items() for row in lesson.train.rows]
         collators = {name: _collator(lesson, self.models[name]) for name, lesson in lessons.items()}
         super().__init__(
