@@ -201,6 +201,7 @@ def test_every_class_saves_a_folder_that_loads_as_it(
 
 
 def test_masks_are_warned_of_once_where_main_never_saw_them(caplog: pytest.LogCaptureFixture) -> None:
+    transformers.utils.logging.warning_once.cache_clear()  # another test may have met it
     transformers.utils.logging.enable_propagation()
     ids = torch.arange(S)[None] + 5
     corrects = modeling_metro.MetroForMaskedLM(metro_config(MODEL))

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
@@ -94,6 +95,7 @@ def warns_of_masks(subject: Subject) -> str:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    transformers.utils.logging.warning_once.cache_clear()  # another model of this process may have said it
     logger = logging.getLogger(type(model).__module__)
     logger.addHandler(handler)
     try:
