@@ -74,6 +74,8 @@ weights and the head; no other code is needed.
 
 ## Facts
 
+| | |
+|---|---|
 {facts}"""
 FIXED: dict[str, Any] = {
     "relative_bucket": "none",
@@ -174,8 +176,7 @@ def write_electra_folders(
 
 
 def _card(role: Role, facts: Mapping[str, object]) -> str:
-    lines = "".join(f"- {name}: {value}\n" for name, value in facts.items())
-    return CARD.format(role=role, name=CLASSES[role].__name__, facts=lines)
+    return CARD.format(role=role, name=CLASSES[role].__name__, facts=fact_tables(facts))
 
 
 def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:
