@@ -20,6 +20,7 @@ from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTrainin
 from metro_megatron.config.schema import EncoderSizes, ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
+from metro_megatron.hf.card import fact_tables
 from metro_megatron.hf.export import refuse_other_tokenizer, write_tokenizer
 from metro_megatron.hf.pretrained import Pretrained
 from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors, write_weights
