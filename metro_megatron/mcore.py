@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from megatron.core import optimizer as mcore_optimizer
+from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies import torch as strategies
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer import distrib_optimizer, get_megatron_optimizer, get_standard_config_overrides
@@ -228,10 +230,41 @@ class _ThreadedWriter(filesystem_async.FileSystemWriterAsync):
 
 @contextmanager
 def writing_in_threads() -> Iterator[None]:
-    """megatron-core's dist_checkpointing.save writes in threads of this process, inside the block."""
-    before = strategies.FileSystemWriterAsync, filesystem_async._get_write_results_queue
-    strategies.FileSystemWriterAsync, filesystem_async._get_write_results_queue = _ThreadedWriter, Queue
+    """megatron-core's dist_checkpointing.save writes in threads of this process, inside the block.
+
+    What the first rank alone writes, and could not write, is raised at the end of the block: it goes on to the
+    collectives for which the others wait.
+    """
+    failures: list[Exception] = []
+    replaced: list[tuple[Any, str, Any]] = [
+        (strategies, "FileSystemWriterAsync", _ThreadedWriter),
+        (filesystem_async, "_get_write_results_queue", Queue),
+    ]
+    for owner, name in (
+        (TorchCommonSaveStrategy, "save_common"),
+        (_ThreadedWriter, "finish"),
+        (serialization, "save_config"),
+    ):
+        replaced.append((owner, name, _keeping(failures, getattr(owner, name))))
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
+        for owner, name, ours in replaced:
+            setattr(owner, name, ours)
         yield
     finally:
-        strategies.FileSystemWriterAsync, filesystem_async._get_write_results_queue = before
+        for owner, name, plain in before:
+            setattr(owner, name, plain)
+    if failures:
+        raise failures[0]
+
+
+def _keeping(failures: list[Exception], write: Callable[..., Any]) -> Callable[..., Any]:
+    """`write`, whose failures are kept instead of raised."""
+
+    def kept(*arguments: Any, **named: Any) -> Any:
+        try:
+            return write(*arguments, **named)
+        except (OSError, RuntimeError) as error:
+            failures.append(error)
+
+    return kept

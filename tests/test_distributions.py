@@ -65,7 +65,7 @@ def test_every_command_of_the_wheel_exists_and_every_command_is_in_it(built: Pat
     }
     head = message_from_string(metadata)
     assert head["Requires-Python"] == "<3.14,>=3.11"
-    assert set(head.get_all("Provides-Extra") or ()) == {"finetune", "demo", "parquet", "ray", "dev"}
+    assert set(head.get_all("Provides-Extra") or ()) == {"finetune", "demo", "citizen", "parquet", "ray", "dev"}
 
 
 def test_the_sdist_is_the_checkout(built: Path) -> None:

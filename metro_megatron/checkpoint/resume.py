@@ -130,11 +130,15 @@ def _past_differences(iteration: Path, saved: Config, given: Config) -> Iterator
     step = json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"]
     if given.train.train_steps <= step:
         yield f"train.train_steps is {given.train.train_steps}, but the branch begins after step {step}; give more"
+    yield from _other_phases(step, saved, given)
+
+
+def _other_phases(step: int, saved: Config, given: Config) -> Iterator[str]:
     begun, planned = (_phases_before(step, one) for one in (saved, given))
     if begun != planned:
         yield (
-            f"train.phases has {_listed(planned)} before the branching after step {step}, but the checkpoint was made "
-            f"with {_listed(begun)}; keep those, their starts in steps"
+            f"train.phases has {_listed(planned)} before the checkpoint after step {step}, but that was made with "
+            f"{_listed(begun)}; keep those, their starts in steps"
         )
 
 
@@ -143,6 +147,7 @@ def _skipped_otherwise(iteration: Path, saved: Config, given: Config) -> Iterato
     step = json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"]
     if given.train.train_steps < step:
         yield f"train.train_steps is {given.train.train_steps}, but {step} are done; give more"
+    yield from _other_phases(step, saved, given)
     before, planned = (
         {one for part in config.skipped_steps for one in part if one < step} for config in (saved, given)
     )

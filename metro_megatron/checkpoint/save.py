@@ -11,6 +11,7 @@ import json
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
 from metro_megatron import mcore
 from metro_megatron.checkpoint.files import (
+    MARKER,
     TRACKER,
     check_metadata,
     file_entries,
@@ -74,11 +77,13 @@ class Checkpoints:
     def check_folder(self) -> None:
         """Raise UserError, on every rank, if the run folder cannot be written, has no room for a checkpoint, or is not
         one that all ranks see."""
-        marker = self.run / ".seen_by_all"
+        # Of this start alone: one that a killed start has left must not be taken for it.
+        marker = self.run / f"{MARKER}{self._of_all_ranks(uuid.uuid4().hex)[0]}"
 
         def prepare() -> None:
             self.run.mkdir(parents=True, exist_ok=True)
-            self._check_room()
+            for left in self.run.glob(f"{MARKER}*"):
+                left.unlink()
             marker.touch()
 
         self._on_first_rank(prepare)
@@ -89,8 +94,11 @@ class Checkpoints:
             f"{socket.gethostname()}, rank {self.layout.rank}: does not see what the first rank writes into "
             f"{self.run.absolute()}; train.output must be one folder for all machines, on storage that they share"
         )
-        self._agree(None if is_seen else problem, f"{self.run}")
+        unseen = next((one for one in self._of_all_ranks([] if is_seen else problem.problems) if one), None)
         self._on_first_rank(lambda: marker.unlink(missing_ok=True))
+        if unseen:
+            raise UserError(unseen)
+        self._on_first_rank(self._check_room)
 
     def save(self, step: int, progress: dict[str, Any]) -> tuple[Path, list[str]]:
         """Save after `step` steps; the caller has fetched the parameters. Returns the folder, and on the first rank
@@ -202,19 +210,22 @@ class Checkpoints:
         earlier = [folder for saved, folder in folders.items() if saved <= step]
         keep = self.config.checkpoint.keep_last or len(earlier)
         remarks = []
-        try:
-            for old in earlier[:-keep]:
+        for old in earlier[:-keep]:
+            try:
                 if old.is_symlink():
                     old.unlink()
                 else:
                     shutil.rmtree(old)
-            for folder in (folder for saved, folder in folders.items() if saved > step):
+            except OSError as error:
+                remarks.append(f"warning: {error}; {old} stays")
+        for folder in (folder for saved, folder in folders.items() if saved > step):
+            try:
                 move_whole(folder, folder.with_name(folder.name + SET_ASIDE))
-                remarks.append(
-                    f"{folder} is of a step that this run has not come to since it went back: {SET_ASIDE} now"
-                )
-        except OSError as error:
-            remarks.append(f"warning: {error}; an old checkpoint stays")
+            except OSError as error:
+                remarks.append(f"warning: {error}; {folder} stays")
+            else:
+                what = "is of a step that this run has not come to since it went back"
+                remarks.append(f"{folder} {what}: {SET_ASIDE} now")
         return remarks
 
     def _on_first_rank(self, action: Callable[[], object]) -> None:
@@ -250,6 +261,9 @@ def _problems(problem: BaseException | None, subject: str) -> list[str]:
 def _attempt(action: Callable[[], Any]) -> Exception | None:
     try:
         action()
+    except CheckpointException as problem:  # torch's, no Exception; whose failures the first rank alone may know
+        failures = [failure for failure, _ in problem.failures.values()]
+        return RuntimeError(str(failures[0]) if failures else "another rank could not write its part")
     except (UserError, OSError, RuntimeError, dist_checkpointing.core.CheckpointingException) as problem:
         return problem
     return None

@@ -103,11 +103,14 @@ def _keep_own_rates(optimizer: DistributedOptimizer, saved: list[dict[str, Any]]
     They are one of the entries by which megatron-core finds a checkpoint's groups again.
     """
     keys = ("wd_mult", "is_expert_parallel", "is_decoupled_lr")
-    own = {tuple(group[key] for key in keys): group for group in optimizer.optimizer.param_groups}
-    for group in saved:
-        same = own.get(tuple(group[key] for key in keys))
-        if same:
-            group["lr_mult"] = same["lr_mult"]
+    there = {tuple(group[key] for key in keys): group for group in saved}
+    for own in optimizer.optimizer.param_groups:
+        same = there.get(tuple(own[key] for key in keys))
+        if same is None:  # of parameters that had the rate of all
+            all_others = next(group for group in saved if group["wd_mult"] == own["wd_mult"])
+            same = {**all_others, **{key: own[key] for key in keys}}
+            saved.append(same)
+        same["lr_mult"] = own["lr_mult"]
 
 
 def _keep_own_step(optimizer: DistributedOptimizer) -> None:

@@ -3,7 +3,7 @@ each step that was skipped as a spike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,29 @@ import orjson
 JOURNAL = "journal.jsonl"
 
 
-def note(run: Path, step: int, changes: Mapping[str, tuple[Any, Any]]) -> None:
+def note(run: Path, step: int, changes: Mapping[str, tuple[Any, Any]], say: Callable[[str], object]) -> None:
     """Note that from behind `step` on options, by name, are as the second value says."""
-    _write(run, [{"step": step, "option": name, "was": was, "now": now} for name, (was, now) in changes.items()])
+    _write(run, [{"step": step, "option": name, "was": was, "now": now} for name, (was, now) in changes.items()], say)
 
 
-def note_spike(run: Path, step: int, norm: float) -> None:
+def note_spike(run: Path, step: int, norm: float, say: Callable[[str], object]) -> None:
     """Note that a step, counted from 1, was skipped for its gradient norm."""
-    _write(run, [{"step": step, "skipped_for_norm": norm}])
+    _write(run, [{"step": step, "skipped_for_norm": norm}], say)
 
 
-def _write(run: Path, lines: list[dict[str, Any]]) -> None:
+def told_between(run: Path, first: int, last: int) -> list[str]:
+    """Options that the run was told anew behind a step later than `first`, but before `last`."""
+    path = run / JOURNAL
+    lines = [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+    return sorted({line["option"] for line in lines if "option" in line and first < line["step"] < last})
+
+
+def _write(run: Path, lines: list[dict[str, Any]], say: Callable[[str], object]) -> None:
+    """`say` hears of what could not be noted, which ends no run."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    with (run / JOURNAL).open("ab") as file:
-        for line in lines:
-            file.write(orjson.dumps({"date": date, **line}) + b"\n")
+    try:
+        with (run / JOURNAL).open("ab") as file:
+            for line in lines:
+                file.write(orjson.dumps({"date": date, **line}) + b"\n")
+    except OSError as error:
+        say(f"warning: {run / JOURNAL}: {error.strerror}; not noted there: {lines}")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from metro_megatron.checkpoint.files import MARKER
 from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, is_first_process
 from metro_megatron.config.file import parse_config
@@ -90,6 +91,7 @@ def _train(config: Config, corpus: Corpus, device: Device) -> None:
     with reference_only() if config.train.fused == "reference" else nullcontext():
         trainer = Trainer(config, corpus, torch.device(device))
         try:
+            trainer.checkpoints.check_folder()
             trainer.restore()
             trainer.train()
         finally:
@@ -135,7 +137,7 @@ def prepare_run_folder(run: Path) -> None:
     Raises UserError for a folder with other content.
     """
     run.mkdir(parents=True, exist_ok=True)
-    foreign = [path.name for path in run.iterdir() if path.name != LOCK]
+    foreign = [path.name for path in run.iterdir() if path.name != LOCK and not path.name.startswith(MARKER)]
     if foreign and not (run / "run_config.yaml").exists() and not any(run.glob("iter_*")):
         raise UserError(
             f"train.output {run} is not a run folder: it holds {', '.join(sorted(foreign)[:3])} but no "

@@ -33,6 +33,7 @@ from metro_megatron.model.encoder import Reading
 from metro_megatron.objective.term import Sums
 from metro_megatron.objective.vocabulary import at_masks
 from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.journal import told_between
 from metro_megatron.train.launch import with_replacements
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
@@ -75,12 +76,15 @@ def replay(run: Path, step: int, device: torch.device, on_step: Callable[[int, i
     """
     begin, remarks = _beginning(run, step)
     config = _planned(run, begin, step)
+    _refuse_changes(run, begin, step)
     logged = _logged(run)
     last = min((one for one in logged if one >= step), default=step)
     with tempfile.TemporaryDirectory() as scratch:
         alone = replace(
             config,
-            parallel=ParallelConfig(recompute=config.parallel.recompute),
+            parallel=ParallelConfig(
+                recompute=config.parallel.recompute, grad_reduce_in_fp32=config.parallel.grad_reduce_in_fp32
+            ),
             train=replace(
                 config.train,
                 output=scratch,
@@ -133,6 +137,17 @@ def _planned(run: Path, begin: Path | None, step: int) -> Config:
     return config
 
 
+def _refuse_changes(run: Path, begin: Path | None, step: int) -> None:
+    """One configuration serves the whole stretch: raise UserError where the run was told something else on the way."""
+    done = int(begin.name.removeprefix("iter_")) if begin else 0
+    changed = told_between(run, done, step)
+    if changed:
+        raise UserError(
+            f"{run}: was told {', '.join(changed)} anew between step {done}, from which it would be done again, and "
+            f"step {step}; the checkpoints in between are gone or damaged (checkpoint.keep_last)"
+        )
+
+
 def _logged(run: Path) -> dict[int, dict[str, Any]]:
     """The lines of training by their step."""
     path = run / "metrics.jsonl"
@@ -158,7 +173,8 @@ def _steps(
         trainer.seen_samples = batch.end
         if not any(done in window for window in trainer.config.skipped_steps):
             with recorder.listening(done + 1):
-                trainer.step.train(batch, trainer.metrics).read()
+                update = trainer.step.train(batch, trainer.metrics, limit=trainer.norms.limit(done)).read()
+                trainer.norms.add(done, update.grad_norm)
         if done + 1 in logged:
             figures = trainer.metrics.reduce()
             if is_whole:

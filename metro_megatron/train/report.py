@@ -45,7 +45,7 @@ class Report:
         self._write_lines()
         self.tensorboard = self._open_tensorboard(run / "tensorboard")
         self.started = time.monotonic()
-        self.has_warned = False
+        self.has_warned = self.has_begun = False
 
     def training(self, step: int, figures: dict[str, float], digest: int, alarms: Sequence[Said] = ()) -> None:
         """Figures of the steps up to `step` (1-based) since the last line, the digest of what they read, and the alarms
@@ -84,8 +84,16 @@ class Report:
             self.has_warned = True
             self.say(f"warning: {advice}")
 
+    def has_validation(self, step: int) -> bool:
+        """Whether the figures of an evaluation after a step are there."""
+        lines = (orjson.loads(line) for line in self.path.read_bytes().splitlines())
+        return any(line["step"] == step and any(name.startswith("validation/") for name in line) for line in lines)
+
     def first(self, step: int) -> None:
-        """The first step of this process is done."""
+        """A step is done: of the first one of this process it says when."""
+        if self.has_begun:
+            return
+        self.has_begun = True
         seconds = time.time() - psutil.Process().create_time()
         self.say(f"step {step} done {seconds:.0f} s after the start of the process")
 

@@ -101,20 +101,17 @@ class Trainer:
         """Saves in a row that failed."""
         self.remarks: list[str] = []
         """What there is to say about the checkpoint that the run goes on from."""
+        self.told: dict[str, tuple[Any, Any]] = {}
+        """Options that the run was told anew: as they were, and as they are."""
+        self.report: Report | None = None
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint of the run folder, or from the one that the run branches from, if
         there is one. A collective call."""
-        self.checkpoints.check_folder()
         restored = self.checkpoints.restore()
         if restored is None:
             return
         folder, progress, self.remarks = restored.folder, restored.progress, restored.remarks
-        if self.layout.rank == 0 and restored.overridden:
-            note(self.run, progress["step"], restored.overridden)
-            self.remarks += [
-                f"from here on {name} is {now!r}, was {was!r}" for name, (was, now) in restored.overridden.items()
-            ]
         self._refuse_other_data(folder.parent, progress)
         # Checkpoints of earlier releases have none.
         if "fingerprint" in progress and progress["fingerprint"] != self._fingerprint():
@@ -122,6 +119,7 @@ class Trainer:
                 f"{folder}: weights or moments are not those that were saved: what loads the checkpoint has lost or "
                 "changed some; undo the change to the program"
             )
+        self.told = restored.overridden
         self.done = progress["step"]
         self.seen_samples = progress["consumed_samples"]
         self.seen_tokens = progress["seen_tokens"]
@@ -149,11 +147,9 @@ class Trainer:
     def train(self) -> None:
         """Train to the last step, or until SIGTERM or SIGHUP; either way the state is saved."""
         data = self.corpus.training_data(self.layout, self.phase_begins)
-        report = self._open_report()
+        report = self.report = self._open_report()
         if self.done == self.config.train.train_steps:
-            if report:
-                report.say(f"{self.run} is finished: all its {self.done} steps are done")
-                report.close()
+            self._finish(report)
             return
         if report:
             report.warn_of_padding(data, self.seen_samples)
@@ -166,17 +162,19 @@ class Trainer:
         batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
         try:
             for batch in clock.waiting(batches):
+                self._sign(f"step {self.done + 1}", clock.longest_step)
                 if any(self.done in window for window in self.config.skipped_steps):
+                    self._read_updates(0)  # what is pending would be taken for updates of these steps
                     self.done += 1
                     self.seen_samples, self.phase_begins = batch.end, batch.phase_begins
+                    clock.steps -= 1
                     continue
-                self._sign(f"step {self.done + 1}", clock.longest_step)
                 if self.watch:
                     self.watch.batch(batch)
                 limit = self.norms.limit(self.done)
                 self.pending.append(self.step.train(batch, self.metrics, self.stop.is_asked, limit))
                 self.done += 1
-                if report and self.done == report.first_step + 1:
+                if report:
                     report.first(self.done)
                 self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
                 self.seen_samples = batch.end
@@ -206,6 +204,18 @@ class Trainer:
             self.stop.restore()
             if report:
                 report.close()
+
+    def _finish(self, report: Report | None) -> None:
+        """Say that nothing is left to do, after what a stop behind the last step has left out."""
+        evaluates = self.config.train.eval_interval > 0 and self.corpus.has_validation
+        lacks = evaluates and report is not None and not report.has_validation(self.done)
+        if self.layout.any_rank(lacks):
+            self._evaluate(report)
+            if self.config.train.probe_interval:
+                self._probe(report)
+        if report:
+            report.say(f"{self.run} is finished: all its {self.done} steps are done")
+            report.close()
 
     def evaluate(self) -> dict[str, float]:
         """Figures over the held-out samples, with masks and noise of their own; none if the run was asked to stop.
@@ -258,6 +268,7 @@ class Trainer:
 
     def _try_to_save(self, report: Report | None, must: bool) -> None:
         """Save; what was in its way is said, and ends the run if it must, or was there too often."""
+        self._read_updates(0)  # what they say may end the run, and is no failed save
         try:
             self.save(report)
         except Diverged:
@@ -327,6 +338,9 @@ class Trainer:
         if self.initial:
             report.say(self.initial.description)
         report.say_all(self.remarks)
+        if self.told:
+            note(self.run, self.done, self.told, report.say)
+            report.say_all(f"from here on {name} is {now!r}, was {was!r}" for name, (was, now) in self.told.items())
         if self.done:
             begun = self.branch and self.branch["step"] == self.done
             whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"
@@ -353,12 +367,13 @@ class Trainer:
         return updates
 
     def _count_skipped(self, update: Update, step: int) -> None:
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped else 0
+        is_spike = update.is_skipped and math.isfinite(update.grad_norm)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped and not is_spike else 0
         self.skipped_steps += update.is_skipped
-        if update.is_skipped and math.isfinite(update.grad_norm) and self.layout.rank == 0:
-            note_spike(self.run, step, update.grad_norm)
-            print(f"warning: step {step} skipped: gradient norm {update.grad_norm:.3g} is a spike", flush=True)
-        if self.skipped_in_a_row == MAX_SKIPPED:
+        if is_spike and self.report:
+            note_spike(self.run, step, update.grad_norm, self.report.say)
+            self.report.say(f"warning: step {step} skipped: gradient norm {update.grad_norm:.3g} is a spike")
+        if self.skipped_in_a_row >= MAX_SKIPPED:
             raise UserError(
                 f"{MAX_SKIPPED} steps in a row had gradients that are not finite (the last one is step {step}): "
                 "go on from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "

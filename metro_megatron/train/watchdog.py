@@ -36,7 +36,8 @@ class Watchdog:
         self._world_size = world_size
         self._seconds = seconds
         self._folder = folder
-        self._last = (time.time(), "to train", seconds)
+        self._last = (time.monotonic(), time.time(), "to train", seconds)
+        """When this rank last gave a sign, by a clock that nobody sets and by the one that people read."""
         self._looks = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -44,7 +45,7 @@ class Watchdog:
 
     def sign(self, doing: str, usual: float = 0.0) -> None:
         """Of life: what this rank begins to do, and the seconds that it usually takes, if they are known."""
-        self._last = (time.time(), doing, max(self._seconds, 2 * usual))
+        self._last = (time.monotonic(), time.time(), doing, max(self._seconds, 2 * usual))
 
     def close(self) -> None:
         """Watch no longer."""
@@ -56,12 +57,12 @@ class Watchdog:
         while not self._ended.wait(self._seconds / CHECKS):
             self._looks += 1
             self._tell()
-            since, _, limit = self._last
-            if time.time() - since > limit:
+            since, _, _, limit = self._last
+            if time.monotonic() - since > limit:
                 self._end()
 
     def _tell(self) -> None:
-        since, doing, _ = self._last
+        _, since, doing, _ = self._last
         with suppress(RuntimeError):  # the store has ended with torchrun
             self._store.set(
                 _key(self._rank), json.dumps([self._looks, since, doing, socket.gethostname(), os.getpid()])

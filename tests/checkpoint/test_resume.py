@@ -7,6 +7,7 @@ import pytest
 
 from metro_megatron.checkpoint.resume import config_differences, refuse_other_run
 from metro_megatron.config.file import save_config
+from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import CheckpointConfig, Config, DataConfig, ParallelConfig
 from metro_megatron.errors import UserError
 
@@ -28,6 +29,7 @@ def test_layout_rows_reporting_and_paths_may_change() -> None:
 
 def test_everything_else_is_refused_at_once_with_both_values(tmp_path: Path) -> None:
     save_config(SAVED, tmp_path / "run_config.yaml")
+    (tmp_path / "progress.json").write_text('{"step": 5}')
     other = replace(
         SAVED, optimizer=replace(SAVED.optimizer, lr=1.0), train=replace(SAVED.train, seed=9), data=DataConfig()
     )
@@ -35,7 +37,20 @@ def test_everything_else_is_refused_at_once_with_both_values(tmp_path: Path) -> 
         refuse_other_run(tmp_path, other)
     found = caught.value.problems
     assert found[:2] == [
-        "optimizer.lr is 1.0, but the checkpoint was made with 0.0005",
+        "optimizer.lr is 1.0, but the checkpoint was made with 0.0005 (train.override may name it)",
         "train.seed is 9, but the checkpoint was made with 1",
     ]
     assert len(found) == 3 and "choose another train.output" in found[2]
+
+
+def test_phases_that_have_begun_stay_where_they_began(tmp_path: Path) -> None:
+    """A longer run would move the start of a phase in percent behind the checkpoint."""
+    phased = replace(SAVED, train=replace(SAVED.train, train_steps=10, phases=[Phase(start="50%", lr_factor=0.5)]))
+    save_config(phased, tmp_path / "run_config.yaml")
+    (tmp_path / "progress.json").write_text('{"step": 6}')
+    longer = replace(phased, train=replace(phased.train, train_steps=20, override=["train.train_steps"]))
+    with pytest.raises(UserError, match="keep those, their starts in steps"):
+        refuse_other_run(tmp_path, longer)
+    in_steps = [Phase(start=5, lr_factor=0.5)]
+    save_config(replace(phased, train=replace(phased.train, phases=in_steps)), tmp_path / "run_config.yaml")
+    refuse_other_run(tmp_path, replace(longer, train=replace(longer.train, phases=in_steps)))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import serialization
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from metro_megatron.checkpoint import save
 from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
@@ -237,15 +240,23 @@ def test_a_damaged_newest_checkpoint_and_a_lost_tracker_are_said_and_gone_back_f
 
 
 def unshared_problem(config: Config) -> list[str]:
-    """On every rank: what restoring complains about where each rank has a folder of its own."""
+    """On every rank: what is wrong where each rank has a folder of its own."""
     own = replace(config, train=replace(config.train, output=f"{config.train.output}/{os.environ['RANK']}"))
-    with patch.object(save, "SECONDS_TO_APPEAR", 0.2):
-        return restore_problem(own)
+    trainer = start(own)
+    try:
+        with patch.object(save, "SECONDS_TO_APPEAR", 0.2):
+            trainer.checkpoints.check_folder()
+    except UserError as error:
+        return error.problems
+    finally:
+        trainer.close()
+    return []
 
 
 def test_ranks_that_do_not_share_the_run_folder_end_before_the_first_step(tmp_path: Path) -> None:
     for own in run_ranks(unshared_problem, 2, config_for(tmp_path)):
         assert len(own) == 1 and "rank 1: does not see what the first rank writes" in own[0]
+    assert not list(tmp_path.glob("*/.seen*")), "or the same command would be refused"
 
 
 def test_a_checkpoint_without_files_that_ranks_have_written_is_not_published(saved: Path, tmp_path: Path) -> None:
@@ -302,3 +313,65 @@ def test_retention_and_failed_saves_keep_what_is_complete(tmp_path: Path) -> Non
 
 def test_run_folder_without_checkpoint_starts_from_scratch(tmp_path: Path) -> None:
     assert tracked_step(tmp_path) is None
+
+
+def save_without_room(config: Config, where: str) -> tuple[str, str]:
+    """On every rank: a save of which a shard, or what the first rank writes by itself, finds no room; and the next."""
+    trainer = start(config)
+    trainer.run.mkdir(exist_ok=True)
+    run_steps(trainer, 0, 1)
+    problem = OSError(28, "No space left on device")
+    owner, name = {
+        "shard": (filesystem_async, "_write_item"),
+        "common": (torch, "save"),
+        "metadata.json": (serialization, "save_config"),
+    }[where]
+    plain, said = getattr(owner, name), ""
+
+    @wraps(plain)  # megatron-core asks for its parameters
+    def broken(*arguments: Any, **named: Any) -> Any:
+        names = [str(getattr(argument, "name", "")) for argument in arguments if where == "shard"]
+        of_shard = any("__0_" in name for name in names)
+        of_first = where == "metadata.json" or (where == "common" and str(arguments[1]).endswith("common.pt"))
+        if of_shard or of_first:
+            raise problem
+        return plain(*arguments, **named)
+
+    with patch.object(owner, name, broken):
+        try:
+            trainer.checkpoints.save(1, {"step": 1})
+        except UserError as error:
+            said = str(error)
+    folder, _ = trainer.checkpoints.save(2, {"step": 2})
+    trainer.close()
+    return said, folder.name
+
+
+@pytest.mark.parametrize("where", ["shard", "common", "metadata.json"])
+def test_no_room_on_one_rank_is_said_by_all_and_the_next_save_counts(tmp_path: Path, where: str) -> None:
+    """In megatron-core's own writing: a rank that raises by itself would leave the others in a collective."""
+    for said, folder in run_ranks(save_without_room, 2, config_for(tmp_path), where):
+        assert "iter_0000001 could not be written" in said and "No space left" in said
+        assert folder == "iter_0000002"
+    assert tracked_step(tmp_path) == 2
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_keeps_nothing_else(saved: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(saved, tmp_path / "run")
+    for step in (0, 1, HALF + 9):
+        shutil.copytree(run / f"iter_{HALF:07d}", run / f"iter_{step:07d}")
+    remove = shutil.rmtree
+
+    def stubborn(folder: Path, *others: Any, **named: Any) -> None:
+        if Path(folder).name == "iter_0000000":
+            raise OSError(16, "Device or resource busy")
+        remove(folder, *others, **named)
+
+    config = replace(config_for(run), checkpoint=CheckpointConfig(keep_last=1))
+    checkpoints = save.Checkpoints(config, None, None, None)  # type: ignore[arg-type]
+    with patch.object(shutil, "rmtree", stubborn):
+        remarks = checkpoints._retire(HALF)
+    assert sorted(path.name for path in run.glob("iter_*")) == [
+        *("iter_0000000", f"iter_{HALF:07d}", f"iter_{HALF + 9:07d}.set_aside")
+    ]
+    assert len(remarks) == 2 and "busy" in remarks[0]

@@ -90,3 +90,29 @@ def test_mistakes_in_steering_are_found_at_once() -> None:
     found = [one for one in problems(config, 1) if "override" in one or "skip_steps" in one]
     assert len(found) == 4 and "model.hidden_size, which would make another run" in found[0]
     assert "9-3 is no window" in found[1] and "x is no window" in found[2] and "reaches the last" in found[3]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("fp32", "bf16"), pytest.param("fp16", "bf16", marks=pytest.mark.long)], ids=str
+)
+def test_precision_may_change_at_a_checkpoint(tmp_path: Path, before: str, after: str) -> None:
+    """Masters and moments are FP32 in both: the next losses are those of the old format within its rounding."""
+    options = {"train.precision": before, "train.train_steps": 8}
+    for name in ("whole", "told"):
+        run_ranks(run, 1, config_for(tmp_path / name, precision=before))
+    ((whole, _),) = run_ranks(run, 1, told(config_for(tmp_path / "whole"), options, override=list(options)))
+    options["train.precision"] = after
+    ((lines, said),) = run_ranks(run, 1, told(config_for(tmp_path / "told"), options, override=list(options)))
+    assert any(one.startswith(f"from here on train.precision is '{after}'") for one in said)
+    for line, same in zip(lines[6:], whole[6:], strict=True):
+        for name in ("aux_loss", "rtd_loss", "clm_loss"):
+            assert line[name] == pytest.approx(same[name], rel=1e-2), name
+
+
+def test_a_rate_of_the_auxiliary_that_was_main_s_may_stay_when_main_s_changes(tmp_path: Path) -> None:
+    """It had no group of its own in the checkpoint."""
+    config = told(config_for(tmp_path), {"optimizer.auxiliary_lr": 1e-3})
+    run_ranks(run, 1, config)
+    options = {"optimizer.lr": 1e-4, "train.train_steps": 7}
+    ((lines, _),) = run_ranks(run, 1, told(config, options, override=list(options)))
+    assert [line["step"] for line in lines] == list(range(1, 8))

@@ -16,6 +16,7 @@ from metro_megatron.checkpoint.read import read_model_tensors
 from metro_megatron.config.early_exit import LEVELS
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch
+from metro_megatron.hf.encoder_metro import _masked
 from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.hf.verify import random_probe
@@ -57,7 +58,7 @@ def one_step(config: Config) -> OneStep:
     metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
     (corrupted,) = trainer.step.evaluate(batch, metrics)
     assert metrics.reduce()["average_depth"] == config.model.num_layers, "evaluation reads to the top"
-    trainer.optimizer.step = lambda step, stops: None  # type: ignore[method-assign,assignment]
+    trainer.optimizer.step = lambda step, *others: None  # type: ignore[method-assign,assignment]
     trainer.step.train(batch, metrics)
     gradients = {
         name: parameter.main_grad.clone()  # type: ignore[attr-defined]
@@ -95,7 +96,8 @@ def test_every_gradient_equals_layers_that_compute_all_and_keep_what_stays() -> 
 
     encoder = model.metro.encoder
     hidden = model.metro.embeddings(model.metro.embeddings.word_embeddings(step.corrupted))
-    bias, active, exits, depth = encoder._bias(hidden, real), real, {}, torch.zeros(real.shape)
+    bias = _masked(encoder._bias(hidden, None), real, None)
+    active, exits, depth = real, {}, torch.zeros(real.shape)
     for number, layer in enumerate(encoder.layer, start=1):
         hidden = torch.where(active[..., None], layer(hidden, bias, False)[0], hidden)
         depth += active

@@ -42,7 +42,7 @@ def one_step(config: Config) -> OneStep:
     metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
     (corrupted,) = trainer.step.evaluate(batch, metrics)
     figures = metrics.reduce()
-    trainer.optimizer.step = lambda step, stops: None  # type: ignore[method-assign,assignment]
+    trainer.optimizer.step = lambda step, *others: None  # type: ignore[method-assign,assignment]
     trainer.step.train(batch, metrics)
     gradients = {
         name: parameter.main_grad.clone()  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 from metro_megatron.config.schema import Config
 from metro_megatron.parallel import optim
 from metro_megatron.train import spikes
+from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.replay import Replayed, replay
 from metro_megatron.train.spikes import LEAST, LENGTH, NormHistory
 from tests.distributed import run_ranks
-from tests.parity.small_run import small_config
+from tests.parity.small_run import small_config, small_corpus
 from tests.train.test_trainer import run
 
 SPIKE = 9
@@ -43,8 +48,9 @@ def test_the_limit_is_robust_and_late_and_survives_a_checkpoint() -> None:
     assert NormHistory(0.0).limit(1) == math.inf
 
 
-def run_with_spike(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """`run`, with the squares of one step's gradients a million times as large; 4 steps are enough to know."""
+@contextmanager
+def spike() -> Iterator[None]:
+    """The squares of one step's gradients are a million times as large; 4 steps are enough to know."""
     squares, update, at = optim._sum_of_squares, optim.Optimizer.step, -1
 
     def spiked(optimizer: Any, like: Any) -> Any:
@@ -60,7 +66,18 @@ def run_with_spike(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
         patch.object(optim.Optimizer, "step", step),
         patch.object(spikes, "LEAST", 4),
     ):
+        yield
+
+
+def run_with_spike(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
+    with spike():
         return run(config)
+
+
+def replay_with_spike(config: Config) -> Replayed:
+    """The step behind the spike, from the checkpoint before it."""
+    with spike(), patch.object(Corpus, "open", small_corpus):
+        return replay(Path(config.train.output), SPIKE + 1, torch.device("cpu"), lambda done, last: None)
 
 
 def test_a_spike_is_skipped_and_noted_and_skipped_again_by_a_resumed_run(tmp_path: Path) -> None:
@@ -76,6 +93,9 @@ def test_a_spike_is_skipped_and_noted_and_skipped_again_by_a_resumed_run(tmp_pat
     journal = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [(line["step"], line["skipped_for_norm"]) for line in journal] == [(SPIKE, lines[2]["grad_norm"])]
     assert lines[2]["grad_norm"] > 100 * lines[1]["grad_norm"]
+    (replayed,) = run_ranks(replay_with_spike, 1, config)
+    assert [(line.step, line.is_same) for line in replayed.lines] == [(9, True), (11, True)]
+    assert max(max(line.differences.values()) for line in replayed.lines) < 1e-6
     shutil.rmtree(tmp_path / "iter_0000011")
     ((again, _),) = run_ranks(run_with_spike, 1, config)
     for line, same in zip(again, lines, strict=True):

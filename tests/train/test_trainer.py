@@ -39,7 +39,8 @@ def run(config: Config, skip: bool = False, stop_after: int = 0) -> tuple[list[d
                 os.kill(os.getpid(), signal.SIGTERM)
             if skip:
                 read = update.read
-                update.read = lambda: replace(read(), is_skipped=True)  # type: ignore[method-assign]
+                bad = {"is_skipped": True, "grad_norm": float("inf")}
+                update.read = lambda: replace(read(), **bad)  # type: ignore[method-assign]
             return update
 
         trainer.step.train = spoiled  # type: ignore[method-assign]
@@ -139,6 +140,16 @@ def test_an_evaluation_stops_when_it_is_asked_to(tmp_path: Path) -> None:
     ((lines, said),) = run_ranks(run_with, 1, config, "SIGTERM")
     assert [line["step"] for line in lines] == [1, 2] and tracked_step(tmp_path) == 2
     assert not any("validation" in one for one in said) and said[-1].startswith("saved")
+
+
+def test_an_evaluation_that_a_stop_behind_the_last_step_left_out_is_done_by_the_next_start(tmp_path: Path) -> None:
+    config = config_for(tmp_path, log_interval=1, eval_interval=5, eval_samples=90)
+    ((lines, _),) = run_ranks(run_with, 1, config, "SIGTERM")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5] and tracked_step(tmp_path) == 5
+    for _ in range(2):
+        ((lines, said),) = run_ranks(run_with, 1, config, "0")
+        assert [line["step"] for line in lines if "validation/aux_loss" in line] == [5]
+        assert "is finished" in said[-1]
 
 
 def test_a_save_that_fails_is_said_and_the_next_one_counts(tmp_path: Path) -> None:
