@@ -123,11 +123,11 @@ def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch
     The head is drawn as transformers' from_pretrained draws it. Raises UserError if the architecture has no such head,
     or a weight of the encoder is not in the folder; its pooler may be: some pretraining has none.
     """
-    model_class = _model_class(head, folder, config)
+    kind = model_class(head, folder, config)
     if from_scratch:
-        return model_class(config)
+        return kind(config)
     try:
-        loaded: Any = model_class.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -147,7 +147,7 @@ def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch
     found = {name: value for name, value in model.state_dict().items() if not name.startswith(encoder)}
     if found.keys() - fresh:
         # The folder is of a fine-tuned model, whose head answers another question.
-        drawn = model_class(config).state_dict()
+        drawn = kind(config).state_dict()
         model.load_state_dict({name: drawn[name] for name in found}, strict=False)
     return model
 
@@ -172,7 +172,8 @@ def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
         raise UserError(f"{folder}: its tokenizer is unreadable ({error}); give its folder with --tokenizer") from error
 
 
-def _model_class(head: Head, folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:
+def model_class(head: Head, folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Of a configuration with a head. Raises UserError if its architecture has no such head."""
     if isinstance(config, MetroConfig):
         return METRO_MODELS[head]
     classes = AUTO_MODELS[head]._model_mapping
