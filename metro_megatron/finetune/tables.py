@@ -36,7 +36,8 @@ class Layout:
     choice_columns: list[str] = field(default_factory=list)
     """Columns of the choices of multiple_choice, or the one that holds lists of them. Without it: choices."""
     delimiter: str = ""
-    """What separates the fields of CSV and TSV; without it comma, semicolon, tab or |, as the header has it."""
+    """What separates the fields of CSV and TSV; a tab may be written \\t. Without it comma, semicolon, tab or |, as
+    the header has it."""
     unquoted: bool = False
     """CSV and TSV have no quoted fields: a quote is a character as any other."""
 

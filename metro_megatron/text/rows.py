@@ -21,6 +21,11 @@ class Row(NamedTuple):
     where: str
     values: dict[str, Any]
 
+    @property
+    def number(self) -> int:
+        """Of the line or row, from 1."""
+        return int(self.where.rpartition(" ")[2])
+
 
 def each_row(path: Path, rows: Sequence[Row], read: Callable[[dict[str, Any]], Example]) -> list[Example]:
     """What `read` makes of every row. Raises UserError that names the first rows for which `read` does."""

@@ -1,6 +1,7 @@
 """Answers are found by what tokens cover, and windows lose nothing, whatever the tokenizer."""
 
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.errors import UserError
+from metro_megatron.finetune.lesson import Lesson
 from metro_megatron.finetune.questions import Question, answers_of
+from metro_megatron.finetune.recipe import Recipe
+from metro_megatron.finetune.tasks.span import Span
 from metro_megatron.finetune.windows import MAX_ANSWER, MAX_QUESTION, STRIDE, WINDOW, WindowCollator, best_span, windows
 from tests.finetune.encoders import KINDS, TEXTS, tokenizer_of
 
@@ -153,3 +157,15 @@ def test_where_answers_stand_is_read_in_every_form() -> None:
     ):
         with pytest.raises(UserError, match=message):
             answers_of(context, value, start)
+
+
+def test_windows_are_those_of_the_paper_unless_asked_for_others(
+    bert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Span, "longest_row", 16)
+    task = Span([question(CONTEXT, "old")], [question(CONTEXT, "cat")])
+    for max_length, length in ((0, 16), (24, 24)):
+        lesson = Lesson.read(task, bert, Recipe(max_length=max_length, device="cpu"))
+        assert max(len(row["input_ids"]) for row in lesson.train.rows) == length
+        lesson.announce()
+        assert f"with a shortened question, in windows of {length} tokens" in capsys.readouterr().out

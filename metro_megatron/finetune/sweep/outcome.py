@@ -47,7 +47,9 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 
 def one_answer(lines: Iterable[Mapping[str, Any]]) -> str:
     """What is wrong if all predictions are the same while labels are not; else an empty string. Tags count singly."""
-    labels, predictions, unit = set(), set(), "text"
+    labels: set[str] = set()
+    predictions: set[str] = set()
+    unit = "text"
     for line in lines:
         label, prediction = [line.get("label")], [line["prediction"]]
         if "tokens" in line:
