@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,14 +20,14 @@ from metro_megatron.files import locked, replace_text
 from metro_megatron.finetune.tasks import TOGETHER, TogetherName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from metro_megatron.commands import finetune
+    from metro_megatron.finetune.models import Head
     from metro_megatron.finetune.recipe import Recipe
     from metro_megatron.finetune.sweep.outcome import Outcome
     from metro_megatron.finetune.sweep.plan import Plan
     from metro_megatron.finetune.sweep.points import Point
-    from metro_megatron.finetune.task import Task
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,13 @@ def main(options: Options, tokens: list[str]) -> None:
             signal.signal(number, signal.default_int_handler)
     try:
         with locked(output / "lock", wait=False):
-            outcomes = run_all(plan, options, output)
+            outcomes: dict[str, Outcome] = {}
+            try:
+                run_all(plan, options, output, outcomes)
+            except UserError:
+                if outcomes:
+                    write_results(plan, outcomes, options.rows, output)
+                raise
             write_results(plan, outcomes, options.rows, output)
     except BlockingIOError as error:
         raise UserError(f"{output}: another process runs this sweep; wait for it or end it") from error
@@ -90,19 +98,31 @@ def refuse_mistakes(plan: Plan) -> None:
     from metro_megatron.commands import finetune
     from metro_megatron.finetune.sweep.plan import options_of_run
 
+    asked: dict[str, list[tuple[Head, dict[str, Any]]]] = {}
+    problems: dict[str, None] = {}
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            problems.update(dict.fromkeys(error.problems))
+
     checks: dict[str, Callable[[], None]] = {}
     for run in plan.runs:
         options = options_of_run(run, finetune.Options)
-        recipe = options.recipe
+        recipe, examples = options.recipe, repr((options.task, options.source))
+        if examples not in asked:
+            asked[examples] = []
+            with noted():
+                asked[examples] = _asked(options)
         checks[repr(recipe)] = partial(_check_recipe, recipe)
         checks[repr((options.model, recipe.tokenizer, recipe.max_length))] = partial(_check_model, options)
-        checks[repr((options.task, options.source))] = partial(_check_examples, options)
-    problems: dict[str, None] = {}
+        plain = replace(recipe, seed=0, learning_rate=0.0)
+        checks[repr((options.model, examples, plain))] = partial(_check_fit, options, asked[examples])
     for check in checks.values():
-        try:
+        with noted():
             check()
-        except UserError as error:
-            problems |= dict.fromkeys(error.problems)
     if problems:
         raise UserError(list(problems))
 
@@ -121,29 +141,51 @@ def _check_model(options: finetune.Options) -> None:
     read_tokenizer(Path(recipe.tokenizer) if recipe.tokenizer else folder, config, recipe.max_length)
 
 
-def _check_examples(options: finetune.Options) -> None:
-    tasks: Iterable[Task[Any]] = ()
+def _asked(options: finetune.Options) -> list[tuple[Head, dict[str, Any]]]:
+    """Head and settings of every task that a run learns: its examples need not stay."""
     if options.task in TOGETHER:
-        tasks = options.source.read_together(cast(TogetherName, options.task)).values()
+        tasks = list(options.source.read_together(cast(TogetherName, options.task)).values())
     else:
         tasks = [options.source.read(options.task)]
     for task in tasks:
-        for one in (task, *task.others.values()):
-            one.settings()
+        for other in task.others.values():
+            other.settings()
+    return [(task.head, task.settings()) for task in tasks]
 
 
-def run_all(plan: Plan, options: Options, output: Path) -> list[Outcome]:
-    """Do what is left, and say how far it is."""
+def _check_fit(options: finetune.Options, asked: Sequence[tuple[Head, dict[str, Any]]]) -> None:
+    """Of a recipe with what is learned, and with the model."""
+    from metro_megatron.finetune.models import model_class, read_config
+    from metro_megatron.finetune.multitask import problems_together
+    from metro_megatron.finetune.packing import refuse_packing
+    from metro_megatron.finetune.trainer import refuse_class_weights
+
+    folder, recipe = Path(options.model), options.recipe
+    if options.task in TOGETHER and (problems := problems_together(recipe)):
+        raise UserError(problems)
+    for head, settings in asked:
+        config = read_config(folder, settings)
+        model_class(head, folder, config)
+        refuse_packing(recipe, config)
+        refuse_class_weights(recipe, head, config)
+
+
+def run_all(plan: Plan, options: Options, output: Path, outcomes: dict[str, Outcome]) -> None:
+    """Do what is left, put what each run came to into `outcomes` by its name, and say how far it is."""
     from metro_megatron.finetune.sweep.running import Runner, slots
 
     environments = slots(options.workers, visible_gpus(), len(os.sched_getaffinity(0)))
     runner = Runner(output / "runs", environments, options.keep_models)
     left = sum(not runner.is_finished(run) for run in plan.runs)
     print(f"{len(plan.runs)} runs, {len(plan.runs) - left} of them finished before", flush=True)
+    without = sum(runner.is_finished(run) and not runner.has_model(run) for run in plan.runs)
+    if options.keep_models and without:
+        print(f"note: {without} of the finished runs have kept no model; remove their folders in {runner.folder} first")
     start, ended, old = time.monotonic(), 0, len(plan.runs) - left
 
     def say(outcome: Outcome) -> None:
         nonlocal ended
+        outcomes[outcome.run.name] = outcome
         ended += 1
         if ended <= old:
             return
@@ -153,7 +195,7 @@ def run_all(plan: Plan, options: Options, output: Path) -> list[Outcome]:
         given = " ".join(f"{name} {outcome.run.values[name]}" for name in plan.varied)
         print(f"[{ended}/{len(plan.runs)}] {given}: {said} | {timedelta(seconds=round(seconds))} left", flush=True)
 
-    return runner.outcomes(plan.runs, say)
+    runner.outcomes(plan.runs, say)
 
 
 def visible_gpus() -> list[str]:
@@ -165,13 +207,13 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def write_results(plan: Plan, outcomes: Sequence[Outcome], rows: Sequence[str], output: Path) -> None:
-    """Tables and pictures of runs that have ended."""
+def write_results(plan: Plan, ended: Mapping[str, Outcome], rows: Sequence[str], output: Path) -> None:
+    """Tables and pictures of runs that have ended, which are given by their names."""
     from metro_megatron.finetune.sweep.pictures import box_plots, flops_curves
     from metro_megatron.finetune.sweep.points import points
     from metro_megatron.finetune.sweep.table import markdown, points_csv, runs_csv
-    from metro_megatron.hf.card import pretraining_flops
 
+    outcomes = [ended[run.name] for run in plan.runs if run.name in ended]
     found = points(outcomes, plan.varied, rows)
     for name, text in {
         "table.md": markdown(found),
@@ -180,12 +222,20 @@ def write_results(plan: Plan, outcomes: Sequence[Outcome], rows: Sequence[str], 
     }.items():
         replace_text(output / name, text)
     box_plots(found).savefig(output / "boxes.png", dpi=120)
-    curves = flops_curves(found, lambda row: pretraining_flops(Path(dict(row).get("model", ""))))
+    curves = flops_curves(found, lambda row: _flops(dict(row)))
+    (output / "flops.png").unlink(missing_ok=True)
     if curves:
         curves.savefig(output / "flops.png", dpi=120)
     print("\n" + markdown(found))
     for problem in write_leaderboards(found, output):
         print(problem)
+
+
+def _flops(row: Mapping[str, Any]) -> float | None:
+    """Of the pretraining that the runs of a row begin with."""
+    from metro_megatron.hf.card import pretraining_flops
+
+    return None if row.get("from_scratch") else pretraining_flops(Path(row.get("model", "")))
 
 
 def write_leaderboards(found: Sequence[Point], output: Path) -> list[str]:
@@ -194,6 +244,7 @@ def write_leaderboards(found: Sequence[Point], output: Path) -> list[str]:
     from metro_megatron.finetune.sweep.points import picked
     from metro_megatron.finetune.sweep.table import label
 
+    shutil.rmtree(output / "leaderboard", ignore_errors=True)  # an earlier sweep may have had more rows or tests
     problems = []
     for number, row in enumerate(dict.fromkeys(point.row for point in found), start=1):
         best = {point.task: point.best for point in picked(found) if point.row == row and point.best}

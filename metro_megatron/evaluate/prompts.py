@@ -12,13 +12,15 @@ its number from 0, is needed only for accuracy, and in demonstrations.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metro_megatron.errors import UserError
+from metro_megatron.text.rows import each_row, json_line_rows, text_file
 
 CANDIDATE = "{candidate}"
 TEXT = "{text}"
@@ -39,14 +41,14 @@ class Filled:
 class Prompt:
     """An item, with the demonstrations before it."""
 
-    line: int
-    """In its file, from 1."""
     before: str
     """What stands before the candidate."""
     candidates: tuple[str, ...]
     after: str
     label: int | None
     """Number of the right candidate."""
+    line: int = 0
+    """In its file, from 1."""
 
     def filled(self, number: int) -> Filled:
         """With a candidate."""
@@ -62,20 +64,12 @@ def read_prompts(path: Path, demonstrations: Sequence[Prompt] = ()) -> list[Prom
     lines that are none.
     """
     shown = "".join(f"{one.filled(one.label).text} " for one in demonstrations if one.label is not None)
-    prompts, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(_parse(number, line, shown))
-        except UserError as error:
-            problems.append(f"{path}, line {number}: {error}")
-    if not prompts and not problems:
-        problems = [f'{path}: holds no items; a line is {{"text": "It is", "candidates": ["good", "bad"]}}']
-    if problems:
-        more = [f"{path}: {len(problems)} such lines"] if len(problems) > _SHOWN_PROBLEMS else []
-        raise UserError(problems[:_SHOWN_PROBLEMS] + more)
-    return prompts
+    with text_file(path) as file:
+        rows = list(json_line_rows(file, path))
+    if not rows:
+        raise UserError(f'{path}: holds no items; a line is {{"text": "It is", "candidates": ["good", "bad"]}}')
+    prompts = each_row(path, rows, partial(_prompt, shown=shown))
+    return [replace(one, line=row.number) for one, row in zip(prompts, rows, strict=True)]
 
 
 def read_demonstrations(path: Path) -> list[Prompt]:
@@ -87,14 +81,12 @@ def read_demonstrations(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _parse(number: int, line: str, shown: str) -> Prompt:
+def _prompt(item: Mapping[str, Any], shown: str) -> Prompt:
     """Raises UserError."""
-    try:
-        item = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"not one JSON object a line ({error})") from error
-    if not isinstance(item, dict):
-        raise UserError(f"is a {type(item).__name__}, must be an object")
+    for key in item:
+        near = get_close_matches(key.strip().lower(), KEYS, n=1, cutoff=0.8)
+        if near and key not in KEYS:
+            raise UserError(f"has {key!r}; did you mean {near[0]}?")
     candidates: Any = item.get("candidates")
     is_list = isinstance(candidates, list) and all(isinstance(one, str) and one.strip() for one in candidates)
     if not is_list or len(candidates) < 2:
@@ -111,7 +103,7 @@ def _parse(number: int, line: str, shown: str) -> Prompt:
         wrong = f"lacks {TEXT}, but there is a text" if text else f"has {TEXT}, but there is no text"
         raise UserError(f"template {template!r} {wrong}")
     before, after = (part.replace(TEXT, text) for part in template.split(CANDIDATE))
-    return Prompt(number, shown + before, tuple(candidates), after, _label(item.get("label"), candidates))
+    return Prompt(shown + before, tuple(candidates), after, _label(item.get("label"), candidates))
 
 
 def _label(label: object, candidates: Sequence[str]) -> int | None:

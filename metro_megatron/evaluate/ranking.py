@@ -13,7 +13,6 @@ means may be fairer than sums.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
     ElectraConfig,
@@ -38,6 +36,7 @@ from transformers import (
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.prompts import Filled, Prompt
 from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.folder import folder_config
 from metro_megatron.hf.modeling_metro import (
     MetroForAuxiliaryMaskedLM,
     MetroForMaskedLM,
@@ -104,14 +103,26 @@ class Scorer:
         return torch.tensor(found["input_ids"]), torch.tensor(inside).nonzero()[:, 0]
 
     def problems(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Items that are too long, by line."""
-        found = []
+        """Items that are too long, and candidates that the tokenizer drops, by line."""
+        long, dropped = [], []
         for prompt in prompts:
-            length = max(len(self.encode(prompt.filled(number))[0]) for number in range(len(prompt.candidates)))
+            encoded = [self.encode(prompt.filled(number)) for number in range(len(prompt.candidates))]
+            length = max(len(ids) for ids, _ in encoded)
             if length > self.longest:
-                found.append(f"line {prompt.line}: {length} tokens, the model reads {self.longest}")
-        more = [f"{len(found)} such lines; give shorter texts or fewer demonstrations"] if found else []
-        return found[:_SHOWN_PROBLEMS] + more
+                long.append(f"line {prompt.line}: {length} tokens, the model reads {self.longest}")
+            without = [
+                one for one, (_, positions) in zip(prompt.candidates, encoded, strict=True) if not len(positions)
+            ]
+            if without:
+                dropped.append(f"line {prompt.line}: the tokenizer has no token for the candidate {without[0]!r}")
+        found = []
+        for problems, remedy in (
+            (long, "give shorter texts or fewer demonstrations"),
+            (dropped, "give candidates of the tokenizer's characters"),
+        ):
+            more = [f"{len(problems)} such lines; {remedy}"] if problems else []
+            found += problems[:_SHOWN_PROBLEMS] + more
+        return found
 
     @torch.no_grad()
     def scores(
@@ -154,11 +165,7 @@ def open_scorer(folder: Path, wanted: Sequence[HeadName] = ()) -> Scorer:
 
     Raises UserError for a folder that is none of them, and for heads that it does not have.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: has no config.json; give a folder that tools/convert_checkpoint.py wrote")
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    is_ours = model_type == MetroConfig.model_type
-    config = MetroConfig.from_pretrained(folder) if is_ours else AutoConfig.from_pretrained(folder)
+    config = folder_config(folder)
     heads = list(_metro_heads(folder, config) if isinstance(config, MetroConfig) else _other_heads(folder, config))
     names = [head.name for head in heads]
     missing = [name for name in wanted if name not in names]
@@ -167,6 +174,7 @@ def open_scorer(folder: Path, wanted: Sequence[HeadName] = ()) -> Scorer:
         raise UserError(
             f"{folder}: {has}{f', not {missing[0]}' if missing else ''}; give a folder as it was pretrained"
         )
+    is_ours = isinstance(config, MetroConfig)
     tokenizer = (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{folder}: its tokenizer has no tokenizer.json, which says where tokens stand in a text")

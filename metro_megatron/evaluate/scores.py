@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from metro_megatron.errors import UserError
 from metro_megatron.files import replace_text
+from metro_megatron.text.rows import json_line_rows, text_file
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,25 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
     """Scores by task and id. Raises UserError for a line that is none, and for a second score of an item."""
     found: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        one = _parse(line)
+    with text_file(path) as file:
+        rows = list(json_line_rows(file, path))
+    for where, values in rows:
+        one = _score(values)
         if one is None:
             raise UserError(
-                f"{path}, line {number}: {line[:60]!r} is no score; "
+                f"{path}, {where}: {str(values)[:60]} is no score; "
                 'a line is {"task": "cloze", "id": "17", "score": 1}'
             )
         items = found.setdefault(one.task, {})
         if one.id in items:
-            raise UserError(f"{path}, line {number}: {one.task} has a second score of {one.id}; give each item one")
+            raise UserError(f"{path}, {where}: {one.task} has a second score of {one.id}; give each item one")
         items[one.id] = one.score
     return found
 
 
-def _parse(line: str) -> Score | None:
+def _score(values: Mapping[str, Any]) -> Score | None:
     """None unless it is a score, which is finite."""
     try:
-        values = json.loads(line)
         score = Score(str(values["task"]), str(values["id"]), float(values["score"]))
     except (ValueError, TypeError, KeyError):
         return None

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts
-from metro_megatron.finetune.tables import each_row, read_table
+from metro_megatron.finetune.tables import read_table
 from metro_megatron.finetune.task import Task
+from metro_megatron.text.rows import each_row
 
 Found = TypeVar("Found")
 Line: TypeAlias = dict[str, Any]
@@ -90,15 +91,21 @@ def pairs(path: Path, read: Callable[[Line], list[Pair]]) -> LabelledTexts[str]:
 
 
 def each_line(path: Path, read: Callable[[Line], list[Found]]) -> list[Found]:
-    """All that `read` makes of every line. Raises UserError by line, also for a key that is not there."""
+    """All that `read` makes of every line.
+
+    Raises UserError by line, also for a key that is not there, and where all lines together make nothing.
+    """
 
     def checked(line: Line) -> list[Found]:
         try:
             return read(line)
-        except (KeyError, TypeError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"has not the form of the benchmark's files ({type(error).__name__}: {error})") from error
 
-    return [one for found in each_row(path, read_table(path), checked) for one in found]
+    found = [one for of_line in each_row(path, read_table(path), checked) for one in of_line]
+    if not found:
+        raise UserError(f"{path}: holds no examples; fetch the file again")
+    return found
 
 
 def _unlabelled(path: Path, examples: Any, may_lack: bool) -> list[str]:

@@ -1,5 +1,7 @@
 """What tasks learn from, and how it is read from tables: texts with labels, tagged words, choices, questions."""
 
+import ast
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +95,22 @@ def one_column(given: Sequence[str], option: str, default: str) -> str:
     if len(given) > 1:
         raise UserError(f"{option} is {' '.join(given)}; this task takes one column")
     return given[0] if given else default
+
+
+def is_printed_list(text: str) -> bool:
+    """Whether a field is a list, tuple, set or NumPy array as Python prints it: so tables of lists become CSV.
+
+    "[ a ]" and "[sic]" are words.
+    """
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
+        return False
+    for written in (text, re.sub(r"\s+", ", ", text)):  # NumPy writes no commas
+        try:
+            return isinstance(ast.literal_eval(written), list | tuple | set)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return False
 
 
 def text_of(row: dict[str, Any], name: str) -> str:

@@ -10,9 +10,9 @@ from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Part
 from metro_megatron.finetune.examples import LabelledTexts, class_label, labelled_texts, text_of
-from metro_megatron.finetune.tables import Row, each_row, text_file
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.finetune.tasks.regression import Regression, number_label
+from metro_megatron.text.rows import Row, each_row, text_file
 
 _SENTENCES = ("sentence1", "sentence2")
 _COLA_HEADER = ("source", "label", "mark", "sentence")

@@ -10,10 +10,9 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from metro_megatron.cli.command_line import is_first_process
-from metro_megatron.errors import UserError
 from metro_megatron.finetune.models import read_config, read_tokenizer
 from metro_megatron.finetune.others import Asked
-from metro_megatron.finetune.packing import can_pack
+from metro_megatron.finetune.packing import refuse_packing
 from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.finetune.task import Encoded, Outputs, Task
 
@@ -35,12 +34,11 @@ class Lesson:
         """Of the model in a folder. Raises UserError for labels that nothing can learn, or a folder without a model."""
         settings, *_ = [one.settings() for one in (task, *task.others.values())]
         config = read_config(model_folder, settings)
-        if recipe.batching == "packed" and not can_pack(config):
-            raise UserError(
-                f"batching is packed, but encoders of type {config.model_type!r} read one text in a row; use length"
-            )
+        refuse_packing(recipe, config)
         tokenizer_folder = Path(recipe.tokenizer) if recipe.tokenizer else model_folder
         tokenizer = read_tokenizer(tokenizer_folder, config, recipe.max_length)
+        if not recipe.max_length:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, task.longest_row)
         train, validation = (task.encode(tokenizer, examples) for examples in (task.train, task.validation))
         return cls(task, config, tokenizer, tokenizer_folder, train, validation)
 
@@ -55,8 +53,8 @@ class Lesson:
         if is_first_process():
             print(
                 f"{len(task.train)} training and {len(task.validation)} validation {task.unit}, "
-                f"{task.describe_labels()}; {self.train.num_cut} and {self.validation.num_cut} cut to "
-                f"{self.tokenizer.model_max_length} tokens",
+                f"{task.describe_labels()}; {self.train.num_cut} and {self.validation.num_cut} "
+                f"{task.cut.format(length=self.tokenizer.model_max_length)}",
                 flush=True,
             )
 

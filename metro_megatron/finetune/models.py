@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
@@ -25,6 +22,7 @@ from transformers import (
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import finish_folder
+from metro_megatron.hf.folder import folder_config
 from metro_megatron.hf.modeling_metro import (
     MetroForMultipleChoice,
     MetroForQuestionAnswering,
@@ -60,29 +58,11 @@ def read_config(folder: Path, settings: dict[str, Any]) -> PreTrainedConfig:
 
     Raises UserError for a folder that is not there or that transformers cannot read by itself.
     """
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a model of the hub must be downloaded first (hf download)")
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; give a folder that tools/convert_checkpoint.py or save_pretrained has written"
-        ) from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: unreadable ({error}); write the folder again") from error
     # Labels of a task that the folder was fine-tuned on are none of this one's.
     settings = {"problem_type": None, **settings}
     if not settings.keys() & {"id2label", "num_labels"}:
         settings["num_labels"] = 2
-    if model_type == MetroConfig.model_type:
-        return MetroConfig.from_pretrained(folder, **settings)
-    if model_type not in CONFIG_MAPPING:
-        raise UserError(
-            f"{folder}: transformers has no model_type {model_type!r}, and code of the folder is not run; give a model "
-            "that transformers loads without trust_remote_code"
-        )
-    return AutoConfig.from_pretrained(folder, **settings)
+    return folder_config(folder, **settings)
 
 
 def read_tokenizer(folder: Path, config: PreTrainedConfig, max_length: int) -> PreTrainedTokenizerFast:
@@ -123,11 +103,11 @@ def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch
     The head is drawn as transformers' from_pretrained draws it. Raises UserError if the architecture has no such head,
     or a weight of the encoder is not in the folder; its pooler may be: some pretraining has none.
     """
-    model_class = _model_class(head, folder, config)
+    kind = model_class(head, folder, config)
     if from_scratch:
-        return model_class(config)
+        return kind(config)
     try:
-        loaded: Any = model_class.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -147,7 +127,7 @@ def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch
     found = {name: value for name, value in model.state_dict().items() if not name.startswith(encoder)}
     if found.keys() - fresh:
         # The folder is of a fine-tuned model, whose head answers another question.
-        drawn = model_class(config).state_dict()
+        drawn = kind(config).state_dict()
         model.load_state_dict({name: drawn[name] for name in found}, strict=False)
     return model
 
@@ -172,7 +152,8 @@ def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
         raise UserError(f"{folder}: its tokenizer is unreadable ({error}); give its folder with --tokenizer") from error
 
 
-def _model_class(head: Head, folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:
+def model_class(head: Head, folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Of a configuration with a head. Raises UserError if its architecture has no such head."""
     if isinstance(config, MetroConfig):
         return METRO_MODELS[head]
     classes = AUTO_MODELS[head]._model_mapping

@@ -6,7 +6,7 @@ import inspect
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -29,7 +29,7 @@ from metro_megatron.finetune.models import build_model
 from metro_megatron.finetune.others import ask_others
 from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.run import write_finetuned
+from metro_megatron.finetune.run import OUTPUT_FILES, write_finetuned
 from metro_megatron.finetune.task import Outputs, Row, Task
 from metro_megatron.finetune.trainer import RecipeTrainer, row_lengths, training_arguments
 
@@ -142,10 +142,8 @@ def finetune_together(
     """
     start = time.monotonic()
     own_files = ("metrics.json", *tasks)
-    refuse_foreign(output, own_files)
-    problems = recipe.problems()
-    if recipe.class_weights or recipe.keep_best or recipe.patience:
-        problems.append("class_weights, keep_best and patience are for one task; leave them where several are learned")
+    _refuse_foreign(output, tasks)
+    problems = recipe.problems() + problems_together(recipe)
     if problems:
         raise UserError(problems)
     lessons = {name: Lesson.read(task, model_folder, recipe) for name, task in tasks.items()}
@@ -177,7 +175,22 @@ def finetune_together(
         result["seconds"] = time.monotonic() - start
         if folder:
             (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            _refuse_foreign(output, tasks)
     return result
+
+
+def problems_together(recipe: Recipe) -> list[str]:
+    """What of a recipe is of one task alone."""
+    if not (recipe.class_weights or recipe.keep_best or recipe.patience):
+        return []
+    return ["class_weights, keep_best and patience are for one task; leave them where several are learned"]
+
+
+def _refuse_foreign(output: Path, tasks: Iterable[str]) -> None:
+    """Raise UserError for what is no earlier output, in the folders of the tasks too: all of it is replaced."""
+    refuse_foreign(output, ("metrics.json", *tasks))
+    for name in tasks:
+        refuse_foreign(output / name, OUTPUT_FILES)
 
 
 def _train(lessons: Mapping[str, Lesson], model: MultiTaskModel, recipe: Recipe) -> tuple[MultiTaskTrainer, Progress]:

@@ -11,12 +11,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from metro_megatron.errors import UserError
+from metro_megatron.finetune.recipe import Recipe
 from metro_megatron.hf.configuration_metro import MetroConfig
 
 
 def can_pack(config: PreTrainedConfig) -> bool:
     """Whether the encoder keeps texts of one row apart by their position_ids."""
     return isinstance(config, MetroConfig)
+
+
+def refuse_packing(recipe: Recipe, config: PreTrainedConfig) -> None:
+    """Raise UserError if a recipe packs, and the encoder cannot."""
+    if recipe.batching == "packed" and not can_pack(config):
+        raise UserError(
+            f"batching is packed, but encoders of type {config.model_type!r} read one text in a row; use length"
+        )
 
 
 def pack_rows(encoder: nn.Module) -> None:

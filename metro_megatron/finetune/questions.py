@@ -1,7 +1,8 @@
 """Questions about a context, and where their answers stand in it."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from metro_megatron.errors import UserError
@@ -16,8 +17,8 @@ class Question:
     question: str
     context: str
     answers: Answers | None
-    id: Any = None
-    moved: int = 0
+    id: Any = field(default=None, compare=False)
+    moved: int = field(default=0, compare=False)
     """Answers that stand elsewhere in the context than was said."""
 
     @property
@@ -68,9 +69,12 @@ def _position(value: Any) -> int | None:
     if value is None or value == "":
         return None
     try:
-        return int(value)
+        number = float(value)
     except (TypeError, ValueError):
-        raise UserError(f"answer_start is {value!r}, must be a number of characters") from None
+        number = math.nan
+    if not number.is_integer():
+        raise UserError(f"answer_start is {value!r}, must be a number of characters")
+    return int(number)
 
 
 def _place(context: str, text: str, begin: int | None) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Part
 from metro_megatron.finetune.questions import Question, answers_of
-from metro_megatron.finetune.tables import text_file
 from metro_megatron.finetune.tasks.span import Span
+from metro_megatron.text.rows import text_file
 
 
 def read_squad(path: Path) -> list[Question]:

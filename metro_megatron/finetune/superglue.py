@@ -99,6 +99,8 @@ def ranked_pairs(path: Path) -> list[Choice]:
             label = generator.randrange(2)
             both = (filled[generator.choice(answers)], filled[wrong])
             found.append(Choice(query.text, both[::-1] if label else both, label, query.id))
+    if not found:
+        raise UserError(f"{path}: holds no query with an answer and an entity that is none; fetch the file again")
     return found
 
 

@@ -1,24 +1,25 @@
 """Rows of tables as people have them: CSV, TSV, JSON Lines and JSON (all also gzipped), Parquet."""
 
 import csv
-import gzip
-import json
 import sys
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, TextIO
 
 from metro_megatron.errors import UserError
 from metro_megatron.text.parquet import column_names, read_rows, row_group_bytes
-
-Example = TypeVar("Example")
+from metro_megatron.text.rows import (
+    Example,
+    Row,
+    each_row,
+    json_array_rows,
+    json_line_rows,
+    refuse_duplicates,
+    text_file,
+)
 
 _DELIMITERS = (",", ";", "\t", "|")
-_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,25 @@ class Layout:
     choice_columns: list[str] = field(default_factory=list)
     """Columns of the choices of multiple_choice, or the one that holds lists of them. Without it: choices."""
     delimiter: str = ""
-    """What separates the fields of CSV and TSV; without it comma, semicolon, tab or |, as the header has it."""
+    """What separates the fields of CSV and TSV; a tab may be written \\t. Without it comma, semicolon, tab or |, as
+    the header has it."""
     unquoted: bool = False
     """CSV and TSV have no quoted fields: a quote is a character as any other."""
 
+    @property
+    def separator(self) -> str:
+        """The delimiter; a shell hands \\t over as two characters."""
+        return "\t" if self.delimiter == "\\t" else self.delimiter
+
     def problems(self) -> list[str]:
         """What is wrong with it."""
-        if len(self.delimiter) > 1 or self.delimiter in ('"', "\n", "\r"):
-            return [f"delimiter is {self.delimiter!r}, must be one character, and no quote or line end"]
+        if len(self.separator) > 1 or self.separator in ('"', "\n", "\r"):
+            return [f"delimiter is {self.delimiter!r}, must be one character (a tab: \\t), and no quote or line end"]
         return []
 
 
 PLAIN = Layout()
 """A table with the columns that a task asks for."""
-
-
-class Row(NamedTuple):
-    """A row of a table, and where it begins: `line 3`; `row 3` in Parquet and in a JSON array."""
-
-    where: str
-    values: dict[str, Any]
 
 
 def read_table(path: Path, layout: Layout = PLAIN) -> list[Row]:
@@ -100,39 +100,6 @@ def read_examples(
     return each_row(path, rows, lambda values: read(values, columns))
 
 
-def each_row(path: Path, rows: Sequence[Row], read: Callable[[dict[str, Any]], Example]) -> list[Example]:
-    """What `read` makes of every row. Raises UserError that names the first rows for which `read` does."""
-    problems, examples = [], []
-    for row in rows:
-        try:
-            examples.append(read(row.values))
-        except UserError as error:
-            problems += [f"{path}, {row.where}: {problem}" for problem in error.problems]
-    if problems:
-        more = [f"{path}: {len(problems)} such rows of {len(rows)}"] if len(problems) > _SHOWN_PROBLEMS else []
-        raise UserError(problems[:_SHOWN_PROBLEMS] + more)
-    return examples
-
-
-@contextmanager
-def text_file(path: Path) -> Iterator[TextIO]:
-    """A text file in UTF-8, with or without a byte order mark, gzipped or not; line ends as they are.
-
-    Raises UserError where, in the block, it turns out to be something else.
-    """
-    try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-                yield file
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                yield file
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it, for instance with iconv") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not readable as gzip ({error}); fetch or compress the file again") from error
-
-
 def _ending(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
@@ -156,7 +123,7 @@ def _csv_rows(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
     for line, fields in _unquoted_fields(file, path, layout) if layout.unquoted else _fields(file, path, layout):
         if not header:
             header = [name.strip() for name in fields]
-            _refuse_duplicates([name for name in header if name], f"{path}: the header")
+            refuse_duplicates([name for name in header if name], f"{path}: the header")
         elif len(fields) > len(header):
             raise UserError(
                 f"{path}, line {line}: has {len(fields)} fields, the header {len(header)}; quote fields that hold a "
@@ -170,7 +137,7 @@ def _csv_rows(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
 def _fields(file: TextIO, path: Path, layout: Layout) -> Iterator[tuple[int, list[Any]]]:
     """Line, of those of a row the first, and fields of every row that is not empty."""
     csv.field_size_limit(sys.maxsize)  # its own limit is 131,072 characters, less than long texts have
-    reader = csv.reader(file, delimiter=layout.delimiter or _delimiter(file, path), strict=True)
+    reader = csv.reader(file, delimiter=layout.separator or _delimiter(file, path), strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -187,7 +154,7 @@ def _fields(file: TextIO, path: Path, layout: Layout) -> Iterator[tuple[int, lis
 
 
 def _unquoted_fields(file: TextIO, path: Path, layout: Layout) -> Iterator[tuple[int, list[Any]]]:
-    delimiter = layout.delimiter or _delimiter(file, path)
+    delimiter = layout.separator or _delimiter(file, path)
     for number, line in enumerate(file, start=1):
         if line.strip("\r\n"):
             yield number, line.rstrip("\r\n").split(delimiter)
@@ -207,51 +174,12 @@ def _json_rows(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
     begin = file.tell()
     is_array = file.read(1) == "["
     file.seek(begin)
-    if is_array and _ending(path) == ".json":
-        yield from _array_rows(file, path)
-        return
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield Row(f"line {number}", _object(_parsed(line, where, "one JSON object a line"), where))
-
-
-def _array_rows(file: TextIO, path: Path) -> Iterator[Row]:
-    """Rows of a file that is one JSON array of objects."""
-    for number, item in enumerate(_parsed(file.read(), str(path), "a JSON array"), start=1):
-        yield Row(f"row {number}", _object(item, f"{path}, row {number}"))
-
-
-def _parsed(text: str, where: str, what: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not {what} ({error})") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json would let the last of equal keys win."""
-    _refuse_duplicates([name for name, _ in pairs], "an object")
-    return dict(pairs)
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: is a {type(value).__name__}, must be an object")
-    return value
+    yield from (json_array_rows if is_array and _ending(path) == ".json" else json_line_rows)(file, path)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     names = column_names(str(path))
-    _refuse_duplicates(names, f"{path}: the schema")
+    refuse_duplicates(names, f"{path}: the schema")
     groups = range(len(row_group_bytes(str(path))))
     for number, values in read_rows(str(path), groups, names):
         yield Row(f"row {number + 1}", dict(zip(names, values, strict=True)))
-
-
-def _refuse_duplicates(names: Sequence[str], what: str) -> None:
-    twice = [f"{name!r} {count} times" for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"{what} has {', '.join(twice)}; rename or remove all but one")

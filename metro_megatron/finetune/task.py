@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ class Task(ABC, Generic[Examples]):
     """What the trained model is, for the reader."""
     head: ClassVar[Head]
     """What stands on the encoder; it starts fresh."""
+    cut: ClassVar[str] = "cut to {length} tokens"
+    """What happens to examples that are too long for a row of {length}."""
+    longest_row: ClassVar[float] = math.inf
+    """Tokens that a row has at most where nobody asks for more."""
     own_scores: ClassVar[tuple[str, ...]]
     """The `score_names` of examples that are of no benchmark."""
     has_validation_loss: ClassVar[bool] = True
@@ -75,8 +80,10 @@ class Task(ABC, Generic[Examples]):
 
         Raises UserError with the problems of all, and if validation has nothing that train has not.
         """
-        found: list[Examples] = []
         problems = layout.problems()
+        if problems:
+            raise UserError(problems)
+        found: list[Examples] = []
         for path, is_labelled in ((train, True), (validation, True), *([(predict, False)] if predict else [])):
             try:
                 found.append(cls.read_examples(path, layout, is_labelled))

@@ -151,28 +151,35 @@ def class_weights(recipe: Recipe, head: Head, rows: Sequence[Row], config: PreTr
     """Weights [C] of the classes that rows have as "label", or tokens as "labels"; None if the recipe has none.
 
     Balanced: all rows over classes times rows of the class, as scikit-learn has it; 1 for a class without rows.
-    Raises UserError where rows have no classes, or the recipe has not as many weights as there are.
+    Raises UserError as `refuse_class_weights`.
     """
+    refuse_class_weights(recipe, head, config)
     if not recipe.class_weights:
         return None
     given: list[Any] = [row.get("label", row.get("labels", ())) for row in rows]
     labels = [label for one in given for label in np.ravel(one).tolist() if label != -100]
-    has_classes = head in ("sequence_classification", "token_classification")
-    if not has_classes or config.problem_type in ("regression", "multi_label_classification") or not labels:
-        raise UserError("class_weights is given, but every text of this task has not one of several classes; leave it")
-    names = config.id2label or {}
-    weights = np.ones(len(names))
+    weights = np.ones(len(config.id2label or {}))
     if recipe.class_weights == BALANCED:
         classes = np.unique(labels)
         weights[classes] = compute_class_weight("balanced", classes=classes, y=labels)
-    elif len(recipe.class_weights) != len(names):
+    else:
+        weights[:] = [float(weight) for weight in recipe.class_weights]
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def refuse_class_weights(recipe: Recipe, head: Head, config: PreTrainedConfig) -> None:
+    """Raise UserError for weights of a task without classes, or of another number of classes."""
+    has_classes = head in ("sequence_classification", "token_classification")
+    names = config.id2label or {}
+    if not recipe.class_weights:
+        return
+    if not has_classes or config.problem_type in ("regression", "multi_label_classification"):
+        raise UserError("class_weights is given, but every text of this task has not one of several classes; leave it")
+    if recipe.class_weights != BALANCED and len(recipe.class_weights) != len(names):
         raise UserError(
             f"class_weights has {len(recipe.class_weights)} numbers, but there are {len(names)} classes; give one for "
             f"each of {', '.join(map(str, names.values()))}"
         )
-    else:
-        weights[:] = [float(weight) for weight in recipe.class_weights]
-    return torch.tensor(weights, dtype=torch.float32)
 
 
 def training_arguments(recipe: Recipe, scratch: str, num_train: int, best: str = "") -> TrainingArguments:

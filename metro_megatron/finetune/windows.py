@@ -17,19 +17,23 @@ from metro_megatron.finetune.questions import Question
 from metro_megatron.finetune.task import Row
 
 WINDOW = 384
-"""Tokens of a row: question, a window of the context, specials (METRO does not say; COCO-LM's)."""
+"""Tokens of a row, question, window and specials, unless asked for others (METRO does not say; COCO-LM's)."""
 STRIDE = 128
 """Tokens from the beginning of a window to that of the next, at most half a window."""
 MAX_QUESTION = 64
-"""Tokens of a question, at most half a row."""
+"""Tokens of a question, at most half of what specials leave of a row."""
 MAX_ANSWER = 30
 """Tokens of an answer."""
 N_BEST = 20
 """Beginnings and ends that are tried in a window."""
+_MOST_SPECIALS = 4
+"""RoBERTa's for a pair."""
 
 
-def windows(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> Iterator[tuple[list[Row], bool]]:
-    """The rows of every question, and whether it was cut.
+def windows(
+    tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], length: int
+) -> Iterator[tuple[list[Row], bool]]:
+    """The rows, of up to `length` tokens, of every question, and whether it was cut.
 
     Rows hold the model's inputs, `p_mask` [S] (1 where no answer may be: question and specials but for the first
     token, which stands for none), `offsets` [S, 2] (characters of the context) and, of a question with known answers,
@@ -44,7 +48,6 @@ def windows(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -
         verbose=False,  # about their length
     )
     all_offsets = encoded.pop("offset_mapping")
-    length = min(WINDOW, tokenizer.model_max_length)
     for i, question in enumerate(questions):
         columns = {name: np.array(values[i], dtype=np.int32) for name, values in encoded.items()}
         part = np.array([-1 if one is None else one for one in encoded.sequence_ids(i)])
@@ -108,7 +111,7 @@ class WindowCollator:
 
 
 def _question_tokens(length: int) -> int:
-    return min(MAX_QUESTION, length // 2)
+    return min(MAX_QUESTION, (length - _MOST_SPECIALS) // 2)
 
 
 def _windows(part: NDArray[np.int_], length: int) -> Iterator[NDArray[np.int_]]:

@@ -58,3 +58,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         (tmp_path / "x.jsonl").write_text(line)
         with pytest.raises(UserError, match=message):
             read_scores(tmp_path / "x.jsonl")
+
+
+def test_ids_may_hold_the_ends_of_lines_that_json_has_not(tmp_path):
+    scores = [Score("a", "1\u2028\u0085", 1.0), Score("a", "2", 0.0)]
+    write_scores(tmp_path / "x.jsonl", scores)
+    assert read_scores(tmp_path / "x.jsonl") == {"a": {"1\u2028\u0085": 1.0, "2": 0.0}}

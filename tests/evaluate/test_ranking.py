@@ -1,10 +1,12 @@
 """Candidates are ranked as a slow computation ranks them: one row at a time, one token at a time, without padding."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
 from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
@@ -157,6 +159,59 @@ def test_bad_items_are_named_by_line(tmp_path: Path) -> None:
         start=1,
     ):
         assert f"line {number}: " in problem and said in problem
+
+
+def test_items_are_lines_as_json_has_them_and_keys_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    item = '{"text": "a\u2028b\u0085", "candidates": ["c", "d"], "id": 7, "test": 1}'
+    path.write_text(f"\ufeff{item}\r\n\n{item}\n", encoding="utf-8")
+    prompts = read_prompts(path)
+    assert [(prompt.line, prompt.before) for prompt in prompts] == [(1, "a\u2028b\u0085 "), (3, "a\u2028b\u0085 ")]
+    for wrong, said in (
+        (b'{"candidates": ["a", "b"], "Label": 0}', "line 1: has 'Label'; did you mean label"),
+        (b'{"candidates": ["a", "b"], "templates": "a {candidate}"}', "line 1: has 'templates'; did you mean template"),
+        (b'{"candidates": ["a", "b"], "candidates": ["a", "c"]}', "line 1: an object has 'candidates' 2 times"),
+        (b'{"candidates": ["\xe9", "b"]}', "line 1: not UTF-8 at byte 17"),
+        (b'{"candidates": ["\\ud83d", "b"]}', "line 1: holds half of a surrogate pair"),
+        (b'["a"]', "line 1: is a list, must be an object"),
+        (b"\n", "holds no items"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match=said):
+            read_prompts(path)
+
+
+def test_candidates_without_tokens_are_refused(tmp_path: Path, export_folder: Path) -> None:
+    """They would win with a sum of no terms."""
+    scorer = open_scorer(export_folder, ["rtd"])
+    backend = json.loads(scorer.tokenizer.backend_tokenizer.to_str())
+    backend["normalizer"] = {"type": "Replace", "pattern": {"String": "é"}, "content": ""}
+    tokenizer = Tokenizer(tokenizer_object=Backend.from_str(json.dumps(backend)))
+    prompts = read_prompts(write(tmp_path / "items.jsonl", [{"text": "a", "candidates": ["cat", "éé"]}]))
+    assert scorer.problems(prompts) == []
+    assert replace(scorer, tokenizer=tokenizer).problems(prompts) == [
+        "line 1: the tokenizer has no token for the candidate 'éé'",
+        "1 such lines; give candidates of the tokenizer's characters",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", "config.json: unreadable"),
+        ("[]", "config.json: unreadable"),
+        (
+            '{"model_type": "new", "auto_map": {"AutoConfig": "a.B"}}',
+            "transformers has no model_type 'new', and",
+        ),
+        (None, "config.json: no such file"),
+    ],
+)
+def test_folders_that_transformers_cannot_read_by_itself(tmp_path: Path, config: str | None, said: str) -> None:
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=said):
+        open_scorer(tmp_path)
 
 
 def test_the_tool_writes_scores_and_choices(

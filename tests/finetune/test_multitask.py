@@ -134,3 +134,11 @@ def test_the_preset_from_its_command_line(
     assert {"accuracy", "accuracy_mm"} <= result["tasks"]["mnli"].keys()
     model = transformers.AutoConfig.from_pretrained(tmp_path / "out" / "anli", trust_remote_code=True)
     assert model.id2label == {0: "contradiction", 1: "entailment", 2: "neutral"}
+
+
+def test_a_users_folders_are_not_replaced(export_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "words").mkdir(parents=True)
+    (tmp_path / "out" / "words" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out/words holds 'notes.txt', which this tool has not written"):
+        finetune_together(two_tasks(), export_folder, tmp_path / "out", RECIPE)
+    assert (tmp_path / "out" / "words" / "notes.txt").read_text() == "mine"

@@ -11,6 +11,7 @@ import pytest
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
+from metro_megatron.finetune.questions import answers_of
 from metro_megatron.finetune.tables import Layout, read_table
 from metro_megatron.finetune.tasks.classification import Classification, label_names
 from metro_megatron.finetune.tasks.multi_label import MultiLabel
@@ -259,3 +260,59 @@ def test_a_decimal_comma_is_named(tmp_path: Path) -> None:
 def test_other_keys_do_no_harm(tmp_path: Path, value: Any) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "a", "label": value, "more": {"b": [1]}}) + "\n")
     assert read_labelled_texts(path).labels == [str(value)]
+
+
+PRINTED = ["['drama', 'comedy']", "['drama' 'comedy']", "[]", "('a', 'b')", "{'a'}", "[0 1 1]"]
+
+
+@pytest.mark.parametrize("field", PRINTED)
+def test_printed_lists_are_no_names(tmp_path: Path, field: str) -> None:
+    path = write(tmp_path / "a.csv", f'text,labels,tokens,tags\na,"{field}","{field}",x\n')
+    with pytest.raises(UserError, match=r"line 2: labels is .*, a printed list; write names with ; between"):
+        MultiLabel.read_examples(path)
+    with pytest.raises(UserError, match=r"line 2: tokens is .*, a printed list; write words with spaces"):
+        Token.read_examples(path)
+
+
+def test_words_in_brackets_are_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,labels,tokens,tags\na,[sic];(x),[ a ],x y x\n")
+    assert MultiLabel.read_examples(path).labels == [("[sic]", "(x)")]
+    assert Token.read_examples(path)[0].words == ("[", "a", "]")
+
+
+def test_ids_are_no_part_of_an_example(tmp_path: Path) -> None:
+    rows = {
+        Token: {"tokens": ["a", "b"], "tags": ["x", "y"]},
+        MultipleChoice: {"text": "a", "choices": ["b", "c"], "label": 0},
+        Span: {"question": "a", "context": "b c", "answers": {"text": ["b"], "answer_start": [0]}},
+    }
+    for kind, row in rows.items():
+        one, other = (
+            write(tmp_path / f"{name}.jsonl", json.dumps({**row, "id": {"of": name}}) + "\n") for name in "ab"
+        )
+        with pytest.raises(UserError, match="all 1 .* are in .* too"):
+            kind.read(one, other)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_halves_of_surrogate_pairs_are_refused(tmp_path: Path, name: str) -> None:
+    rows = r'{"text": "whole \ud83d\ude00", "label": 1}', r'{"text": "ok \ud83d", "label": 0}'
+    text = "\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]"
+    with pytest.raises(UserError, match=r"(line|row) 2: holds half of a surrogate pair \('\\ud83d'\)"):
+        read_labelled_texts(write(tmp_path / name, text))
+
+
+def test_a_wrong_byte_is_counted_from_the_begin_of_the_file(tmp_path: Path) -> None:
+    good = "text,label\n" + "é,1\n" * 5000
+    for name, pack in (("a.csv", bytes), ("b.csv.gz", gzip.compress)):
+        with pytest.raises(UserError, match=f"line 5002: not UTF-8 at byte {len(good.encode()) + 1};"):
+            read_table(write(tmp_path / name, pack(good.encode() + b"a\xff,1\n")))
+
+
+@pytest.mark.parametrize(("start", "found"), [("5.0", 5), (5.0, 5), ("4", 5), ("inf", None), (float("inf"), None)])
+def test_first_characters_of_answers(start: Any, found: int | None) -> None:
+    if found is None:
+        with pytest.raises(UserError, match="must be a number of characters"):
+            answers_of("a b, b c", "b", start)
+    else:
+        assert answers_of("a b, b c", "b", start)[0] == (("b", found),)

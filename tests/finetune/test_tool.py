@@ -47,6 +47,17 @@ def test_mistakes_in_options_name_the_option(capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_delimiters_as_a_shell_hands_them_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("t", "v"):
+        (tmp_path / f"{name}.csv").write_text(f"text\tlabel\n{name}\t1\n{name}, x\t1\n")
+    argv = ["--model", str(tmp_path), "--task", "classification", "--output", str(tmp_path / "out")]
+    argv += ["--train_file", str(tmp_path / "t.csv"), "--validation_file", str(tmp_path / "v.csv"), "--delimiter"]
+    assert exit_code(lambda: call_with_options(main, [*argv, r"\t"])) == 2
+    assert "all 2 training texts have the label '1'" in capsys.readouterr().err
+    assert exit_code(lambda: call_with_options(main, [*argv, "ab"])) == 2
+    assert capsys.readouterr().err.startswith("error: delimiter is 'ab', must be one character")
+
+
 def test_both_bad_files_are_reported(export_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--model", str(export_folder), "--task", "classification", "--output", str(tmp_path / "out")]
     argv += ["--train_file", str(tmp_path / "t.csv"), "--validation_file", str(tmp_path / "v.txt")]

@@ -1,6 +1,7 @@
 """Answers are found by what tokens cover, and windows lose nothing, whatever the tokenizer."""
 
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.errors import UserError
+from metro_megatron.finetune.lesson import Lesson
 from metro_megatron.finetune.questions import Question, answers_of
+from metro_megatron.finetune.recipe import Recipe
+from metro_megatron.finetune.tasks.span import Span
 from metro_megatron.finetune.windows import MAX_ANSWER, MAX_QUESTION, STRIDE, WINDOW, WindowCollator, best_span, windows
 from tests.finetune.encoders import KINDS, TEXTS, tokenizer_of
 
@@ -42,9 +46,8 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 def test_the_tokens_of_an_answer_spell_it(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.model_max_length = 1000
     for answer in ANSWERS:
-        (((row,), is_cut),) = windows(tokenizer, [question(CONTEXT, answer)])
+        (((row,), is_cut),) = windows(tokenizer, [question(CONTEXT, answer)], 1000)
         assert not is_cut
         first, last = row["start_positions"], row["end_positions"]
         spelled = tokenizer.decode(row["input_ids"][first : last + 1])
@@ -55,11 +58,10 @@ def test_the_tokens_of_an_answer_spell_it(tokenizer: PreTrainedTokenizerFast) ->
 
 
 def test_windows_hold_every_token_and_begin_a_stride_apart(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.model_max_length = 512
     context = " ".join([*[CONTEXT] * 5, "here is 東京.", *[CONTEXT] * 5])
     long_question = " ".join(["the"] * 100)
     asked = Question(long_question, context, (("here is 東京", context.index("here is")),))
-    ((rows, is_cut),) = windows(tokenizer, [asked])
+    ((rows, is_cut),) = windows(tokenizer, [asked], WINDOW)
     assert is_cut
     whole = tokenizer(long_question, context, split_special_tokens=True, return_offsets_mapping=True)
     tokens = [i for i, part in enumerate(whole.sequence_ids(0)) if part == 1]
@@ -84,17 +86,29 @@ def test_windows_hold_every_token_and_begin_a_stride_apart(tokenizer: PreTrained
 
 
 def test_short_models_have_overlapping_windows_too(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.model_max_length = 40
-    ((rows, _),) = windows(tokenizer, [question(CONTEXT * 3, "old")])
+    ((rows, _),) = windows(tokenizer, [question(CONTEXT * 3, "old")], 40)
     assert all(len(row["input_ids"]) <= 40 for row in rows)
     for before, after in zip(rows, rows[1:], strict=False):
         assert before["offsets"][before["p_mask"] == 0][-1][1] > after["offsets"][after["p_mask"] == 0][1][0]
 
 
+@pytest.mark.parametrize("length", [8, 9, 12, 500])
+def test_windows_are_as_long_as_asked_and_leave_room_for_the_context(
+    tokenizer: PreTrainedTokenizerFast, length: int
+) -> None:
+    context = CONTEXT if length < 100 else CONTEXT * 20
+    ((rows, _),) = windows(tokenizer, [question(context, "old", text=CONTEXT)], length)
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert set(lengths[:-1]) == {length} and 0 < lengths[-1] <= length
+    places = [offset for row in rows for offset in row["offsets"][row["p_mask"] == 0][1:].tolist()]
+    whole = tokenizer(CONTEXT, context, split_special_tokens=True, return_offsets_mapping=True)
+    own = [offset for offset, part in zip(whole["offset_mapping"], whole.sequence_ids(0), strict=True) if part == 1]
+    assert {tuple(place) for place in places} == set(own)
+
+
 def test_nothing_to_find(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.model_max_length = 64
     unknown, impossible, empty = Question("a?", "cat", None), Question("a?", "cat", ()), Question("a?", "", ())
-    found = [rows for rows, _ in windows(tokenizer, [unknown, impossible, empty])]
+    found = [rows for rows, _ in windows(tokenizer, [unknown, impossible, empty], 64)]
     assert "start_positions" not in found[0][0]
     assert (found[1][0]["start_positions"], found[1][0]["end_positions"]) == (0, 0)
     assert len(found[2]) == 1
@@ -102,8 +116,7 @@ def test_nothing_to_find(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_a_batch_is_what_the_tokenizer_pads_and_p_mask(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.model_max_length = 512
-    rows = [rows[0] for rows, _ in windows(tokenizer, [question("a cat", "cat"), question(CONTEXT, "old")])]
+    rows = [rows[0] for rows, _ in windows(tokenizer, [question("a cat", "cat"), question(CONTEXT, "old")], WINDOW)]
     batch = WindowCollator(tokenizer)(rows)
     padded = tokenizer(["where was the cat?"] * 2, ["a cat", CONTEXT], padding=True, return_tensors="pt")
     for name, values in padded.items():
@@ -144,3 +157,15 @@ def test_where_answers_stand_is_read_in_every_form() -> None:
     ):
         with pytest.raises(UserError, match=message):
             answers_of(context, value, start)
+
+
+def test_windows_are_those_of_the_paper_unless_asked_for_others(
+    bert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Span, "longest_row", 16)
+    task = Span([question(CONTEXT, "old")], [question(CONTEXT, "cat")])
+    for max_length, length in ((0, 16), (24, 24)):
+        lesson = Lesson.read(task, bert, Recipe(max_length=max_length, device="cpu"))
+        assert max(len(row["input_ids"]) for row in lesson.train.rows) == length
+        lesson.announce()
+        assert f"with a shortened question, in windows of {length} tokens" in capsys.readouterr().out

@@ -46,11 +46,16 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 
 
 def one_answer(lines: Iterable[Mapping[str, Any]]) -> str:
-    """What is wrong if all predictions are the same while labels are not; else an empty string."""
-    labels, predictions = set(), set()
+    """What is wrong if all predictions are the same while labels are not; else an empty string. Tags count singly."""
+    labels: set[str] = set()
+    predictions: set[str] = set()
+    unit = "text"
     for line in lines:
-        labels.add(json.dumps(line.get("label")))
-        predictions.add(json.dumps(line["prediction"]))
+        label, prediction = [line.get("label")], [line["prediction"]]
+        if "tokens" in line:
+            label, prediction, unit = line.get("label", []), line["prediction"], "word"
+        labels.update(map(json.dumps, label))
+        predictions.update(map(json.dumps, prediction))
     if len(predictions) == 1 and len(labels) > 1:
-        return f"every text got the answer {predictions.pop()}"
+        return f"every {unit} got the answer {predictions.pop()}"
     return ""

@@ -107,6 +107,7 @@ def hashed(plan: Plan) -> Plan:
     """The plan with the digest of every run: options, contents of the files and folders that they name, releases.
 
     A path is known by what lies there, so that a sweep may be moved; a model folder by its files but for its card.
+    Raises UserError for paths of one option that hold the same: their runs would be one.
     """
     versions = {"metro_megatron": __version__, **{name: version(name) for name in PACKAGES}}
     sha256 = cache(_sha256)
@@ -114,6 +115,20 @@ def hashed(plan: Plan) -> Plan:
     def content(name: str, value: Any) -> Any:
         is_there = name in PATHS and value and Path(value).exists()
         return {"sha256": sha256(Path(value).resolve())} if is_there else value
+
+    problems = []
+    for name in PATHS:
+        same: dict[str, list[str]] = {}
+        for value in dict.fromkeys(run.values.get(name) for run in plan.runs):
+            if isinstance(found := content(name, value), dict):
+                same.setdefault(found["sha256"], []).append(str(value))
+        problems += [
+            f"--{name} {' '.join(values)}: these hold the same; give one of them"
+            for values in same.values()
+            if len(values) > 1
+        ]
+    if problems:
+        raise UserError(problems)
 
     def digest(run: Run) -> str:
         values = {name: content(name, value) for name, value in run.values.items()}

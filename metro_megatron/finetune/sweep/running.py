@@ -60,19 +60,29 @@ class Runner:
         for slot in self.slots:
             free.put(slot)
         with ThreadPoolExecutor(len(self.slots)) as pool:
+            futures = [pool.submit(self._in_a_slot, run, free) for run in runs if run.name not in found]
             try:
-                left = (run for run in runs if run.name not in found)
-                for future in as_completed([pool.submit(self._in_a_slot, run, free) for run in left]):
+                for future in as_completed(futures):
                     keep(future.result())
-            except BaseException as error:
+            except UserError:
+                pool.shutdown(wait=True, cancel_futures=True)
+                ended = [future.result() for future in futures if not future.cancelled() and not future.exception()]
+                for outcome in ended:
+                    if outcome.run.name not in found:
+                        keep(outcome)
+                raise
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                if not isinstance(error, UserError):
-                    self._terminate()
+                self._terminate()
                 raise
         return [found[run.name] for run in runs]
 
     def is_finished(self, run: Run) -> bool:
         return (self.folder / run.name / METRICS).is_file()
+
+    def has_model(self, run: Run) -> bool:
+        """Whether a finished run's model was kept."""
+        return (self.folder / run.name / MODEL).is_dir()
 
     def _in_a_slot(self, run: Run, free: queue.SimpleQueue[Mapping[str, str]]) -> Outcome:
         slot = free.get()

@@ -16,6 +16,7 @@ from metro_megatron.finetune.examples import (
     ID,
     LabelledTexts,
     class_label,
+    is_printed_list,
     labelled_texts,
     mixed_kinds,
     read_labelled_texts,
@@ -134,6 +135,8 @@ def _label_field(value: Any) -> str | Labels:
     if value is None:
         raise UserError("has no labels; write an empty list or field where a text has none")
     if isinstance(value, str):
+        if is_printed_list(value):
+            raise UserError(f"labels is {value!r}, a printed list; write names with ; between them, or JSONL")
         return value
     return tuple(map(class_label, value if isinstance(value, list | tuple) else [value]))
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ class Choice:
     text: str
     choices: tuple[str, ...]
     label: int | None
-    id: Any = None
+    id: Any = field(default=None, compare=False)
 
     @property
     def is_labelled(self) -> bool:

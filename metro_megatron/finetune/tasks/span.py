@@ -15,7 +15,7 @@ from metro_megatron.finetune.examples import ID, text_of
 from metro_megatron.finetune.questions import Question, answers_of
 from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, parts
-from metro_megatron.finetune.windows import WindowCollator, best_span, windows
+from metro_megatron.finetune.windows import WINDOW, WindowCollator, best_span, windows
 
 _NOTHING = ("", -1e9)
 """What is found, and its score, where a context has no token."""
@@ -28,6 +28,8 @@ class Span(Task[list[Question]]):
     unit = "questions"
     makes = "reader"
     head = "question_answering"
+    cut = "with a shortened question, in windows of {length} tokens"
+    longest_row = WINDOW
     usage = 'transformers.AutoModelForQuestionAnswering.from_pretrained("{output}", trust_remote_code=True)'
 
     @property
@@ -68,9 +70,9 @@ class Span(Task[list[Question]]):
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, examples: list[Question]) -> Encoded:
         """A row for every window of every context. Questions that are too long are cut, and counted."""
-        rows, num_cut = [], 0
+        rows, num_cut, length = [], 0, tokenizer.model_max_length
         for part in parts(len(examples)):
-            for number, (found, is_cut) in enumerate(windows(tokenizer, examples[part]), start=part.start):
+            for number, (found, is_cut) in enumerate(windows(tokenizer, examples[part], length), start=part.start):
                 rows += [{**row, "question": number} for row in found]
                 num_cut += is_cut
         return Encoded(rows, num_cut)

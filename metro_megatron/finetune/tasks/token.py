@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerFast
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.examples import ID, class_label, one_column
+from metro_megatron.finetune.examples import ID, class_label, is_printed_list, one_column
 from metro_megatron.finetune.metrics import are_chunk_tags, chunk_scores, classification_scores
 from metro_megatron.finetune.names import id2label, look_alikes, ordered_names, unseen_names
 from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
@@ -29,7 +29,7 @@ class TaggedWords:
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
-    id: Any = None
+    id: Any = field(default=None, compare=False)
 
 
 class Token(Task[list[TaggedWords]]):
@@ -166,6 +166,8 @@ class Token(Task[list[TaggedWords]]):
 def items(row: dict[str, Any], name: str) -> tuple[Any, ...]:
     """The items of a list, or of a field with white space between them. Raises UserError."""
     value = row.get(name)
+    if isinstance(value, str) and is_printed_list(value):
+        raise UserError(f"{name} is {value!r}, a printed list; write words with spaces between them, or JSONL")
     found = value.split() if isinstance(value, str) else value
     if not isinstance(found, list | tuple) or not found:
         raise UserError(f"{name} is {value!r}, must be a list, or words with spaces between them")

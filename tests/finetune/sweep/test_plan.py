@@ -1,5 +1,6 @@
 """What a sweep asks for, and what makes another run of a run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from metro_megatron.cli.options import options_of
 from metro_megatron.commands import finetune
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.sweep.plan import PATHS, read_plan
+from metro_megatron.finetune.sweep.plan import PATHS, hashed, read_plan
 from tests.finetune.sweep.test_running import plan_of
 
 
@@ -38,6 +39,23 @@ def test_a_digest_follows_contents_and_options_not_places(tmp_path: Path) -> Non
     digests.add(plan_of(tmp_path / "b", "--seed", "1").runs[0].digest)
     assert len(digests) == 4
     assert set(PATHS) <= {option.leaf for option in options_of(finetune.Options)}
+
+
+def test_paths_that_hold_the_same_are_refused(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "--seed", "1")
+    copies = tmp_path / "copy", tmp_path / "copy.csv"
+    shutil.copytree(tmp_path / "model", copies[0])
+    (copies[0] / "README.md").write_text("another card")
+    shutil.copy(tmp_path / "train.csv", copies[1])
+    given = plan.runs[0].given
+    tokens = [word for name in ("task", "validation_file") for word in (f"--{name}", given[name])]
+    tokens += ["--model", given["model"], str(copies[0]), "--train_file", given["train_file"], str(copies[1])]
+    with pytest.raises(UserError) as caught:
+        hashed(read_plan(tokens, finetune.Options))
+    assert caught.value.problems == [
+        f"--model {given['model']} {copies[0]}: these hold the same; give one of them",
+        f"--train_file {given['train_file']} {copies[1]}: these hold the same; give one of them",
+    ]
 
 
 def test_mistakes_are_named_together() -> None:

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from metro_megatron.cli.command_line import call_with_options, exit_code
 from metro_megatron.commands import finetune
+from metro_megatron.commands import sweep as sweep_command
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.sweep.outcome import Outcome
+from metro_megatron.finetune.sweep.outcome import Outcome, one_answer
 from metro_megatron.finetune.sweep.plan import Plan, hashed, read_plan
 from metro_megatron.finetune.sweep.points import picked, points
 from metro_megatron.finetune.sweep.running import Runner, slots
@@ -124,10 +127,43 @@ def test_a_run_that_ended_early_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_options_ends_the_sweep(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, "--learning_rate", "5", "1", "--seed", "1", "2", "3")
+    plan = plan_of(tmp_path, "--learning_rate", "4", "1", "5", "2", "--seed", "1", "3")
+    heard: list[Outcome] = []
     with pytest.raises(UserError, match=r"log.txt: error: --train_file: no such file"):
-        sweep(tmp_path, plan, workers=1)
-    assert len(calls(tmp_path)) < 6
+        Runner(tmp_path / "out" / "runs", [SLOT], False, FAKE).outcomes(plan.runs, heard.append)
+    # What has ended is heard of, though the sweep fails.
+    assert len(calls(tmp_path)) < 8
+    assert sorted(f"{one.run.values['learning_rate']} {one.run.values['seed']}" for one in heard) == [
+        call for call in calls(tmp_path) if not call.startswith("5.0")
+    ]
+
+
+def test_a_run_that_is_refused_late_leaves_the_results_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("metro_megatron.finetune.sweep.running.Runner", partial(Runner, command=FAKE))
+    monkeypatch.setattr(sweep_command, "refuse_mistakes", lambda plan: None)
+    plan = plan_of(tmp_path, "--seed", "1", "--learning_rate", "1")
+    output = tmp_path / "out"
+    (output / "leaderboard" / "7").mkdir(parents=True)
+    (output / "flops.png").touch()
+    kept = [*plan.runs[0].argv, "--output", str(output), "--keep_models"]
+    argv = list(kept[:-1])
+    argv.insert(argv.index("--learning_rate") + 2, "5")
+    assert exit_code(lambda: call_with_options(sweep_command.main, argv)) == 2
+    assert "--train_file: no such file" in capsys.readouterr().err
+    assert "| learning_rate 1.0 | accuracy | 11.00 |" in (output / "table.md").read_text()
+    # Files of an earlier sweep do not stay.
+    assert not (output / "leaderboard").exists() and not (output / "flops.png").exists()
+    assert exit_code(lambda: call_with_options(sweep_command.main, kept)) == 0
+    assert "note: 1 of the finished runs have kept no model" in capsys.readouterr().out
+
+
+def test_tags_are_answers_of_their_own() -> None:
+    lines = [{"tokens": ["a"] * size, "label": ["O", "B-X"][:size], "prediction": ["O"] * size} for size in (1, 2)]
+    assert one_answer(lines) == 'every word got the answer "O"'
+    lines[0]["prediction"] = ["B-X"]
+    assert one_answer(lines) == ""
 
 
 def test_models_are_kept_where_asked_for(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import yaml
 from metro_megatron.cli.command_line import call_with_options, exit_code
 from metro_megatron.commands import finetune, sweep
 from metro_megatron.hf.card import pretraining_flops
-from tests.finetune.conftest import export_folder, no_network
-from tests.finetune.layouts import write_glue
+from tests.finetune.conftest import bert, export_folder, no_network
+from tests.finetune.layouts import write_glue, write_nli
 
-__all__ = ["export_folder", "no_network"]
+__all__ = ["bert", "export_folder", "no_network"]
 
 
 @pytest.mark.long
@@ -57,9 +57,36 @@ def test_mistakes_come_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert exit_code(lambda: call_with_options(sweep.main, [*argv, "--seed", "1", "2", "--batch_size", "4", "8"])) == 2
     errors = capsys.readouterr().err.splitlines()
-    for error, said in zip(errors, ("m: no such folder", "t: must be named", "v: must be named"), strict=True):
+    for error, said in zip(errors, ("t: must be named", "v: must be named", "m: no such folder"), strict=True):
         assert error.startswith(f"error: {said}")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_runs_would_refuse_comes_before_any_run(
+    export_folder: Path, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [f"--{one}_file={tmp_path / one}.csv" for one in ("train", "validation")]
+    for one in ("train", "validation"):
+        (tmp_path / f"{one}.csv").write_text(f"text,label\n{one} a,x\n{one} b,y\n")
+    argv = ["--model", str(export_folder), str(bert), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    mistaken = [*files, "--task", "classification", "--batching", "packed", "random", "--class_weights", "1", "2", "3"]
+    assert exit_code(lambda: call_with_options(sweep.main, [*argv, *mistaken])) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: class_weights has 3 numbers, but there are 2 classes; give one for each of x, y",
+        "error: batching is packed, but encoders of type 'bert' read one text in a row; use length",
+    ]
+    write_glue(tmp_path / "data")
+    write_nli(tmp_path / "data")
+    together = ["--task", "mnli_plus", "--data", str(tmp_path / "data"), "--keep_best", "true"]
+    assert exit_code(lambda: call_with_options(sweep.main, [*argv, *together])) == 2
+    assert "keep_best and patience are for one task" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_from_scratch_have_no_pretraining(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\npretraining: {flops: 2.5e+18}\n---\n")
+    row = {"model": str(tmp_path), "from_scratch": False}
+    assert sweep._flops(row) == 2.5e18 and sweep._flops({**row, "from_scratch": True}) is None
 
 
 @pytest.mark.parametrize("header", ["", "---\npretraining: [\n---\n", "---\n- a\n---\n", "--- a\n"])
