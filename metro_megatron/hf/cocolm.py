@@ -161,9 +161,9 @@ def _sizes(state: Mapping[str, Tensor], encoder: str, options: Mapping[str, Any]
 def _vocabulary(path: Path) -> list[str]:
     """Token of every row: specials, the lines of dict.txt ("token count"), and the mask."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable ({error}); put COCO-LM's dictionary beside the checkpoint") from error
-    words = [line.rstrip().rsplit(" ", 1)[0] for line in lines]
+    words = [line.rstrip("\r").rsplit(" ", 1)[0] for line in lines if line]  # a token may be another line end
     named = [*list(SPECIALS)[:-1], *words, list(SPECIALS)[-1]]
     return list(dict.fromkeys(SPECIALS.get(word, word) for word in named))
