@@ -44,8 +44,8 @@ SHARED_EMBEDDINGS = {
 
 
 def readable(x: Tensor) -> bool:
-    """Whether x has numbers that a check may look at: none on the meta device, in fake tensors, while compiling."""
-    return not (x.is_meta or is_fake(x) or torch.compiler.is_compiling())
+    """Whether x has numbers that a check may look at: none while compiling, on the meta device, in fake tensors."""
+    return not (torch.compiler.is_compiling() or x.is_meta or is_fake(x))
 
 
 def encoder_sizes(config: MetroConfig, is_auxiliary: bool) -> EncoderSizes:

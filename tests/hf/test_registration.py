@@ -78,12 +78,11 @@ def test_nothing_that_imports_go_through_loses_the_classes() -> None:
 import importlib.util, sys, threading
 import metro_megatron
 
-CONFIG, MODELS, LAYERS = (
-    f"transformers.{name}" for name in ("models.auto.configuration_auto", "models.auto.modeling_auto", "modeling_layers")
-)
+CONFIG, MODELS = (f"transformers.models.auto.{name}_auto" for name in ("configuration", "modeling"))
+LAYERS = "transformers.modeling_layers"
 
 def known():
-    config = sys.modules[CONFIG].AutoConfig.for_model("metro")
+    assert sys.modules[CONFIG].AutoConfig.for_model("metro").model_type == "metro"
     return [kind.__name__ for kind in sys.modules[MODELS].AutoModel._model_mapping._extra_content.values()]
 
 finders = [*sys.meta_path]
