@@ -78,10 +78,10 @@ class MetroPreTrainedModel(PreTrainedModel):
             )
         super().__init__(config)
 
-    def encode_main(self, *inputs: Tensor | None, **kwargs: Any) -> BaseModelOutput:
-        """What self.metro makes of a head's inputs; never a tuple: config.return_dict is of what the head returns."""
-        found: BaseModelOutput = self.metro(*inputs, **kwargs, return_dict=True)
-        return found
+    def encode_main(self, *inputs: Tensor | None, **kwargs: Any) -> Any:
+        """The BaseModelOutput of a head's inputs; no tuple, as config.return_dict is of what the head returns."""
+        main: Any = self.metro
+        return main(*inputs, **kwargs, return_dict=True)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -405,7 +405,7 @@ class MetroForPreTraining(MetroPreTrainedModel):
         is_masked = input_ids == self.config.mask_token_id if labels is None else labels != IGNORED
         check_labels(labels, self.config.vocab_size, "vocab_size")
         rows = {"attention_mask": attention_mask, "position_ids": position_ids}
-        logits: dict[str, Tensor] = {}
+        logits: dict[str, Any] = {}
         if self.config.num_auxiliary_layers:
             logits["mlm_logits"] = self.auxiliary_head(self.encode_auxiliary(input_ids, **rows))
         if noised_input_ids is None and "mlm_logits" in logits:
