@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,9 +45,13 @@ def main(options: Options) -> None:
     logging.disable_progress_bar()
     iteration, target = find_iteration(Path(options.load)), Path(options.output)
     config = stored_config(iteration)
-    write, folders = write_hf_folder, [target]
+    objective = config.objective
+    write: Callable[..., None] = partial(
+        write_hf_folder, rtd_weight=objective.rtd_weight, clm_weight=objective.clm_weight
+    )
+    folders = [target]
     if options.format == "electra":
-        roles = electra_roles(exported_model(config), config.objective.main)
+        roles = electra_roles(exported_model(config), objective.main)
         write, folders = write_electra_folders, [target / role for role in roles]
     else:
         refuse_foreign(target, EXPORTED_FILES)
@@ -65,9 +69,9 @@ def main(options: Options) -> None:
         find_tokenizer(iteration),
         training_facts(iteration, config),
         lambda folder: compare_with_trainer(folder, iteration, config, options.format),
-        config.objective.main,
+        objective.main,
     )
-    print(_made(folders, options.format, config.objective.main))
+    print(_made(folders, options.format, objective.main))
 
 
 def _made(folders: list[Path], form: str, objectives: Sequence[str]) -> str:

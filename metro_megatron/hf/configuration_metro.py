@@ -160,6 +160,8 @@ class MetroConfig(PretrainedConfig):
         # repository that it came from.
         given = {name: target.rpartition("--")[2] for name, target in kwargs.pop("auto_map", {}).items()}
         kwargs["auto_map"] = self._auto_map() | given
+        # Never None: where an Auto class stands for two of ours, transformers goes through them.
+        kwargs["architectures"] = kwargs.get("architectures") or []
         kwargs["bos_token_id"] = bos_token_id
         kwargs["pad_token_id"] = pad_token_id
         kwargs["eos_token_id"] = eos_token_id

@@ -25,6 +25,7 @@ from metro_megatron.hf.export import refuse_other_tokenizer, write_tokenizer
 from metro_megatron.hf.pretrained import Pretrained
 from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors, write_weights
 from metro_megatron.hf.weights import METRO, all_ties, hf_tensors
+from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Role = Literal["generator", "discriminator"]
@@ -55,12 +56,15 @@ LAYER = {
 }
 """Inside electra.encoder.layer.N and {encoder}.encoder.layer.N."""
 TYPES = "electra.embeddings.token_type_embeddings.weight"
+FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md", *TOKENIZER_FILES)
+"""Patterns of all that a folder of one of the pair holds."""
 SEGMENTS = 2
 """Rows of their embedding."""
 BUFFERS = ("electra.embeddings.position_ids", "electra.embeddings.token_type_ids")
 """Constants that older files hold."""
 POSITIONS = ".embeddings.position_embeddings.weight"
 OPPOSITE = ("rtd_head.weight", "rtd_head.bias")
+TITLE = "# ELECTRA {role}"
 CARD = """---
 library_name: transformers
 tags:
@@ -68,7 +72,7 @@ tags:
 - pretraining
 ---
 
-# ELECTRA {role}
+{title}
 
 Pretrained as one of a pair, on texts of one segment: both rows of its segment embedding are 0. `{name}` loads the
 weights and the head; no other code is needed.
@@ -160,7 +164,7 @@ def write_electra_folders(
     Of main's heads only that of replaced token detection goes along. As `write_hf_folder`; raises UserError naming all
     that makes the run no ELECTRA, too.
     """
-    refuse_foreign(output, tuple(CLASSES))
+    refuse_other_folders(output)
     roles = electra_roles(model_config, objectives)
     refuse_other_tokenizer(tokenizer_folder, model_config)
     exported = hf_tensors(tensors, model_config, objectives)
@@ -174,10 +178,25 @@ def write_electra_folders(
         facts = {**card, **(verify(folder) if verify else {})}
         for role in roles:
             (folder / role / "README.md").write_text(_card(role, facts), encoding="utf-8")
+        refuse_other_folders(output)  # again, as `whole_folder` does, which knows names alone
+
+
+def refuse_other_folders(output: Path) -> None:
+    """Raise UserError if output holds anything but what `write_electra_folders` wrote: other pairs have its names."""
+    refuse_foreign(output, tuple(CLASSES))
+    for role in CLASSES:
+        folder, card = output / role, output / role / "README.md"
+        refuse_foreign(folder, FILES)
+        title = TITLE.format(role=role)
+        is_ours = card.is_file() and title in card.read_text(encoding="utf-8", errors="replace").splitlines()
+        if folder.exists() and not is_ours:
+            raise UserError(
+                f"{folder} is not by this tool, whose README.md has the line {title!r}; choose another folder"
+            )
 
 
 def _card(role: Role, facts: Mapping[str, object]) -> str:
-    return CARD.format(role=role, name=CLASSES[role].__name__, facts=fact_tables(facts))
+    return CARD.format(title=TITLE.format(role=role), name=CLASSES[role].__name__, facts=fact_tables(facts))
 
 
 def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:

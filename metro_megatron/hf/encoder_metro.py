@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
@@ -40,6 +41,11 @@ SHARED_EMBEDDINGS = {
     "token_position_norm": ("word_embeddings", "position_embeddings", "norm"),
 }
 """Parts of the main encoder's embeddings that are the auxiliary encoder's, too."""
+
+
+def readable(x: Tensor) -> bool:
+    """Whether x has numbers that a check may look at: none while compiling, on the meta device, in fake tensors."""
+    return not (torch.compiler.is_compiling() or x.is_meta or is_fake(x))
 
 
 def encoder_sizes(config: MetroConfig, is_auxiliary: bool) -> EncoderSizes:
@@ -222,11 +228,13 @@ def _masked(bias: Tensor, attention_mask: Tensor | None, position_ids: Tensor | 
     """
     unseen = torch.finfo(bias.dtype).min / 2
     seen = None
+    if attention_mask is not None and attention_mask.dim() == 3:
+        attention_mask = attention_mask[:, None]
     if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.is_floating_point():
         return bias + attention_mask.to(bias.dtype).clamp(min=unseen)
     if attention_mask is not None:
         seen = attention_mask.bool()
-        seen = seen[:, None, None, :] if seen.dim() == 2 else seen[:, None] if seen.dim() == 3 else seen
+        seen = seen[:, None, None, :] if seen.dim() == 2 else seen
     if position_ids is not None and (attention_mask is None or attention_mask.dim() == 2):
         sample = (position_ids == 0).cumsum(dim=-1)
         same = (sample[:, :, None] == sample[:, None, :])[:, None]
@@ -275,7 +283,7 @@ def _check(max_length: int, rows: torch.Size, attention_mask: Tensor | None, pos
         return
     if position_ids.dim() != 2 or position_ids.size(1) != length:
         raise ValueError(f"position_ids are {tuple(position_ids.shape)}, must be {tuple(rows)} or {(1, length)}")
-    if not torch.compiler.is_compiling() and position_ids.numel():
+    if readable(position_ids) and position_ids.numel():
         lowest, highest = int(position_ids.min()), int(position_ids.max())
         if lowest < 0 or highest >= max_length:
             raise ValueError(

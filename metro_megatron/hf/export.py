@@ -50,8 +50,13 @@ WITHOUT_COUNTERPART = ("auxiliary_dropout",)
 """Fields of ModelConfig that say nothing of an exported model, whose auxiliary has no dropout."""
 
 
-def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO) -> MetroConfig:
-    """The transformers configuration of a model configuration whose main encoder learns objectives."""
+def metro_config(
+    model_config: ModelConfig, objectives: Collection[str] = METRO, rtd_weight: float = 50.0, clm_weight: float = 1.0
+) -> MetroConfig:
+    """The transformers configuration of a model configuration whose main encoder learns objectives.
+
+    The weights are those of `ObjectiveConfig`.
+    """
     return MetroConfig(
         **{theirs: getattr(model_config, ours) for ours, theirs in _both_names()},
         bos_token_id=BOS_ID,
@@ -59,6 +64,8 @@ def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO)
         eos_token_id=EOS_ID,
         mask_token_id=MASK_ID,
         objectives=list(objectives),
+        rtd_weight=rtd_weight,
+        clm_weight=clm_weight,
     )
 
 
@@ -91,19 +98,21 @@ def write_hf_folder(
     card: Mapping[str, object],
     verify: Callable[[Path], Mapping[str, object]] | None = None,
     objectives: Collection[str] = METRO,
+    **loss_weights: float,
 ) -> None:
     """Write a folder that transformers' Auto classes load: weights, code, tokenizer, model card with facts.
 
     It appears as `output` when all is written and `verify` has accepted it (by not raising); the facts that verify
-    returns join the card. An earlier export at `output` is replaced. Raises UserError if output holds anything
-    else, or tensors or tokenizer do not fit the configuration; nothing is written then.
+    returns join the card. loss_weights are those of `metro_config`. An earlier export at `output` is replaced. Raises
+    UserError if output holds anything else, or tensors or tokenizer do not fit the configuration; nothing is written
+    then.
     """
     refuse_foreign(output, EXPORTED_FILES)
     refuse_other_tokenizer(tokenizer_folder, model_config)
     exported = hf_tensors(tensors, model_config, objectives)
     with whole_folder(output, EXPORTED_FILES) as folder:
         with torch.device("meta"):
-            model = MetroForPreTraining(metro_config(model_config, objectives))
+            model = MetroForPreTraining(metro_config(model_config, objectives, **loss_weights))
         model.save_pretrained(folder, state_dict={})  # all but weights
         write_weights(folder, exported, model)
         finish_folder(folder)

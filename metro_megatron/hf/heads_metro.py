@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .configuration_metro import MetroConfig
-from .encoder_metro import SHARED_EMBEDDINGS, encoder_sizes
+from .encoder_metro import SHARED_EMBEDDINGS, encoder_sizes, readable
 
 IGNORED = -100
 """Label of positions that have none."""
@@ -159,7 +159,7 @@ def check_labels(labels: Tensor | None, limit: int, what: str) -> None:
     The loss of torch says that an index is out of bounds, and on a GPU ends the process. It says itself that floats are
     no classes.
     """
-    if labels is None or labels.is_floating_point() or torch.compiler.is_compiling():
+    if labels is None or labels.is_floating_point() or not readable(labels):
         return
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= limit))]
     if wrong.numel():

@@ -28,7 +28,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_metro import MetroConfig
-from .encoder_metro import SHARED_EMBEDDINGS, MetroAuxiliaryEncoder, MetroEmbeddings, MetroEncoder, encode
+from .encoder_metro import SHARED_EMBEDDINGS, MetroAuxiliaryEncoder, MetroEmbeddings, MetroEncoder, encode, readable
 from .heads_metro import (
     IGNORED,
     LANGUAGE_MODELS,
@@ -77,6 +77,11 @@ class MetroPreTrainedModel(PreTrainedModel):
                 "decoders at random; pip install 'transformers>=5'"
             )
         super().__init__(config)
+
+    def encode_main(self, *inputs: Tensor | None, **kwargs: Any) -> Any:
+        """The BaseModelOutput of a head's inputs; no tuple, as config.return_dict is of what the head returns."""
+        main: Any = self.metro
+        return main(*inputs, **kwargs, return_dict=True)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -189,12 +194,12 @@ class MetroForMaskedLM(MetroPreTrainedModel):
         """Logits [B, S, V]; loss: mean over labels [B, S] other than -100. Warns of <mask> where main never saw it."""
         if self.head_name == "clm_head":
             self._warn_of_masks(input_ids)
-        outputs = self.metro(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.encode_main(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.head(outputs.last_hidden_state)
         return _language_model_output(self, logits, labels, outputs, kwargs)
 
     def _warn_of_masks(self, input_ids: Tensor | None) -> None:
-        if input_ids is None or torch.compiler.is_compiling():
+        if input_ids is None or not readable(input_ids):
             return
         if bool((input_ids == self.config.mask_token_id).any()):
             auxiliary = "MetroForAuxiliaryMaskedLM of the same module loads the auxiliary encoder, which fills it"
@@ -303,7 +308,7 @@ class MetroForReplacedTokenDetection(MetroPreTrainedModel):
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Logits [B, S]; loss: mean over labels [B, S] (1 original, 0 replaced) other than -100 and not in padding."""
-        outputs = self.metro(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.encode_main(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.rtd_head(outputs.last_hidden_state).squeeze(-1)
         check_labels(labels, 2, "the number of labels")
         return TokenClassifierOutput(
@@ -329,8 +334,8 @@ def detection_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor | None
 @dataclass
 class MetroForPreTrainingOutput(ModelOutput):
     """mlm_logits, clm_logits, cloze_logits [B, S, V]; rtd_logits, noised_input_ids [B, S]; main's last hidden state
-    [B, S, H]; a loss where there are labels. None where there is no such head; mlm_logits are the auxiliary's, or
-    main's if it learned "mlm"."""
+    [B, S, H], and its hidden states and attentions if asked for; a loss where there are labels. None where there is no
+    such head; mlm_logits are the auxiliary's, or main's if it learned "mlm"."""
 
     loss: Tensor | None = None
     mlm_logits: Tensor | None = None
@@ -339,6 +344,8 @@ class MetroForPreTrainingOutput(ModelOutput):
     cloze_logits: Tensor | None = None
     noised_input_ids: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class MetroForPreTraining(MetroPreTrainedModel):
@@ -375,11 +382,14 @@ class MetroForPreTraining(MetroPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        noised_input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        *,
+        noised_input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MetroForPreTrainingOutput:
         """All logits for masked input_ids [B, S] (the auxiliary's input) and noised_input_ids [B, S] (main's).
@@ -387,12 +397,15 @@ class MetroForPreTraining(MetroPreTrainedModel):
         Without noised_input_ids, every masked token is replaced by a sample from the auxiliary model (torch's
         generator); if there is no auxiliary, main reads input_ids as they are. Masked are <mask>, or, if they are
         given, labels [B, S] other than -100: the originals. With labels there is METRO's loss (eq. 9), of weights
-        rtd_weight and clm_weight of the configuration. Raises ValueError if it learned what needs more than that.
+        rtd_weight and clm_weight of the configuration. Raises ValueError if it learned what needs more than that, and
+        for inputs_embeds: masks and replacements are of ids.
         """
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("give input_ids, not inputs_embeds: the pair replaces ids; MetroModel takes either")
         is_masked = input_ids == self.config.mask_token_id if labels is None else labels != IGNORED
         check_labels(labels, self.config.vocab_size, "vocab_size")
         rows = {"attention_mask": attention_mask, "position_ids": position_ids}
-        logits: dict[str, Tensor] = {}
+        logits: dict[str, Any] = {}
         if self.config.num_auxiliary_layers:
             logits["mlm_logits"] = self.auxiliary_head(self.encode_auxiliary(input_ids, **rows))
         if noised_input_ids is None and "mlm_logits" in logits:
@@ -400,11 +413,12 @@ class MetroForPreTraining(MetroPreTrainedModel):
             noised_input_ids = input_ids.masked_scatter(is_masked, samples)
         elif noised_input_ids is None:
             noised_input_ids = input_ids
-        hidden = self.metro(noised_input_ids, **rows).last_hidden_state
+        outputs = self.encode_main(noised_input_ids, **rows, **_outputs(kwargs))
+        hidden = outputs.last_hidden_state
         for objective in self.heads:
             said = self.get_submodule(f"{objective}_head")(hidden)
             logits[f"{objective}_logits"] = said.squeeze(-1) if objective == "rtd" else said
-        found = MetroForPreTrainingOutput(**logits, noised_input_ids=noised_input_ids, last_hidden_state=hidden)
+        found = MetroForPreTrainingOutput(**logits, noised_input_ids=noised_input_ids, **outputs)
         if labels is not None:
             found.loss = self._loss(found, torch.where(is_masked, labels, input_ids), is_masked, attention_mask)
         return found
@@ -469,7 +483,7 @@ class MetroForSequenceClassification(MetroPreTrainedModel):
 
         C is 1: regression; integers [B]: one label; floats [B, C]: labels that are each true or not.
         """
-        outputs = self.metro(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.encode_main(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(first_states(outputs.last_hidden_state, attention_mask))
         loss = None
         if labels is not None:
@@ -512,7 +526,7 @@ class MetroForTokenClassification(MetroPreTrainedModel):
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Logits [B, S, C]; loss: mean over labels [B, S] other than -100."""
-        outputs = self.metro(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.encode_main(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
@@ -549,7 +563,7 @@ class MetroForMultipleChoice(MetroPreTrainedModel):
         given = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         num_choices = next(x.size(1) for x in (input_ids, inputs_embeds) if x is not None)
         flat = [None if x is None else x.flatten(0, 1) for x in given]
-        outputs = self.metro(*flat, **kwargs)
+        outputs = self.encode_main(*flat, **kwargs)
         logits = self.classifier(first_states(outputs.last_hidden_state, flat[1])).view(-1, num_choices)
         check_labels(labels, num_choices, "the number of choices")
         return MultipleChoiceModelOutput(
@@ -591,7 +605,7 @@ class MetroForQuestionAnswering(MetroPreTrainedModel):
         With p_mask [B, S] (XLNet's), padding and where it is 1 (question, specials) get the lowest finite logit, <s>
         never does; answers there are ignored, too.
         """
-        outputs = self.metro(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.encode_main(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         start, end = (side.squeeze(-1).contiguous() for side in logits.split(1, dim=-1))
         if p_mask is not None:

@@ -66,8 +66,13 @@ def open_exported(folder: Path) -> Pretrained:
     model_config = model_config_of(config)
     return Pretrained(
         folder,
-        stored_tensors(folder),
+        LazyTensors({_name_in_pair(name): make for name, make in stored_tensors(folder).makers.items()}),
         architecture(model_config, config.objectives),
         folder,
         aliases=all_ties(model_config, config.objectives),
     )
+
+
+def _name_in_pair(name: str) -> str:
+    """`MetroModel` saves the main encoder without the prefix that it has inside of other classes."""
+    return f"metro.{name}" if name.startswith(("embeddings.", "encoder.")) else name

@@ -6,13 +6,11 @@ when those have been loaded, or at once where they have been already.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
@@ -23,61 +21,71 @@ OUR_MODELS = "metro_megatron.hf.modeling_metro"
 
 
 class WhenLoaded(MetaPathFinder):
-    """Calls a function once, when a module has been loaded. It finds no module itself."""
+    """Calls a function whenever its module has been executed: the first time, again after a failure, by a reload.
 
-    def __init__(self, name: str, call: Callable[[], object]):
-        self.name, self.call = name, call
+    It stays among the finders, and to be asked for a module, without loading it, changes nothing.
+    """
+
+    def __init__(self, calls: Mapping[str, Callable[[], object]]):
+        self.calls = calls
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self.name:
+        if name not in self.calls:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return spec
-        load = spec.loader.exec_module
+        execute, call = spec.loader.exec_module, self.calls[name]
 
-        def load_and_call(module: ModuleType) -> None:
-            load(module)
-            self.call()
+        def execute_and_call(module: ModuleType) -> None:
+            execute(module)
+            call()
 
-        spec.loader.exec_module = load_and_call  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
         return spec
 
 
-def when_loaded(name: str, call: Callable[[], object]) -> None:
-    """Call it now if the module is there, or else when it is loaded, if it ever is."""
-    if name in sys.modules:
-        call()
-    else:
-        sys.meta_path.insert(0, WhenLoaded(name, call))
-
-
 def register() -> None:
-    """Each module loads the next one, and ours, the last, are registered; it does not matter which is asked for first.
-
-    LAYERS stands between because our classes need it and it needs AUTO_MODELS.
-    """
-    when_loaded(AUTO_CONFIG, partial(import_module, OUR_CONFIG))
-    when_loaded(OUR_CONFIG, _register_config)
-    when_loaded(AUTO_MODELS, partial(import_module, LAYERS))
-    when_loaded(LAYERS, partial(import_module, OUR_MODELS))
-    when_loaded(OUR_MODELS, _register_models)
+    """Now, of the modules that are loaded, and whenever one of the others is; it does not matter which comes first."""
+    if any(isinstance(finder, WhenLoaded) for finder in sys.meta_path):
+        return
+    calls = {
+        AUTO_CONFIG: _register_config,
+        OUR_CONFIG: _register_config,
+        AUTO_MODELS: _register_models,
+        LAYERS: _register_models,
+        OUR_MODELS: _register_models,
+    }
+    sys.meta_path.insert(0, WhenLoaded(calls))
+    for name in calls:
+        if name in sys.modules:
+            calls[name]()
 
 
 def _register_config() -> None:
-    config = import_module(OUR_CONFIG).MetroConfig
-    import_module(AUTO_CONFIG).AutoConfig.register(config.model_type, config, exist_ok=True)
+    """Where ours is still being loaded, it loads theirs, and this is called again behind it."""
+    config = getattr(import_module(OUR_CONFIG), "MetroConfig", None)
+    if config is not None:
+        import_module(AUTO_CONFIG).AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_models() -> None:
-    """Where an Auto class stands for two of ours, config.json's architectures say which one was saved."""
+    """Each module loads the next one, AUTO_MODELS, LAYERS and ours, unless it is just being loaded: then this is called
+    again behind it. LAYERS stands between because our classes need it and it needs AUTO_MODELS.
+
+    Where an Auto class stands for two of ours, config.json's architectures say which one was saved.
+    """
+    if not hasattr(import_module(LAYERS), "GradientCheckpointingLayer"):
+        return
+    names = import_module(OUR_CONFIG).MODELS
     ours, auto_models = import_module(OUR_MODELS), import_module(AUTO_MODELS)
+    if not all(hasattr(ours, name) for name in names.values()):
+        return
     also = {
         "AutoModelForMaskedLM": ours.MetroForAuxiliaryMaskedLM,
         "AutoModelForPreTraining": ours.MetroForReplacedTokenDetection,
     }
-    for auto_name, name in import_module(OUR_CONFIG).MODELS.items():
+    for auto_name, name in names.items():
         if hasattr(auto_models, auto_name):
             model = getattr(ours, name)
             models = (model, also[auto_name]) if auto_name in also else model

@@ -26,7 +26,7 @@ from metro_megatron.hf.export import exported_model, exported_tensors
 from metro_megatron.hf.pretrained import Pretrained, architecture, open_exported
 from metro_megatron.hf.stored import LazyTensors, read_json
 from metro_megatron.hf.token_ids import other_ids, tokens_of
-from metro_megatron.hf.weights import DECODERS, VOCABULARY, TrainerTensors, hf_tensors
+from metro_megatron.hf.weights import DECODERS, VOCABULARY, TrainerTensors, all_ties, hf_tensors
 
 KINDS: dict[str, Callable[[Path], Pretrained]] = {MetroConfig.model_type: open_exported, "electra": open_electra}
 """How a folder with a config.json is opened, by its model_type."""
@@ -52,7 +52,13 @@ def _open_checkpoint(iteration: Path) -> Pretrained:
     config, stored = stored_config(iteration), StoredModel.open(iteration)
     objectives, model_config = config.objective.main, exported_model(config)
     tensors = hf_tensors(exported_tensors(stored.readers, config), model_config, objectives)
-    return Pretrained(iteration, tensors, architecture(model_config, objectives), find_tokenizer(iteration))
+    return Pretrained(
+        iteration,
+        tensors,
+        architecture(model_config, objectives),
+        find_tokenizer(iteration),
+        aliases=all_ties(model_config, objectives),
+    )
 
 
 @dataclass(frozen=True)

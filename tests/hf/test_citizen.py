@@ -1,14 +1,18 @@
 """`make citizen`: checks that need transformers alone pass on a small folder, and see what is wrong with one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from metro_megatron.errors import UserError
 from metro_megatron.hf import modeling_metro
 from metro_megatron.hf.positions_metro import MetroRowTurn
 from tools.citizen.calls import CALLS
+from tools.citizen.citizen import Options, main
 from tools.citizen.loading import LOADING
 from tools.citizen.losses import LOSSES
 from tools.citizen.rows import ROWS
@@ -27,6 +31,11 @@ def test_a_check_passes(name: str, export_folder: Path, tmp_path: Path) -> None:
     assert CHECKS[name](Subject(export_folder, tmp_path))
 
 
+def test_no_check_of_a_name_is_an_error(export_folder: Path) -> None:
+    with pytest.raises(UserError, match="--only typo: no check's name holds it; the checks are AutoTokenizer"):
+        main(Options(model=str(export_folder), only="typo"))
+
+
 def test_checks_see_faults(export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def as_it_stands(self: MetroRowTurn, x: Tensor) -> Tensor:
         return x
@@ -35,6 +44,11 @@ def test_checks_see_faults(export_folder: Path, tmp_path: Path, monkeypatch: pyt
         return torch.nn.functional.mse_loss(logits.mean(-1), labels.float().view(len(labels), -1).mean(-1))
 
     subject = Subject(export_folder, tmp_path)
+    pickled = Subject(shutil.copytree(export_folder, tmp_path / "bin"), tmp_path)
+    torch.save(load_file(pickled.folder / "model.safetensors"), pickled.folder / "pytorch_model.bin")
+    (pickled.folder / "model.safetensors").unlink()
+    with pytest.raises(Wrong, match="no tensors in"):
+        LOADING["imported again"](pickled)
     monkeypatch.setattr(MetroRowTurn, "turn", as_it_stands)
     monkeypatch.setattr(MetroRowTurn, "turn_back", as_it_stands)
     with pytest.raises(Wrong, match="expected no difference"):

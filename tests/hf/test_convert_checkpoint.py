@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 
 TRAINED = ("METRO", "METRO's baseline", "nothing shared, TUPE without relative positions or reset, pre-LN")
+WEIGHTS = {"rtd_weight": 20.0, "clm_weight": 2.0}
+"""Of losses; an export has them, too."""
 
 
 def train_two_steps(configs: list[Config]) -> None:
@@ -40,7 +42,7 @@ def run_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in folders.values():
         write_tokenizer(folder / "tokenizer")
     configs = [
-        small_config(train={"output": str(folder)}, model=VARIANTS[name], parallel=parallel)
+        small_config(train={"output": str(folder)}, model=VARIANTS[name], parallel=parallel, objective=WEIGHTS)
         for name, folder in folders.items()
     ]
     run_ranks(train_two_steps, 2, configs)
@@ -70,7 +72,7 @@ def test_variants_become_folders_equal_to_the_trainer(variant_folders: dict[str,
     for name, folder in variant_folders.items():
         assert "largest difference to the trainer's outputs" in (folder / "README.md").read_text()
         settings = json.loads((folder / "config.json").read_text())
-        assert VARIANTS[name].items() <= settings.items()
+        assert VARIANTS[name].items() <= settings.items() and WEIGHTS.items() <= settings.items()
 
 
 def convert(load: Path, output: Path) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from metro_megatron.commands.convert_checkpoint import Options, main
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.errors import UserError
-from metro_megatron.hf.electra import electra_roles, electra_tensors, open_electra
+from metro_megatron.hf.electra import electra_roles, electra_tensors, open_electra, write_electra_folders
 from metro_megatron.hf.weights import hf_tensors
 from metro_megatron.parallel.optim import Update
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
@@ -220,6 +220,27 @@ def test_a_trained_pair_becomes_folders_of_transformers_own(trained: tuple[Confi
     back.refuse_misfits()
     for name, tensor in one.weights.items():
         assert back.tensors[name].equal(tensor), name
+
+
+@pytest.mark.parametrize("harm", ["another's card", "a file more", "no card"])
+def test_folders_of_others_with_these_names_are_not_replaced(
+    pair: list[Path], trained: tuple[Config, OneStep], tmp_path: Path, harm: str
+) -> None:
+    config, one = trained
+    output = tmp_path / "out"
+    for _ in range(2):  # what the tool itself wrote is replaced
+        write_electra_folders(output, one.weights, config.model, pair[0], {}, objectives=["rtd"])
+    card, folder = output / "generator" / "README.md", output / "generator"
+    if harm == "another's card":
+        card.write_text("# ELECTRA small, a generator\n")
+    elif harm == "a file more":
+        (folder / "trainer_state.json").write_text("{}")
+    else:
+        card.unlink()
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="generator (is not by this tool|holds 'trainer_state.json')"):
+        write_electra_folders(output, one.weights, config.model, pair[0], {}, objectives=["rtd"])
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
 def refused(config: Config, folders: list[Path]) -> list[str]:

@@ -86,6 +86,17 @@ def test_masks_of_pairs_and_positions_say_the_same() -> None:
     torch.testing.assert_close(found[mask.bool()], turned[mask.bool()], rtol=0, atol=1e-12)
 
 
+def test_masks_of_floats_are_added_in_both_their_shapes() -> None:
+    torch.manual_seed(0)
+    model = MetroModel(metro_config(MODEL)).double().eval()
+    ids, mask = padded("right")
+    seen = mask.bool()[:, None, :] & torch.ones(ids.size(1), ids.size(1), dtype=torch.bool).tril()
+    expected = model(ids, seen).last_hidden_state
+    added = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    for pairs in (added, added[:, None]):
+        torch.testing.assert_close(model(ids, pairs).last_hidden_state, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_row_without_tokens_is_finite(attention: str, dtype: torch.dtype) -> None:

@@ -1,5 +1,6 @@
 """Heads beside BERT's of transformers: the same call on the same logits gives the same loss or the same exception."""
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from metro_megatron.hf import modeling_metro
@@ -17,6 +19,9 @@ from tests.hf.pair import MODEL, VARIANTS, variant
 from tools.citizen.bert import bert_call
 
 S = 7
+SMALL_BERT = transformers.BertConfig(
+    vocab_size=MODEL.vocab_size, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=24
+)
 CLASSES = torch.tensor([2, 0, -100])
 HOT = functional.one_hot(torch.tensor([2, 0, 1]), 3)
 NUMBERS = torch.tensor([0.5, 2.0, -1.0])
@@ -163,6 +168,61 @@ def test_the_pair_has_no_loss_of_what_it_cannot_compute() -> None:
     ids = torch.arange(S)[None] + 5
     with pytest.raises(ValueError, match="this model learned scl, whose loss needs more"):
         model(ids, labels=ids)
+
+
+def test_the_pair_takes_arguments_in_the_order_of_berts() -> None:
+    kind = modeling_metro.MetroForPreTraining
+    names = [list(inspect.signature(one.forward).parameters) for one in (kind, transformers.BertForPreTraining)]
+    assert names[0][:7] == names[1][:7]
+    torch.manual_seed(0)
+    model = kind(metro_config(MODEL)).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.arange(3 * S).view(3, S) + 5
+    mask, places = (ids < 20).long(), torch.arange(S)[None]
+    labels = ids.masked_fill(ids % 3 > 0, -100)
+    noised = ids.flip(1)
+    given = {"noised_input_ids": noised, "output_hidden_states": True, "output_attentions": True}
+    found = model(ids, mask, torch.ones_like(ids), places, None, labels, **given)
+    named = model(ids, attention_mask=mask, position_ids=places, labels=labels, noised_input_ids=noised)
+    assert torch.equal(found.loss, named.loss) and named.hidden_states is None
+    main = model.metro(noised, mask, position_ids=places, output_hidden_states=True, output_attentions=True)
+    for name in ("hidden_states", "attentions"):
+        assert all(map(torch.equal, found[name], main[name])) and len(found[name]) >= MODEL.num_layers
+    for wrong in ({"inputs_embeds": torch.zeros(3, S, MODEL.hidden_size)}, {}):
+        with pytest.raises(ValueError, match="give input_ids, not inputs_embeds"):
+            model(attention_mask=mask, **wrong)
+
+
+@pytest.mark.parametrize("name", MODELS.values())
+def test_tuples_are_given_where_config_or_call_ask_for_them(name: str) -> None:
+    torch.manual_seed(0)
+    model = getattr(modeling_metro, name)(metro_config(MODEL)).eval()
+    ids = torch.arange(3 * S).view(3, S) + 5
+    call = {"input_ids": ids[None] if name == "MetroForMultipleChoice" else ids}
+    if name == "MetroForPreTraining":
+        call["noised_input_ids"] = ids
+    expected = model(**call).to_tuple()
+    answers = [model(**call, return_dict=False)]
+    model.config.return_dict = False
+    answers += [model(**call), model(**call, return_dict=True).to_tuple()]
+    for answer in answers:
+        assert isinstance(answer, tuple)
+        assert all(map(torch.equal, answer, expected)) and len(answer) == len(expected)
+
+
+@pytest.mark.parametrize("mode", ["meta", "fake"])
+@pytest.mark.parametrize("name", ["MaskedLM", "AuxiliaryMaskedLM", "TokenClassification", "SequenceClassification"])
+def test_calls_without_numbers_have_shapes_as_berts(name: str, mode: str) -> None:
+    device = torch.device("meta") if mode == "meta" else FakeTensorMode()
+    with device:
+        model = getattr(modeling_metro, f"MetroFor{name}")(metro_config(MODEL))
+        bert = getattr(transformers, f"BertFor{name.removeprefix('Auxiliary')}")(SMALL_BERT)
+        ids = torch.ones(3, S, dtype=torch.long)
+        labels = ids[:, 0] if name == "SequenceClassification" else ids
+        call = {"position_ids": torch.arange(S)[None], "labels": labels}
+        found, expected = model(ids, **call), bert(ids, **call)
+        assert found.logits.shape == expected.logits.shape and found.loss.shape == expected.loss.shape
+        assert model(ids, ids, labels=labels).loss.shape == found.loss.shape
 
 
 @pytest.mark.parametrize("name", VARIANTS)

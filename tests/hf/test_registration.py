@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from metro_megatron.hf import modeling_metro
-from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.configuration_metro import MODELS, MetroConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +62,47 @@ def test_what_was_saved_decides_between_two_classes_of_an_auto_class(export_fold
         again = auto.from_pretrained(tmp_path / name)
         assert type(again) is kind
         assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_auto_classes_of_two_make_the_first_of_a_fresh_configuration() -> None:
+    with torch.device("meta"):
+        for auto in ("AutoModelForMaskedLM", "AutoModelForPreTraining"):
+            for config in (MetroConfig(), MetroConfig(architectures=None)):
+                model = getattr(transformers, auto).from_config(config)
+                assert type(model).__name__ == MODELS[auto]
+
+
+def test_nothing_that_imports_go_through_loses_the_classes() -> None:
+    """A look for a module that loads nothing, a failure, several threads, a reload."""
+    code = """
+import importlib.util, sys, threading
+import metro_megatron
+
+CONFIG, MODELS = (f"transformers.models.auto.{name}_auto" for name in ("configuration", "modeling"))
+LAYERS = "transformers.modeling_layers"
+
+def known():
+    assert sys.modules[CONFIG].AutoConfig.for_model("metro").model_type == "metro"
+    return [kind.__name__ for kind in sys.modules[MODELS].AutoModel._model_mapping._extra_content.values()]
+
+finders = [*sys.meta_path]
+assert importlib.util.find_spec(CONFIG) and importlib.util.find_spec(MODELS)
+sys.modules[LAYERS] = None
+try:
+    importlib.import_module(MODELS)
+except ImportError:
+    del sys.modules[LAYERS]
+assert MODELS not in sys.modules
+threads = [threading.Thread(target=importlib.import_module, args=[name]) for name in (MODELS, CONFIG) * 2]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+found = [known()]
+for name in (CONFIG, MODELS):
+    importlib.reload(sys.modules[name])
+found += [known()]
+assert finders == [finder for finder in sys.meta_path if finder in finders]
+print(found)
+"""
+    assert said(code) == "[['MetroModel'], ['MetroModel']]"
 
 
 def test_transformers_4_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

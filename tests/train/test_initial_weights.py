@@ -20,7 +20,7 @@ from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.export import exported_model, write_hf_folder
-from metro_megatron.hf.modeling_metro import MetroForReplacedTokenDetection
+from metro_megatron.hf.modeling_metro import MetroForReplacedTokenDetection, MetroModel
 from metro_megatron.hf.weights import hf_state_dict
 from metro_megatron.train.build import initial_weights
 from metro_megatron.train.initial_weights import InitialWeights, open_pretrained
@@ -104,6 +104,21 @@ def test_an_export_begins_as_its_checkpoint(alone: list[Begun]) -> None:
     assert of_folder.figures == of_checkpoint.figures
     for name, tensor in of_checkpoint.weights.items():
         assert tensor.equal(of_folder.weights[name]) and of_checkpoint.change[name].equal(of_folder.change[name])
+
+
+@pytest.mark.parametrize("fresh", ["main", "auxiliary"])
+def test_without_one_encoder_a_checkpoint_gives_what_its_export_gives(folders: dict[str, Path], fresh: str) -> None:
+    """The token table, which both share, among it."""
+    given = []
+    for folder in (folders["run"], folders["hf"]):
+        initial = InitialWeights.open(run_config(folder, train={"initialize_fresh": [fresh]}), folders["tokenizer"])
+        initial.refuse_misfits()
+        given.append(dict(initial.tensors))
+    of_checkpoint, of_folder = given
+    assert of_checkpoint.keys() == of_folder.keys() and "tied.word.weight" in of_folder
+    assert all(tensor.equal(of_folder[name]) for name, tensor in of_checkpoint.items())
+    apart = run_config(folders["run"], model={"shared_embeddings": "none"})
+    InitialWeights.open(apart, folders["tokenizer"]).refuse_misfits()
 
 
 @pytest.mark.parametrize("number", [0, *(pytest.param(one, marks=pytest.mark.long) for one in (1, 2))])
@@ -207,6 +222,13 @@ def test_what_a_folder_lacks_starts_at_random_only_where_it_is_named(folders: di
     MetroForReplacedTokenDetection.from_pretrained(folders["hf"]).save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "tokenizer.json").write_bytes((folders["tokenizer"] / "tokenizer.json").read_bytes())
     assert len(refused(run_config(tmp_path / "saved"), folders["tokenizer"])) == 2, "though config.json has all of it"
+    MetroModel.from_pretrained(folders["hf"]).save_pretrained(tmp_path / "encoder")  # names without "metro."
+    (tmp_path / "encoder" / "tokenizer.json").write_bytes((folders["tokenizer"] / "tokenizer.json").read_bytes())
+    config = run_config(tmp_path / "encoder", train={"initialize_fresh": ["auxiliary", "clm", "rtd"]})
+    initial = InitialWeights.open(config, folders["tokenizer"])
+    initial.refuse_misfits()
+    of_main = {name for name in tensors if name.startswith(("main.embedding", "main.block", "tied.word", "tied.main"))}
+    assert set(initial.tensors) == of_main and all(initial.tensors[name].equal(tensors[name]) for name in of_main)
     parts = {"initialize_fresh": ["auxiliary", "clm"]}
     config = run_config(tmp_path / "hf", train=parts, model={"auxiliary_num_layers": 3})
     InitialWeights.open(config, folders["tokenizer"]).refuse_misfits()

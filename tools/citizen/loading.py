@@ -144,6 +144,7 @@ def imported_again(subject: Subject) -> str:
     tensors = TrainerTensors(open_exported(subject.folder).tensors, model_config, config.objectives)
     again = hf_state_dict(dict(tensors), model_config, config.objectives)
     stored = _stored(subject)
+    require(len(stored) > 0, "no tensors in model*.safetensors")
     require(stored.keys() <= again.keys(), f"{sorted(stored.keys() - again.keys())} got lost")
     for name, tensor in stored.items():
         equal(again[name], tensor)

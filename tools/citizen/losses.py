@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metro_megatron.hf.modeling_metro import MetroForReplacedTokenDetection
+from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForReplacedTokenDetection
 from tools.citizen.bert import bert_call
 from tools.citizen.subject import NUM_LABELS, Checks, Subject, close, raises, require
 
@@ -84,9 +84,13 @@ def question_answering(subject: Subject) -> str:
 def masked_language_model(subject: Subject) -> str:
     """The loss of every language model."""
     rows, labels = token_labels(subject)
-    model = subject.load("AutoModelForMaskedLM")
-    found = model(**rows, labels=labels)
-    return close(found.loss, bert_call(type(model).__name__, found.logits, model.config, {"labels": labels}).loss)
+    models = [subject.load("AutoModelForMaskedLM")]
+    if models[0].config.num_auxiliary_layers:
+        models.append(MetroForAuxiliaryMaskedLM.from_pretrained(subject.folder, dtype=torch.float32).eval())
+    for model in models:
+        found = model(**rows, labels=labels)
+        close(found.loss, bert_call(type(model).__name__, found.logits, model.config, {"labels": labels}).loss)
+    return f"{len(models)} models as BERT's"
 
 
 def out_of_range(subject: Subject) -> str:
