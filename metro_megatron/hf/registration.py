@@ -18,16 +18,22 @@ AUTO_MODELS = "transformers.models.auto.modeling_auto"
 LAYERS = "transformers.modeling_layers"
 OUR_CONFIG = "metro_megatron.hf.configuration_metro"
 OUR_MODELS = "metro_megatron.hf.modeling_metro"
+OUR_PARTS = tuple(f"metro_megatron.hf.{name}_metro" for name in ("positions", "encoder", "heads"))
+"""What OUR_MODELS loads."""
 
 
 class WhenLoaded(MetaPathFinder):
     """Calls a function whenever its module has been executed: the first time, again after a failure, by a reload.
 
-    It stays among the finders, and to be asked for a module, without loading it, changes nothing.
+    It stays among the finders, and to be asked for a module, without loading it, changes nothing. While a module of
+    ours is being loaded, calls wait: they would load others that need it whole.
     """
 
     def __init__(self, calls: Mapping[str, Callable[[], object]]):
         self.calls = calls
+        self.loading: list[str] = []
+        """Modules of ours that are being loaded, the innermost last."""
+        self.waiting: list[Callable[[], object]] = []
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in self.calls:
@@ -38,8 +44,19 @@ class WhenLoaded(MetaPathFinder):
         execute, call = spec.loader.exec_module, self.calls[name]
 
         def execute_and_call(module: ModuleType) -> None:
-            execute(module)
-            call()
+            own = [name] if name.startswith("metro_megatron.") else []
+            self.loading += own
+            try:
+                execute(module)
+            finally:
+                for _ in own:
+                    self.loading.remove(name)
+            if call not in self.waiting:
+                self.waiting.append(call)
+            if not self.loading:
+                calls, self.waiting = self.waiting, []
+                for waiting in calls:
+                    waiting()
 
         spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
         return spec
@@ -55,6 +72,7 @@ def register() -> None:
         AUTO_MODELS: _register_models,
         LAYERS: _register_models,
         OUR_MODELS: _register_models,
+        **dict.fromkeys(OUR_PARTS, _register_models),
     }
     sys.meta_path.insert(0, WhenLoaded(calls))
     for name in calls:

@@ -40,6 +40,7 @@ def test_an_import_loads_neither_transformers_nor_torch() -> None:
         "import metro_megatron; from transformers import BertModel, AutoModel",
         pytest.param("import metro_megatron; from transformers import AutoModel", marks=pytest.mark.long),
         pytest.param("from transformers import AutoModel; import metro_megatron", marks=pytest.mark.long),
+        "from metro_megatron.hf import heads_metro, encoder_metro; from transformers import AutoModel",
         pytest.param(
             "from metro_megatron.hf import modeling_metro; from transformers import AutoModel", marks=pytest.mark.long
         ),
