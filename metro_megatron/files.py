@@ -90,12 +90,12 @@ def first_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(output: Path, own_files: Collection[str]) -> Iterator[Path]:
+def whole_folder(output: Path, own_files: Collection[str], mark: str = "") -> Iterator[Path]:
     """Yield an empty folder to be filled; it becomes `output` when the block ends, and is removed if it raises.
 
-    An earlier output, made of own_files, is replaced; anything else there raises UserError.
+    An earlier output, made of own_files with `mark` among them, is replaced; anything else there raises UserError.
     """
-    refuse_foreign(output, own_files)
+    refuse_foreign(output, own_files, mark)
     output = output.absolute()
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -103,7 +103,7 @@ def whole_folder(output: Path, own_files: Collection[str]) -> Iterator[Path]:
     try:
         yield unfinished
         # Again, as filling may take hours in which a user may have put something there.
-        refuse_foreign(output, own_files)
+        refuse_foreign(output, own_files, mark)
         if output.exists():
             # The earlier output is out of the way before it is removed: a folder cannot be replaced in one step.
             replaced = output.with_name(f".{output.name}.replaced")
@@ -117,8 +117,11 @@ def whole_folder(output: Path, own_files: Collection[str]) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def refuse_foreign(output: Path, own_files: Collection[str]) -> None:
-    """Raise UserError if `output` exists and is anything but a folder of files that match a pattern of own_files."""
+def refuse_foreign(output: Path, own_files: Collection[str], mark: str = "") -> None:
+    """Raise UserError if `output` exists and is anything but a folder of files that match a pattern of own_files.
+
+    mark: the one of them that every output has, and no folder of others that looks like one; empty: there is none.
+    """
     if not output.exists():
         return
     if not output.is_dir():
@@ -127,6 +130,8 @@ def refuse_foreign(output: Path, own_files: Collection[str]) -> None:
     foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in own_files)]
     if foreign:
         raise UserError(f"{output} holds {foreign[0]!r}, which this tool has not written; choose another folder")
+    if names and mark and mark not in names:
+        raise UserError(f"{output} has no {mark}, so this tool has not written it; choose another folder")
 
 
 def sync_file(path: Path) -> None:

@@ -44,6 +44,19 @@ def test_what_was_put_there_meanwhile_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "y.doc").read_text() == "mine"
 
 
+def test_a_folder_of_others_with_the_same_names_is_kept(tmp_path: Path) -> None:
+    """A model of somebody else has config.json and weights, too."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.txt").write_text("theirs")
+    with pytest.raises(UserError, match="has no mark.txt"), whole_folder(tmp_path / "out", ["*.txt"], "mark.txt"):
+        pass
+    assert (tmp_path / "out" / "a.txt").read_text() == "theirs"
+    (tmp_path / "out" / "mark.txt").touch()
+    with whole_folder(tmp_path / "out", ["*.txt"], "mark.txt") as folder:
+        (folder / "b.txt").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.txt"]
+
+
 def test_several_files_get_their_names_together(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     paths[0].write_text("old")

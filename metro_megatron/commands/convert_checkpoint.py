@@ -38,7 +38,7 @@ def main(options: Options) -> None:
 
     from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
     from metro_megatron.hf.electra import electra_roles, write_electra_folders
-    from metro_megatron.hf.export import EXPORTED_FILES, exported_model, exported_tensors, write_hf_folder
+    from metro_megatron.hf.export import EXPORTED_FILES, MARK, exported_model, exported_tensors, write_hf_folder
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
     logging.set_verbosity_error()
@@ -54,7 +54,7 @@ def main(options: Options) -> None:
         roles = electra_roles(exported_model(config), objective.main)
         write, folders = write_electra_folders, [target / role for role in roles]
     else:
-        refuse_foreign(target, EXPORTED_FILES)
+        refuse_foreign(target, EXPORTED_FILES, MARK)
     stored = StoredModel.open(iteration)
     tensors = exported_tensors(stored.readers, config)
     num_parameters = sum(stored.stored[name].size.numel() for name in tensors)

@@ -29,7 +29,7 @@ from metro_megatron.finetune.models import build_model
 from metro_megatron.finetune.others import ask_others
 from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
-from metro_megatron.finetune.run import OUTPUT_FILES, write_finetuned
+from metro_megatron.finetune.run import METRICS, OUTPUT_FILES, write_finetuned
 from metro_megatron.finetune.task import Outputs, Row, Task
 from metro_megatron.finetune.trainer import RecipeTrainer, row_lengths, training_arguments
 
@@ -190,7 +190,7 @@ def _refuse_foreign(output: Path, tasks: Iterable[str]) -> None:
     """Raise UserError for what is no earlier output, in the folders of the tasks too: all of it is replaced."""
     refuse_foreign(output, ("metrics.json", *tasks))
     for name in tasks:
-        refuse_foreign(output / name, OUTPUT_FILES)
+        refuse_foreign(output / name, OUTPUT_FILES, METRICS)
 
 
 def _train(lessons: Mapping[str, Lesson], model: MultiTaskModel, recipe: Recipe) -> tuple[MultiTaskTrainer, Progress]:

@@ -27,7 +27,8 @@ from metro_megatron.finetune.task import Outputs, Task
 from metro_megatron.finetune.trainer import ByLength, RecipeTrainer, class_weights, training_arguments
 from metro_megatron.hf.export import EXPORTED_FILES
 
-OUTPUT_FILES = (*EXPORTED_FILES, "metrics.json", "predictions.jsonl", "predictions_*.jsonl")
+METRICS = "metrics.json"
+OUTPUT_FILES = (*EXPORTED_FILES, METRICS, "predictions.jsonl", "predictions_*.jsonl")
 
 
 def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     UserError for a folder without a whole encoder, labels that nothing can learn, or a foreign output folder.
     """
     start = time.monotonic()
-    refuse_foreign(output, OUTPUT_FILES)
+    refuse_foreign(output, OUTPUT_FILES, METRICS)
     problems = recipe.problems()
     if problems:
         raise UserError(problems)
@@ -59,7 +60,7 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
         "seconds": time.monotonic() - start,
     }
     if is_first_process():
-        with whole_folder(output, OUTPUT_FILES) as folder:
+        with whole_folder(output, OUTPUT_FILES, METRICS) as folder:
             predictions = lesson.predictions(trained.outputs, trained.asked)
             write_finetuned(folder, model, lesson.tokenizer_folder, result, predictions)
     return result
@@ -77,7 +78,7 @@ def write_finetuned(
     write_model(model, tokenizer_folder, folder)
     for name, lines in predictions.items():
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (folder / METRICS).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ EXPORTED_FILES = (
     "__pycache__",
 )
 """Patterns of all that an export may hold."""
+MARK = "modeling_metro.py"
+"""What every export has, and no folder of another model."""
 
 
 RENAMED = {
@@ -107,10 +109,10 @@ def write_hf_folder(
     UserError if output holds anything else, or tensors or tokenizer do not fit the configuration; nothing is written
     then.
     """
-    refuse_foreign(output, EXPORTED_FILES)
+    refuse_foreign(output, EXPORTED_FILES, MARK)
     refuse_other_tokenizer(tokenizer_folder, model_config)
     exported = hf_tensors(tensors, model_config, objectives)
-    with whole_folder(output, EXPORTED_FILES) as folder:
+    with whole_folder(output, EXPORTED_FILES, MARK) as folder:
         with torch.device("meta"):
             model = MetroForPreTraining(metro_config(model_config, objectives, **loss_weights))
         model.save_pretrained(folder, state_dict={})  # all but weights
