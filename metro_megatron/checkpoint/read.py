@@ -136,12 +136,6 @@ class StoredModel:
                     yield index.fqn, file.read(place.length)
 
 
-def read_model_tensors(iteration_folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the model. Raises UserError as StoredModel.open."""
-    model = StoredModel.open(iteration_folder)
-    return model.read(model.stored)
-
-
 @contextmanager
 def without_distributed_warning() -> Iterator[None]:
     """torch says that its process group is not there, as it should be."""

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from metro_megatron.checkpoint.average import Average, Part, Source, newest, normalized
 from metro_megatron.checkpoint.files import write_integrity
-from metro_megatron.checkpoint.read import StoredModel, read_model_tensors
+from metro_megatron.checkpoint.read import StoredModel
 from metro_megatron.checkpoint.resume import refuse_other_run
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.commands import average_checkpoints, convert_checkpoint
 from metro_megatron.config.file import load_config, save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from tests.checkpoint.tensors import read_model_tensors
 from tests.distributed import run_ranks
 from tests.hf.pair import write_tokenizer
 from tests.parity.small_run import run_steps, small_config, start

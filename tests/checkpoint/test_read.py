@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metro_megatron.checkpoint.read import find_iteration, read_model_tensors
+from metro_megatron.checkpoint.read import find_iteration
 from metro_megatron.errors import UserError
+from tests.checkpoint.tensors import read_model_tensors
 from tests.distributed import run_ranks
 from tests.hf.pair import trainer_tensors
 from tests.hf.saved import save_on_this_rank
@@ -36,8 +37,9 @@ def test_tensors_come_back_whole_and_exact(iteration: Path) -> None:
 def test_reading_needs_neither_megatron_nor_a_process_group(iteration: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import metro_megatron.hf.verify, metro_megatron.hf.export; "
-        "import metro_megatron.finetune.run; from metro_megatron.checkpoint.read import read_model_tensors; "
-        f"read_model_tensors(Path({str(iteration)!r})); import torch.distributed as d; assert not d.is_initialized(); "
+        "import metro_megatron.finetune.run; from metro_megatron.checkpoint.read import StoredModel; "
+        f"model = StoredModel.open(Path({str(iteration)!r})); model.read(model.stored); "
+        "import torch.distributed as d; assert not d.is_initialized(); "
         "assert not [m for m in sys.modules if m.startswith('megatron')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100, cwd=Path(__file__).parents[2])

@@ -136,7 +136,7 @@ PLAIN: dict[str, Any] = {"objective": {"main": ["mlm"]}, "corruption": {"source"
     ("kind", "other"), [(MetroForAuxiliaryMaskedLM, {}), (MetroForMaskedLM, PLAIN)], ids=["pair", "plain MLM"]
 )
 def test_a_run_folder_and_its_export_draw_alike(kind: Any, other: dict[str, Any], tmp_path: Path) -> None:
-    from metro_megatron.checkpoint.read import read_model_tensors
+    from tests.checkpoint.tensors import read_model_tensors
 
     run, export = tmp_path / "run", tmp_path / "export"
     run.mkdir()

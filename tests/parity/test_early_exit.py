@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from metro_megatron.checkpoint.files import iteration_folder
-from metro_megatron.checkpoint.read import read_model_tensors
 from metro_megatron.config.early_exit import LEVELS
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch
@@ -24,6 +23,7 @@ from metro_megatron.hf.weights import hf_state_dict
 from metro_megatron.model.init import global_parameters
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.unsharded import trainer_outputs
+from tests.checkpoint.tensors import read_model_tensors
 from tests.distributed import run_ranks
 from tests.parity.small_run import STEPS, Figures, small_config, start, whole_weights
 from tests.train.test_trainer import run

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metro_megatron.checkpoint.files import iteration_folder
-from metro_megatron.checkpoint.read import read_model_tensors
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
@@ -25,6 +24,7 @@ from metro_megatron.hf.weights import hf_state_dict
 from metro_megatron.train.build import initial_weights
 from metro_megatron.train.initial_weights import InitialWeights, open_pretrained
 from metro_megatron.train.trainer import Trainer
+from tests.checkpoint.tensors import read_model_tensors
 from tests.distributed import run_ranks
 from tests.hf.pair import write_tokenizer
 from tests.parity.small_run import Figures, run_steps, small_config, small_corpus, start, whole_weights
