@@ -477,6 +477,10 @@ class TrainConfig:
     skip_steps: Annotated[list[str], MAY_CHANGE] = field(default_factory=list)
     """Steps, counted from 1, whose samples are passed over without training, such as 1200-1260: bad data, or a spike
     that comes again. A resumed run may add steps that are not yet done."""
+    bad_steps: Annotated[Literal["skip", "stop", "rollback"], OVERRIDE_MAY_CHANGE] = "skip"
+    """After a step that was skipped, as its gradients are not finite (in fp16: though the loss scale is at its least)
+    or a spike (optimizer.skip_spikes): go on, end the run, or go back to the newest checkpoint and from there pass over
+    the samples up to that step (PaLM)."""
     global_batch_tokens: Annotated[int, at_least(1)] = 1 << 20
     """Most tokens of a step over all ranks: as many samples as have no more."""
     global_batch_size: Annotated[int, at_least(0)] = 0

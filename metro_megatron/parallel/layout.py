@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,8 @@ from metro_megatron.parallel import cpu
 
 LATER = 1.1
 """Collectives wait so many times as long as ranks may be still: train/watchdog.py knows more to say than they."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,12 @@ class Layout:
         flags = torch.full((1,), float(flag), device=self.device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.world)
         return bool(flags.item())
+
+    def of_first_rank(self, find: Callable[[], Value]) -> Value:
+        """What the first rank finds, on all. A collective call that waits."""
+        found: list[Any] = [find() if self.rank == 0 else None]
+        dist.broadcast_object_list(found, src=0, group=self.world)
+        return found[0]
 
     def destroy(self) -> None:
         """Leave the groups; the process can create another layout afterwards."""

@@ -1,9 +1,10 @@
-"""What happened to a run on its way: RUN/journal.jsonl, a line with date and step for each option that changed, and for
-each step that was skipped as a spike."""
+"""What happened to a run on its way: RUN/journal.jsonl, a line with date and step for each option that changed, each
+step that was skipped as a spike, and each that the run went back from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,28 @@ def note_spike(run: Path, step: int, norm: float, say: Callable[[str], object]) 
     _write(run, [{"step": step, "skipped_for_norm": norm}], say)
 
 
+def note_rollback(run: Path, window: range, cause: str, say: Callable[[str], object]) -> None:
+    """Note that the run went back to where `window` of steps, counted from 0, begins, and passes over these from then
+    on."""
+    _write(run, [{"step": window.stop, "rolled_back_to": window.start, "cause": cause}], say)
+
+
+def rolled_back(run: Path) -> list[range]:
+    """Steps, counted from 0, that the run has gone back from, and passes over."""
+    return [range(line["rolled_back_to"], line["step"]) for line in _lines(run) if "rolled_back_to" in line]
+
+
 def told_between(run: Path, first: int, last: int) -> list[str]:
     """Options that the run was told anew behind a step later than `first`, but before `last`."""
-    path = run / JOURNAL
-    lines = [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-    return sorted({line["option"] for line in lines if "option" in line and first < line["step"] < last})
+    return sorted({line["option"] for line in _lines(run) if "option" in line and first < line["step"] < last})
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    path, lines = run / JOURNAL, []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(orjson.JSONDecodeError):  # one that a crash has cut short
+            lines.append(orjson.loads(line))
+    return lines
 
 
 def _write(run: Path, lines: list[dict[str, Any]], say: Callable[[str], object]) -> None:

@@ -33,7 +33,7 @@ from metro_megatron.model.encoder import Reading
 from metro_megatron.objective.term import Sums
 from metro_megatron.objective.vocabulary import at_masks
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.journal import told_between
+from metro_megatron.train.journal import rolled_back, told_between
 from metro_megatron.train.launch import with_replacements
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
@@ -96,6 +96,7 @@ def replay(run: Path, step: int, device: torch.device, on_step: Callable[[int, i
         trainer = Trainer(alone, with_replacements(Corpus.open(alone)), device)
         try:
             trainer.restore()
+            trainer.rolled_back = rolled_back(run)
             recorder = _Recorder(trainer, step)
             lines = list(_steps(trainer, last, logged, recorder, on_step))
             weights = {term.name: term.weight_at(step - 1) for term in trainer.parts.all_terms}
@@ -134,6 +135,8 @@ def _planned(run: Path, begin: Path | None, step: int) -> Config:
         raise UserError(f"--step {step}: must be 1 to train.train_steps {config.train.train_steps}")
     if any(step - 1 in window for window in config.skipped_steps):
         raise UserError(f"--step {step}: was passed over (train.skip_steps {config.train.skip_steps})")
+    if any(step - 1 in window for window in rolled_back(run)):
+        raise UserError(f"--step {step}: was passed over, as the run went back from it (journal.jsonl)")
     return config
 
 
@@ -165,16 +168,16 @@ def _steps(
     on_step: Callable[[int, int], object],
 ) -> Iterator[Line]:
     """Train on to step `last`; yields what the lines passed on the way say."""
-    data = trainer.corpus.training_data(trainer.layout, trainer.phase_begins)
+    data = trainer.corpus.training_data(trainer.layout, trainer.progress.phase_begins)
     # What the checkpoint does not say of the line under way has been lost: an earlier release's.
-    is_whole = trainer.done == 0 or trainer.done in logged or trainer.metrics.before is not None
-    for done in range(trainer.done, last):
-        batch = data.step_batch(done, trainer.seen_samples)
-        trainer.seen_samples = batch.end
-        if not any(done in window for window in trainer.config.skipped_steps):
+    is_whole = trainer.progress.done == 0 or trainer.progress.done in logged or trainer.metrics.before is not None
+    for done in range(trainer.progress.done, last):
+        batch = data.step_batch(done, trainer.progress.seen_samples)
+        trainer.progress.passed_over(batch)
+        if not trainer.passes_over(done):
             with recorder.listening(done + 1):
-                update = trainer.step.train(batch, trainer.metrics, limit=trainer.norms.limit(done)).read()
-                trainer.norms.add(done, update.grad_norm)
+                update = trainer.step.train(batch, trainer.metrics, limit=trainer.past.norms.limit(done)).read()
+                trainer.past.norms.add(done, update.grad_norm)
         if done + 1 in logged:
             figures = trainer.metrics.reduce()
             if is_whole:

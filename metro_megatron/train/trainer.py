@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from metro_megatron.checkpoint.resume import is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
+from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.fill import LEAST
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.errors import UserError
@@ -30,24 +30,25 @@ from metro_megatron.model.init import given_parts
 from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.parallel.optim import Optimizer, PendingUpdate, Update
+from metro_megatron.parallel.optim import Optimizer, Update
 from metro_megatron.plan.flops import Amount, achieved_tflops
 from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts, initial_weights
 from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.journal import note, note_spike
+from metro_megatron.train.journal import note, note_rollback, note_spike, rolled_back
 from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.past_updates import BadStep, PastUpdates
 from metro_megatron.train.probes import Probes
+from metro_megatron.train.progress import Progress
 from metro_megatron.train.report import Report
-from metro_megatron.train.spikes import NormHistory
 from metro_megatron.train.step import Step
 from metro_megatron.train.stop import StopRequest
 from metro_megatron.train.watchdog import Watchdog
 
-MAX_SKIPPED = 50
-"""Steps skipped in a row for gradients that are not finite, after which a run stops."""
+MAX_ROLLBACKS = 3
+"""Times that a run goes back to one checkpoint."""
 
 
 class Diverged(UserError):
@@ -75,25 +76,9 @@ class Trainer:
         self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
         self.probes = Probes(config, self.layout, corpus)
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
-        self.done = 0
-        """Steps done."""
-        self.seen_samples = 0
-        """Global position of the next step's first sample."""
-        self.seen_tokens = 0
-        self.phase_begins: tuple[int, ...] = (0,)
-        """Global positions at which the phases so far began."""
-        self.branch: dict[str, Any] | None = None
-        """Where the run branched from another, and the hash of that checkpoint."""
-        self.unlogged = Amount()
-        """What has been trained on since the last log line."""
-        self.skipped_steps = 0
-        self.skipped_in_a_row = 0
-        self.norms = NormHistory(config.optimizer.skip_spikes)
-        self.pending: deque[PendingUpdate] = deque()
-        """Updates of the last steps whose figures have not been read."""
-        self.watch = Watch(config) if self.layout.rank == 0 else None
-        self.metrics = MetricSums(self.layout, self.parts.all_terms)
-        """Of the steps since the last log line."""
+        self.rolled_back: list[range] = []
+        """Steps, counted from 0, that the run went back from and passes over."""
+        self._begin()
         self.clock = Clock()
         self.stop: StopRequest | None = None
         self.watchdog: Watchdog | None = None
@@ -105,12 +90,22 @@ class Trainer:
         """Options that the run was told anew: as they were, and as they are."""
         self.report: Report | None = None
 
-    def restore(self) -> None:
-        """Continue from the newest whole checkpoint of the run folder, or from the one that the run branches from, if
-        there is one. A collective call."""
+    def _begin(self) -> None:
+        """Nothing is done so far."""
+        self.progress = Progress()
+        self.past = PastUpdates(self.config, self._hear)
+        self.watch = Watch(self.config) if self.layout.rank == 0 else None
+        self.metrics = MetricSums(self.layout, self.parts.all_terms)
+        """Of the steps since the last log line."""
+
+    def restore(self) -> bool:
+        """Continue from the newest whole checkpoint of the run folder, or from the one that the run branches from.
+
+        Returns whether there is one. A collective call.
+        """
         restored = self.checkpoints.restore()
         if restored is None:
-            return
+            return False
         folder, progress, self.remarks = restored.folder, restored.progress, restored.remarks
         self._refuse_other_data(folder.parent, progress)
         # Checkpoints of earlier releases have none.
@@ -120,17 +115,15 @@ class Trainer:
                 "changed some; undo the change to the program"
             )
         self.told = restored.overridden
-        self.done = progress["step"]
-        self.seen_samples = progress["consumed_samples"]
-        self.seen_tokens = progress["seen_tokens"]
-        self.skipped_steps = progress["skipped_steps"]
-        self.phase_begins = tuple(progress.get("phase_begins", [0]))
-        self.norms.load_state(progress.get("norms", {}))
+        self.progress = Progress.from_state(progress)
+        self.past.load_state(progress)
         if "unlogged" in progress:
             self.metrics.load_state(progress["unlogged"])
-        self.branch = progress.get("branch")
         if is_branch_point(folder, self.config):
-            self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
+            self.progress.branch = {"step": self.progress.done, "checkpoint": checkpoint_sha256(folder)}
+        noted = self.layout.of_first_rank(lambda: rolled_back(self.run))
+        self.rolled_back += [window for window in noted if window not in self.rolled_back]
+        return True
 
     def _refuse_other_data(self, run: Path, progress: dict[str, Any]) -> None:
         if progress["data"] != self.corpus.fingerprint:
@@ -146,55 +139,45 @@ class Trainer:
 
     def train(self) -> None:
         """Train to the last step, or until SIGTERM or SIGHUP; either way the state is saved."""
-        data = self.corpus.training_data(self.layout, self.phase_begins)
+        while True:
+            try:
+                self._train_on()
+                return
+            except BadStep as bad:
+                self._roll_back(bad)
+
+    def _train_on(self) -> None:
+        data = self.corpus.training_data(self.layout, self.progress.phase_begins)
         report = self.report = self._open_report()
-        if self.done == self.config.train.train_steps:
+        if self.progress.done == self.config.train.train_steps:
             self._finish(report)
             return
         if report:
-            report.warn_of_padding(data, self.seen_samples)
+            report.warn_of_padding(data, self.progress.seen_samples)
         if self.config.train.self_check:
             self._check(report, data)
         norms = WeightNorms(self.pair, self.optimizer, self.layout)
         clock = self.clock = Clock()
         self.stop = StopRequest(self.layout.rank == 0, clock.seconds_to_stop)
         self.watchdog = self._new_watchdog()
-        batches = data.prefetch(self.done, self.config.train.train_steps, self.seen_samples)
+        batches = data.prefetch(self.progress.done, self.config.train.train_steps, self.progress.seen_samples)
         try:
             for batch in clock.waiting(batches):
-                self._sign(f"step {self.done + 1}", clock.longest_step)
-                if any(self.done in window for window in self.config.skipped_steps):
-                    self._read_updates(0)  # what is pending would be taken for updates of these steps
-                    self.done += 1
-                    self.seen_samples, self.phase_begins = batch.end, batch.phase_begins
+                if self.passes_over(batch.step):
+                    self.past.read()  # what is pending would be taken for updates of these steps
+                    self.progress.passed_over(batch)
                     clock.steps -= 1
                     continue
-                if self.watch:
-                    self.watch.batch(batch)
-                limit = self.norms.limit(self.done)
-                self.pending.append(self.step.train(batch, self.metrics, self.stop.is_asked, limit))
-                self.done += 1
-                if report:
-                    report.first(self.done)
-                self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
-                self.seen_samples = batch.end
-                self.phase_begins = batch.phase_begins
-                self.seen_tokens += batch.num_tokens
-                is_last = self.done == self.config.train.train_steps
-                is_logged = is_last or self.done % self.config.train.log_interval == 0
+                self._launch(batch)
+                is_last = self.progress.done == self.config.train.train_steps
+                is_logged = is_last or self.progress.done % self.config.train.log_interval == 0
                 # One step late, while a GPU works at this one. Figures that are logged are this step's.
-                updates = self._read_updates(0 if is_logged else 1)
+                updates = self.past.read(0 if is_logged else 1)
                 if is_logged:
                     self._log(report, data, norms, updates[-1])
                 # Every rank reads the same: whoever was told alone would save, or end, alone.
                 self.stop.is_agreed = any(update.stops for update in updates)
-                if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
-                    clock.pause(lambda: self._evaluate(report))
-                if self._is_due(self.config.train.probe_interval, is_last) and not self.stop.is_agreed:
-                    clock.pause(lambda: self._probe(report))
-                is_end = is_last or self.stop.is_agreed
-                if self._is_due(self.config.checkpoint.save_interval, is_end):
-                    clock.save(lambda: self._try_to_save(report, is_end))  # noqa: B023 - called at once
+                self._look_up(report, is_last)
                 if self.stop.is_agreed:
                     break
         finally:
@@ -205,16 +188,69 @@ class Trainer:
             if report:
                 report.close()
 
+    def passes_over(self, step: int) -> bool:
+        """Whether the samples of a step, counted from 0, are left out."""
+        return any(step in window for window in (*self.config.skipped_steps, *self.rolled_back))
+
+    def _launch(self, batch: StepBatch) -> None:
+        assert self.stop
+        step = self.progress.done + 1
+        self._sign(f"step {step}", self.clock.longest_step)
+        if self.watch:
+            self.watch.batch(batch)
+        limit = self.past.norms.limit(batch.step)
+        self.past.add(step, self.step.train(batch, self.metrics, self.stop.is_asked, limit))
+        self.progress.trained(batch)
+        if self.report:
+            self.report.first(step)
+
+    def _look_up(self, report: Report | None, is_last: bool) -> None:
+        """Evaluate, probe and save what is due after a step."""
+        assert self.stop
+        if self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation:
+            self.clock.pause(lambda: self._evaluate(report))
+        if self._is_due(self.config.train.probe_interval, is_last) and not self.stop.is_agreed:
+            self.clock.pause(lambda: self._probe(report))
+        is_end = is_last or self.stop.is_agreed
+        if self._is_due(self.config.checkpoint.save_interval, is_end):
+            self.clock.save(lambda: self._try_to_save(report, is_end))
+
+    def _roll_back(self, bad: BadStep) -> None:
+        """Go back to the newest checkpoint, and pass over the samples from there to the bad step. A collective call.
+
+        Nothing of it has to be saved: a run that is killed comes to the same bad step again, or to its line in the
+        journal. Raises UserError if there is no checkpoint, or none that helps.
+        """
+        say = self.report.say if self.report else lambda line: None
+        self.homes.fetch_parameters()  # nothing is on its way into what is loaded
+        self._begin()
+        problem = f"step {bad.step}: {bad.cause}, and train.bad_steps is rollback"
+        if not self.restore():
+            raise UserError(f"{problem}, but there is no checkpoint yet: give other options, or train.bad_steps skip")
+        window = range(self.progress.done, bad.step)
+        if sum(one.start == window.start for one in self.rolled_back) >= MAX_ROLLBACKS:
+            raise UserError(
+                f"{problem}, but the run went back to step {window.start} {MAX_ROLLBACKS} times: give other options, "
+                "named in train.override, or an older checkpoint"
+            )
+        say(
+            f"warning: step {bad.step}: {bad.cause}; going back, and past the samples of steps "
+            f"{window.start + 1} to {window.stop}"
+        )
+        self.rolled_back.append(window)
+        if self.layout.rank == 0:
+            note_rollback(self.run, window, bad.cause, say)
+
     def _finish(self, report: Report | None) -> None:
         """Say that nothing is left to do, after what a stop behind the last step has left out."""
         evaluates = self.config.train.eval_interval > 0 and self.corpus.has_validation
-        lacks = evaluates and report is not None and not report.has_validation(self.done)
+        lacks = evaluates and report is not None and not report.has_validation(self.progress.done)
         if self.layout.any_rank(lacks):
             self._evaluate(report)
             if self.config.train.probe_interval:
                 self._probe(report)
         if report:
-            report.say(f"{self.run} is finished: all its {self.done} steps are done")
+            report.say(f"{self.run} is finished: all its {self.progress.done} steps are done")
             report.close()
 
     def evaluate(self) -> dict[str, float]:
@@ -236,23 +272,18 @@ class Trainer:
     def save(self, report: Report | None = None) -> None:
         """Save the state after the steps done so far. A collective call."""
         self._sign("to save")
-        self._read_updates(0)
+        self.past.read()
         self.homes.fetch_parameters()
         self._refuse_diverged()
         progress: dict[str, Any] = {
-            "step": self.done,
-            "consumed_samples": self.seen_samples,
-            "seen_tokens": self.seen_tokens,
-            "skipped_steps": self.skipped_steps,
+            **self.progress.state(),
+            **self.past.state(),
             "data": self.corpus.fingerprint,
             "fingerprint": self._fingerprint(),
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
-            **({"phase_begins": self.phase_begins} if self.config.train.phases else {}),
-            **({"branch": self.branch} if self.branch else {}),
-            **({"norms": self.norms.state()} if self.norms.threshold else {}),
-            **({"unlogged": self.metrics.state()} if self.unlogged.samples else {}),
+            **({"unlogged": self.metrics.state()} if self.progress.unlogged.samples else {}),
         }
-        folder, remarks = self.checkpoints.save(self.done, progress)
+        folder, remarks = self.checkpoints.save(self.progress.done, progress)
         if report:
             report.say(f"saved {folder}")
             report.say_all(remarks)
@@ -261,14 +292,14 @@ class Trainer:
         names = diverged(self.pair, self.layout)
         if names:
             raise Diverged(
-                f"after step {self.done}: ranks that should hold the same hold other values of {', '.join(names[:3])} "
-                f"({len(names)} parameters in all), of which no checkpoint is made: a GPU may calculate wrongly; go on "
-                "from the last checkpoint, on other machines if it comes again"
+                f"after step {self.progress.done}: ranks that should hold the same hold other values of "
+                f"{', '.join(names[:3])} ({len(names)} parameters in all), of which no checkpoint is made: a GPU may "
+                "calculate wrongly; go on from the last checkpoint, on other machines if it comes again"
             )
 
     def _try_to_save(self, report: Report | None, must: bool) -> None:
         """Save; what was in its way is said, and ends the run if it must, or was there too often."""
-        self._read_updates(0)  # what they say may end the run, and is no failed save
+        self.past.read()  # what they say may end the run, and is no failed save
         try:
             self.save(report)
         except Diverged:
@@ -299,7 +330,7 @@ class Trainer:
             self.watchdog.sign(doing, usual)
 
     def _is_due(self, interval: int, is_last: bool) -> bool:
-        return interval > 0 and (is_last or self.done % interval == 0)
+        return interval > 0 and (is_last or self.progress.done % interval == 0)
 
     def _fingerprint(self) -> str:
         """Of weights and moments. A collective call."""
@@ -318,10 +349,10 @@ class Trainer:
             step=self.step,
             new_sums=lambda: MetricSums(self.layout, self.parts.all_terms),
         )
-        batch = data.step_batch(self.done, self.seen_samples)
+        batch = data.step_batch(self.progress.done, self.progress.seen_samples)
         # Behind the last step a cache of replacements has nothing.
-        has_next = self.done + 1 < self.config.train.train_steps
-        line = self_check(subject, batch, data.step_batch(self.done + 1, batch.end) if has_next else None)
+        has_next = self.progress.done + 1 < self.config.train.train_steps
+        line = self_check(subject, batch, data.step_batch(self.progress.done + 1, batch.end) if has_next else None)
         if report:
             report.say(line)
 
@@ -331,7 +362,7 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.run / "run_config.yaml")
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
-        report = Report(self.run, self.parts.all_terms, self.done, self.config.train.train_steps)
+        report = Report(self.run, self.parts.all_terms, self.progress.done, self.config.train.train_steps)
         report.say(self._description())
         report.say(describe(self.layout.device))
         report.say(self.corpus.description)
@@ -339,12 +370,12 @@ class Trainer:
             report.say(self.initial.description)
         report.say_all(self.remarks)
         if self.told:
-            note(self.run, self.done, self.told, report.say)
+            note(self.run, self.progress.done, self.told, report.say)
             report.say_all(f"from here on {name} is {now!r}, was {was!r}" for name, (was, now) in self.told.items())
-        if self.done:
-            begun = self.branch and self.branch["step"] == self.done
+        if self.progress.done:
+            begun = self.progress.branch and self.progress.branch["step"] == self.progress.done
             whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"
-            report.say(f"{whence} after step {self.done}")
+            report.say(f"{whence} after step {self.progress.done}")
         return report
 
     def _description(self) -> str:
@@ -354,31 +385,12 @@ class Trainer:
             f"{layout.pipeline.size()}, data {layout.data.size()}), {train.precision}"
         )
 
-    def _read_updates(self, keep: int) -> list[Update]:
-        """Read pending updates, all but the `keep` last ones, and count those that were skipped."""
-        updates = []
-        while len(self.pending) > keep:
-            step = self.done + 1 - len(self.pending)
-            updates.append(self.pending.popleft().read())
-            if self.watch:
-                self.watch.update(updates[-1])
-            self.norms.add(step - 1, updates[-1].grad_norm)
-            self._count_skipped(updates[-1], step)
-        return updates
-
-    def _count_skipped(self, update: Update, step: int) -> None:
-        is_spike = update.is_skipped and math.isfinite(update.grad_norm)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.is_skipped and not is_spike else 0
-        self.skipped_steps += update.is_skipped
-        if is_spike and self.report:
+    def _hear(self, step: int, update: Update) -> None:
+        if self.watch:
+            self.watch.update(update)
+        if self.report and update.is_skipped and math.isfinite(update.grad_norm):
             note_spike(self.run, step, update.grad_norm, self.report.say)
             self.report.say(f"warning: step {step} skipped: gradient norm {update.grad_norm:.3g} is a spike")
-        if self.skipped_in_a_row >= MAX_SKIPPED:
-            raise UserError(
-                f"{MAX_SKIPPED} steps in a row had gradients that are not finite (the last one is step {step}): "
-                "go on from the last checkpoint with a lower optimizer.lr or optimizer.clip_grad, or with "
-                "train.precision bf16, named in train.override, or pass over such steps with train.skip_steps"
-            )
 
     def _log(
         self,
@@ -389,38 +401,38 @@ class Trainer:
     ) -> None:
         figures, weights = self.metrics.reduce(), norms.measure()
         seconds, waited, steps = self.clock.lap()
-        done, self.unlogged = self.unlogged, Amount()
+        step, seen, amount = self.progress.done, self.progress.seen_samples, self.progress.logged()
         if not report or not self.watch:
             return
         figures.pop("tokens")  # with those before an interruption, which these seconds do not have
         terms = self.parts.all_terms
-        figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms}, self.done - 1)
+        figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms}, step - 1)
         figures = {
-            "consumed_samples": self.seen_samples,
-            "consumed_tokens": self.seen_tokens,
+            "consumed_samples": seen,
+            "consumed_tokens": self.progress.seen_tokens,
             **figures,
             "grad_norm": update.grad_norm,
             "shared_grad_norm": update.shared_grad_norm,
             "stage_grad_norm": update.stage_grad_norm,
             "loss_scale": update.loss_scale,
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.past.skipped,
             "learning_rate": update.learning_rate,
-            "tokens_per_second": done.tokens / seconds,
-            **self._utilization(done, seconds),
+            "tokens_per_second": amount.tokens / seconds,
+            **self._utilization(amount, seconds),
             "seconds_per_step": seconds / steps,
             "data_share": waited / seconds,
         }
-        planned = data.read_before(self.seen_samples - int(done.samples), self.seen_samples)
-        report.training(self.done, figures, self.metrics.digest, self.watch.line(self.done, figures, weights, planned))
+        planned = data.read_before(seen - int(amount.samples), seen)
+        report.training(step, figures, self.metrics.digest, self.watch.line(step, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
-            report.warn_of_padding(data, self.seen_samples)
+            report.warn_of_padding(data, seen)
 
-    def _utilization(self, done: Amount, seconds: float) -> dict[str, float]:
+    def _utilization(self, amount: Amount, seconds: float) -> dict[str, float]:
         """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
         train_steps = self.config.train.train_steps
-        config = self.config.by_phase[self.config.phase_at(self.done - 1)]
-        config = replace(config, early_exit=self.config.early_exit.held(self.done - 1, train_steps))
-        tflops = achieved_tflops(config, done, seconds, self.layout.world.size())
+        config = self.config.by_phase[self.config.phase_at(self.progress.done - 1)]
+        config = replace(config, early_exit=self.config.early_exit.held(self.progress.done - 1, train_steps))
+        tflops = achieved_tflops(config, amount, seconds, self.layout.world.size())
         is_cuda = self.layout.device.type == "cuda"
         name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""
         peak = peak_tflops(name, self.config.train.precision)
@@ -429,11 +441,11 @@ class Trainer:
     def _evaluate(self, report: Report | None) -> None:
         figures = self.evaluate()
         if report and figures:
-            report.validation(self.done, figures)
+            report.validation(self.progress.done, figures)
 
     def _probe(self, report: Report | None) -> None:
         self._sign("to probe")
         self.homes.fetch_parameters()
         figures = self.probes.figures(self.step)
         if report:
-            report.probes(self.done, figures)
+            report.probes(self.progress.done, figures)

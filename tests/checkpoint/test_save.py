@@ -47,7 +47,7 @@ def straight_run(config: Config) -> Record:
     use_small_buckets()
     trainer = start(config)
     figures, norms = run_steps(trainer, 0, HALF)
-    trainer.done = HALF
+    trainer.progress.done = HALF
     trainer.save(None)
     more_figures, more_norms = run_steps(trainer, HALF, STEPS)
     trainer.homes.fetch_parameters()
@@ -65,7 +65,7 @@ def resumed_run(config: Config, copy: Path | None = None) -> Record:
             for parameter in module.parameters():
                 parameter.add_(0.5)
     trainer.restore()
-    assert trainer.done == HALF
+    assert trainer.progress.done == HALF
     if copy:
         trainer.checkpoints.run = copy
         trainer.save(None)
@@ -206,8 +206,8 @@ def go_back(config: Config) -> tuple[int, list[str], list[str]]:
     """On every rank: (steps restored, what is said, what is said of the next save)."""
     trainer = start(config)
     trainer.restore()
-    done, trainer.done = trainer.done, trainer.done + 1
-    _, remarks = trainer.checkpoints.save(trainer.done, {"step": trainer.done})
+    done, trainer.progress.done = trainer.progress.done, trainer.progress.done + 1
+    _, remarks = trainer.checkpoints.save(trainer.progress.done, {"step": trainer.progress.done})
     trainer.close()
     return done, trainer.remarks, remarks
 
@@ -274,7 +274,7 @@ def save_many(config: Config) -> list[str]:
     trainer.run.mkdir(exist_ok=True)
     for step in range(1, 6):
         run_steps(trainer, step - 1, step)
-        trainer.done = step
+        trainer.progress.done = step
         trainer.save(None)
     problems = []
     real_usage, real_save = shutil.disk_usage, dist_checkpointing.save
@@ -289,14 +289,14 @@ def save_many(config: Config) -> list[str]:
     for broken in ({"disk_usage": no_space}, {"save": fail_to_save}):
         shutil.disk_usage = broken.get("disk_usage", real_usage)  # type: ignore[assignment]
         dist_checkpointing.save = broken.get("save", real_save)
-        trainer.done = 6
+        trainer.progress.done = 6
         try:
             trainer.save(None)
         except UserError as error:
             problems.append("\n".join(error.problems))
     shutil.disk_usage, dist_checkpointing.save = real_usage, real_save
     trainer.restore()
-    assert trainer.done == 5
+    assert trainer.progress.done == 5
     trainer.close()
     return problems
 

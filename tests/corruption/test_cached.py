@@ -250,7 +250,7 @@ def trained(config: Config) -> int:
     with patch("metro_megatron.train.trainer.copy_tokenizer"):
         trainer.train()
     trainer.close()
-    return trainer.done
+    return trainer.progress.done
 
 
 def test_the_last_step_needs_nothing_behind_the_cache(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_replacements_of_any_masked_language_model_are_those_of_its_logits(tmp_p
 def train_and_save(config: Config) -> None:
     trainer = start(config)
     run_steps(trainer, 0, 1)
-    trainer.done = 1
+    trainer.progress.done = 1
     trainer.save()
     trainer.close()
 

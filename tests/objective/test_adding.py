@@ -50,8 +50,10 @@ def two_steps(config: Config) -> tuple[list[dict[str, float]], float, set[str]]:
         metrics.reduce()
     figures = []
     for step in range(2):
-        trainer.step.train(trainer.corpus.training_data(trainer.layout).step_batch(step, trainer.seen_samples), metrics)
-        trainer.seen_samples = batch.end
+        trainer.step.train(
+            trainer.corpus.training_data(trainer.layout).step_batch(step, trainer.progress.seen_samples), metrics
+        )
+        trainer.progress.seen_samples = batch.end
         figures.append(metrics.reduce())
     heads = {name for chunk in trainer.pair.main for name, _ in chunk.named_children() if name.endswith("_head")}
     trainer.close()

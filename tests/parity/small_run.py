@@ -144,9 +144,9 @@ def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[Figures], l
     figures: list[Figures] = []
     norms: list[Norms] = []
     for step in range(first, last):
-        batch = data.step_batch(step, trainer.seen_samples)
+        batch = data.step_batch(step, trainer.progress.seen_samples)
         update = trainer.step.train(batch, metrics).read()
-        trainer.seen_samples = batch.end
+        trainer.progress.seen_samples = batch.end
         assert not update.is_skipped
         figures.append(metrics.reduce())
         norms.append((update.grad_norm, update.shared_grad_norm, update.stage_grad_norm))

@@ -146,9 +146,9 @@ def train(configs: list[Config]) -> list[Record]:
         metrics, figures = MetricSums(trainer.layout, trainer.parts.all_terms), []
         data = trainer.corpus.training_data(trainer.layout)
         for step in range(STEPS):
-            batch = data.step_batch(step, trainer.seen_samples)
+            batch = data.step_batch(step, trainer.progress.seen_samples)
             trainer.step.train(batch, metrics)
-            trainer.seen_samples = batch.end
+            trainer.progress.seen_samples = batch.end
             figures.append(metrics.reduce())
         trainer.homes.fetch_parameters()
         records.append(Record(figures, whole_weights(trainer)))

@@ -69,7 +69,7 @@ def train_without_waiting(config: Config) -> None:
     """A step in which torch raises where a call waits for the device, behind two that compile and take memory."""
     trainer = start(config)
     run_steps(trainer, 0, 2)
-    batch = trainer.corpus.training_data(trainer.layout).step_batch(2, trainer.seen_samples)
+    batch = trainer.corpus.training_data(trainer.layout).step_batch(2, trainer.progress.seen_samples)
     metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
     torch.cuda.set_sync_debug_mode("error")
     trainer.step.train(batch, metrics)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
 from metro_megatron.parallel import optim
 from metro_megatron.train import spikes
 from metro_megatron.train.corpus import Corpus
@@ -100,3 +101,46 @@ def test_a_spike_is_skipped_and_noted_and_skipped_again_by_a_resumed_run(tmp_pat
     ((again, _),) = run_ranks(run_with_spike, 1, config)
     for line, same in zip(again, lines, strict=True):
         assert {key: line[key] for key in LASTING} == {key: same[key] for key in LASTING}
+
+
+def test_a_run_that_goes_back_is_one_that_passes_over_these_samples(tmp_path: Path) -> None:
+    """Whether it is interrupted behind, or not; the journal says what it went back from, and replay passes over it."""
+    config = small_config(train={"train_steps": 12, "log_interval": 3, "bad_steps": "rollback"})
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, skip_spikes=30.0),
+        checkpoint=replace(config.checkpoint, save_interval=7, keep_last=0),
+    )
+
+    def into(name: str, **train: Any) -> Config:
+        return replace(config, train=replace(config.train, output=f"{tmp_path}/{name}", **train))
+
+    ((lines, said),) = run_ranks(run_with_spike, 1, into("back"))
+    assert f"going back, and past the samples of steps 8 to {SPIKE}" in " ".join(said)
+    ((planned, _),) = run_ranks(run_with_spike, 1, into("planned", skip_steps=["8-9"]))
+    assert [line["step"] for line in lines] == [line["step"] for line in planned] == [3, 6, 12], (
+        "no line of a step passed over"
+    )
+    noted = [json.loads(line) for line in (tmp_path / "back" / "journal.jsonl").read_text().splitlines()]
+    assert [line["rolled_back_to"] for line in noted if "rolled_back_to" in line] == [7]
+    shutil.rmtree(tmp_path / "back" / "iter_0000012")
+    ((resumed, _),) = run_ranks(run, 1, into("back"))
+    for line, same, again in zip(lines, planned, resumed, strict=True):
+        assert {key: line[key] for key in LASTING} == {key: same[key] for key in LASTING}
+        assert {key: line[key] for key in LASTING} == {key: again[key] for key in LASTING}
+    (replayed,) = run_ranks(replay_with_spike, 1, into("back"))
+    assert [(line.step, line.is_same) for line in replayed.lines] == [(12, True)]
+    with pytest.raises(UserError, match="was passed over, as the run went back from it"):
+        replay(tmp_path / "back", SPIKE, torch.device("cpu"), lambda done, last: None)
+
+
+@pytest.mark.parametrize(("policy", "saves"), [("stop", 7), ("rollback", 100)])
+def test_a_run_ends_at_a_bad_step_if_it_shall_or_has_nowhere_to_go(tmp_path: Path, policy: str, saves: int) -> None:
+    config = small_config(train={"output": str(tmp_path), "train_steps": 12, "log_interval": 3, "bad_steps": policy})
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, skip_spikes=30.0),
+        checkpoint=replace(config.checkpoint, save_interval=saves),
+    )
+    with pytest.raises(Exception, match=f"step {SPIKE}: gradient norm .* is a spike, and train.bad_steps is {policy}"):
+        run_ranks(run_with_spike, 1, config)

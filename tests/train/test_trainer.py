@@ -19,7 +19,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.plan.flops import Amount, model_flops
 from metro_megatron.train import trainer as module
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.trainer import MAX_SKIPPED
+from metro_megatron.train.past_updates import MAX_SKIPPED
 from tests.distributed import run_ranks
 from tests.parity import small_run
 from tests.parity.small_run import small_config, small_corpus, start

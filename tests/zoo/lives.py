@@ -105,7 +105,7 @@ def live(config: Config, folder: str, steps: int, illness: str, text: int = 7) -
             patch.setattr(trainer.step, "train", until)
             trainer.train()
         except UserError as error:
-            said += [(trainer.done, problem) for problem in error.problems]
+            said += [(trainer.progress.done, problem) for problem in error.problems]
         finally:
             trainer.close()
     path = Path(folder) / "metrics.jsonl"
