@@ -103,7 +103,20 @@ def initialize(
     tensor_group: ProcessGroup,
     given: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Fill every parameter of module in place; tensor-parallel ranks take their parts of one whole tensor.
+    """Fill every parameter of module in place with its `starting_parts`."""
+    for parameter, part in starting_parts(module, prefix, model_config, seed, tensor_group, given):
+        parameter.copy_(part)
+
+
+def starting_parts(
+    module: MegatronModule,
+    prefix: str,
+    model_config: ModelConfig,
+    seed: int,
+    tensor_group: ProcessGroup,
+    given: Mapping[str, Tensor] | None = None,
+) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+    """Every parameter of module, and this rank's part of one whole tensor in FP32, or as it is given.
 
     given: whole tensors by global name of what does not start at random, read one after the other.
     """
@@ -117,16 +130,7 @@ def initialize(
         owner = module.get_submodule(owner_name)
         unset = Unset(name, shape, owner, divisors.get(owner, 1.0), model_config, seed)
         whole = given[name] if given is not None and name in given else start_of(owner, own_name)(unset)
-        parameter.copy_(_part_of_rank(whole, split, tensor_group))
-
-
-def given_parts(
-    module: MegatronModule, prefix: str, tensor_group: ProcessGroup, given: Mapping[str, Tensor]
-) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
-    """Parameters that do not start at random, and this rank's part of what they are given, which may be more exact."""
-    for name, parameter in global_parameters(module, prefix):
-        if name in given:
-            yield parameter, _part_of_rank(given[name], split_dimension(parameter), tensor_group)
+        yield parameter, _part_of_rank(whole, split, tensor_group)
 
 
 def _part_of_rank(whole: Tensor, split: int | None, tensor_group: ProcessGroup) -> Tensor:

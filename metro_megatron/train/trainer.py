@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from fused.dispatch import describe
@@ -26,7 +28,7 @@ from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.health.subject import Subject
 from metro_megatron.health.watch import Watch
 from metro_megatron.model.encoder import TIED
-from metro_megatron.model.init import given_parts
+from metro_megatron.model.init import starting_parts
 from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
@@ -69,10 +71,8 @@ class Trainer:
         self.pair = self.parts.pair
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
-        if self.initial and config.train.precision != "fp32":
-            for prefix, module in self.pair.modules():
-                given = given_parts(module, prefix, self.layout.tensor, self.initial.tensors)
-                self.optimizer.set_masters(given)
+        if config.train.precision != "fp32":
+            self.optimizer.set_masters(self._starting_values())
         self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
         self.probes = Probes(config, self.layout, corpus)
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
@@ -89,6 +89,14 @@ class Trainer:
         self.told: dict[str, tuple[Any, Any]] = {}
         """Options that the run was told anew: as they were, and as they are."""
         self.report: Report | None = None
+
+    def _starting_values(self) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+        """What weights in 16 bits were rounded from."""
+        given = self.initial.tensors if self.initial else None
+        for prefix, module in self.pair.modules():
+            yield from starting_parts(
+                module, prefix, self.config.model, self.config.train.seed, self.layout.tensor, given
+            )
 
     def _begin(self) -> None:
         """Nothing is done so far."""

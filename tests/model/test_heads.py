@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config, ParallelConfig
-from metro_megatron.model.heads import MLMHead, TiedDecoder, TokenHead
+from metro_megatron.model.heads import DenseTokenHead, MLMHead, TiedDecoder, TokenHead
 from metro_megatron.parallel.layout import Layout
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config, small_corpus
@@ -58,3 +58,18 @@ def test_heads_equal_plain_torch() -> None:
     size = (hidden.size(-1),)
     normed = functional.layer_norm(transformed, size, mlm["norm.weight"], mlm["norm.bias"], eps=1e-5)
     torch.testing.assert_close(filled, normed @ word.t() + mlm["decoder.bias"], rtol=1e-5, atol=1e-4)
+
+
+def test_detection_logits_of_16_bits_are_those_of_exact_arithmetic() -> None:
+    """bf16 would round those of 4 to 8 to steps of 0.03; gradients have the parameters' format."""
+    generator = torch.Generator().manual_seed(2)
+    for kind in (TokenHead, DenseTokenHead):
+        head = kind(64).bfloat16()
+        hidden = (4 * torch.randn(5, 3, 64, generator=generator)).bfloat16().requires_grad_()
+        logits = head(hidden, None, None)  # type: ignore[arg-type] # it looks at neither
+        rows = hidden if kind is TokenHead else functional.gelu(head.dense(hidden))
+        exact = functional.linear(rows.double(), head.weight.double(), head.bias.double()).squeeze(-1)
+        torch.testing.assert_close(logits.double(), exact, rtol=1e-6, atol=1e-6)
+        assert logits.dtype == torch.float32 and not logits.equal(logits.bfloat16().float())
+        logits.sum().backward()
+        assert hidden.grad is not None and hidden.grad.dtype == head.weight.grad.dtype == torch.bfloat16

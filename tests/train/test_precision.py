@@ -7,8 +7,9 @@ import torch
 from metro_megatron.config.schema import Config
 from metro_megatron.parallel.optim import Update, learning_rate
 from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.trainer import Trainer
 from tests.distributed import run_ranks
-from tests.parity.small_run import STEPS, run_steps, small_config, start, train_in_layouts
+from tests.parity.small_run import STEPS, run_steps, small_config, small_corpus, start, train_in_layouts
 
 LOSSES = ("aux_loss", "rtd_loss", "clm_loss")
 
@@ -51,6 +52,25 @@ def test_gradients_in_the_runs_own_format() -> None:
     assert (exact_format, own_format) == ({torch.float32}, {torch.bfloat16})
     assert own != exact
     np.testing.assert_allclose(own, exact, rtol=1e-2)
+
+
+def starts(config: Config) -> list[torch.Tensor]:
+    """What a lone process's optimizer begins with, flat."""
+    trainer = Trainer(config, small_corpus(config), torch.device("cpu"))
+    found = []
+    for one in trainer.optimizer.both:
+        is_fp32 = config.train.precision == "fp32"
+        groups = one.model_fp32_groups if is_fp32 else one.shard_fp32_from_float16_groups
+        found += [weight.detach().reshape(-1).clone() for group in groups for weight in group]
+    trainer.close()
+    return found
+
+
+def test_masters_start_from_the_draw_that_weights_are_rounded_from() -> None:
+    exact, half = (run_ranks(starts, 1, small_config(train={"precision": one}))[0] for one in ("fp32", "bf16"))
+    assert len(exact) == len(half), "megatron-core's groups are in another order"
+    assert all(any(one.equal(other) for other in exact) for one in half)
+    assert not all(one.equal(one.bfloat16().float()) for one in half)
 
 
 def overflowing_steps(config: Config) -> tuple[list[Update], bool]:
