@@ -60,9 +60,7 @@ class SequenceHead(MegatronModule):
     def __init__(self, config: TransformerConfig):
         super().__init__(config=config)
         self.dense = linear(config.hidden_size, config.hidden_size)
-        self.norm = LayerNorm(
-            outside_layers(config), hidden_size=config.hidden_size, eps=config.layernorm_epsilon
-        )
+        self.norm = LayerNorm(outside_layers(config), hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Tensor:
         """[n, H], n samples of the micro batch."""
