@@ -25,6 +25,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron.config.schema import Config, EncoderSizes, OptimizerConfig, ParallelConfig
+from metro_megatron.nvidia import describe, transformer_impl
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -47,12 +48,19 @@ def main_config(config: Config, device: torch.device) -> TransformerConfig:
     return _transformer_config(config, config.parallel, config.model.main, device, dropout)
 
 
+def implementations(config: Config, device: torch.device) -> str:
+    """One sentence for the start of a run: whose linear layers and whose Adam it has, and why."""
+    optimizer, parallel, train = config.optimizer, config.parallel, config.train
+    return describe(parallel.transformer_impl, device.type, train.fp8_recipe, optimizer.adam_impl)
+
+
 def _unstaged(config: Config) -> ParallelConfig:
     """The run's parallelism without the pipeline, which phase 1 does not have."""
     return ParallelConfig(
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         recompute=config.parallel.recompute,
+        transformer_impl=config.parallel.transformer_impl,
     )
 
 
@@ -65,6 +73,8 @@ def _transformer_config(
     # The interleaved schedule's exchanges run beside its computation, one by one. Batched ones could not, and with two
     # stages, where "previous" and "next" are one peer, would pair up crosswise: wrong gradients without an error.
     unbatched = parallel.is_interleaved
+    implementation = transformer_impl(parallel.transformer_impl, device.type)
+    fp8 = {"fp8": "hybrid", "fp8_recipe": config.train.fp8_recipe, "first_last_layers_bf16": True}
     return TransformerConfig(
         num_layers=sizes.num_layers,
         hidden_size=sizes.hidden_size,
@@ -92,8 +102,13 @@ def _transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=unbatched,
         batch_p2p_comm=not unbatched,
+        transformer_impl=implementation,
+        # Transformer Engine's products add weight gradients to DDP's sums themselves. A weight that another product
+        # reads, too, as those behind early exits do, would lose that one's.
+        gradient_accumulation_fusion=implementation == "transformer_engine" and not config.early_exit.layers,
         batch_p2p_sync=False,  # would wait for the whole device after every exchange, for torch before 2.0
         **(recompute if parallel.recompute == "full" else {}),  # type: ignore[arg-type]
+        **(fp8 if config.train.fp8_recipe != "none" else {}),  # type: ignore[arg-type]
     )
 
 
@@ -152,7 +167,8 @@ def distributed_optimizer(
     """Adam of one home with its state sharded over the home's replicas (ZeRO-1).
 
     It is torch's, whatever is installed, in its fused form: one pass that also divides gradients and skips an update
-    (parallel/optim.py), so that results and checkpoints do not depend on the machine's libraries.
+    (parallel/optim.py), so that results do not depend on the machine's libraries. Another library's kernel computes the
+    same update on the same state (parallel/adam.py), so that checkpoints do not depend on the kernel.
     """
     # megatron-core prefers Transformer Engine's or Apex's, and asks these where it builds and where it saves.
     mcore_optimizer.USING_PYTORCH_OPTIMIZER = True

@@ -23,7 +23,12 @@ PRELOADED = ["tests.preloaded"]
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0, backend: str = "gloo"
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 120.0,
+    backend: str = "gloo",
+    start_method: str = "forkserver",
 ) -> list[Any]:
     """Call `function(*args)` on `world_size` new processes; what each returned, by rank.
 
@@ -39,7 +44,7 @@ def run_ranks(
             (function, world_size, args, folder, timeout, backend),
             world_size,
             join=False,
-            start_method="forkserver",
+            start_method=start_method,
         )
         deadline = time.monotonic() + timeout + 5
         try:
@@ -81,7 +86,7 @@ def _rank(
     timeout: float,
     backend: str,
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     faulthandler.dump_traceback_later(timeout)
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
@@ -105,7 +110,7 @@ def _result(folder: str, rank: int) -> Path:
 
 
 def _program(argv: list[str], outputs: list[Path]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for number, path in enumerate(outputs, 1):
         with path.open("wb") as file:
             os.dup2(file.fileno(), number)
@@ -113,8 +118,8 @@ def _program(argv: list[str], outputs: list[Path]) -> None:
     runpy.run_path(argv[0], run_name="__main__")
 
 
-def _end_with_parent() -> None:
-    """The server lives as long as its children, so that they must see for themselves that pytest is gone."""
+def end_with_parent() -> None:
+    """A thread of a child. The server lives as long as its children, so that they must see for themselves that pytest is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -24,6 +24,7 @@ LAYERS = (
     (
         "metro_megatron.cli",
         "metro_megatron.files",
+        "metro_megatron.nvidia",
         "metro_megatron.randomness",
         "metro_megatron.schedule",
         "metro_megatron.vocabulary",

@@ -48,16 +48,24 @@ def model_state(pair: Pair, layout: Layout) -> dict[str, Any]:
         replicas = layout.replica if name in pair.shared else layout.data
         metadata = {"dp_cp_group": replicas, "non_homogeneous_layers": True}
         tensors = module.sharded_state_dict(prefix="", metadata=metadata)
+        for key in _extra_states(tensors):
+            tensors[key].data = None
         add_prefix_for_sharding(tensors, prefix)
         state[name] = tensors
     return state
+
+
+def _extra_states(tensors: dict[str, Any]) -> list[str]:
+    """What linear layers keep beside parameters: of Transformer Engine's in FP8, pickled scales that each step makes
+    anew. Neither saved nor loaded: unpickling a file from elsewhere runs what is in it."""
+    return [key for key in tensors if key.endswith("._extra_state")]
 
 
 @torch.no_grad()
 def load_model_state(pair: Pair, state: dict[str, Any]) -> None:
     """Put loaded parameters into place; a missing or unexpected key is an error."""
     for name, module in pair.named():
-        module.load_state_dict(state[name], strict=True)
+        module.load_state_dict({**state[name], **dict.fromkeys(_extra_states(state[name]))}, strict=True)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Literal
 from fused.attention import HEAD_DIMS, MOST_POSITIONS
 from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
+from metro_megatron.config.implementations import implementation_problems
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import OVERRIDE_MAY_CHANGE, Config, EncoderSizes, ModelConfig, OptimizerConfig
@@ -34,6 +35,7 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += _optimizers(config)
         found += _precision(config, device or config.train.device)
         found += _kernels(config, device or config.train.device)
+        found += implementation_problems(config, device or config.train.device)
         found += _phases(config, world_size, device or config.train.device)
         found += _initial_weights(config)
     return found + list(_paths(config))
@@ -108,6 +110,18 @@ def row_problems(config: Config) -> Iterator[str]:
             f"data.{name} is {length}, with parallel.sequence_parallel it must be a multiple of "
             f"parallel.tensor_model_parallel_size {tp}; use {_nearest_multiple(length, tp)}"
         )
+    yield from _fp8_rows(config)
+
+
+def _fp8_rows(config: Config) -> Iterator[str]:
+    data, grain = config.data, RowRule.of(config, 1).grain
+    if config.train.fp8_recipe == "none" or data.micro_batch_slots % grain == 0:
+        return
+    name = "micro_batch_tokens" if data.is_packed else "micro_batch_size x seq_length"
+    yield (
+        f"data.{name} is {data.micro_batch_slots}, with train.fp8_recipe {config.train.fp8_recipe} it must be a "
+        f"multiple of {grain}; use {_nearest_multiple(data.micro_batch_slots, grain)}"
+    )
 
 
 def _batch(config: Config, world_size: int) -> Iterator[str]:

@@ -25,10 +25,14 @@ class RowRule:
     data: DataConfig
     parallel: ParallelConfig
     dp_size: int
+    grain: int = GRAIN
+    """Rows are a multiple of this: FP8 products read a multiple of 16 places on every tensor-parallel rank."""
 
     @classmethod
     def of(cls, config: Config, dp_size: int) -> RowRule:
-        return cls(config.data, config.parallel, dp_size)
+        is_split = config.train.fp8_recipe != "none" and config.parallel.sequence_parallel
+        grain = GRAIN * (config.parallel.tensor_model_parallel_size if is_split else 1)
+        return cls(config.data, config.parallel, dp_size, grain)
 
     @property
     def least_micro_batches(self) -> int:
@@ -48,7 +52,7 @@ class RowRule:
 
     def row_length(self, tokens: int) -> int:
         """The least length of a packed row for so many tokens; data.micro_batch_tokens where it takes more."""
-        grain = max(GRAIN, 1 << (tokens.bit_length() - 7) if tokens >= 1 << 7 else 0)
+        grain = math.lcm(self.grain, 1 << (tokens.bit_length() - 7) if tokens >= 1 << 7 else 1)
         if self.parallel.sequence_parallel:
             grain = math.lcm(grain, self.parallel.tensor_model_parallel_size)
         return min(-(-tokens // grain) * grain, self.data.micro_batch_tokens)

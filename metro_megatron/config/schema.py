@@ -349,6 +349,8 @@ class OptimizerConfig:
     """Second-moment coefficient."""
     adam_eps: Annotated[float, above(0)] = 1e-6
     """Adam's epsilon."""
+    adam_impl: Annotated[Literal["torch", "transformer_engine", "apex"], MAY_CHANGE] = "torch"
+    """Whose kernel computes Adam's update: one rule, equal up to rounding, and one checkpoint for all."""
     matrices: Literal["adam", "muon"] = "adam"
     """What updates the matrices of main's layers. muon: torch.optim.Muon's rule on whole ones, q, k and v each by
     itself, in steps of Adam's usual size, 0.2 of the rate; tables, heads, biases and norms stay Adam's."""
@@ -418,6 +420,9 @@ class ParallelConfig:
     """Shard activations between matrices over the tensor-parallel ranks."""
     recompute: Literal["none", "full"] = "none"
     """full: layers are recomputed in the backward pass."""
+    transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
+    """Linear layers of the encoders. local: megatron-core's. auto: Transformer Engine's on a GPU where it is whole, else
+    local. Checkpoints are the same."""
     overlap: bool = True
     """Overlap parameter gathering and gradient reduction with computation; on the CPU nothing overlaps."""
     grad_reduce_in_fp32: bool = True
@@ -489,6 +494,9 @@ class TrainConfig:
     """Seed of weights, order, masks, sampling noise and dropout."""
     precision: Annotated[Literal["bf16", "fp16", "fp32"], OVERRIDE_MAY_CHANGE] = "bf16"
     """Format of weights and activations; master weights and moments are always fp32."""
+    fp8_recipe: Annotated[Literal["none", "tensorwise"], OVERRIDE_MAY_CHANGE] = "none"
+    """tensorwise: products of the linear layers in FP8, scaled by each tensor's own maximum, by Transformer Engine; the
+    first and the last layer of each encoder, heads, tables, norms and attention stay in bf16."""
     fused: Annotated[Literal["auto", "reference"], MAY_CHANGE] = "auto"
     """auto: our Triton kernels where they can run; reference: plain torch, the same mathematics."""
     device: Annotated[Literal["auto", "cpu", "cuda"], MAY_CHANGE] = "auto"

@@ -25,7 +25,7 @@ from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
 from metro_megatron.model.early_exit import ExitHead
 from metro_megatron.model.heads import TiedDecoder, decoder_bias
-from metro_megatron.model.layer import LOCAL, block_spec, linear
+from metro_megatron.model.layer import block_spec, linear, parts_of
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel
 from metro_megatron.model.position import Positions, position_table
 from metro_megatron.model.sequences import AUXILIARY_SEEDS, EMBEDDING_SITE, Sequences, sequences_of
@@ -165,7 +165,7 @@ class Encoder(MegatronModule):
         num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=rank)
         self.block = TransformerBlock(
             config,
-            block_spec(LOCAL, num_layers, model_config.norm_first),
+            block_spec(parts_of(config), num_layers, model_config.norm_first),
             pre_process=self.pre_process,
             post_process=self.post_process,
             pg_collection=groups,

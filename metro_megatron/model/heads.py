@@ -20,7 +20,7 @@ from torch.nn import functional
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.model.layer import linear
-from metro_megatron.model.norm import LayerNorm, without_sequence_parallel
+from metro_megatron.model.norm import LayerNorm, outside_layers
 
 
 class Decoding(NamedTuple):
@@ -61,9 +61,7 @@ class SequenceHead(MegatronModule):
     def __init__(self, config: TransformerConfig):
         super().__init__(config=config)
         self.dense = linear(config.hidden_size, config.hidden_size)
-        self.norm = LayerNorm(
-            without_sequence_parallel(config), hidden_size=config.hidden_size, eps=config.layernorm_epsilon
-        )
+        self.norm = LayerNorm(outside_layers(config), hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(self, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Tensor:
         """[n, H], n samples of the micro batch."""
@@ -91,7 +89,7 @@ def decoder_bias(config: TransformerConfig, model_config: ModelConfig) -> Column
     return ColumnParallelLinear(
         model_config.table_width,
         model_config.padded_vocab_size,
-        config=without_sequence_parallel(config),
+        config=outside_layers(config),
         init_method=config.init_method,
         bias=True,
         gather_output=False,
@@ -129,7 +127,7 @@ class MLMHead(TiedDecoder):
         super().__init__(config, model_config)
         width = model_config.table_width
         self.dense = linear(config.hidden_size, width)
-        self.norm = LayerNorm(without_sequence_parallel(config), hidden_size=width, eps=config.layernorm_epsilon)
+        self.norm = LayerNorm(outside_layers(config), hidden_size=width, eps=config.layernorm_epsilon)
 
     def transform(self, rows: Tensor) -> Tensor:
         return self.norm(functional.gelu(self.dense(rows)))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from metro_megatron.config.schema import ModelConfig
+from metro_megatron.model.linear import TRANSFORMER_ENGINE
 from metro_megatron.model.norm import LayerNorm
 from metro_megatron.model.position import Positions
 from metro_megatron.randomness import Purpose, hash64
@@ -84,7 +85,7 @@ class Unset:
 KINDS: tuple[tuple[tuple[type[torch.nn.Module], ...], Mapping[str, Callable[[Unset], Tensor]]], ...] = (
     ((LayerNorm, torch.nn.LayerNorm), {"weight": Unset.ones, "bias": Unset.zeros}),
     (
-        (ColumnParallelLinear, RowParallelLinear, torch.nn.Linear),
+        (ColumnParallelLinear, RowParallelLinear, *TRANSFORMER_ENGINE, torch.nn.Linear),
         {"weight": Unset.matrix, "bias": Unset.zeros},
     ),
     ((VocabParallelEmbedding,), {"weight": Unset.vocabulary}),

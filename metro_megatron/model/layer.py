@@ -12,13 +12,14 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
 from fused.layer_norm import RowDropout
 from metro_megatron.model import early_exit
 from metro_megatron.model.attention import Attention, CoreAttention
-from metro_megatron.model.linear import ColumnLinear, RowLinear
+from metro_megatron.model.linear import TRANSFORMER_ENGINE, ColumnLinear, RowLinear
 from metro_megatron.model.norm import LayerNorm, add_dropped
 from metro_megatron.model.sequences import LayerSites, Sequences, sites_of_layer
 
@@ -38,6 +39,17 @@ class LayerParts(NamedTuple):
 
 LOCAL = LayerParts(ColumnLinear, RowLinear, LayerNorm, CoreAttention)
 """megatron-core's linear layers, our norm and our attention: they run everywhere."""
+
+
+def parts_of(config: TransformerConfig) -> LayerParts:
+    """Those of config.transformer_impl: of Transformer Engine the linear layers alone.
+
+    Its attention has no learned bias in packed rows, and its norms neither dropout nor residual.
+    """
+    if config.transformer_impl == "local":
+        return LOCAL
+    column, row = TRANSFORMER_ENGINE
+    return LOCAL._replace(column=column, row=row)
 
 
 class _Layer(TransformerLayer):

@@ -1,8 +1,9 @@
-"""megatron-core's linear layers, as torch's own where nothing is split."""
+"""The linear layers of an encoder: megatron-core's, as torch's own where nothing is split, and Transformer Engine's."""
 
+from megatron.core.extensions import transformer_engine
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Module, functional
 
 
 class ColumnLinear(ColumnParallelLinear):
@@ -23,3 +24,12 @@ class RowLinear(RowParallelLinear):
         if self.tp_group.size() > 1:
             return super().forward(input_)
         return functional.linear(input_, self.weight), self.bias
+
+
+TRANSFORMER_ENGINE: tuple[type[Module], ...] = ()
+"""Transformer Engine's, split over outputs and over inputs; none where it is not installed.
+
+Parameters, their marks and their parts of a checkpoint are those of the two above.
+"""
+if transformer_engine.HAVE_TE:
+    TRANSFORMER_ENGINE = (transformer_engine.TEColumnParallelLinear, transformer_engine.TERowParallelLinear)

@@ -51,8 +51,9 @@ def mark_sequence_parallel(module: torch.nn.Module, config: TransformerConfig) -
         parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
-def without_sequence_parallel(config: TransformerConfig) -> TransformerConfig:
-    """For layers behind the gather at the encoder's end."""
+def outside_layers(config: TransformerConfig) -> TransformerConfig:
+    """For what stands before or behind the layers: positions are whole there, and weight gradients torch's affair."""
     config = copy.copy(config)
     config.sequence_parallel = False
+    config.gradient_accumulation_fusion = False
     return config

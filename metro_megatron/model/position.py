@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from fused.attention import CompactBias
 from metro_megatron.config.position import PositionScheme
 from metro_megatron.config.schema import ModelConfig
-from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel, without_sequence_parallel
+from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel, outside_layers
 
 
 class Added(NamedTuple):
@@ -130,7 +130,7 @@ class UntiedTerm(MegatronModule):
 
     def __init__(self, config: TransformerConfig, scheme: PositionScheme, tensor_group: ProcessGroup):
         # Every tensor-parallel rank has all positions, whatever part of a sample it holds elsewhere.
-        config = without_sequence_parallel(config)
+        config = outside_layers(config)
         super().__init__(config=config)
         self.resets_cls = scheme.resets_cls
         rows, hidden, device = scheme.positions + scheme.resets_cls, config.hidden_size, torch.cuda.current_device()

@@ -23,6 +23,7 @@ from torch.distributed import ProcessGroup
 
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config, OptimizerConfig
+from metro_megatron.parallel.adam import adam_step
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.loss_scale import LossScale
 from metro_megatron.parallel.muon import Matrix, Muon, matrices_of
@@ -87,6 +88,7 @@ class Optimizer:
             Muon(self.shared, shared_matrices, layout.tensor),
             Muon(self.stage, stage_matrices, layout.tensor),
         )
+        self.adam_step = adam_step(main.adam_impl)
         self.chained = ChainedOptimizer(list(self.both))
         self.loss_scale: LossScale | None = None
         if precision == "fp16":
@@ -149,11 +151,11 @@ class Optimizer:
         for one, muon in zip(self.both, self.muons, strict=True):
             muon.step(divisor, is_skipped)
             adam = one.optimizer
-            # What torch's fused kernel reads for torch.amp, too: it divides, or does nothing, on the way.
+            # What torch's fused kernel reads for torch.amp, too: kernels divide, or do nothing, on the way.
             adam.grad_scale, adam.found_inf = divisor, is_skipped
             groups = adam.param_groups
             adam.param_groups = [group for group in groups if "momentum" not in group]  # the others are Muon's
-            adam.step()
+            self.adam_step(adam)
             adam.param_groups = groups
             masters, weights = (
                 [shard for group in groups for shard in group]

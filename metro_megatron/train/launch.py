@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from metro_megatron import nvidia
 from metro_megatron.checkpoint.files import MARKER
 from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, is_first_process
@@ -59,6 +60,8 @@ def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Dev
         claim.enter_context(claimed(Path(config.train.output)))
     beginning(config)
     import_megatron()
+    optimizer, parallel, train = config.optimizer, config.parallel, config.train
+    nvidia.refuse_missing(parallel.transformer_impl, optimizer.adam_impl, train.fp8_recipe, device)
 
     from metro_megatron.train.build import initial_weights
     from metro_megatron.train.corpus import Corpus
@@ -118,17 +121,13 @@ def choose_device(config: Config) -> Device:
 def import_megatron() -> None:
     """Import megatron-core; what it says about libraries that are absent is left out.
 
-    Raises UserError when a Transformer Engine is installed that cannot be loaded, of which megatron-core dies.
+    A Transformer Engine that does not load, of which megatron-core would die, is as absent
+    (metro_megatron/nvidia.py).
     """
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of its calls there
-    try:
-        import megatron.core  # noqa: F401
-    except RuntimeError as error:
-        raise UserError(
-            f"megatron-core cannot be imported because an installed library does not load ({error}): if it is "
-            "Transformer Engine, install the release for this torch and cuDNN, or uninstall it (training works without)"
-        ) from error
+    nvidia.transformer_engine_fault()
+    import megatron.core  # noqa: F401
 
 
 def prepare_run_folder(run: Path) -> None:

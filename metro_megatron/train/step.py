@@ -131,6 +131,8 @@ class Step:
     def propose(self, micro_batches: list[MicroBatch], batch: StepBatch, metrics: MetricSums) -> list[Proposal]:
         """What is proposed for this pipeline rank's share of the micro batches."""
         proposals = []
+        for module in self.parts.corruptor.trained.values():
+            module.set_is_first_microbatch()  # FP8 copies of weights are made anew, as the schedule has it for main
         for j in share(len(micro_batches), self.layout.pipeline):
             proposal = self.parts.corruptor.propose(micro_batches[j], batch, self.optimizer.scale_loss)
             metrics.add([proposal.sums])

@@ -27,6 +27,7 @@ from metro_megatron.health.self_check import self_check
 from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.health.subject import Subject
 from metro_megatron.health.watch import Watch
+from metro_megatron.mcore import implementations
 from metro_megatron.model.encoder import TIED
 from metro_megatron.model.init import starting_parts
 from metro_megatron.objective.figures import weighted
@@ -373,6 +374,7 @@ class Trainer:
         report = Report(self.run, self.parts.all_terms, self.progress.done, self.config.train.train_steps)
         report.say(self._description())
         report.say(describe(self.layout.device))
+        report.say(implementations(self.config, self.layout.device))
         report.say(self.corpus.description)
         if self.initial:
             report.say(self.initial.description)

@@ -34,7 +34,7 @@ def trainer_outputs(
     single = replace(
         config,
         parallel=ParallelConfig(overlap=False),
-        train=replace(config.train, precision="fp32", device="cpu"),
+        train=replace(config.train, precision="fp32", fp8_recipe="none", device="cpu"),
     )
     layout = Layout.create(single.parallel, torch.device("cpu"))
     try:
