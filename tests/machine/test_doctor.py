@@ -1,0 +1,116 @@
+"""The page of a machine: what it says of stand-ins for a driver, packages and file systems, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from packaging.requirements import Requirement
+
+from metro_megatron import nvidia
+from metro_megatron.commands.doctor import Options, main, page_lines
+from metro_megatron.machine.finding import Finding
+from metro_megatron.machine.gpus import gpus
+from metro_megatron.machine.software import misfit, packages
+from metro_megatron.machine.system import file_system, system
+
+HEALTHY = "0, NVIDIA A100-SXM4-80GB, 570.86, 1410, 1410, 0x0000000000000001, 0, 41"
+
+
+def with_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, code: int = 0) -> None:
+    """Put an nvidia-smi before all others that says these lines."""
+    tool = folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def said(findings: list[Finding]) -> dict[str, str]:
+    return {one.subject: f"{one.state}: {one.found} / {one.cost} / {one.remedy}" for one in findings}
+
+
+def test_a_machine_without_gpus_can_train_on_the_cpu_and_not_on_gpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(Options(output=str(tmp_path / "runs" / "x"))) == 0
+    page = capsys.readouterr().out
+    assert "works   torch: " in page and f"works   storage of {tmp_path}" in page
+    assert "this machine can train; next:\n  torchrun" in page
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert main(Options(gpus=8)) == 1
+    page = capsys.readouterr().out
+    assert "! wrong   driver: nvidia-smi does not run" in page and "--gpus all" in page
+    assert "this machine cannot train as asked: " in page.splitlines()[-1]
+
+
+def test_what_the_driver_says_of_hot_and_broken_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = "1, NVIDIA A100-SXM4-80GB, 570.86, 705, 1410, 0x0000000000000048, 0, 93"
+    broken = "2, NVIDIA A100-SXM4-80GB, 570.86, 1410, 1410, 0x0000000000000004, 3, 40"
+    with_driver(tmp_path, monkeypatch, HEALTHY, hot, broken)
+    findings = list(gpus(3))
+    by_gpu = [(one.subject, one.state, one.is_fatal) for one in findings if one.subject.startswith("GPU ")]
+    assert by_gpu == [
+        ("GPU 0", "works", False),
+        ("GPU 1", "works", False),
+        ("GPU 1", "wrong", False),
+        ("GPU 2", "works", False),
+        ("GPU 2", "wrong", True),
+    ]
+    assert "hardware slowdown, too hot (hardware)" in findings[2].found and "705 of 1410 MHz" in findings[1].found
+    assert "3 memory errors" in findings[4].found and "--gpu-reset --id=2" in findings[4].remedy
+
+
+def test_a_driver_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(tmp_path, monkeypatch, code=9)
+    (finding,) = gpus(1)
+    assert finding.is_fatal and finding.subject == "driver" and "9" in finding.found
+
+
+def test_releases_are_compared_with_the_ranges() -> None:
+    assert misfit(Requirement("numpy>=2,<3")) == ""
+    assert "numpy is" in misfit(Requirement("numpy<1")) and "<1 is needed" in misfit(Requirement("numpy<1"))
+    assert misfit(Requirement("no-such-package>=4")) == "no-such-package is not installed, >=4 is needed"
+
+
+def test_another_project_named_apex_is_told_from_nvidias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    nvidia.apex_fault.cache_clear()
+    monkeypatch.syspath_prepend(tmp_path)
+    apex = said(list(packages(wants_gpu=True)))["Apex"]
+    nvidia.apex_fault.cache_clear()
+    assert (
+        apex.startswith("wrong: the package apex that is installed has no CUDA kernels")
+        and "pip uninstall apex" in apex
+    )
+
+
+def test_storage_that_cannot_be_written_is_fatal_and_one_of_this_machine_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = "/proc/self"  # not even root writes there
+    fatal = [one for one in system(0, closed) if one.is_fatal]
+    assert len(fatal) == 1 and fatal[0].cost == "nothing can be saved"
+    assert any(one.subject.endswith(", shared") for one in system(0, str(tmp_path)))
+    mounts = [("/", "ext4"), (str(tmp_path), "nfs4"), (str(tmp_path / "run" / "deep"), "tmpfs")]
+    partitions = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: partitions)
+    assert file_system(tmp_path / "run") == "nfs4" and file_system(Path("/")) == "ext4"
+    assert not any(one.subject.endswith(", shared") for one in system(0, str(tmp_path)))
+
+
+def test_a_page_line_names_cost_and_remedy_of_what_does_not_work() -> None:
+    works = Finding("a", "works", "1", "cost", "remedy")
+    assert page_lines(works) == "  works   a: 1"
+    lines = page_lines(Finding("a", "absent", "none", "slow", "install", is_needed=True)).splitlines()
+    assert [line.strip() for line in lines] == ["! absent  a: none", "cost: slow", "mend: install"]
+
+
+@pytest.mark.gpu
+def test_every_gpu_works() -> None:
+    findings = list(gpus(1))
+    assert {one.subject for one in findings} >= {"GPU 0", "GPU 0 at work"}
+    assert [one for one in findings if one.is_fatal] == []
