@@ -19,6 +19,8 @@ first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=8
 # Sequence parallelism overlaps communication as intended only with one queue to the GPU.
 export CUDA_DEVICE_MAX_CONNECTIONS=1
+# Processes that torchrun starts again would look for those before in the store that it shares with them.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 save_and_requeue() {
   kill -TERM "$srun_pid"

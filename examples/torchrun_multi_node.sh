@@ -8,6 +8,8 @@ set -euo pipefail
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}"
 export CUDA_DEVICE_MAX_CONNECTIONS=1
+# Processes that torchrun starts again would look for those before in the store that it shares with them.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec torchrun \
   --nnodes "$NODES" --nproc-per-node "${GPUS_PER_NODE:-8}" \

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from metro_megatron.checkpoint.files import tracked_step
-from metro_megatron.train.processes import claimed
+from metro_megatron.errors import UserError
+from metro_megatron.train.processes import NEW_STORE, claimed, refuse_used_store
 from tests.test_pretrain_metro import command, corpus, environment, lines, run, yaml_file  # noqa: F401 - fixtures
 
 LONG = (
@@ -91,3 +92,34 @@ def test_a_rank_that_is_stopped_is_named_within_the_time_that_ranks_wait(
     said = console.read_text()
     assert f"rank 1, process {workers[1].pid} on" in said and "has done nothing since" in said
     assert "File" in (output / "still" / "rank_0.txt").read_text()
+
+
+def test_a_start_that_could_not_find_its_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    refuse_used_store()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    with pytest.raises(UserError, match=f"export {NEW_STORE}=1"):
+        refuse_used_store()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    refuse_used_store()
+
+
+@pytest.mark.long
+def test_torchrun_starts_the_ranks_again_when_one_is_killed_and_they_go_on(
+    yaml_file: Path,  # noqa: F811
+    corpus: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    output, console = tmp_path / "run", tmp_path / "console"
+    options = ("--train.train_steps", "60", "--checkpoint.save_interval", "10", "--train.log_interval", "1")
+    words = command(yaml_file, corpus, output, *options, processes=2)
+    words[3:3] = ["--max-restarts", "1"]
+    own = environment() | {NEW_STORE: "1"}
+    with console.open("w") as file, subprocess.Popen(words, env=own, stdout=file, stderr=file) as torchrun:
+        wait_for(lambda: tracked_step(output))
+        workers = psutil.Process(torchrun.pid).children(recursive=True)
+        max(workers, key=lambda one: one.pid).kill()
+        assert torchrun.wait(timeout=200) == 0, console.read_text()
+    assert "continuing" in console.read_text() and tracked_step(output) == 60
+    assert [line["step"] for line in lines(output) if "consumed_samples" in line] == list(range(1, 61))

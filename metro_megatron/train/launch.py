@@ -17,7 +17,7 @@ from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, 
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.train.processes import LOCK, claimed, end_with_parent, speak_or_wait
+from metro_megatron.train.processes import LOCK, claimed, end_with_parent, refuse_used_store, speak_or_wait
 
 if TYPE_CHECKING:
     from metro_megatron.train.corpus import Corpus
@@ -47,6 +47,7 @@ def pretrain(argv: Sequence[str]) -> None:
 
 def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Device]:
     """Everything that can be wrong before processes are joined; `claim` holds the run folder."""
+    refuse_used_store()
     config = parse_config(argv)
     # Late, as all of torch here, so that --help and mistakes in options do not wait for it.
     from metro_megatron.config.problems import problems

@@ -17,6 +17,8 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import locked
 
 LOCK = "lock"
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Set to 1, it has torchrun open a store for each start of its processes."""
 PR_SET_PDEATHSIG = 1
 SECONDS_FOR_SPEAKER = 5.0
 """How long other processes wait before they end with a mistake, so that the speaker's message is printed: torchrun ends
@@ -45,6 +47,17 @@ def end_with_parent() -> None:
     """Be sent SIGTERM when torchrun ends without ending its processes: a killed one cannot."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def refuse_used_store() -> None:
+    """Raise UserError if torchrun has started the processes again with the store of those before, in which addresses
+    of these stand: they would wait for processes that are gone (pytorch's issue 135712)."""
+    is_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if is_again and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UserError(
+            "torchrun has started the processes again, but they cannot find each other by the store that it shares "
+            f"with them: export {NEW_STORE}=1 before torchrun --max-restarts; the same command continues the run"
+        )
 
 
 @contextmanager
