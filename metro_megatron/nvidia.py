@@ -73,8 +73,8 @@ def apex_fault() -> str:
         what = "the package apex that is installed has no CUDA kernels" if is_other else "Apex is not installed"
         return f"{what}: {'pip uninstall apex; ' if is_other else ''}{APEX_COMMAND}"
     try:
-        import torch  # noqa: F401  its libraries are the extension's
-        import amp_C  # noqa: F401, I001
+        importlib.import_module("torch")  # whose libraries the extension is built on
+        importlib.import_module("amp_C")
     except (ImportError, OSError) as error:
         return f"Apex's kernels do not load ({error}); build them with this torch: {APEX_COMMAND}"
     return ""

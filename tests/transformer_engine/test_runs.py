@@ -1,5 +1,8 @@
 """Runs with Transformer Engine's layers, FP8 and kernels of Adam, beside those without."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,7 @@ def test_training_equals_local_layers_bit_for_bit(with_te: WithTE, ranks: int, l
         assert_equal(local, other)
 
 
+@pytest.mark.long
 def test_early_exits_keep_the_gradients_of_keys_and_values(with_te: WithTE) -> None:
     """Rows that have left read a part of a weight that Transformer Engine's product reads as a whole."""
     exits = {"layers": [1, 2], "share": "0.5"}
@@ -76,12 +80,17 @@ def test_early_exits_keep_the_gradients_of_keys_and_values(with_te: WithTE) -> N
 
 
 def test_fp8_copies_of_weights_are_todays(with_te: WithTE) -> None:
-    """In both encoders, whose first and last layers have none; recomputation changes nothing, FP8 a little."""
-    configs = [fp8(recipe="none"), fp8(), fp8({"recompute": "full"})]
-    (plain, none, _), (eight, counts, stale), (again, *_) = with_te("fp8_runs", 1, configs)[0]
-    assert set(none["main"].values()) == {0}
+    """In both encoders, whose first and last layers have none."""
+    _, counts, stale = with_te("fp8_runs", 1, [fp8()], 2)[0][0]
     assert counts == {"auxiliary": {1: 0, 2: 4, 3: 0}, "main": {1: 0, 2: 4, 3: 4, 4: 0}}
     assert stale == []
+
+
+@pytest.mark.long
+def test_fp8_changes_losses_a_little_and_recomputation_does_not(with_te: WithTE) -> None:
+    configs = [fp8(recipe="none"), fp8(), fp8({"recompute": "full"})]
+    (plain, counts, _), (eight, *_), (again, *_) = with_te("fp8_runs", 1, configs)[0]
+    assert {number for layers in counts.values() for number in layers.values()} == {0}
     assert losses(again) == losses(eight) != losses(plain)
     np.testing.assert_allclose(losses(eight), losses(plain), rtol=1e-2)
 
@@ -124,6 +133,24 @@ def test_a_run_changes_layers_and_adam_at_a_checkpoint(with_te: WithTE, tmp_path
 
 
 def test_kernel_is_given_what_transformer_engines_own_optimizer_gives_it(with_te: WithTE) -> None:
-    ours, theirs = with_te("fused_adams", 1, 2)[0]
+    ours, theirs = with_te("fused_adams", 1, 6)[0]
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.long
+def test_the_python_alone_does_not_end_a_run(site: str) -> None:
+    """Transformer Engine's own half-installed package, of whose error megatron-core dies."""
+    program = (
+        "from metro_megatron.train.launch import import_megatron; import_megatron();"
+        "from metro_megatron import nvidia; print(nvidia.describe('auto', 'cuda', 'none', 'torch'));"
+        "from metro_megatron.model.linear import TRANSFORMER_ENGINE; assert TRANSFORMER_ENGINE == ()"
+    )
+    paths = os.pathsep.join([site, os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert (
+        "megatron-core's linear layers (Transformer Engine is installed but does not load (RuntimeError" in found.stdout
+    )
