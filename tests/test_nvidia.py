@@ -58,9 +58,9 @@ def test_a_part_that_is_missing_is_named_and_hidden_from_megatron_core(install: 
     assert nvidia.TE_COMMAND in fault and "pip uninstall transformer_engine" in fault
     with pytest.raises(ImportError):
         import transformer_engine  # noqa: F401  as megatron-core asks
-    assert nvidia.transformer_impl("auto", "cuda") == "local"
-    assert fault in nvidia.describe("auto", "cuda", "none", "torch")
-    assert "does not load" not in nvidia.describe("auto", "cpu", "none", "torch")
+    assert nvidia.transformer_impl("auto", "cuda", "bf16") == "local"
+    assert fault in nvidia.describe("auto", "cuda", "bf16", "none", "torch")
+    assert "does not load" not in nvidia.describe("auto", "cpu", "bf16", "none", "torch")
 
 
 def test_one_that_megatron_core_went_on_without_is_named(install: Install) -> None:

@@ -21,9 +21,9 @@ WithTE = Callable[..., list[Any]]
 
 
 def fp8(parallel: dict[str, Any] | None = None, recipe: str = "tensorwise", rate: float = 1e-2) -> Config:
-    """In bf16, an auxiliary of 3 layers, and rates at which weights change visibly in a few steps."""
+    """In bf16, an auxiliary of 3 layers, weights as large as trained ones, and rates at which these change visibly."""
     return small_config(
-        model={"auxiliary_num_layers": 3},
+        model={"auxiliary_num_layers": 3, "init_method_std": 0.1},
         parallel={**TE, **(parallel or {})},
         optimizer={"lr": rate},
         train={"precision": "bf16", "fp8_recipe": recipe},
@@ -143,7 +143,7 @@ def test_the_python_alone_does_not_end_a_run(site: str) -> None:
     """Transformer Engine's own half-installed package, of whose error megatron-core dies."""
     program = (
         "from metro_megatron.train.launch import import_megatron; import_megatron();"
-        "from metro_megatron import nvidia; print(nvidia.describe('auto', 'cuda', 'none', 'torch'));"
+        "from metro_megatron import nvidia; print(nvidia.describe('auto', 'cuda', 'bf16', 'none', 'torch'));"
         "from metro_megatron.model.linear import TRANSFORMER_ENGINE; assert TRANSFORMER_ENGINE == ()"
     )
     paths = os.pathsep.join([site, os.environ.get("PYTHONPATH", "")])
