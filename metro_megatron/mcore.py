@@ -51,7 +51,7 @@ def main_config(config: Config, device: torch.device) -> TransformerConfig:
 def implementations(config: Config, device: torch.device) -> str:
     """One sentence for the start of a run: whose linear layers and whose Adam it has, and why."""
     optimizer, parallel, train = config.optimizer, config.parallel, config.train
-    return describe(parallel.transformer_impl, device.type, train.fp8_recipe, optimizer.adam_impl)
+    return describe(parallel.transformer_impl, device.type, train.precision, train.fp8_recipe, optimizer.adam_impl)
 
 
 def _unstaged(config: Config) -> ParallelConfig:
@@ -73,7 +73,7 @@ def _transformer_config(
     # The interleaved schedule's exchanges run beside its computation, one by one. Batched ones could not, and with two
     # stages, where "previous" and "next" are one peer, would pair up crosswise: wrong gradients without an error.
     unbatched = parallel.is_interleaved
-    implementation = transformer_impl(parallel.transformer_impl, device.type)
+    implementation = transformer_impl(parallel.transformer_impl, device.type, config.train.precision)
     fp8 = {"fp8": "hybrid", "fp8_recipe": config.train.fp8_recipe, "first_last_layers_bf16": True}
     return TransformerConfig(
         num_layers=sizes.num_layers,

@@ -73,17 +73,21 @@ def apex_fault() -> str:
         what = "the package apex that is installed has no CUDA kernels" if is_other else "Apex is not installed"
         return f"{what}: {'pip uninstall apex; ' if is_other else ''}{APEX_COMMAND}"
     try:
-        import amp_C  # noqa: F401
-        import torch  # noqa: F401  its libraries are the extension's
+        importlib.import_module("torch")  # whose libraries the extension is built on
+        importlib.import_module("amp_C")
     except (ImportError, OSError) as error:
         return f"Apex's kernels do not load ({error}); build them with this torch: {APEX_COMMAND}"
     return ""
 
 
-def transformer_impl(asked: str, device: str) -> Implementation:
-    """What parallel.transformer_impl means on a device: auto takes Transformer Engine where it is whole, on a GPU."""
+def transformer_impl(asked: str, device: str, precision: str) -> Implementation:
+    """What parallel.transformer_impl means: auto takes Transformer Engine on a GPU where it is whole.
+
+    Not in fp32, whose products it computes in TF32.
+    """
     if asked == "auto":
-        return "transformer_engine" if device == "cuda" and not transformer_engine_fault() else "local"
+        is_fit = device == "cuda" and precision != "fp32" and not transformer_engine_fault()
+        return "transformer_engine" if is_fit else "local"
     return "local" if asked == "local" else "transformer_engine"
 
 
@@ -122,13 +126,13 @@ def _fp8_obstacle() -> str:
     return "" if works else str(reason)
 
 
-def describe(asked: str, device: str, fp8_recipe: str, adam_impl: str) -> str:
+def describe(asked: str, device: str, precision: str, fp8_recipe: str, adam_impl: str) -> str:
     """One sentence for the start of a run: which linear layers and which Adam it has, and why."""
     layers = "megatron-core's linear layers"
-    if transformer_impl(asked, device) == "transformer_engine":
+    if transformer_impl(asked, device, precision) == "transformer_engine":
         layers = f"Transformer Engine {metadata.version('transformer_engine')}'s linear layers"
         if fp8_recipe != "none":
             layers += f" in FP8 ({fp8_recipe} scaling; the first and last of each encoder in bf16)"
     elif asked == "auto" and device == "cuda":
-        layers += f" ({transformer_engine_fault()})"
+        layers += f" ({transformer_engine_fault() or 'Transformer Engine computes fp32 in TF32'})"
     return f"Implementations: {layers}; {ADAMS[adam_impl]}."

@@ -119,7 +119,7 @@ def _program(argv: list[str], outputs: list[Path]) -> None:
 
 
 def end_with_parent() -> None:
-    """A thread of a child. The server lives as long as its children, so that they must see for themselves that pytest is gone."""
+    """The server lives as long as its children, so that they must see for themselves that pytest is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

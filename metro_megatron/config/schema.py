@@ -421,8 +421,8 @@ class ParallelConfig:
     recompute: Literal["none", "full"] = "none"
     """full: layers are recomputed in the backward pass."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
-    """Linear layers of the encoders. local: megatron-core's. auto: Transformer Engine's on a GPU where it is whole, else
-    local. Checkpoints are the same."""
+    """Linear layers of the encoders, with the same checkpoints. local: megatron-core's. auto: Transformer Engine's on a
+    GPU where it is whole, but in fp32, which it computes in TF32; else local."""
     overlap: bool = True
     """Overlap parameter gathering and gradient reduction with computation; on the CPU nothing overlaps."""
     grad_reduce_in_fp32: bool = True

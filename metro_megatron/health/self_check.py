@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -40,8 +41,24 @@ def _problems(subject: Subject, batch: StepBatch, following: StepBatch | None) -
     part = _part(subject, batch)
     micro_batches = subject.step.on_device(part)
     yield from corruption.problems(subject, part, micro_batches)
-    yield from models.problems(subject, part, micro_batches)
+    with _without_fp8(subject):
+        yield from models.problems(subject, part, micro_batches)
     yield from gradients.problems(subject, part)
+
+
+@contextmanager
+def _without_fp8(subject: Subject) -> Iterator[None]:
+    """FP8 scales a tensor by its largest value, so that each sample moves the others' states a little: models are
+    compared without."""
+    configs = [module.config for _, module in subject.pair.modules()]
+    before = [config.fp8 for config in configs]
+    for config in configs:
+        config.fp8 = None
+    try:
+        yield
+    finally:
+        for config, fp8 in zip(configs, before, strict=True):
+            config.fp8 = fp8
 
 
 def _part(subject: Subject, batch: StepBatch) -> StepBatch:

@@ -20,6 +20,7 @@ def configured(**changes: Any) -> Config:
 
 TP, PP = "parallel__tensor_model_parallel_size", "parallel__pipeline_model_parallel_size"
 COOLING = {"corruption__temperature_schedule": "exponential", "corruption__temperature": 2.0}
+FP8 = {"train__fp8_recipe": "tensorwise"}
 VPP = "parallel__virtual_pipeline_model_parallel_size"
 
 
@@ -58,6 +59,7 @@ VPP = "parallel__virtual_pipeline_model_parallel_size"
         (1, {"corruption__source": "uniform", "corruption__disallow_correct": True}),
         (1, {"corruption__source": "unigram", "corruption__unigram_power": 0.5}),
         (1, {"corruption__temperature": 1.5, "model__auxiliary_dropout": "eval"}),
+        (2, {TP: 2, "parallel__sequence_parallel": True, "train__fp8_recipe": "tensorwise"}),
         (1, {"corruption__source": "frozen", "corruption__frozen_model": "x", **COOLING}),
         (1, {"corruption__source": "cached", "corruption__cache": "x", "corruption__frozen_model": "y", **COOLING}),
         (2, {TP: 2, "early_exit__layers": [4, 8], "parallel__recompute": "full"}),
@@ -99,6 +101,20 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (6, {TP: 2, PP: 2}, ["6 processes, must be a multiple of 4", "start 8"]),
         (1, {PP: 2}, ["1 processes, must be a multiple of 2", "start 2"]),
         (1, {"parallel__sequence_parallel": True}, ["sequence_parallel needs", "sequence_parallel false"]),
+        (
+            4,
+            {**FP8, TP: 4, "parallel__sequence_parallel": True, "data__micro_batch_tokens": 16400},
+            ["micro_batch_tokens is 16400, with train.fp8_recipe tensorwise", "must be a multiple of 64; use 16384"],
+        ),
+        (
+            4,
+            {**FP8, TP: 4, "model__ffn_hidden_size": 3088},
+            ["tensorwise, but model.ffn_hidden_size is 3088, must be a multiple of 64: 16 x parallel.tensor"],
+        ),
+        (1, {**FP8, "parallel__transformer_impl": "local"}, ["is local, whose layers compute nothing"]),
+        (1, {**FP8, "train__precision": "fp16"}, ["fp8_recipe is tensorwise, but train.precision is fp16"]),
+        (1, {**FP8, "corruption__source": "main"}, ["fp8_recipe is tensorwise, but with corruption.source main"]),
+        (1, {**FP8, "early_exit__layers": [6]}, ["fp8_recipe is tensorwise, but behind early exits"]),
         (
             2,
             {TP: 2, "parallel__sequence_parallel": True, "data__micro_batch_tokens": 16383},
@@ -282,6 +298,21 @@ def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, mes
     assert len(found) == 1 and message in found[0] and "set train.fused to reference" in found[0]
     assert problems(configured(**changes), 1, device="cpu") == []
     assert problems(configured(train__fused="reference", **changes), 1, device="cuda") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallel__transformer_impl": "transformer_engine"}, "on the cpu use auto or local"),
+        (FP8, "train.fp8_recipe is tensorwise, which needs a GPU; on the cpu set it none"),
+        ({"optimizer__adam_impl": "apex"}, "optimizer.adam_impl is apex, which needs a GPU; on the cpu use torch"),
+    ],
+)
+def test_libraries_for_gpus_are_refused_on_the_cpu(changes, message):
+    config = configured(**changes)
+    assert problems(config, 1, "cuda") == []
+    (found,) = problems(config, 1, "cpu")
+    assert message in found
 
 
 def test_everything_wrong_is_said_together():

@@ -78,10 +78,11 @@ def stale_copies(trainer: Trainer) -> tuple[dict[str, dict[int, int]], list[str]
 
 
 def fp8_runs(configs: list[Config], steps: int = 6) -> list[tuple[Record, dict[str, dict[int, int]], list[str]]]:
-    """On every rank, of each configuration: what it showed, and `stale_copies` after it."""
+    """On every rank, of each configuration, with the self-check: what it showed, and `stale_copies` after it."""
     found = []
     for config in configs:
         trainer = start(config)
+        trainer._check(None, trainer.corpus.training_data(trainer.layout))  # the self-check of a start
         figures, norms = run_steps(trainer, 0, steps)
         counts, stale = stale_copies(trainer)
         found.append((Record(figures, norms, {}), counts, stale))
@@ -145,7 +146,7 @@ class _Scaler:
 
 
 def fused_adams(steps: int) -> list[list[torch.Tensor]]:
-    """The same parameters after updates by our step and by Transformer Engine's own optimizer, the third one skipped."""
+    """Parameters after updates by our step and by Transformer Engine's own optimizer; the third is skipped."""
     Layout.create(Config().parallel, torch.device("cpu")).destroy()  # answers CUDA's calls
     generator = torch.Generator().manual_seed(1)
     start_values = [torch.randn(size, generator=generator) for size in (300, 7)]
@@ -167,7 +168,7 @@ def fused_adams(steps: int) -> list[list[torch.Tensor]]:
                 adam.grad_scale, adam.found_inf = scale, skips
                 adam_step("transformer_engine")(adam)
             else:
-                # Its count of a skipped step is one late: it reads the flag of the step before.
+                # It counts by the flag that the step before left.
                 adam._dummy_overflow_buf.copy_(skips)
                 adam.step(grad_scaler=_Scaler(scale, skips))
         found.append([parameter.detach() for parameter in parameters])
