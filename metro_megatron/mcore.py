@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,10 +41,17 @@ def tied_config(config: Config, device: torch.device) -> TransformerConfig:
     return _transformer_config(config, _unstaged(config), config.model.main, device, dropout=(0.0, 0.0))
 
 
-def main_config(config: Config, device: torch.device) -> TransformerConfig:
-    """This rank's part of the main encoder."""
+def main_config(config: Config, device: torch.device, chunk_layers: Sequence[int] = ()) -> TransformerConfig:
+    """This rank's part of the main encoder.
+
+    chunk_layers: of every chunk of the pipeline, from the bottom up; none given: all are equal.
+    """
     dropout = (config.model.hidden_dropout, config.model.attention_dropout)
-    return _transformer_config(config, config.parallel, config.model.main, device, dropout)
+    chunks = [["decoder"] * layers for layers in chunk_layers]
+    if chunks:
+        chunks = [["embedding", *chunks[0]], *chunks[1:]]
+        chunks[-1].append("loss")
+    return _transformer_config(config, config.parallel, config.model.main, device, dropout, chunks)
 
 
 def _unstaged(config: Config) -> ParallelConfig:
@@ -57,7 +64,12 @@ def _unstaged(config: Config) -> ParallelConfig:
 
 
 def _transformer_config(
-    config: Config, parallel: ParallelConfig, sizes: EncoderSizes, device: torch.device, dropout: tuple[float, float]
+    config: Config,
+    parallel: ParallelConfig,
+    sizes: EncoderSizes,
+    device: torch.device,
+    dropout: tuple[float, float],
+    chunks: Sequence[list[str]] = (),
 ) -> TransformerConfig:
     model, dtype = config.model, DTYPES[config.train.precision]
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
@@ -89,6 +101,7 @@ def _transformer_config(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=vpp if parallel.is_interleaved else None,
+        pipeline_model_parallel_layout=list(chunks) if pp > 1 and chunks else None,
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=unbatched,
         batch_p2p_comm=not unbatched,

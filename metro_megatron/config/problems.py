@@ -10,6 +10,7 @@ from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import OVERRIDE_MAY_CHANGE, Config, EncoderSizes, ModelConfig, OptimizerConfig
+from metro_megatron.config.stages import layers_of_layout
 from metro_megatron.config.variants import variant_problems
 from metro_megatron.errors import UserError
 from metro_megatron.schedule import step_window, steps_of
@@ -68,12 +69,8 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
             f"parallel.virtual_pipeline_model_parallel_size is {vpp}, but there is one pipeline stage; "
             "use 1, or a parallel.pipeline_model_parallel_size of 2 or more"
         )
-    elif model.num_layers % (pp * vpp):
-        yield (
-            f"model.num_layers is {model.num_layers}, must be divisible by the {pp * vpp} chunks of "
-            f"parallel.pipeline_model_parallel_size {pp} x virtual_pipeline_model_parallel_size {vpp}; "
-            f"a product of {_choices(model.num_layers)} fits"
-        )
+    else:
+        yield from _stages(config)
     if world_size % parallel.model_ranks:
         yield (
             f"{world_size} processes, must be a multiple of {parallel.model_ranks}: "
@@ -85,6 +82,29 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
             "parallel.sequence_parallel needs a parallel.tensor_model_parallel_size of 2 or more, it is 1; "
             "set parallel.sequence_parallel false"
         )
+
+
+def _stages(config: Config) -> Iterator[str]:
+    depth, parallel = config.model.num_layers, config.parallel
+    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    chunks = (
+        f"{pp * vpp} chunks of parallel.pipeline_model_parallel_size {pp} x virtual_pipeline_model_parallel_size {vpp}"
+    )
+    if depth < pp * vpp:
+        yield f"model.num_layers is {depth}, less than one layer for each of {chunks}; use fewer of these"
+    if parallel.pipeline_model_parallel_layout:
+        name = "parallel.pipeline_model_parallel_layout"
+        try:
+            layers = layers_of_layout(parallel.pipeline_model_parallel_layout)
+        except UserError as error:
+            yield f"{name}: {error}"
+            return
+        if len(layers) != pp * vpp:
+            yield f"{name} has {len(layers)} chunks, but there are {chunks}; write as many, or leave it out"
+        if sum(layers) != depth:
+            yield (
+                f"{name} has {sum(layers)} layers, but model.num_layers is {depth}; write as many t, or leave it out"
+            )
 
 
 def row_problems(config: Config) -> Iterator[str]:

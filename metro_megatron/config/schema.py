@@ -275,9 +275,11 @@ class EarlyExitConfig:
 
     def average_exits(self, train_steps: int) -> Exits | None:
         """Over a run, from a thousand of its steps."""
+        if not self.layers:
+            return None
         steps = range(0, train_steps, max(1, train_steps // 1000))
         shares = [exits.share for step in steps if (exits := self.exits_at(step, train_steps))]
-        return Exits(tuple(self.layers), sum(shares) / len(shares)) if shares else None
+        return Exits(tuple(self.layers), sum(shares) / len(shares))
 
 
 @dataclass(frozen=True)
@@ -414,6 +416,9 @@ class ParallelConfig:
     """Stages of the main model; every stage holds the whole auxiliary model."""
     virtual_pipeline_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Chunks of main layers per stage (interleaved schedule); 1 is the plain schedule."""
+    pipeline_model_parallel_layout: str = ""
+    """Main layers of every chunk as Megatron writes them, such as Ettt|tL; empty: no stage has more to multiply than
+    it must, heads included."""
     sequence_parallel: bool = False
     """Shard activations between matrices over the tensor-parallel ranks."""
     recompute: Literal["none", "full"] = "none"
