@@ -60,6 +60,7 @@ def _unstaged(config: Config) -> ParallelConfig:
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         recompute=config.parallel.recompute,
+        recompute_modules=config.parallel.recompute_modules,
     )
 
 
@@ -77,7 +78,7 @@ def _transformer_config(
     # The interleaved schedule's exchanges run beside its computation, one by one. Batched ones could not, and with two
     # stages, where "previous" and "next" are one peer, would pair up crosswise: wrong gradients without an error.
     unbatched = parallel.is_interleaved
-    return TransformerConfig(
+    made = TransformerConfig(
         num_layers=sizes.num_layers,
         hidden_size=sizes.hidden_size,
         ffn_hidden_size=sizes.ffn_hidden_size,
@@ -108,6 +109,9 @@ def _transformer_config(
         batch_p2p_sync=False,  # would wait for the whole device after every exchange, for torch before 2.0
         **(recompute if parallel.recompute == "full" else {}),  # type: ignore[arg-type]
     )
+    # Read by our layers. megatron-core's checks, which are done, know no GELU outside of its mixtures of experts.
+    made.recompute_modules = list(parallel.recompute_modules) if parallel.recompute == "selective" else []
+    return made
 
 
 def group_micro_batches(config: TransformerConfig, count: int) -> None:

@@ -9,7 +9,14 @@ from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.rows import RowRule
-from metro_megatron.config.schema import OVERRIDE_MAY_CHANGE, Config, EncoderSizes, ModelConfig, OptimizerConfig
+from metro_megatron.config.schema import (
+    OVERRIDE_MAY_CHANGE,
+    Config,
+    EncoderSizes,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
 from metro_megatron.config.stages import layers_of_layout
 from metro_megatron.config.variants import variant_problems
 from metro_megatron.errors import UserError
@@ -71,6 +78,7 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
         )
     else:
         yield from _stages(config)
+    yield from _recompute(config)
     if world_size % parallel.model_ranks:
         yield (
             f"{world_size} processes, must be a multiple of {parallel.model_ranks}: "
@@ -105,6 +113,28 @@ def _stages(config: Config) -> Iterator[str]:
             yield (
                 f"{name} has {sum(layers)} layers, but model.num_layers is {depth}; write as many t, or leave it out"
             )
+
+
+def _recompute(config: Config) -> Iterator[str]:
+    parallel, name = config.parallel, "parallel.recompute_modules"
+    modules = parallel.recompute_modules
+    if parallel.recompute != "selective":
+        if modules != ParallelConfig().recompute_modules:
+            yield (
+                f"{name} is {' '.join(modules)}, which parallel.recompute {parallel.recompute} does not read; set "
+                "parallel.recompute selective, or leave it out"
+            )
+        return
+    if not modules or len(set(modules)) < len(modules):
+        found = " ".join(modules) or "empty"
+        yield f"{name} is {found}; name what is recomputed, each once, or set parallel.recompute none"
+    if {"mlp", "mlp_act"} <= set(modules):
+        yield f"{name} has mlp and mlp_act, which is a part of it; leave one of them out"
+    if "layernorm" in modules and not config.model.norm_first:
+        yield (
+            f"{name} has layernorm, but model.norm_first is false: what post-LN's norms give is the next residual, and "
+            "to make it again takes as much as it saves; leave it out"
+        )
 
 
 def row_problems(config: Config) -> Iterator[str]:

@@ -21,6 +21,8 @@ SharedPart = Literal["word", "position", "norm", "decoder"]
 """Token table, table of absolute positions and norm of an encoder's embedding, and bias of its decoder."""
 Part = Literal["auxiliary", "main", "rtd", "clm", "cloze", "scl", "mlm"]
 """What of a pair may start at random beside weights of others: its encoders, and main's heads."""
+RecomputeModule = Literal["core_attn", "layernorm", "mlp", "mlp_act"]
+"""Of a layer, what backward makes again, in megatron-core's names; it has none for the GELU of a dense MLP."""
 
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
@@ -421,8 +423,11 @@ class ParallelConfig:
     it must, heads included."""
     sequence_parallel: bool = False
     """Shard activations between matrices over the tensor-parallel ranks."""
-    recompute: Literal["none", "full"] = "none"
-    """full: layers are recomputed in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """full: layers are recomputed in the backward pass; selective: what recompute_modules names of each."""
+    recompute_modules: list[RecomputeModule] = field(default_factory=lambda: ["mlp_act"])
+    """With recompute selective, in Megatron's names: core_attn, attention between its matrices; layernorm, pre-LN's
+    norms; mlp, all of it; and mlp_act, its GELU alone: a quarter of a layer's memory for next to nothing."""
     overlap: bool = True
     """Overlap parameter gathering and gradient reduction with computation; on the CPU nothing overlaps."""
     grad_reduce_in_fp32: bool = True

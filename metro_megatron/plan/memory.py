@@ -167,7 +167,7 @@ def _corruption_phase(config: Config) -> tuple[float, float]:
     if passes == 1:
         # Forward only: a layer's temporaries, and the chunk of logits.
         return _temporaries(config, sizes), _logits(config)
-    if config.corruption.source == "main":  # not recomputed
+    if config.corruption.source == "main" and config.parallel.recompute == "full":  # not there
         config = replace(config, parallel=replace(config.parallel, recompute="none"))
     return encoder_bytes(config, sizes, sizes.num_layers) + _temporaries(config, sizes), _head(
         config, sizes, is_dense=True
@@ -228,21 +228,43 @@ def layer_bytes(config: Config, sizes: EncoderSizes) -> float:
 
     [T, H] four times where positions may be split: the inputs of q, k, v and of the MLP, and the two sums that are
     normalized. Split over heads or the MLP's width: q, k, v, attention's output, the MLP before and after GELU. FP32:
-    attention's log-sum-exp, mean and deviation of two norms. Pre-LN keeps two dropout masks of a byte, too.
+    attention's log-sum-exp, mean and deviation of two norms. Pre-LN keeps two dropout masks of a byte, too. What
+    parallel.recompute_modules names is not kept.
     """
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     tp, sequence = config.parallel.tensor_model_parallel_size, _sequence_share(config)
     masks = 2 * sizes.hidden_size / sequence if config.model.norm_first and config.model.hidden_dropout else 0.0
     between = number * 4 * sizes.hidden_size / sequence
     inside = number * (4 * sizes.hidden_size + 2 * sizes.ffn_hidden_size) / tp
-    return slots * (between + inside + masks + 4 * sizes.num_attention_heads / tp + 16 / sequence)
+    kept = slots * (between + inside + masks + 4 * sizes.num_attention_heads / tp + 16 / sequence)
+    return kept - sum(_module_bytes(config, sizes).values())
+
+
+def _module_bytes(config: Config, sizes: EncoderSizes) -> dict[str, float]:
+    """What each of parallel.recompute_modules keeps that is made again: its outputs, and the norm before an MLP."""
+    parallel, number = config.parallel, BYTES[config.train.precision]
+    if parallel.recompute != "selective":
+        return {}
+    tp, hidden, norm = parallel.tensor_model_parallel_size, sizes.hidden_size, 0.0
+    if config.model.norm_first:
+        norm = (number * hidden + 8) / _sequence_share(config)
+    inner = number * sizes.ffn_hidden_size / tp
+    by_module = {
+        "core_attn": (number * hidden + 4 * sizes.num_attention_heads) / tp,
+        "layernorm": norm if "mlp" in parallel.recompute_modules else 2 * norm,
+        "mlp": norm + 2 * inner,
+        "mlp_act": inner,
+    }
+    return {name: config.data.micro_batch_slots * by_module[name] for name in parallel.recompute_modules}
 
 
 def _temporaries(config: Config, sizes: EncoderSizes) -> float:
-    """Of a layer's backward: the recomputed layer, two gradients of the MLP's width, two of the hidden states."""
+    """Of a layer's backward: what is recomputed, two gradients of the MLP's width, two of the hidden states."""
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     tp = config.parallel.tensor_model_parallel_size
-    recomputed = layer_bytes(config, sizes) if config.parallel.recompute == "full" else 0.0
+    recomputed = max(_module_bytes(config, sizes).values(), default=0.0)
+    if config.parallel.recompute == "full":
+        recomputed = layer_bytes(config, sizes)
     return recomputed + slots * number * (2 * sizes.ffn_hidden_size / tp + 2 * sizes.hidden_size)
 
 

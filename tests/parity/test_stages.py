@@ -15,7 +15,6 @@ from tests.distributed import run_ranks
 from tests.parity.small_run import small_config, small_corpus, train_in_layouts
 from tests.parity.test_layouts import assert_same, layout
 
-
 SAMPLES = 9
 """Of a step; in rows of 128 tokens, three micro batches."""
 
