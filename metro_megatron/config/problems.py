@@ -316,6 +316,11 @@ def _initial_weights(config: Config) -> Iterator[str]:
             f"train.initialize_from is {' '.join(train.initialize_from)}, but a run that branches from "
             f"{train.branch_from} has that checkpoint's weights; leave one of them out"
         )
+    if train.initialize_positions != "same" and not train.initialize_from:
+        yield (
+            f"train.initialize_positions is {train.initialize_positions}, but without train.initialize_from all "
+            "positions start at random; leave it out"
+        )
     if train.initialize_fresh and not train.initialize_from:
         yield (
             f"train.initialize_fresh is {' '.join(train.initialize_fresh)}, but without train.initialize_from "

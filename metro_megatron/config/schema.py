@@ -21,6 +21,8 @@ SharedPart = Literal["word", "position", "norm", "decoder"]
 """Token table, table of absolute positions and norm of an encoder's embedding, and bias of its decoder."""
 Part = Literal["auxiliary", "main", "rtd", "clm", "cloze", "scl", "mlm"]
 """What of a pair may start at random beside weights of others: its encoders, and main's heads."""
+MorePositions = Literal["repeat", "interpolate"]
+"""How a table of positions gets more rows."""
 RecomputeModule = Literal["core_attn", "layernorm", "mlp", "mlp_act"]
 """Of a layer, what backward makes again, in megatron-core's names; it has none for the GELU of a dense MLP."""
 
@@ -477,6 +479,10 @@ class TrainConfig:
     initialize_fresh: Annotated[list[Part], BRANCH_MAY_CHANGE] = field(default_factory=list)
     """Parts that start at random all the same: encoders (the auxiliary with its head) and main's heads. What
     initialize_from does not have must be named here."""
+    initialize_positions: Annotated[Literal["same", "repeat", "interpolate"], BRANCH_MAY_CHANGE] = "same"
+    """What becomes of initialize_from's tables of absolute positions where model.max_position_embeddings is larger.
+    same: it must not be. repeat: their rows begin again behind the last, but for that of <s>. interpolate: they are
+    stretched. Distances beyond those learned have the bias of the furthest."""
     train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE, OVERRIDE_MAY_CHANGE] = 125000
     """Optimizer steps of the whole run; of a branch, with those before it."""
     phases: Annotated[list[Phase], BRANCH_MAY_CHANGE] = field(default_factory=list)
