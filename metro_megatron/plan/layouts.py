@@ -124,7 +124,7 @@ class Estimate:
         return self.seconds.total * self.config.train.train_steps / 86400
 
     @property
-    def options(self) -> dict[str, int | str | bool]:
+    def options(self) -> dict[str, int | str | bool | list[str]]:
         """What a layout is, by option."""
         parallel, data = self.config.parallel, self.config.data
         row = "micro_batch_tokens" if data.is_packed else "micro_batch_size"
@@ -132,8 +132,10 @@ class Estimate:
             "parallel.tensor_model_parallel_size": parallel.tensor_model_parallel_size,
             "parallel.pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
             "parallel.virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+            "parallel.pipeline_model_parallel_layout": parallel.pipeline_model_parallel_layout,
             "parallel.sequence_parallel": parallel.sequence_parallel,
             "parallel.recompute": parallel.recompute,
+            "parallel.recompute_modules": list(parallel.recompute_modules),
             f"data.{row}": getattr(data, row),
         }
 
@@ -240,7 +242,8 @@ def layouts(config: Config, cluster: Cluster) -> list[Estimate]:
     """Every layout that the configuration's checks admit, the fastest first; those that do not fit are among them.
 
     Tried are the configured one, tensor parallelism inside a node (with sequence parallelism, unless tokens leave
-    early), pipelines with 1, 2 and 4 chunks a stage, micro batches of SLOTS, with and without recomputation.
+    early), pipelines with 1, 2 and 4 chunks a stage, balanced, micro batches of SLOTS, and nothing, GELU (or what
+    parallel.recompute_modules name) or layers recomputed.
     """
     candidates = list(_candidates(config, cluster.gpus))
     if config not in candidates:
@@ -253,7 +256,8 @@ def _candidates(config: Config, gpus: int) -> Iterator[Config]:
     sizes = [size for size in range(1, NODE + 1) if gpus % size == 0]
     stages = [size for size in range(1, config.model.num_layers + 1) if gpus % size == 0]
     batches = {max(1, slots // config.data.seq_length) for slots in SLOTS}
-    for tp, pp, vpp, rows, recompute in product(sizes, stages, (1, 2, 4), sorted(batches), ("none", "full")):
+    recomputations = ("none", "selective", "full")
+    for tp, pp, vpp, rows, recompute in product(sizes, stages, (1, 2, 4), sorted(batches), recomputations):
         if gpus % (tp * pp) or config.model.num_layers < pp * vpp or (pp == 1 and vpp > 1):
             continue  # also said by config.problems, at greater length
         parallel = replace(
@@ -264,6 +268,7 @@ def _candidates(config: Config, gpus: int) -> Iterator[Config]:
             pipeline_model_parallel_layout="",
             sequence_parallel=tp > 1 and not config.early_exit.layers,
             recompute=recompute,  # type: ignore[arg-type]
+            recompute_modules=(config if recompute == "selective" else Config()).parallel.recompute_modules,
         )
         data = replace(config.data, micro_batch_tokens=rows * config.data.seq_length, micro_batch_size=rows)
         yield replace(config, parallel=parallel, data=data)
