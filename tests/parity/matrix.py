@@ -22,7 +22,7 @@ from tests.parity.small_run import Record, small_config, train_in_layouts
 
 LAYERS = 9
 """One more than the largest pipeline has chunks."""
-SAMPLES = 12
+SAMPLES, STEPS = 12, 3
 CHOICES: dict[str, tuple[Any, ...]] = {
     "tp": (1, 2, 4),
     "pp": (1, 2, 4),
@@ -104,11 +104,11 @@ def alone() -> Config:
 def run_cases(cases: list[Case]) -> list[Record]:
     """Of cases that need as many processes."""
     (size,) = set(map(world_size, cases))
-    return run_ranks(train_in_layouts, size, list(map(config_of, cases)), timeout=600)[0]
+    return run_ranks(train_in_layouts, size, list(map(config_of, cases)), STEPS, timeout=600)[0]
 
 
 def reference() -> Record:
-    return run_ranks(train_in_layouts, 1, [alone()])[0][0]
+    return run_ranks(train_in_layouts, 1, [alone()], STEPS)[0][0]
 
 
 def _missing(output: Path) -> Iterator[Case]:

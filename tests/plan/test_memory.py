@@ -51,6 +51,7 @@ LAYOUTS: tuple[dict[str, dict[str, Any]], ...] = (
             "tensor_model_parallel_size": 2,
             "pipeline_model_parallel_size": 2,
             "sequence_parallel": True,
+            "pipeline_model_parallel_layout": "Ettt|tL",
         },
         "train": {"precision": "bf16"},
         "optimizer": {"matrices": "muon", "auxiliary_matrices": "muon"},
