@@ -11,7 +11,7 @@ MODEL ?= runs/demo/model
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu zoo citizen clean
+.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu zoo parity citizen clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test    a test of everything (11 to 12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (9 to 10 more)"
 	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
+	@echo "make parity  each of 540 ways to spread a run against one process (hours on 2 cores, 16 GB); resumes"
 	@echo "make citizen check an exported folder with the libraries that its users have (1 minute; MODEL=FOLDER)"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"
@@ -68,6 +69,10 @@ bench: $(STAMP)
 
 zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.zoo
+
+parity: $(STAMP)
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.parity.matrix --output runs/parity.jsonl
 
 .venv/citizen: $(STAMP)
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[citizen]"

@@ -77,8 +77,15 @@ def bench_config(
     parallel = config.parallel
     if world_size % parallel.model_ranks:
         sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size")
-        parallel = replace(parallel, sequence_parallel=False, **dict.fromkeys(sizes, 1))  # type: ignore[arg-type]
+        parallel = replace(
+            parallel,
+            sequence_parallel=False,
+            pipeline_model_parallel_layout="",
+            **dict.fromkeys(sizes, 1),  # type: ignore[arg-type]
+        )
         changes += [f"--parallel.{name} 1" for name in sizes if getattr(config.parallel, name) != 1]
+        layout = "pipeline_model_parallel_layout"
+        changes += [f"--parallel.{layout}="] if getattr(config.parallel, layout) else []
         changes += ["--parallel.sequence_parallel false"] if config.parallel.sequence_parallel else []
     is_tight = memory_bytes is not None and state_bytes(config) > STATE_SHARE * memory_bytes
     if world_size == 1 and is_tight and parallel.recompute == "none":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,10 +42,17 @@ def tied_config(config: Config, device: torch.device) -> TransformerConfig:
     return _transformer_config(config, _unstaged(config), config.model.main, device, dropout=(0.0, 0.0))
 
 
-def main_config(config: Config, device: torch.device) -> TransformerConfig:
-    """This rank's part of the main encoder."""
+def main_config(config: Config, device: torch.device, chunk_layers: Sequence[int] = ()) -> TransformerConfig:
+    """This rank's part of the main encoder.
+
+    chunk_layers: of every chunk of the pipeline, from the bottom up; none given: all are equal.
+    """
     dropout = (config.model.hidden_dropout, config.model.attention_dropout)
-    return _transformer_config(config, config.parallel, config.model.main, device, dropout)
+    chunks = [["decoder"] * layers for layers in chunk_layers]
+    if chunks:
+        chunks = [["embedding", *chunks[0]], *chunks[1:]]
+        chunks[-1].append("loss")
+    return _transformer_config(config, config.parallel, config.model.main, device, dropout, chunks)
 
 
 def implementations(config: Config, device: torch.device) -> str:
@@ -61,11 +68,17 @@ def _unstaged(config: Config) -> ParallelConfig:
         sequence_parallel=config.parallel.sequence_parallel,
         recompute=config.parallel.recompute,
         transformer_impl=config.parallel.transformer_impl,
+        recompute_modules=config.parallel.recompute_modules,
     )
 
 
 def _transformer_config(
-    config: Config, parallel: ParallelConfig, sizes: EncoderSizes, device: torch.device, dropout: tuple[float, float]
+    config: Config,
+    parallel: ParallelConfig,
+    sizes: EncoderSizes,
+    device: torch.device,
+    dropout: tuple[float, float],
+    chunks: Sequence[list[str]] = (),
 ) -> TransformerConfig:
     model, dtype = config.model, DTYPES[config.train.precision]
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
@@ -75,7 +88,7 @@ def _transformer_config(
     unbatched = parallel.is_interleaved
     implementation = transformer_impl(parallel.transformer_impl, device.type, config.train.precision)
     fp8 = {"fp8": "hybrid", "fp8_recipe": config.train.fp8_recipe, "first_last_layers_bf16": True}
-    return TransformerConfig(
+    made = TransformerConfig(
         num_layers=sizes.num_layers,
         hidden_size=sizes.hidden_size,
         ffn_hidden_size=sizes.ffn_hidden_size,
@@ -99,6 +112,7 @@ def _transformer_config(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=vpp if parallel.is_interleaved else None,
+        pipeline_model_parallel_layout=list(chunks) if pp > 1 and chunks else None,
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=unbatched,
         batch_p2p_comm=not unbatched,
@@ -110,6 +124,9 @@ def _transformer_config(
         **(recompute if parallel.recompute == "full" else {}),  # type: ignore[arg-type]
         **(fp8 if config.train.fp8_recipe != "none" else {}),  # type: ignore[arg-type]
     )
+    # Read by our layers. megatron-core's checks, which are done, know no GELU outside of its mixtures of experts.
+    made.recompute_modules = list(parallel.recompute_modules) if parallel.recompute == "selective" else []
+    return made
 
 
 def group_micro_batches(config: TransformerConfig, count: int) -> None:

@@ -111,7 +111,10 @@ def _command(gpus: int, others: list[str], changes: Mapping[str, object]) -> str
 
 
 def _written(layout: Mapping[str, object]) -> str:
-    return " ".join(f"--{name}={str(value).lower()}" for name, value in layout.items())
+    return " ".join(
+        f"--{name} {' '.join(value)}" if isinstance(value, list) else f"--{name}={str(value).lower()}"
+        for name, value in layout.items()
+    )
 
 
 run = partial(run_tool, main)

@@ -130,6 +130,19 @@ class PositionScheme:
         assert self.buckets is not None
         return [self.buckets.unused, self.buckets.count] if self.resets_cls else []
 
+    def rows_from(self, fewer: PositionScheme) -> list[int]:
+        """For each row of the table the one that says the same in a scheme that differs in having fewer positions.
+
+        Distances beyond its reach have its furthest row of their side.
+        """
+        assert self.buckets is not None and fewer.buckets is not None
+        found = list(range(self.num_rows))
+        # From far to near, so that the nearest distance of a bucket counts.
+        for relative, row in sorted(enumerate(self.distance_rows(), -self.reach), key=lambda one: -abs(one[0])):
+            known = max(-fewer.reach, min(relative, fewer.reach))
+            found[row] = fewer.buckets.row(known, fewer.positions)
+        return found
+
     def start(self, num_heads: int) -> list[list[float]] | None:
         """Initial biases [num_rows, num_heads]; None: drawn as all weights are.
 

@@ -10,7 +10,15 @@ from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.config.implementations import implementation_problems
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.rows import RowRule
-from metro_megatron.config.schema import OVERRIDE_MAY_CHANGE, Config, EncoderSizes, ModelConfig, OptimizerConfig
+from metro_megatron.config.schema import (
+    OVERRIDE_MAY_CHANGE,
+    Config,
+    EncoderSizes,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
+from metro_megatron.config.stages import layers_of_layout
 from metro_megatron.config.variants import variant_problems
 from metro_megatron.errors import UserError
 from metro_megatron.schedule import step_window, steps_of
@@ -70,12 +78,9 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
             f"parallel.virtual_pipeline_model_parallel_size is {vpp}, but there is one pipeline stage; "
             "use 1, or a parallel.pipeline_model_parallel_size of 2 or more"
         )
-    elif model.num_layers % (pp * vpp):
-        yield (
-            f"model.num_layers is {model.num_layers}, must be divisible by the {pp * vpp} chunks of "
-            f"parallel.pipeline_model_parallel_size {pp} x virtual_pipeline_model_parallel_size {vpp}; "
-            f"a product of {_choices(model.num_layers)} fits"
-        )
+    else:
+        yield from _stages(config)
+    yield from _recompute(config)
     if world_size % parallel.model_ranks:
         yield (
             f"{world_size} processes, must be a multiple of {parallel.model_ranks}: "
@@ -86,6 +91,51 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
         yield (
             "parallel.sequence_parallel needs a parallel.tensor_model_parallel_size of 2 or more, it is 1; "
             "set parallel.sequence_parallel false"
+        )
+
+
+def _stages(config: Config) -> Iterator[str]:
+    depth, parallel = config.model.num_layers, config.parallel
+    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    chunks = (
+        f"{pp * vpp} chunks of parallel.pipeline_model_parallel_size {pp} x virtual_pipeline_model_parallel_size {vpp}"
+    )
+    if depth < pp * vpp:
+        yield f"model.num_layers is {depth}, less than one layer for each of {chunks}; use fewer of these"
+    if parallel.pipeline_model_parallel_layout:
+        name = "parallel.pipeline_model_parallel_layout"
+        try:
+            layers = layers_of_layout(parallel.pipeline_model_parallel_layout)
+        except UserError as error:
+            yield f"{name}: {error}"
+            return
+        if len(layers) != pp * vpp:
+            yield f"{name} has {len(layers)} chunks, but there are {chunks}; write as many, or leave it out"
+        if sum(layers) != depth:
+            yield (
+                f"{name} has {sum(layers)} layers, but model.num_layers is {depth}; write as many t, or leave it out"
+            )
+
+
+def _recompute(config: Config) -> Iterator[str]:
+    parallel, name = config.parallel, "parallel.recompute_modules"
+    modules = parallel.recompute_modules
+    if parallel.recompute != "selective":
+        if modules != ParallelConfig().recompute_modules:
+            yield (
+                f"{name} is {' '.join(modules)}, which parallel.recompute {parallel.recompute} does not read; set "
+                "parallel.recompute selective, or leave it out"
+            )
+        return
+    if not modules or len(set(modules)) < len(modules):
+        found = " ".join(modules) or "empty"
+        yield f"{name} is {found}; name what is recomputed, each once, or set parallel.recompute none"
+    if {"mlp", "mlp_act"} <= set(modules):
+        yield f"{name} has mlp and mlp_act, which is a part of it; leave one of them out"
+    if "layernorm" in modules and not config.model.norm_first:
+        yield (
+            f"{name} has layernorm, but model.norm_first is false: what post-LN's norms give is the next residual, and "
+            "to make it again takes as much as it saves; leave it out"
         )
 
 
@@ -279,6 +329,11 @@ def _initial_weights(config: Config) -> Iterator[str]:
         yield (
             f"train.initialize_from is {' '.join(train.initialize_from)}, but a run that branches from "
             f"{train.branch_from} has that checkpoint's weights; leave one of them out"
+        )
+    if train.initialize_positions != "same" and not train.initialize_from:
+        yield (
+            f"train.initialize_positions is {train.initialize_positions}, but without train.initialize_from all "
+            "positions start at random; leave it out"
         )
     if train.initialize_fresh and not train.initialize_from:
         yield (

@@ -21,6 +21,10 @@ SharedPart = Literal["word", "position", "norm", "decoder"]
 """Token table, table of absolute positions and norm of an encoder's embedding, and bias of its decoder."""
 Part = Literal["auxiliary", "main", "rtd", "clm", "cloze", "scl", "mlm"]
 """What of a pair may start at random beside weights of others: its encoders, and main's heads."""
+MorePositions = Literal["repeat", "interpolate"]
+"""How a table of positions gets more rows."""
+RecomputeModule = Literal["core_attn", "layernorm", "mlp", "mlp_act"]
+"""Of a layer, what backward makes again, in megatron-core's names; it has none for the GELU of a dense MLP."""
 
 MAY_CHANGE = "a resumed run may change it"
 """Marks layout, rows, kernels, reporting, and where shards lie: on resume their contents are compared instead. All else
@@ -275,9 +279,11 @@ class EarlyExitConfig:
 
     def average_exits(self, train_steps: int) -> Exits | None:
         """Over a run, from a thousand of its steps."""
+        if not self.layers:
+            return None
         steps = range(0, train_steps, max(1, train_steps // 1000))
         shares = [exits.share for step in steps if (exits := self.exits_at(step, train_steps))]
-        return Exits(tuple(self.layers), sum(shares) / len(shares)) if shares else None
+        return Exits(tuple(self.layers), sum(shares) / len(shares))
 
 
 @dataclass(frozen=True)
@@ -416,10 +422,16 @@ class ParallelConfig:
     """Stages of the main model; every stage holds the whole auxiliary model."""
     virtual_pipeline_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Chunks of main layers per stage (interleaved schedule); 1 is the plain schedule."""
+    pipeline_model_parallel_layout: str = ""
+    """Main layers of every chunk as Megatron writes them, such as Ettt|tL; empty: no stage has more to multiply than
+    it must, heads included."""
     sequence_parallel: bool = False
     """Shard activations between matrices over the tensor-parallel ranks."""
-    recompute: Literal["none", "full"] = "none"
-    """full: layers are recomputed in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """full: layers are recomputed in the backward pass; selective: what recompute_modules names of each."""
+    recompute_modules: list[RecomputeModule] = field(default_factory=lambda: ["mlp_act"])
+    """With recompute selective, in Megatron's names: core_attn, attention between its matrices; layernorm, pre-LN's
+    norms; mlp, all of it; and mlp_act, its GELU alone: a quarter of a layer's memory for next to nothing."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Linear layers of the encoders, with the same checkpoints. local: megatron-core's. auto: Transformer Engine's on a
     GPU where it is whole, but in fp32, which it computes in TF32; else local."""
@@ -472,6 +484,10 @@ class TrainConfig:
     initialize_fresh: Annotated[list[Part], BRANCH_MAY_CHANGE] = field(default_factory=list)
     """Parts that start at random all the same: encoders (the auxiliary with its head) and main's heads. What
     initialize_from does not have must be named here."""
+    initialize_positions: Annotated[Literal["same", "repeat", "interpolate"], BRANCH_MAY_CHANGE] = "same"
+    """What becomes of initialize_from's tables of absolute positions where model.max_position_embeddings is larger.
+    same: it must not be. repeat: their rows begin again behind the last, but for that of <s>. interpolate: they are
+    stretched. Distances beyond those learned have the bias of the furthest."""
     train_steps: Annotated[int, at_least(1), BRANCH_MAY_CHANGE, OVERRIDE_MAY_CHANGE] = 125000
     """Optimizer steps of the whole run; of a branch, with those before it."""
     phases: Annotated[list[Phase], BRANCH_MAY_CHANGE] = field(default_factory=list)

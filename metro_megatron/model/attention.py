@@ -3,6 +3,8 @@
 Legend: S positions, B rows, T = S B tokens, H hidden, N heads of this rank, K head dimension.
 """
 
+from collections.abc import Callable
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention
@@ -10,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from fused.attention import attention, attention_qkvpacked
+from metro_megatron.model.recompute import recomputed, same
 from metro_megatron.model.sequences import Sequences, sites_of_layer
 
 
@@ -17,12 +20,19 @@ class Attention(SelfAttention):
     """megatron-core's, whose parameters it has, without cutting q, k and v apart: their gradient is one tensor."""
 
     def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, sequences: Sequences
+        self, hidden_states: Tensor, sequences: Sequences, norm: Callable[[Tensor], Tensor] = same
     ) -> tuple[Tensor, Tensor | None]:
-        """[S, B, H] to the same and the bias of the last linear layer, which is not yet added."""
-        qkv, _ = self.linear_qkv(hidden_states)
-        attended = self.core_attention(self.heads(qkv), sequences)
-        return self.linear_proj(attended.view(*qkv.shape[:2], -1))
+        """[S, B, H] to the same and the bias of the last linear layer, which is not yet added; norm: pre-LN's."""
+
+        def project(hidden: Tensor) -> Tensor:
+            return self.linear_qkv(norm(hidden))[0]
+
+        def attend(qkv: Tensor) -> tuple[Tensor, Tensor | None]:
+            attended = self.core_attention(self.heads(qkv), sequences)
+            return self.linear_proj(attended.view(*qkv.shape[:2], -1))
+
+        qkv = recomputed(self.config, "layernorm", project, hidden_states)
+        return recomputed(self.config, "core_attn", attend, qkv)
 
     def heads(self, qkv: Tensor) -> Tensor:
         """[S, B, 3 N K] to [T, N, 3, K]: q, k and v of a head stand together."""

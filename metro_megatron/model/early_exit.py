@@ -25,6 +25,7 @@ from torch.nn import functional
 from fused.dropout import philox
 from metro_megatron.config.early_exit import LEVELS, Exits
 from metro_megatron.model.attention import Attention
+from metro_megatron.model.recompute import recomputed
 from metro_megatron.model.sequences import DropoutKeys, Sequences, sites_of_layer
 
 Rule = Literal["confidence", "random"]
@@ -68,8 +69,12 @@ def attend(
     frozen = hidden.flatten(0, 1).index_select(0, rows.rest)
     # Nobody reads what attention says to the queries of rows that have left: zeros.
     rest = functional.pad(_keys_and_values(attention, frozen), (0, 0, 1, 0))
-    attended = attention.core_attention(rows.join(computed, rest), sequences)
-    return attention.linear_proj(rows.gather(attended.view(*hidden.shape[:2], -1)))
+
+    def attend_all(qkv: Tensor) -> tuple[Tensor, Tensor | None]:
+        attended = attention.core_attention(qkv, sequences)
+        return attention.linear_proj(rows.gather(attended.view(*hidden.shape[:2], -1)))
+
+    return recomputed(attention.config, "core_attn", attend_all, rows.join(computed, rest))
 
 
 def _keys_and_values(attention: Attention, rows: Tensor) -> Tensor:

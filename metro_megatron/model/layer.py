@@ -4,6 +4,7 @@ Legend: S positions, B rows, H hidden.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,9 @@ from fused.layer_norm import RowDropout
 from metro_megatron.model import early_exit
 from metro_megatron.model.attention import Attention, CoreAttention
 from metro_megatron.model.linear import TRANSFORMER_ENGINE, ColumnLinear, RowLinear
+from metro_megatron.model.mlp import feed_forward
 from metro_megatron.model.norm import LayerNorm, add_dropped
+from metro_megatron.model.recompute import same
 from metro_megatron.model.sequences import LayerSites, Sequences, sites_of_layer
 
 
@@ -72,12 +75,14 @@ class _Layer(TransformerLayer):
     def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
         """[S, B, H] to the new states of the rows that this layer updates: [S, B, H] if no token has left."""
 
-    def attend(self, hidden: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-        """Self-attention and the bias of its last linear layer, which is added where dropout is."""
+    def attend(
+        self, hidden: Tensor, sequences: Sequences, norm: Callable[[Tensor], Tensor] = same
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention and the bias of its last linear layer, which is added where dropout is; norm: pre-LN's."""
         rows = sequences.rows_of_layer(self.layer_number)
         if rows is not None:
-            return early_exit.attend(self.self_attention, hidden, sequences, rows)
-        return self.self_attention(hidden, sequences)
+            return early_exit.attend(self.self_attention, norm(hidden), sequences, rows)
+        return self.self_attention(hidden, sequences, norm)
 
     def residual(self, hidden: Tensor, sequences: Sequences) -> Tensor:
         """Of hidden [S, B, H], what attention's output is added to."""
@@ -104,7 +109,7 @@ class PostNormLayer(_Layer):
         attended, bias = self.attend(hidden, sequences)
         hidden = self.residual(hidden, sequences)
         hidden = self.input_layernorm(attended, hidden, bias, self.dropout(sequences, sites.after_attention))
-        fed_forward, bias = self.mlp(hidden)
+        fed_forward, bias = feed_forward(self.mlp, hidden)
         return self.pre_mlp_layernorm(fed_forward, hidden, bias, self.dropout(sequences, sites.after_mlp))
 
 
@@ -112,10 +117,10 @@ class PreNormLayer(_Layer):
     """x <- x + drop(attention(LN(x))), then x <- x + drop(mlp(LN(x))); the block ends with another norm."""
 
     def transform(self, hidden: Tensor, sequences: Sequences, sites: LayerSites) -> Tensor:
-        attended, bias = self.attend(self.input_layernorm(hidden), sequences)
+        attended, bias = self.attend(hidden, sequences, self.input_layernorm)
         hidden = self.residual(hidden, sequences)
         hidden = add_dropped(attended, hidden, bias, self.dropout(sequences, sites.after_attention))
-        fed_forward, bias = self.mlp(self.pre_mlp_layernorm(hidden))
+        fed_forward, bias = feed_forward(self.mlp, hidden, self.pre_mlp_layernorm)
         return add_dropped(fed_forward, hidden, bias, self.dropout(sequences, sites.after_mlp))
 
 

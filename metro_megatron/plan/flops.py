@@ -155,6 +155,8 @@ def _corruption_works(config: Config) -> Iterator[Work]:
         # Main's layers are not recomputed when they propose.
         repeats = _layer_repeats(config) if source == "auxiliary" else 0
         yield _encoder_work(f"{name} layers", "corruption", sizes, config.model, passes, repeats)
+        if passes >= 3:
+            yield from _modules_again(name, "corruption", sizes, config)
         yield _position_work(f"{name} positions", "corruption", sizes, config.model, passes)
         masked = config.objective.mask_probability
         yield from _language_works(name, "corruption", sizes, config.model, masked, passes)
@@ -169,11 +171,13 @@ def _main_works(config: Config) -> Iterator[Work]:
         full, shallow = (main_flops(model_config, one, LEVELS, 0.0) for one in (None, exits))
         layers = replace(layers, token=layers.token - (full - shallow) / LEVELS)
     yield layers
+    yield from _modules_again("main", "layers", sizes, config)
     yield _position_work("main positions", "layers", sizes, model_config, 3)
     if crop:
         # The cropped view is read beside the first: crop of its tokens, crop^2 of its scores.
         token, square = crop * layers.token, crop**2 * layers.square
         yield Work("main layers, cropped view", "layers", token, square, again=layers.again)
+        yield from _modules_again("cropped view", "layers", sizes, config, crop)
     for name in objective.main:
         if name == "rtd":
             yield Work("rtd head", "heads", _detection_flops(model_config) * (1 + crop))
@@ -188,6 +192,19 @@ def _main_works(config: Config) -> Iterator[Work]:
 
 def _layer_repeats(config: Config) -> int:
     return int(config.parallel.recompute == "full")
+
+
+def _modules_again(name: str, where: Where, sizes: EncoderSizes, config: Config, share: float = 1.0) -> Iterator[Work]:
+    """What parallel.recompute_modules multiply again for a share of the tokens: the product behind them never is.
+
+    mlp: 2 H F a token, its first matrix; core_attn: scores and mix; layernorm and mlp_act multiply nothing.
+    """
+    modules = config.parallel.recompute_modules if config.parallel.recompute == "selective" else []
+    hidden, inner, layers = sizes.hidden_size, sizes.ffn_hidden_size, sizes.num_layers
+    token = 2 * hidden * inner * layers * share * ("mlp" in modules)
+    square = 4 * hidden * layers * share**2 * ("core_attn" in modules)
+    if token or square:
+        yield Work(f"{name} layers, modules again", where, token, square, passes=0, again=1)
 
 
 def _encoder_work(

@@ -4,7 +4,7 @@ Nothing is measured here. Compute runs at a stated share of the data sheet's rat
 collectives at stated shares of their links' rates. A step is, one after another:
 
     phase 1    the auxiliary's share of micro batches
-    phase 2    (M + (pp - 1) / vpp) times a micro batch on the slowest stage, which is the last one with the heads
+    phase 2    (M + (pp - 1) / vpp) times a micro batch on the slowest stage (plan/stages.py), heads included
     tensor     10 transfers of [T, H] (tp - 1) / tp a layer, 4 in forward; 4 more where layers are recomputed
     pipeline   2 vpp transfers of [T, H] a micro batch
     data       what does not hide: see `_data_seconds`
@@ -26,13 +26,14 @@ from metro_megatron.plan.gpus import NODE, Gpu
 from metro_megatron.plan.memory import (
     BYTES,
     Memory,
-    end_stages,
+    decisive_stages,
     home_parameters,
     laid_out,
     parameter_bytes,
     run_memory,
     trained_in,
 )
+from metro_megatron.plan.stages import stage_layers
 
 NVLINK_SHARE, NETWORK_SHARE = 0.77, 0.88
 """Of the links' rates that collectives reach: 230 of 300 and 22 of 25 GB/s on DGX A100."""
@@ -123,7 +124,7 @@ class Estimate:
         return self.seconds.total * self.config.train.train_steps / 86400
 
     @property
-    def options(self) -> dict[str, int | str | bool]:
+    def options(self) -> dict[str, int | str | bool | list[str]]:
         """What a layout is, by option."""
         parallel, data = self.config.parallel, self.config.data
         row = "micro_batch_tokens" if data.is_packed else "micro_batch_size"
@@ -131,8 +132,10 @@ class Estimate:
             "parallel.tensor_model_parallel_size": parallel.tensor_model_parallel_size,
             "parallel.pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
             "parallel.virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+            "parallel.pipeline_model_parallel_layout": parallel.pipeline_model_parallel_layout,
             "parallel.sequence_parallel": parallel.sequence_parallel,
             "parallel.recompute": parallel.recompute,
+            "parallel.recompute_modules": list(parallel.recompute_modules),
             f"data.{row}": getattr(data, row),
         }
 
@@ -157,7 +160,9 @@ def estimate(configured: Config, cluster: Cluster) -> Estimate:
     rate = cluster.gpu.peak(config.train.precision) * 1e12 * cluster.efficiency * tp
     layers = max(done_flops(config, amount, "layers") / rate, config.model.num_layers * LAUNCH_S)
     heads = done_flops(config, amount, "heads") / rate
-    main, slowest = count * (layers + heads) / pp, layers / pp + heads
+    of_stages = [layers * share / config.model.num_layers for share in stage_layers(config)]
+    of_stages[-1] += heads
+    main, slowest = count * (layers + heads) / pp, max(of_stages)
     phase_1 = own * _corruption_seconds(config, amount, rate)
     phase_2 = (count + (pp - 1) / vpp) * slowest
     seconds = Seconds(
@@ -182,10 +187,10 @@ def _corruption_seconds(config: Config, amount: Amount, rate: float) -> float:
 
 def _tensor_seconds(config: Config, cluster: Cluster, count: int, own: int) -> float:
     parallel, main, auxiliary = config.parallel, config.model.main, proposer(config)
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    tp = parallel.tensor_model_parallel_size
     # An all-reduce, of which there are four without sequence parallelism, is two transfers.
     transfers = (10 if parallel.sequence_parallel else 8) + (4 if parallel.recompute == "full" else 0)
-    rows = count * main.num_layers / pp * main.hidden_size
+    rows = count * max(stage_layers(config)) * main.hidden_size
     if proposer_passes(config) >= 3:
         rows += own * auxiliary.num_layers * auxiliary.hidden_size
     sent = transfers * rows * config.data.micro_batch_slots * BYTES[config.train.precision] * (tp - 1) / tp
@@ -213,7 +218,7 @@ def _data_seconds(config: Config, cluster: Cluster, phase_1: float, phase_2: flo
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     dp = cluster.gpus // (tp * pp)
     weight, gradient, _ = parameter_bytes(config)
-    homes = [home_parameters(config, stage) for stage in end_stages(config)]
+    homes = [home_parameters(config, stage) for stage in decisive_stages(config)]
     shared, stage = homes[0][0], max(own for _, own in homes)
     auxiliary = trained_in(config, "auxiliary")
     across_shared = (dp * pp - 1) / (dp * pp) / cluster.bandwidth(cluster.gpus)
@@ -227,8 +232,9 @@ def _data_seconds(config: Config, cluster: Cluster, phase_1: float, phase_2: flo
 def _optimizer_seconds(config: Config, cluster: Cluster) -> float:
     parallel = config.parallel
     replicas = cluster.gpus // parallel.model_ranks
-    shared, stage = home_parameters(config, 0)
-    own = shared / (replicas * parallel.pipeline_model_parallel_size) + stage / replicas
+    pp = parallel.pipeline_model_parallel_size
+    homes = [home_parameters(config, stage) for stage in decisive_stages(config)]
+    own = max(shared / (replicas * pp) + stage / replicas for shared, stage in homes)
     return ADAM_BYTES * own / (MEMORY_SHARE * cluster.gpu.memory_bandwidth)
 
 
@@ -236,7 +242,8 @@ def layouts(config: Config, cluster: Cluster) -> list[Estimate]:
     """Every layout that the configuration's checks admit, the fastest first; those that do not fit are among them.
 
     Tried are the configured one, tensor parallelism inside a node (with sequence parallelism, unless tokens leave
-    early), pipelines with 1, 2 and 4 chunks a stage, micro batches of SLOTS, with and without recomputation.
+    early), pipelines with 1, 2 and 4 chunks a stage, balanced, micro batches of SLOTS, and nothing, GELU (or what
+    parallel.recompute_modules name) or layers recomputed.
     """
     candidates = list(_candidates(config, cluster.gpus))
     if config not in candidates:
@@ -249,16 +256,19 @@ def _candidates(config: Config, gpus: int) -> Iterator[Config]:
     sizes = [size for size in range(1, NODE + 1) if gpus % size == 0]
     stages = [size for size in range(1, config.model.num_layers + 1) if gpus % size == 0]
     batches = {max(1, slots // config.data.seq_length) for slots in SLOTS}
-    for tp, pp, vpp, rows, recompute in product(sizes, stages, (1, 2, 4), sorted(batches), ("none", "full")):
-        if gpus % (tp * pp) or config.model.num_layers % (pp * vpp) or (pp == 1 and vpp > 1):
+    recomputations = ("none", "selective", "full")
+    for tp, pp, vpp, rows, recompute in product(sizes, stages, (1, 2, 4), sorted(batches), recomputations):
+        if gpus % (tp * pp) or config.model.num_layers < pp * vpp or (pp == 1 and vpp > 1):
             continue  # also said by config.problems, at greater length
         parallel = replace(
             config.parallel,
             tensor_model_parallel_size=tp,
             pipeline_model_parallel_size=pp,
             virtual_pipeline_model_parallel_size=vpp,
+            pipeline_model_parallel_layout="",
             sequence_parallel=tp > 1 and not config.early_exit.layers,
             recompute=recompute,  # type: ignore[arg-type]
+            recompute_modules=(config if recompute == "selective" else Config()).parallel.recompute_modules,
         )
         data = replace(config.data, micro_batch_tokens=rows * config.data.seq_length, micro_batch_size=rows)
         yield replace(config, parallel=parallel, data=data)

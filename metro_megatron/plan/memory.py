@@ -18,6 +18,7 @@ from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config, EncoderSizes
 from metro_megatron.plan.flops import proposer, proposer_passes
 from metro_megatron.plan.parameters import SHARED, Home, is_projected, matrices, parts, trained
+from metro_megatron.plan.stages import stage_layers
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Of a number, by train.precision."""
@@ -66,7 +67,7 @@ def zero_memory(parameters: float, stage: int, gpus: int) -> Memory:
 def state_bytes(config: Config) -> float:
     """Weights, gradients and optimizer state on one device: 18 bytes a parameter in bf16."""
     weights, gradients, state = parameter_bytes(config)
-    saved = (MOMENTS - MUON_MOMENT) * sum(_muon_matrices(alone(config)))
+    saved = (MOMENTS - MUON_MOMENT) * sum(_muon_matrices(alone(config), 0))
     return trained(config) * (weights + gradients + state) + _frozen(config) * weights - saved
 
 
@@ -77,6 +78,7 @@ def alone(config: Config) -> Config:
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
         virtual_pipeline_model_parallel_size=1,
+        pipeline_model_parallel_layout="",
         sequence_parallel=False,
     )
     return replace(config, parallel=parallel)
@@ -94,13 +96,14 @@ def parameter_bytes(config: Config) -> tuple[int, int, int]:
 
 def run_memory(config: Config, world_size: int, fill: float = 1.0) -> Memory:
     """Of the rank that needs most: the two homes of parallel/homes.py, and the larger of the step's two phases."""
-    stages = end_stages(config)
+    stages = decisive_stages(config)
     return max((rank_memory(config, world_size, stage, fill) for stage in stages), key=lambda one: one.total)
 
 
-def end_stages(config: Config) -> set[int]:
-    """The first and the last; those between have less of everything than the first."""
-    return {0, config.parallel.pipeline_model_parallel_size - 1}
+def decisive_stages(config: Config) -> set[int]:
+    """One of which has most of everything: the last, and of as many layers the earliest."""
+    layers = stage_layers(config)
+    return {len(layers) - 1, *map(layers.index, layers)}
 
 
 def rank_memory(config: Config, world_size: int, stage: int, fill: float = 1.0) -> Memory:
@@ -114,7 +117,7 @@ def rank_memory(config: Config, world_size: int, stage: int, fill: float = 1.0) 
     dp = world_size // (tp * pp)
     shared, own = home_parameters(config, stage)
     weight, gradient, state = parameter_bytes(config)
-    shared_muon, own_muon = _muon_matrices(config)
+    shared_muon, own_muon = _muon_matrices(config, stage)
     saved = (MOMENTS - MUON_MOMENT) * (shared_muon / (dp * pp) + own_muon / dp)
     config, count = laid_out(config, world_size, fill)
     phases = [_corruption_phase(config), _main_phase(config, count, stage)]
@@ -131,7 +134,8 @@ def rank_memory(config: Config, world_size: int, stage: int, fill: float = 1.0) 
 def home_parameters(config: Config, stage: int) -> tuple[float, float]:
     """Parameters on a rank of a pipeline stage: (shared home, stage home)."""
     tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
-    found = {"layers": 1 / pp, "first": stage == 0, "last": stage == pp - 1}
+    layers = stage_layers(config)[stage] / config.model.num_layers
+    found = {"layers": layers, "first": stage == 0, "last": stage == pp - 1}
     return trained_in(config, *SHARED), sum(part.on_rank(tp) * found.get(part.home, 0) for part in parts(config))
 
 
@@ -141,13 +145,13 @@ def trained_in(config: Config, *homes: Home) -> float:
     return sum(part.on_rank(tp) for part in parts(config) if part.home in homes)
 
 
-def _muon_matrices(config: Config) -> tuple[float, float]:
-    """Parameters on a rank that Muon updates: (shared home, stage home)."""
-    parallel, optimizer = config.parallel, config.optimizer
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+def _muon_matrices(config: Config, stage: int) -> tuple[float, float]:
+    """Parameters on a rank of a pipeline stage that Muon updates: (shared home, stage home)."""
+    optimizer, tp = config.optimizer, config.parallel.tensor_model_parallel_size
     has_auxiliary = config.corruption.trains_auxiliary and optimizer.auxiliary_matrices == "muon"
     shared = matrices(config.model.auxiliary) / tp if has_auxiliary else 0.0
-    return shared, matrices(config.model.main) / (tp * pp) if optimizer.matrices == "muon" else 0.0
+    main = replace(config.model.main, num_layers=stage_layers(config)[stage])
+    return shared, matrices(main) / tp if optimizer.matrices == "muon" else 0.0
 
 
 def _frozen(config: Config) -> int:
@@ -163,7 +167,7 @@ def _corruption_phase(config: Config) -> tuple[float, float]:
     if passes == 1:
         # Forward only: a layer's temporaries, and the chunk of logits.
         return _temporaries(config, sizes), _logits(config)
-    if config.corruption.source == "main":  # not recomputed
+    if config.corruption.source == "main" and config.parallel.recompute == "full":  # not there
         config = replace(config, parallel=replace(config.parallel, recompute="none"))
     return encoder_bytes(config, sizes, sizes.num_layers) + _temporaries(config, sizes), _head(
         config, sizes, is_dense=True
@@ -177,7 +181,8 @@ def _main_phase(config: Config, count: int, stage: int) -> tuple[float, float]:
     # megatron-core's schedules: plain, and interleaved, where a chunk of 1 / vpp of the layers is passed at a time.
     chunks = min(count, pp - stage) if vpp == 1 else min(count * vpp, 2 * (pp - stage - 1) + (vpp - 1) * pp + 1)
     views = 2 if "scl" in objective.main else 1  # the cropped view is read in the same pass
-    kept = views * chunks * encoder_bytes(config, sizes, sizes.num_layers // (pp * vpp), has_embedding=stage == 0)
+    layers = stage_layers(config)[stage] / vpp
+    kept = views * chunks * encoder_bytes(config, sizes, layers, has_embedding=stage == 0)
     heads = 0.0
     if stage == pp - 1 and {"clm", "mlm"} & set(objective.main):
         heads = _head(config, sizes, is_dense=config.model.lm_head == "dense")
@@ -206,7 +211,7 @@ def _sequence_share(config: Config) -> int:
     return parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
 
 
-def encoder_bytes(config: Config, sizes: EncoderSizes, layers: int, has_embedding: bool = True) -> float:
+def encoder_bytes(config: Config, sizes: EncoderSizes, layers: float, has_embedding: bool = True) -> float:
     """What a micro batch leaves behind in some layers, the embedding and pre-LN's last norm."""
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     # The sum that is normalized with its mean and deviation; the projection's input.
@@ -223,21 +228,43 @@ def layer_bytes(config: Config, sizes: EncoderSizes) -> float:
 
     [T, H] four times where positions may be split: the inputs of q, k, v and of the MLP, and the two sums that are
     normalized. Split over heads or the MLP's width: q, k, v, attention's output, the MLP before and after GELU. FP32:
-    attention's log-sum-exp, mean and deviation of two norms. Pre-LN keeps two dropout masks of a byte, too.
+    attention's log-sum-exp, mean and deviation of two norms. Pre-LN keeps two dropout masks of a byte, too. What
+    parallel.recompute_modules names is not kept.
     """
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     tp, sequence = config.parallel.tensor_model_parallel_size, _sequence_share(config)
     masks = 2 * sizes.hidden_size / sequence if config.model.norm_first and config.model.hidden_dropout else 0.0
     between = number * 4 * sizes.hidden_size / sequence
     inside = number * (4 * sizes.hidden_size + 2 * sizes.ffn_hidden_size) / tp
-    return slots * (between + inside + masks + 4 * sizes.num_attention_heads / tp + 16 / sequence)
+    kept = slots * (between + inside + masks + 4 * sizes.num_attention_heads / tp + 16 / sequence)
+    return kept - sum(_module_bytes(config, sizes).values())
+
+
+def _module_bytes(config: Config, sizes: EncoderSizes) -> dict[str, float]:
+    """What each of parallel.recompute_modules keeps that is made again: its outputs, and the norm before an MLP."""
+    parallel, number = config.parallel, BYTES[config.train.precision]
+    if parallel.recompute != "selective":
+        return {}
+    tp, hidden, norm = parallel.tensor_model_parallel_size, sizes.hidden_size, 0.0
+    if config.model.norm_first:
+        norm = (number * hidden + 8) / _sequence_share(config)
+    inner = number * sizes.ffn_hidden_size / tp
+    by_module = {
+        "core_attn": (number * hidden + 4 * sizes.num_attention_heads) / tp,
+        "layernorm": norm if "mlp" in parallel.recompute_modules else 2 * norm,
+        "mlp": norm + 2 * inner,
+        "mlp_act": inner,
+    }
+    return {name: config.data.micro_batch_slots * by_module[name] for name in parallel.recompute_modules}
 
 
 def _temporaries(config: Config, sizes: EncoderSizes) -> float:
-    """Of a layer's backward: the recomputed layer, two gradients of the MLP's width, two of the hidden states."""
+    """Of a layer's backward: what is recomputed, two gradients of the MLP's width, two of the hidden states."""
     slots, number = config.data.micro_batch_slots, BYTES[config.train.precision]
     tp = config.parallel.tensor_model_parallel_size
-    recomputed = layer_bytes(config, sizes) if config.parallel.recompute == "full" else 0.0
+    recomputed = max(_module_bytes(config, sizes).values(), default=0.0)
+    if config.parallel.recompute == "full":
+        recomputed = layer_bytes(config, sizes)
     return recomputed + slots * number * (2 * sizes.ffn_hidden_size / tp + 2 * sizes.hidden_size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from metro_megatron.config.schema import Config
@@ -11,6 +12,7 @@ from metro_megatron.plan.flops import done_flops, model_flops, narayanan_flops, 
 from metro_megatron.plan.layouts import Cluster, Estimate, reason, step_amount
 from metro_megatron.plan.memory import Memory, alone, run_memory, zero_memory
 from metro_megatron.plan.parameters import Home, auxiliary, main_encoder, parts, trained
+from metro_megatron.plan.stages import stage_layers
 
 Plan = dict[str, Any]
 PAPER = {
@@ -81,13 +83,14 @@ def _configured_memory(own: Estimate) -> dict[str, dict[str, float]]:
         f"as configured, recompute {recompute}": _memory(
             run_memory(replace(config, parallel=replace(config.parallel, recompute=recompute)), gpus)  # type: ignore[arg-type]
         )
-        for recompute in ("none", "full")
+        for recompute in ("none", "selective", "full")
     }
 
 
 def _layout(one: Estimate, best: Estimate) -> Plan:
     return {
         "options": one.options,
+        "stage_layers": stage_layers(one.config),
         "data_parallel_size": one.cluster.gpus // one.config.parallel.model_ranks,
         "seconds_per_step": one.seconds.total,
         "seconds": vars(one.seconds),
@@ -208,6 +211,11 @@ def _layout_lines(made: Plan, config: Config, cluster: Cluster, gpu_name: str) -
         for label, one in listed
     ]
     yield from table([*columns, "because"], rows)
+    for label, one in listed:
+        if label and len(one["stage_layers"]) > 1:
+            runs = [(layers, len(list(same))) for layers, same in groupby(one["stage_layers"])]
+            written = ", ".join(f"{layers}" if count == 1 else f"{layers} on each of {count}" for layers, count in runs)
+            yield f"layers of the stages, {label}: {written}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

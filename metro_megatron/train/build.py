@@ -23,6 +23,7 @@ from metro_megatron.model.init import initialize
 from metro_megatron.objective.term import Term
 from metro_megatron.objective.terms import main_terms
 from metro_megatron.parallel.layout import Layout
+from metro_megatron.plan.stages import chunk_layers
 from metro_megatron.train.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Parts:
         corpus: what the run trains on; None where the parts only take weights, which no corruptor is asked for.
         given: weights by global name of what does not start at random.
         """
-        staged = mcore.main_config(config, layout.device)
+        staged = mcore.main_config(config, layout.device, chunk_layers(config))
         tied = TiedParameters(mcore.tied_config(config, layout.device), config.model, layout.shared_groups)
         terms = main_terms(config)
         chunks, lent = config.parallel.virtual_pipeline_model_parallel_size, tied.for_main()

@@ -27,6 +27,7 @@ from metro_megatron.hf.pretrained import Pretrained, architecture, open_exported
 from metro_megatron.hf.stored import LazyTensors, read_json
 from metro_megatron.hf.token_ids import other_ids, tokens_of
 from metro_megatron.hf.weights import DECODERS, VOCABULARY, TrainerTensors, all_ties, hf_tensors
+from metro_megatron.train.more_positions import POSITIONS, with_more_positions
 
 KINDS: dict[str, Callable[[Path], Pretrained]] = {MetroConfig.model_type: open_exported, "electra": open_electra}
 """How a folder with a config.json is opened, by its model_type."""
@@ -73,7 +74,11 @@ class InitialWeights:
     @classmethod
     def open(cls, config: Config, tokenizer: Path) -> InitialWeights:
         """Those of train.initialize_from. Raises UserError for what is none of the kinds there are."""
-        return cls(config, tokenizer, [open_pretrained(Path(path)) for path in config.train.initialize_from])
+        sources = [open_pretrained(Path(path)) for path in config.train.initialize_from]
+        how, scheme = config.train.initialize_positions, config.model.position_scheme
+        if how != "same":
+            sources = [with_more_positions(source, scheme, how) for source in sources]
+        return cls(config, tokenizer, sources)
 
     @cached_property
     def tensors(self) -> TrainerTensors:
@@ -142,6 +147,8 @@ class InitialWeights:
                 if name in mine and value != (main.get(base, mine[name]) if follows else mine[name]):
                     shown = f"0, model.{base}" if follows else _written(mine[name])
                     yield f"model.{name} is {shown}, {source.path} has {_written(value)}"
+                    if name == POSITIONS and value < mine[name]:
+                        yield "train.initialize_positions repeat or interpolate would make rows for the others"
                     options.append(f"--model.{name} {_written(value)}")
         if options:
             yield f"give {' '.join(dict.fromkeys(options))}"

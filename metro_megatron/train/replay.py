@@ -83,7 +83,9 @@ def replay(run: Path, step: int, device: torch.device, on_step: Callable[[int, i
         alone = replace(
             config,
             parallel=ParallelConfig(
-                recompute=config.parallel.recompute, grad_reduce_in_fp32=config.parallel.grad_reduce_in_fp32
+                recompute=config.parallel.recompute,
+                recompute_modules=config.parallel.recompute_modules,
+                grad_reduce_in_fp32=config.parallel.grad_reduce_in_fp32,
             ),
             train=replace(
                 config.train,

@@ -21,7 +21,8 @@ def configured(**changes: Any) -> Config:
 TP, PP = "parallel__tensor_model_parallel_size", "parallel__pipeline_model_parallel_size"
 COOLING = {"corruption__temperature_schedule": "exponential", "corruption__temperature": 2.0}
 FP8 = {"train__fp8_recipe": "tensorwise"}
-VPP = "parallel__virtual_pipeline_model_parallel_size"
+SELECTIVE, MODULES = {"parallel__recompute": "selective"}, "parallel__recompute_modules"
+VPP, LAYOUT = "parallel__virtual_pipeline_model_parallel_size", "parallel__pipeline_model_parallel_layout"
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,11 @@ VPP = "parallel__virtual_pipeline_model_parallel_size"
         (8, {TP: 4, PP: 2, "parallel__sequence_parallel": True}),
         (6, {TP: 3, "model__vocab_size": 3 * 128 - 1, "train__global_batch_size": 7}),
         (8, {PP: 2, VPP: 3}),
+        (5, {PP: 5}),
+        (1, SELECTIVE),
+        (1, {**SELECTIVE, MODULES: ["core_attn", "layernorm", "mlp"], "model__norm_first": True}),
+        (2, {PP: 2, VPP: 4}),
+        (2, {PP: 2, LAYOUT: "Et*7|t*5L"}),
         (3, {}),
         (3, {"data__row_format": "padded"}),
         (32, {PP: 4, VPP: 3, "train__global_batch_tokens": 1 << 14}),
@@ -95,8 +101,15 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (1, {"objective__keep_probability": 0.7, "objective__random_probability": 0.6}, ["0.7", "0.6", "sum 1.3"]),
         (3, {TP: 3, "model__ffn_hidden_size": 1024}, ["must divide model.ffn_hidden_size 1024", "128, 128000: 1, 2"]),
         (8, {TP: 8}, ["size is 8, must divide model.num_attention_heads 12: 1, 2, 3, 4, 6 or 12"]),
-        (5, {PP: 5}, ["num_layers is 12, must be divisible by the 5 chunks", "1, 2, 3, 4, 6 or 12 fits"]),
-        (2, {PP: 2, VPP: 4}, ["num_layers is 12, must be divisible by the 8 chunks"]),
+        (13, {PP: 13}, ["num_layers is 12, less than one layer for each of 13 chunks", "use fewer"]),
+        (2, {PP: 2, VPP: 7}, ["num_layers is 12, less than one layer for each of 14 chunks"]),
+        (2, {PP: 2, LAYOUT: "ttt|tttL"}, ["pipeline_model_parallel_layout: ttt|tttL is no layout", "Ettt|tL gives"]),
+        (2, {PP: 2, LAYOUT: "Et*6|t*3|t*3L"}, ["pipeline_model_parallel_layout has 3 chunks, but there are 2 chunks"]),
+        (2, {PP: 2, LAYOUT: "Et*6|t*5L"}, ["pipeline_model_parallel_layout has 11 layers, but model.num_layers is 12"]),
+        (1, {MODULES: ["mlp"]}, ["recompute_modules is mlp, which parallel.recompute none does not", "leave it out"]),
+        (1, {**SELECTIVE, MODULES: []}, ["recompute_modules is empty; name what is recomputed", "recompute none"]),
+        (1, {**SELECTIVE, MODULES: ["mlp", "mlp_act"]}, ["has mlp and mlp_act, which is a part of it"]),
+        (1, {**SELECTIVE, MODULES: ["layernorm"]}, ["has layernorm, but model.norm_first is false", "leave it out"]),
         (1, {VPP: 2}, ["virtual_pipeline_model_parallel_size is 2, but there is one pipeline stage; use 1"]),
         (6, {TP: 2, PP: 2}, ["6 processes, must be a multiple of 4", "start 8"]),
         (1, {PP: 2}, ["1 processes, must be a multiple of 2", "start 2"]),

@@ -153,12 +153,12 @@ def run_steps(trainer: Trainer, first: int, last: int) -> tuple[list[Figures], l
     return figures, norms
 
 
-def train_in_layouts(configs: list[Config]) -> list[Record]:
-    """On every rank: train STEPS steps of each configuration; the records hold whole weights by global name."""
+def train_in_layouts(configs: list[Config], steps: int = STEPS) -> list[Record]:
+    """On every rank: train some steps of each configuration; the records hold whole weights by global name."""
     records = []
     for config in configs:
         trainer = start(config)
-        figures, norms = run_steps(trainer, 0, STEPS)
+        figures, norms = run_steps(trainer, 0, steps)
         trainer.homes.fetch_parameters()
         records.append(Record(figures, norms, whole_weights(trainer)))
         trainer.close()

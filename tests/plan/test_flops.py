@@ -20,7 +20,14 @@ from tests.parity.small_run import VOCAB_SIZE, MemoryShard, small_config
 from tests.plan.builds import BUILDS, Changes
 
 LENGTH = 64
-RECOMPUTED: dict[str, Changes] = {"recomputed": {"parallel": {"recompute": "full"}}}
+RECOMPUTED: dict[str, Changes] = {
+    "recomputed": {"parallel": {"recompute": "full"}},
+    "GELU again": {"parallel": {"recompute": "selective"}},
+    "modules again": {
+        "parallel": {"recompute": "selective", "recompute_modules": ["core_attn", "layernorm", "mlp"]},
+        "model": {"norm_first": True},
+    },
+}
 ALIKE = ("another width", "t5 buckets", "no reset", "no buckets", "nothing shared", "shared positions", "shared norm")
 """Builds in which other numbers are stored, or a few, and hardly others multiplied."""
 BASE_PLUS = ["--train.train_steps", "1950000"]

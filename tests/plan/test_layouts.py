@@ -11,6 +11,7 @@ from metro_megatron.plan.flops import model_flops
 from metro_megatron.plan.gpus import GPUS, peak_tflops
 from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster, Estimate, estimate, layouts, reason
 from metro_megatron.plan.report import chosen
+from metro_megatron.plan.stages import stage_layers
 
 SIZES = ("tensor_model", "pipeline_model")
 PATHS = ["--data.train", "x", "--train.output", "x"]
@@ -65,7 +66,8 @@ def test_bubble_of_a_pipeline(pp: int, vpp: int) -> None:
     micro_batches = (1 << 20) // (16384 * 8 // pp)
     heads_only = configured("base", pipeline_model_parallel_size=1)
     heads_share = 1 - _layers_share(heads_only)
-    stage = found.seconds.main / micro_batches * ((1 - heads_share) + pp * heads_share)
+    *layers, last = (layers / 12 * (1 - heads_share) for layers in stage_layers(config))
+    stage = found.seconds.main / micro_batches * pp * max([*layers, last + heads_share])
     assert found.seconds.main + found.seconds.bubble == pytest.approx((micro_batches + (pp - 1) / vpp) * stage)
     assert found.fits
 

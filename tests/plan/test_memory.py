@@ -51,6 +51,7 @@ LAYOUTS: tuple[dict[str, dict[str, Any]], ...] = (
             "tensor_model_parallel_size": 2,
             "pipeline_model_parallel_size": 2,
             "sequence_parallel": True,
+            "pipeline_model_parallel_layout": "Ettt|tL",
         },
         "train": {"precision": "bf16"},
         "optimizer": {"matrices": "muon", "auxiliary_matrices": "muon"},
@@ -102,12 +103,23 @@ def test_what_ranks_allocate() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter where there is no GPU")
-@pytest.mark.parametrize("norm_first", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_what_forward_leaves_for_backward(norm_first: bool) -> None:
+@pytest.mark.parametrize(
+    ("norm_first", "modules"),
+    [
+        (False, []),
+        (False, ["core_attn", "mlp_act"]),
+        pytest.param(True, [], marks=pytest.mark.long),
+        pytest.param(False, ["mlp"], marks=pytest.mark.long),
+        pytest.param(True, ["layernorm", "mlp"], marks=pytest.mark.long),
+        pytest.param(True, ["core_attn", "layernorm", "mlp_act"], marks=pytest.mark.long),
+    ],
+)
+def test_what_forward_leaves_for_backward(norm_first: bool, modules: list[str]) -> None:
     """To the byte, with the kernels: what autograd saves of embedding and a layer that has a row for every slot."""
     model = {"num_layers": 1, "num_attention_heads": 2, "ffn_hidden_size": 192}  # no matrix has as many rows as slots
     model |= {"norm_first": norm_first, "hidden_dropout": 0.1, "attention_dropout": 0.1}
-    config = small_config(model=model, train={"precision": "bf16"})
+    parallel = {"recompute": "selective", "recompute_modules": modules} if modules else {}
+    config = small_config(model=model, train={"precision": "bf16"}, parallel=parallel)
     trainer, saved = start(config), {}
 
     def note(x: torch.Tensor) -> torch.Tensor:
