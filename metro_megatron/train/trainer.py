@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
 from metro_megatron.checkpoint.resume import is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
+from metro_megatron.checkpoint.saving import Saved
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.fill import LEAST
@@ -46,6 +48,8 @@ from metro_megatron.train.step import Step
 from metro_megatron.train.stop import StopRequest
 from metro_megatron.train.watchdog import Watchdog
 
+LONG_WAIT = 1.0
+"""Seconds for a save before, of which more are said."""
 MAX_SKIPPED = 50
 """Steps skipped in a row for gradients that are not finite, after which a run stops."""
 
@@ -176,6 +180,7 @@ class Trainer:
                 self.done += 1
                 if report:
                     report.first(self.done)
+                    self._tell_of_save(report)
                 self.unlogged += Amount(batch.num_tokens, batch.num_squares, batch.end - self.seen_samples)
                 self.seen_samples = batch.end
                 self.phase_begins = batch.phase_begins
@@ -202,7 +207,9 @@ class Trainer:
                 self.watchdog.close()
             batches.close()
             self.stop.restore()
+            self.checkpoints.close()
             if report:
+                self._tell_of_save(report)
                 report.close()
 
     def _finish(self, report: Report | None) -> None:
@@ -234,12 +241,32 @@ class Trainer:
         return metrics.reduce()
 
     def save(self, report: Report | None = None) -> None:
-        """Save the state after the steps done so far. A collective call."""
+        """Save the state after the steps done so far, and wait for it. A collective call."""
+        saved = self.checkpoints.save(self.done, self._progress())
+        if report:
+            report.say_all(saved.lines)
+            self.clock.longest_save = max(self.clock.longest_save, saved.seconds)
+
+    def _begin_to_save(self) -> None:
+        since = time.monotonic()
+        self.checkpoints.begin(self.done, self._progress(), since)
+
+    def _tell_of_save(self, report: Report) -> None:
+        """Say what has become of a save beside the training, once."""
+        ended = self.checkpoints.ended()
+        if isinstance(ended, Saved):
+            report.say_all(ended.lines)
+            self.clock.longest_save = max(self.clock.longest_save, ended.seconds)
+        elif ended:
+            report.say_all(f"warning: not saved: {problem}" for problem in ended)
+
+    def _progress(self) -> dict[str, Any]:
+        """progress.json of a checkpoint at this step, whose parameters are fetched. A collective call."""
         self._sign("to save")
         self._read_updates(0)
         self.homes.fetch_parameters()
         self._refuse_diverged()
-        progress: dict[str, Any] = {
+        return {
             "step": self.done,
             "consumed_samples": self.seen_samples,
             "seen_tokens": self.seen_tokens,
@@ -252,10 +279,6 @@ class Trainer:
             **({"norms": self.norms.state()} if self.norms.threshold else {}),
             **({"unlogged": self.metrics.state()} if self.unlogged.samples else {}),
         }
-        folder, remarks = self.checkpoints.save(self.done, progress)
-        if report:
-            report.say(f"saved {folder}")
-            report.say_all(remarks)
 
     def _refuse_diverged(self) -> None:
         names = diverged(self.pair, self.layout)
@@ -266,21 +289,45 @@ class Trainer:
                 "from the last checkpoint, on other machines if it comes again"
             )
 
-    def _try_to_save(self, report: Report | None, must: bool) -> None:
-        """Save; what was in its way is said, and ends the run if it must, or was there too often."""
+    def _try_to_save(self, report: Report | None, is_end: bool) -> None:
+        """Save; what was in its way is said, and ends the run at its end, or if it was there too often."""
         self._read_updates(0)  # what they say may end the run, and is no failed save
+        self._end_save(report, is_end)
         try:
-            self.save(report)
+            if is_end or not self.config.checkpoint.async_save:
+                self.save(report)
+                self.failed_saves = 0
+            else:
+                self._begin_to_save()
         except Diverged:
             raise
         except UserError as error:
-            self.failed_saves += 1
-            if must or self.failed_saves > self.config.checkpoint.failed_saves:
+            if self._failed_too_often() or is_end:
                 raise
             if report:
                 report.say_all(f"warning: not saved: {problem}" for problem in error.problems)
-        else:
-            self.failed_saves = 0
+
+    def _end_save(self, report: Report | None, is_end: bool) -> None:
+        """Wait for the save beside the training, if there is one, and count it. Its failure is no reason to leave out
+        the run's last save."""
+        self._sign("to save", self.clock.longest_save)
+        start = time.monotonic()
+        try:
+            if self.checkpoints.wait():
+                self.failed_saves = 0
+        except UserError:
+            if self._failed_too_often() and not is_end:
+                raise
+        waited = time.monotonic() - start
+        if report:
+            self._tell_of_save(report)
+            if waited > LONG_WAIT and not is_end:
+                report.say(f"warning: waited {waited:.1f} s for the save before; checkpoint.save_interval is short")
+
+    def _failed_too_often(self) -> bool:
+        """Count a save that failed."""
+        self.failed_saves += 1
+        return self.failed_saves > self.config.checkpoint.failed_saves
 
     def close(self) -> None:
         """Leave the process groups."""

@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from metro_megatron.checkpoint import save
 from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
+from metro_megatron.checkpoint.publish import retire
 from metro_megatron.config.schema import CheckpointConfig, Config, ParallelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
@@ -207,9 +208,9 @@ def go_back(config: Config) -> tuple[int, list[str], list[str]]:
     trainer = start(config)
     trainer.restore()
     done, trainer.done = trainer.done, trainer.done + 1
-    _, remarks = trainer.checkpoints.save(trainer.done, {"step": trainer.done})
+    saved = trainer.checkpoints.save(trainer.done, {"step": trainer.done})
     trainer.close()
-    return done, trainer.remarks, remarks
+    return done, trainer.remarks, saved.remarks if os.environ["RANK"] == "0" else []
 
 
 @pytest.mark.parametrize("tracker", ["", "77", f"{HALF + 9}"])
@@ -279,7 +280,7 @@ def save_many(config: Config) -> list[str]:
     problems = []
     real_usage, real_save = shutil.disk_usage, dist_checkpointing.save
 
-    def fail_to_save(state: object, folder: str) -> None:
+    def fail_to_save(state: object, folder: str, *others: object, **named: object) -> None:
         Path(folder, "half.distcp").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -342,9 +343,9 @@ def save_without_room(config: Config, where: str) -> tuple[str, str]:
             trainer.checkpoints.save(1, {"step": 1})
         except UserError as error:
             said = str(error)
-    folder, _ = trainer.checkpoints.save(2, {"step": 2})
+    saved = trainer.checkpoints.save(2, {"step": 2})
     trainer.close()
-    return said, folder.name
+    return said, saved.folder.name
 
 
 @pytest.mark.parametrize("where", ["shard", "common", "metadata.json"])
@@ -367,10 +368,8 @@ def test_an_old_checkpoint_that_cannot_be_removed_keeps_nothing_else(saved: Path
             raise OSError(16, "Device or resource busy")
         remove(folder, *others, **named)
 
-    config = replace(config_for(run), checkpoint=CheckpointConfig(keep_last=1))
-    checkpoints = save.Checkpoints(config, None, None, None)  # type: ignore[arg-type]
     with patch.object(shutil, "rmtree", stubborn):
-        remarks = checkpoints._retire(HALF)
+        remarks = retire(run, HALF, keep_last=1)
     assert sorted(path.name for path in run.glob("iter_*")) == [
         *("iter_0000000", f"iter_{HALF:07d}", f"iter_{HALF + 9:07d}.set_aside")
     ]
