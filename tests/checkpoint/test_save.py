@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import serialization
+from megatron.core.dist_checkpointing import ShardedTensor, serialization
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from metro_megatron.checkpoint import save
@@ -22,6 +22,7 @@ from metro_megatron.checkpoint.publish import retire
 from metro_megatron.config.schema import CheckpointConfig, Config, ParallelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
+from tests.checkpoint.tensors import read_model_tensors
 from tests.distributed import run_ranks
 from tests.parity.small_run import (
     STEPS,
@@ -147,6 +148,58 @@ def test_checkpoint_loads_under_another_layout(tmp_path: Path, optimizer: dict[s
         [total for total, _, _ in straight.grad_norms[HALF:]],
         rtol=1e-6,
     )
+
+
+def pass_on(config: Config, copy: Path) -> None:
+    """On every rank: load, and save as another layout's."""
+    trainer = start(config)
+    trainer.restore()
+    trainer.checkpoints.run = copy
+    trainer.save(None)
+    trainer.close()
+
+
+@pytest.mark.long
+def test_a_checkpoint_goes_round_all_layouts_and_comes_back_as_it_was(saved: Path, tmp_path: Path) -> None:
+    """(tp, pp, vpp, dp), each loaded from the one before: every tensor, moments too, bit for bit."""
+    runs = [saved]
+    for tp, pp, vpp, dp in [(2, 1, 1, 2), (1, 2, 2, 2), (4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 2, 1), (1, 1, 1, 1)]:
+        sizes = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
+        sizes |= {"virtual_pipeline_model_parallel_size": vpp}
+        runs.append(tmp_path / f"{tp}_{pp}_{vpp}_{dp}")
+        runs[-1].mkdir()
+        config = small_config(parallel=sizes, train={"output": str(runs[-2])})
+        run_ranks(pass_on, tp * pp * dp, config, runs[-1])
+    last, first = (one / f"iter_{HALF:07d}" for one in (runs[-1], saved))
+    _, different = run_ranks(equal_tensors, 1, first, last)[0]
+    assert different == []
+
+
+def encoder_by_megatron_core(folder: Path, shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """On every rank of two: its half of the matrices' rows, loaded by a call that knows nothing of us."""
+    layout = Layout.create(ParallelConfig(), torch.device("cpu"))
+    state: dict[str, Any] = {}
+    for name, (first, *others) in shapes.items():
+        half = torch.empty(first // 2, *others)
+        place = (0, layout.rank, 2)
+        state[name] = ShardedTensor.from_rank_offsets(name, half, place, replica_id=0)
+    loaded = dist_checkpointing.load(state, str(folder))
+    layout.destroy()
+    return dict(loaded)
+
+
+def test_megatron_core_s_own_load_reads_a_part_of_the_weights(saved: Path) -> None:
+    """The matrices of main's layers alone, cut as the reader likes."""
+    folder = saved / f"iter_{HALF:07d}"
+    weights = {
+        name: tensor
+        for name, tensor in read_model_tensors(folder).items()
+        if name.startswith("main.block.layers") and tensor.dim() == 2
+    }
+    assert len(weights) == 16
+    halves = run_ranks(encoder_by_megatron_core, 2, folder, {name: tensor.shape for name, tensor in weights.items()})
+    for name, tensor in weights.items():
+        assert torch.cat([half[name] for half in halves]).equal(tensor), name
 
 
 @pytest.fixture(scope="module")
