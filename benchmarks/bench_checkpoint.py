@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import sys
@@ -92,6 +93,7 @@ def _trainer(size: str, folder: Path) -> Iterator[Trainer]:
     )
     trainer = Trainer(config, Corpus.open(config), CPU)
     trainer.run.mkdir()
+    gc.freeze()  # as a run does
     try:
         yield trainer
     finally:

@@ -125,7 +125,7 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is None:
             return None
-        saving.join()
+        saving.join(self._of_all_ranks(saving.written()))
         outcome = self._of_all_ranks(saving.outcome)[0]
         if isinstance(outcome, list):
             raise UserError(outcome)
@@ -143,7 +143,7 @@ class Checkpoints:
         """Wait for the save that has begun where the run ends otherwise than by saving: others may have ended before.
         No collective call."""
         if self._saving:
-            self._saving.join(is_end=True)
+            self._saving.close()
 
     def restore(self) -> Restored | None:
         """Load what the run goes on from into the pair and the optimizer: the newest whole checkpoint of its folder, or
@@ -194,7 +194,7 @@ class Checkpoints:
         def plan() -> None:
             state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=False)
             planned.append(self._planner.plan(state, unfinished))
-            if is_beside:
+            if is_beside or self.layout.device.type != "cpu":  # threads have a GPU of their own to start with
                 planned[0].copy()
 
         self._agree(_attempt(plan), f"checkpoint {final} could not be written")

@@ -1,7 +1,7 @@
 """A save that has begun: threads of all ranks write, and the first rank's gives the checkpoint its name.
 
-What they have written ranks tell each other through the store that joined them: no collective, which would meet those
-of the training.
+Ranks tell the first one what they have written through the store that joined them: no collective, which would meet
+those of the training. Where all wait for the save it is a collective after all: the store ends with torchrun.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Saved:
 
 
 class Exchange:
-    """How the first rank learns what others have written: through the store, without a collective."""
+    """How the first rank learns what others have written: through the store, without a collective, or by `hand`."""
 
     def __init__(self, store: Store, name: str, rank: int, world_size: int):
         """name: of this save, the same on all ranks."""
@@ -51,29 +51,44 @@ class Exchange:
         self._prefix = f"metro_megatron/save/{name}"
         self._rank = rank
         self._world_size = world_size
-        self.ends = Event()
-        """Set when this process ends, and no longer waits for others as long as they need."""
+        self._handed: list[Written] = []
+        self._ends = Event()
 
     def tell(self, written: Written) -> None:
         """On every rank, when its files are on the disk or could not be written."""
-        with suppress(RuntimeError):  # the store has ended with the first rank
-            self._store.set(f"{self._prefix}/{self._rank}", pickle.dumps(written))
+        with suppress(RuntimeError):  # the store has ended with torchrun
+            self._store.set(f"{self._prefix}/{self._rank}", pickle.dumps(written))  # type: ignore[arg-type] # bytes do
             self._store.add(self._prefix, 1)
+
+    def hand(self, written: list[Written]) -> None:
+        """What all have written, by rank, where it is known otherwise."""
+        self._handed = written
+
+    def end(self) -> None:
+        """Wait no longer for others as long as they need."""
+        self._ends.set()
 
     def hear(self) -> list[Written]:
         """On the first rank: what all have written, by rank. Raises RuntimeError where others have ended."""
         last = float("inf")
-        while self._store.add(self._prefix, 0) < self._world_size:
-            if self.ends.is_set():
+        while not (written := self._handed or self._told()):
+            if self._ends.is_set():
                 last = min(last, time.monotonic() + SECONDS_TO_TELL)
             if time.monotonic() > last:
                 raise RuntimeError("other ranks have ended before their files were written")
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        keys = [f"{self._prefix}/{rank}" for rank in range(self._world_size)]
-        told = [pickle.loads(self._store.get(key)) for key in keys]
-        for key in (*keys, self._prefix):
-            self._store.delete_key(key)
-        return told
+        return written
+
+    def _told(self) -> list[Written]:
+        """Empty: not all have told."""
+        with suppress(RuntimeError):
+            if self._store.add(self._prefix, 0) == self._world_size:
+                keys = [f"{self._prefix}/{rank}" for rank in range(self._world_size)]
+                told = [pickle.loads(self._store.get(key)) for key in keys]
+                for key in (*keys, self._prefix):
+                    self._store.delete_key(key)
+                return told
+        return []
 
 
 class Saving:
@@ -99,17 +114,30 @@ class Saving:
         self._finish = finish
         self._start = start
         self._stopped = time.monotonic() - start if is_beside else None
+        self._written = Written()
+        self._is_written = Event()
         self._thread = Thread(target=self._run, daemon=True, name="saving")
         self._thread.start()
 
-    def join(self, is_end: bool = False) -> None:
-        """Wait for this rank's part; on the first rank for all. is_end: others may have ended."""
-        if is_end:
-            self._exchange.ends.set()
+    def written(self) -> Written:
+        """Wait until this rank has written its part."""
+        self._is_written.wait()
+        return self._written
+
+    def join(self, written: list[Written]) -> None:
+        """Wait for the end. written: what all have, by rank."""
+        self._exchange.hand(written)
+        self._thread.join()
+
+    def close(self) -> None:
+        """Wait for the end where others may have ended."""
+        self._exchange.end()
         self._thread.join()
 
     def _run(self) -> None:
-        self._exchange.tell(self._writer.write())
+        self._written = self._writer.write()
+        self._exchange.tell(self._written)
+        self._is_written.set()
         if self._finish is None:
             return
         try:

@@ -127,9 +127,9 @@ def _branch(found: Sequence[tuple[Sequence[str], Stored]], indent: str, depth: i
         while len(below) > 1 and len({rest[0] for rest, _ in below if rest}) == 1 and all(rest for rest, _ in below):
             head, below = f"{head}.{below[0][0][0]}", [(rest[1:], stored) for rest, stored in below]
         if len(below) == 1:
-            rest, stored = below[0]
+            ((tail, stored),) = below
             shape = " x ".join(map(str, stored.shape)) or "one number"
-            name = ".".join([head, *rest])
+            name = ".".join([head, *tail])
             yield f"{indent}{name}  [{shape}] {_format(stored.dtype)}, {_size(stored.num_bytes)}"
             continue
         numbers, size = (sum(getattr(stored, what) for _, stored in below) for what in ("numel", "num_bytes"))
