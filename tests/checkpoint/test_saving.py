@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -24,9 +25,9 @@ from torch.multiprocessing import ProcessExitedException
 
 from metro_megatron.checkpoint.files import newest_step, tracked_step, verify_integrity
 from metro_megatron.checkpoint.publish import UNFINISHED
-from metro_megatron.checkpoint.saving import Saved
 from metro_megatron.checkpoint.writing import HashedFile
 from metro_megatron.config.schema import Config
+from metro_megatron.train import trainer as module
 from metro_megatron.train.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.parity.small_run import run_steps, small_config, start, use_small_buckets
@@ -44,8 +45,9 @@ def begin(trainer: Trainer, step: int) -> None:
     trainer._begin_to_save()
 
 
-def save_both_ways(config: Config, copy: Path) -> tuple[bool, Saved | list[str] | None]:
-    """On every rank: one state, saved while training waits, and beside more steps by a writer that is slow."""
+def save_both_ways(config: Config, copy: Path) -> tuple[bool, list[str]]:
+    """On every rank: one state, saved while training waits, and beside more steps by a writer that is slow; whether it
+    was there while it was written, and what was said."""
     use_small_buckets()
     trainer = start(config)
     run_steps(trainer, 0, 2)
@@ -53,20 +55,21 @@ def save_both_ways(config: Config, copy: Path) -> tuple[bool, Saved | list[str] 
     trainer.save(None)
     trainer.checkpoints.run = Path(config.train.output)
     goes_on, write = threading.Event(), filesystem_async._write_item
+    said: list[str] = []
+    report: Any = SimpleNamespace(say=said.append, say_all=said.extend) if trainer.layout.rank == 0 else None
 
     def slow(*arguments: Any) -> Any:
         goes_on.wait()
         return write(*arguments)
 
-    with patch.object(filesystem_async, "_write_item", slow):
+    with patch.object(filesystem_async, "_write_item", slow), patch.object(module, "LONG_WAIT", 0.1):
         begin(trainer, 2)
         run_steps(trainer, 2, 4)
         is_early = newest_step(trainer.run) is not None
-        goes_on.set()
-        trainer.checkpoints.wait()
-    ended = trainer.checkpoints.ended()
+        threading.Timer(0.2, goes_on.set).start()
+        trainer._end_save(report, is_end=False)
     trainer.close()
-    return is_early, ended
+    return is_early, said
 
 
 def test_a_save_beside_the_training_is_that_of_its_step_and_ranks_write_equal_shares(tmp_path: Path) -> None:
@@ -74,9 +77,10 @@ def test_a_save_beside_the_training_is_that_of_its_step_and_ranks_write_equal_sh
     run, copy = tmp_path / "run", tmp_path / "copy"
     run.mkdir()
     copy.mkdir()
-    (is_early, ended), *others = run_ranks(save_both_ways, 4, config_for(run, tp=2), copy)
-    assert not is_early and isinstance(ended, Saved) and 0 < ended.stopped < ended.seconds
-    assert [one[1] for one in others] == [None] * 3, "the first rank speaks"
+    (is_early, said), *others = run_ranks(save_both_ways, 4, config_for(run, tp=2), copy)
+    assert not is_early and said[0].startswith(f"saved {run / 'iter_0000002'} in ") and "stood still" in said[0]
+    assert said[1].startswith("warning: waited ") and "checkpoint.save_interval" in said[1] and len(said) == 2
+    assert [lines for _, lines in others] == [[]] * 3, "the first rank speaks"
     of_run, of_copy = (_tensor_files(one / "iter_0000002") for one in (run, copy))
     assert of_run == of_copy and tracked_step(run) == tracked_step(copy) == 2
     verify_integrity(run / "iter_0000002")
