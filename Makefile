@@ -11,7 +11,7 @@ MODEL ?= runs/demo/model
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu zoo parity citizen clean
+.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu bench-checkpoint zoo parity citizen clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench   test, check and measure on one GPU (9 minutes); resumes; see docs/benchmarks.md"
 	@echo "make wheels  collect what a GPU machine without a package index needs for benchmarks/bare.sh"
 	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
+	@echo "make bench-checkpoint  measure saving and loading beside the disk alone (1 minute)"
 	@echo "make test    a test of everything (11 to 12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (9 to 10 more)"
 	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
@@ -93,6 +94,9 @@ wheels: $(STAMP)
 
 bench-cpu: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_cpu --output docs/benchmarks/cpu
+
+bench-checkpoint: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_checkpoint --output docs/benchmarks/checkpoint
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from queue import Queue
 from typing import Any
 
 import torch
 from megatron.core import optimizer as mcore_optimizer
-from megatron.core.dist_checkpointing import serialization
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies import torch as strategies
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer import distrib_optimizer, get_megatron_optimizer, get_standard_config_overrides
@@ -233,71 +226,3 @@ def fuse(adam: torch.optim.AdamW) -> None:
             if parameter in adam.state:
                 state = adam.state[parameter]
                 state["step"] = state["step"].to(parameter.device, torch.float32, copy=True)
-
-
-class _ThreadedWriter(filesystem_async.FileSystemWriterAsync):
-    """megatron-core's writer of a rank's files, without the processes that it forks for them.
-
-    A process that is killed, for want of memory, leaves its parent waiting for ever, and needs a path for its socket.
-    """
-
-    @staticmethod
-    def write_preloaded_data_multiproc(
-        transform_list: list[Any], use_msc: bool, rank: int, write_buckets: list[Any], global_results_queue: Queue[Any]
-    ) -> None:
-        results: Queue[tuple[int, Any]] = Queue()
-        running: Queue[int] = Queue()
-
-        def write(number: int, bucket: Any) -> None:
-            running.put(number)
-            filesystem_async.FileSystemWriterAsync.write_preloaded_data(
-                transform_list, number, bucket, results, running, True, use_msc=use_msc
-            )
-
-        with ThreadPoolExecutor(len(write_buckets)) as threads:
-            list(threads.map(write, range(len(write_buckets)), write_buckets))
-        written = dict(results.get() for _ in write_buckets)
-        failed = next((result for result in written.values() if isinstance(result, Exception)), None)
-        global_results_queue.put(failed or written)
-
-
-@contextmanager
-def writing_in_threads() -> Iterator[None]:
-    """megatron-core's dist_checkpointing.save writes in threads of this process, inside the block.
-
-    What the first rank alone writes, and could not write, is raised at the end of the block: it goes on to the
-    collectives for which the others wait.
-    """
-    failures: list[Exception] = []
-    replaced: list[tuple[Any, str, Any]] = [
-        (strategies, "FileSystemWriterAsync", _ThreadedWriter),
-        (filesystem_async, "_get_write_results_queue", Queue),
-    ]
-    for owner, name in (
-        (TorchCommonSaveStrategy, "save_common"),
-        (_ThreadedWriter, "finish"),
-        (serialization, "save_config"),
-    ):
-        replaced.append((owner, name, _keeping(failures, getattr(owner, name))))
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
-    try:
-        for owner, name, ours in replaced:
-            setattr(owner, name, ours)
-        yield
-    finally:
-        for owner, name, plain in before:
-            setattr(owner, name, plain)
-    if failures:
-        raise failures[0]
-
-
-def _keeping(failures: list[Exception], write: Callable[..., Any]) -> Callable[..., Any]:
-    """`write`, whose failures are kept instead of raised."""
-
-    def kept(*arguments: Any, **named: Any) -> Any:
-        try:
-            return write(*arguments, **named)
-        except (OSError, RuntimeError) as error:
-            failures.append(error)
-
-    return kept

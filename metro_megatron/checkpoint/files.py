@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,30 +112,45 @@ def write_integrity(folder: Path, known: Mapping[str, dict[str, Any]] | None = N
     (folder / INTEGRITY).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
 
 
-def verify_integrity(folder: Path, first: int = 0, every: int = 1) -> None:
+def verify_sizes(folder: Path) -> None:
+    """Compare the lengths of all files with integrity.json. Raises UserError naming all that are missing or damaged."""
+    found = (_size_problem(folder / name, entry) for name, entry in sorted(_read_integrity(folder).items()))
+    problems = [problem for problem in found if problem]
+    if problems:
+        raise UserError([*problems, _another(folder)])
+
+
+def verify_integrity(
+    folder: Path, first: int = 0, every: int = 1, on_bytes: Callable[[int], object] = lambda size: None
+) -> None:
     """Compare files with integrity.json: all, or of several ranks each its own share, from the `first` one on.
 
-    Raises UserError naming all that are missing or damaged.
+    on_bytes hears of what has been read. Raises UserError naming all that are missing or damaged.
     """
     files = dict(sorted(_read_integrity(folder).items())[first::every])
-    problems = []
-    whole = []
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{path}: missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(
-                f"{path}: damaged, has {path.stat().st_size} bytes and was written with {expected['bytes']}"
-            )
-        else:
-            whole.append(path)
+    found = {folder / name: _size_problem(folder / name, entry) for name, entry in files.items()}
+    problems = [problem for problem in found.values() if problem]
+    whole = [path for path, problem in found.items() if not problem]
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         for path, sha in zip(whole, threads.map(_sha256, whole), strict=True):
+            on_bytes(files[path.name]["bytes"])
             if sha != files[path.name]["sha256"]:
                 problems.append(f"{path}: damaged, its contents are not what was written (SHA-256 {sha[:12]}...)")
     if problems:
-        raise UserError([*problems, f"{folder}: use another copy of this checkpoint, or an older one"])
+        raise UserError([*problems, _another(folder)])
+
+
+def _size_problem(path: Path, expected: Mapping[str, Any]) -> str:
+    if not path.is_file():
+        return f"{path}: missing"
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return f"{path}: damaged, has {size} bytes and was written with {expected['bytes']}"
+    return ""
+
+
+def _another(folder: Path) -> str:
+    return f"{folder}: use another copy of this checkpoint, or an older one"
 
 
 def checkpoint_sha256(folder: Path) -> str:

@@ -94,13 +94,14 @@ class StoredModel:
 
     @cached_property
     def stored(self) -> dict[str, TensorStorageMetadata]:
-        """Size and format of every tensor."""
+        """Size and format of every tensor of the model."""
+        return {name: entry for name, entry in self.all_stored.items() if not name.startswith(OPTIMIZER_PREFIX)}
+
+    @cached_property
+    def all_stored(self) -> dict[str, TensorStorageMetadata]:
+        """`stored`, and those of the optimizer."""
         entries = self.metadata.state_dict_metadata.items()
-        return {
-            name: entry
-            for name, entry in entries
-            if isinstance(entry, TensorStorageMetadata) and not name.startswith(OPTIMIZER_PREFIX)
-        }
+        return {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
     def num_bytes(self, names: Iterable[str]) -> int:
         """Of some tensors."""
@@ -109,9 +110,9 @@ class StoredModel:
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Tensors in the format that they were saved in."""
+        stored = self.all_stored
         tensors = {
-            name: torch.empty(self.stored[name].size, dtype=self.stored[name].properties.dtype, device="cpu")
-            for name in names
+            name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype, device="cpu") for name in names
         }
         with without_distributed_warning():
             dcp.load(tensors, storage_reader=_CheckedReader(self.folder, self.metadata), no_dist=True)

@@ -1,53 +1,42 @@
 """Checkpoint folders: `iter_0000500`, written whole or not at all, found again by the same command.
 
-RUN/latest_checkpointed_iteration.txt names the newest complete one. Each folder holds megatron-core's
-sharded tensors, run_config.yaml, progress.json and integrity.json (sizes and SHA-256 of all files). What a run goes on
-from is decided by the first rank.
+Threads write a checkpoint, beside the training or while it waits (checkpoint/saving.py).
+RUN/latest_checkpointed_iteration.txt names the newest complete one. Each folder holds megatron-core's sharded tensors,
+run_config.yaml, progress.json and integrity.json (sizes and SHA-256 of all files). What a run goes on from is decided
+by the first rank.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed import distributed_c10d
 
-from metro_megatron import mcore
-from metro_megatron.checkpoint.files import (
-    MARKER,
-    TRACKER,
-    check_metadata,
-    file_entries,
-    iteration_folder,
-    saved_steps,
-    verify_integrity,
-    write_integrity,
-)
+from metro_megatron.checkpoint.files import MARKER, check_metadata, iteration_folder, verify_integrity
+from metro_megatron.checkpoint.publish import check_room, prepare, publish, unfinished_folder
 from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
+from metro_megatron.checkpoint.saving import Exchange, Saved, Saving
 from metro_megatron.checkpoint.sharded_state import load_model_state, load_state, model_state, sharded_state
-from metro_megatron.config.file import load_config, save_config
+from metro_megatron.checkpoint.writing import Planner, ShardWriter, Written
+from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
-from metro_megatron.files import move_whole, replace_text, sync_file, sync_folder
 from metro_megatron.model.encoder import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
 
-BYTES_PER_PARAMETER = 16  # 4 numbers of 4 bytes
-"""Room wanted before a save: weights, masters and two moments in fp32."""
 SECONDS_TO_APPEAR = 10.0
 """How long a new file may take to be seen by other machines, whose network file systems remember what was absent."""
-SET_ASIDE = ".set_aside"
-"""Ends the name of a checkpoint that lies ahead of one that the run went back to."""
 
 Value = TypeVar("Value")
 
@@ -65,7 +54,7 @@ class Restored:
 
 
 class Checkpoints:
-    """Saves and restores one run. All methods are collective calls."""
+    """Saves and restores one run. Methods are collective calls, where nothing else is said."""
 
     def __init__(self, config: Config, layout: Layout, pair: Pair, optimizer: Optimizer):
         self.config = config
@@ -73,6 +62,11 @@ class Checkpoints:
         self.layout = layout
         self.pair = pair
         self.optimizer = optimizer
+        self._planner = Planner()
+        self._saving: Saving | None = None
+        """Begun, and not yet waited for."""
+        self._beside: Saving | None = None
+        """Begun beside the training, and not yet known to have ended."""
 
     def check_folder(self) -> None:
         """Raise UserError, on every rank, if the run folder cannot be written, has no room for a checkpoint, or is not
@@ -98,31 +92,58 @@ class Checkpoints:
         self._on_first_rank(lambda: marker.unlink(missing_ok=True))
         if unseen:
             raise UserError(unseen)
-        self._on_first_rank(self._check_room)
+        self._on_first_rank(lambda: check_room(self.run, self._num_parameters()))
 
-    def save(self, step: int, progress: dict[str, Any]) -> tuple[Path, list[str]]:
-        """Save after `step` steps; the caller has fetched the parameters. Returns the folder, and on the first rank
-        what else there is to say.
+    def save(self, step: int, progress: dict[str, Any]) -> Saved:
+        """Save after `step` steps, and wait for it; the caller has fetched the parameters.
 
         Raises UserError, on every rank, when the state could not be written; earlier checkpoints are then
         as they were.
         """
-        final = iteration_folder(self.run, step)
-        unfinished = final.with_name(final.name + ".unfinished")
-        self._on_first_rank(lambda: self._prepare(unfinished))
-        written: dict[str, Any] = {}
-        try:
-            state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=False)
-            problem = _attempt(lambda: self._write(state, unfinished, written))
-        finally:
-            # Also after a failure: a rank that went ahead would agree on a checkpoint that others still write.
-            dist.barrier(group=self.layout.world)
-        self._agree(problem, f"checkpoint {final} could not be written")
-        entries = {name: entry for part in self._of_all_ranks(written) for name, entry in part.items()}
-        remarks: list[str] = []
-        self._on_first_rank(lambda: self._complete(unfinished, final, step, progress, entries))
-        self._on_first_rank(lambda: remarks.extend(self._retire(step)))
-        return final, remarks
+        with suppress(UserError):  # of the save before, which `ended` says
+            self.wait()
+        self._saving = self._start(step, progress, time.monotonic(), is_beside=False)
+        saved = self.wait()
+        assert saved is not None
+        return saved
+
+    def begin(self, step: int, progress: dict[str, Any], since: float) -> None:
+        """As `save`, but wait only until the state has been copied to the host's memory: threads write the copy.
+
+        Waits for the save before, of which there is one at most. What becomes of this one `ended` says, and `wait`.
+        since: when training stopped for it, by time.monotonic.
+        """
+        with suppress(UserError):
+            self.wait()
+        self._saving = self._beside = self._start(step, progress, since, is_beside=True)
+
+    def wait(self) -> Saved | None:
+        """Wait for the save that has begun; None: there is none, or it has been waited for.
+
+        Raises UserError, on every rank, when it has failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return None
+        saving.join(self._of_all_ranks(saving.written()))
+        outcome = self._of_all_ranks(saving.outcome)[0]
+        if isinstance(outcome, list):
+            raise UserError(outcome)
+        return outcome
+
+    def ended(self) -> Saved | list[str] | None:
+        """On the first rank: what has become of a save that has begun and ended since this was last asked, saved or
+        problems. No collective call."""
+        outcome = self._beside.outcome if self._beside else None
+        if outcome is not None:
+            self._beside = None
+        return outcome
+
+    def close(self) -> None:
+        """Wait for the save that has begun where the run ends otherwise than by saving: others may have ended before.
+        No collective call."""
+        if self._saving:
+            self._saving.close()
 
     def restore(self) -> Restored | None:
         """Load what the run goes on from into the pair and the optimizer: the newest whole checkpoint of its folder, or
@@ -131,6 +152,8 @@ class Checkpoints:
         Raises UserError, on every rank, for a checkpoint of another run, if none is whole, and with checkpoint.strict
         if the newest one is not.
         """
+        with suppress(UserError):
+            self.wait()
         found: list[list[Any]] = []
         self._on_first_rank(lambda: found.extend([beginnings(self.config), lost_tracker(self.run)]))
         folders, remarks = self._of_all_ranks(found)[0]
@@ -161,72 +184,33 @@ class Checkpoints:
 
         return [problem for part in self._of_all_ranks(_problems(_attempt(look), str(folder))) for problem in part]
 
-    def _write(self, state: Any, unfinished: Path, written: dict[str, Any]) -> None:
-        """This rank's part; `written` gets the entries of its files, hashed while they are still in memory."""
-        with mcore.writing_in_threads():
-            dist_checkpointing.save(state, str(unfinished))
-        written |= file_entries(unfinished.glob(f"__{self.layout.rank}_*"))
+    def _start(self, step: int, progress: dict[str, Any], since: float, is_beside: bool) -> Saving:
+        final, unfinished = iteration_folder(self.run, step), unfinished_folder(self.run, step)
+        text = json.dumps(progress, indent=2) + "\n"
+        self._on_first_rank(lambda: prepare(self.run, step, self._num_parameters()))
+        name = self._of_all_ranks(uuid.uuid4().hex)[0]
+        planned: list[ShardWriter] = []
 
-    def _prepare(self, unfinished: Path) -> None:
-        for leftover in self.run.glob("iter_*.unfinished"):
-            shutil.rmtree(leftover)
-        self._check_room()
-        unfinished.mkdir(parents=True)
+        def plan() -> None:
+            state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=False)
+            planned.append(self._planner.plan(state, unfinished))
+            if is_beside or self.layout.device.type != "cpu":  # threads have a GPU of their own to start with
+                planned[0].copy()
 
-    def _check_room(self) -> None:
-        needed = BYTES_PER_PARAMETER * self._num_parameters()
-        free = shutil.disk_usage(self.run).free
-        if free < needed:
-            raise UserError(
-                f"a checkpoint needs about {needed / 1e9:.2f} GB, but {self.run} has {free / 1e9:.2f} GB free: "
-                "free some space or lower checkpoint.keep_last, then run the same command again"
-            )
+        self._agree(_attempt(plan), f"checkpoint {final} could not be written")
+        (writer,) = planned
+
+        def finish(told: list[Written]) -> list[str]:
+            return publish(self.run, self.config, step, text, writer.finish_all(told))
+
+        world_size = self.layout.world.size()
+        exchange = Exchange(distributed_c10d._get_default_store(), name, self.layout.rank, world_size)
+        return Saving(writer, exchange, final, finish if self.layout.rank == 0 else None, since, is_beside)
 
     def _num_parameters(self) -> int:
         """Parameters of this rank times the ranks that hold different ones: an upper bound."""
         own = sum(parameter.numel() for _, module in self.pair.modules() for parameter in module.parameters())
         return own * self.layout.model.size()
-
-    def _complete(
-        self, unfinished: Path, final: Path, step: int, progress: dict[str, Any], written: dict[str, Any]
-    ) -> None:
-        save_config(self.config, unfinished / "run_config.yaml")
-        (unfinished / "progress.json").write_text(json.dumps(progress, indent=2) + "\n")
-        # In this order: what names files comes after them, the folder gets its name when all is on the disk, and the
-        # tracker moves last. A crash between two lines leaves the checkpoint before.
-        write_integrity(unfinished, written)
-        for path in unfinished.iterdir():
-            sync_file(path)
-        sync_folder(unfinished)
-        move_whole(unfinished, final)
-        replace_text(self.run / TRACKER, f"{step}\n")
-
-    def _retire(self, step: int) -> list[str]:
-        """Remove checkpoints that are too many, and rename those of later steps, which another past has written.
-
-        Returns what could not be removed, which is no reason to end a run.
-        """
-        folders = {saved: iteration_folder(self.run, saved) for saved in saved_steps(self.run)}
-        earlier = [folder for saved, folder in folders.items() if saved <= step]
-        keep = self.config.checkpoint.keep_last or len(earlier)
-        remarks = []
-        for old in earlier[:-keep]:
-            try:
-                if old.is_symlink():
-                    old.unlink()
-                else:
-                    shutil.rmtree(old)
-            except OSError as error:
-                remarks.append(f"warning: {error}; {old} stays")
-        for folder in (folder for saved, folder in folders.items() if saved > step):
-            try:
-                move_whole(folder, folder.with_name(folder.name + SET_ASIDE))
-            except OSError as error:
-                remarks.append(f"warning: {error}; {folder} stays")
-            else:
-                what = "is of a step that this run has not come to since it went back"
-                remarks.append(f"{folder} {what}: {SET_ASIDE} now")
-        return remarks
 
     def _on_first_rank(self, action: Callable[[], object]) -> None:
         problem = _attempt(action) if self.layout.rank == 0 else None
@@ -261,9 +245,6 @@ def _problems(problem: BaseException | None, subject: str) -> list[str]:
 def _attempt(action: Callable[[], Any]) -> Exception | None:
     try:
         action()
-    except CheckpointException as problem:  # torch's, no Exception; whose failures the first rank alone may know
-        failures = [failure for failure, _ in problem.failures.values()]
-        return RuntimeError(str(failures[0]) if failures else "another rank could not write its part")
     except (UserError, OSError, RuntimeError, dist_checkpointing.core.CheckpointingException) as problem:
         return problem
     return None

@@ -31,7 +31,7 @@ def _fp8(config: Config, device: str) -> Iterator[str]:
     if train.precision != "bf16":
         yield f"{asked}, but train.precision is {train.precision}; all that is not FP8 must be bf16"
     if config.parallel.recompute == "selective":
-        yield f"{asked}, but parts of a layer that are recomputed would be scaled anew; use parallel.recompute none or full"
+        yield f"{asked}, but parallel.recompute is selective, which would scale parts of a layer anew; use none or full"
     if config.corruption.source == "main":
         yield f"{asked}, but with corruption.source main phase 1 reads layers by themselves, in bf16; set it none"
     if config.early_exit.layers:

@@ -462,6 +462,9 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_last: Annotated[int, at_least(0)] = 3
     """Newest checkpoints kept; 0 keeps all."""
+    async_save: bool = True
+    """Train on while a checkpoint is written: training waits for a copy in the host's memory, of up to 16 bytes a
+    parameter, shared by the ranks that hold the same ones. The last one of a run is waited for."""
     strict: bool = False
     """End the run where its newest checkpoint is damaged or not known, instead of going back to an older one."""
     failed_saves: Annotated[int, at_least(0)] = 2

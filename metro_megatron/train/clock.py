@@ -51,6 +51,6 @@ class Clock:
         return result
 
     def seconds_to_stop(self) -> float:
-        """The most that two steps, after which all ranks know that they shall stop, and a save will take; 0: no step's
-        time is known."""
-        return 2 * self.longest_step + self.longest_save
+        """The most that two steps, after which all ranks know that they shall stop, and two saves, of which one has
+        begun, will take; 0: no step's time is known."""
+        return 2 * (self.longest_step + self.longest_save)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ def _train(config: Config, corpus: Corpus, device: Device) -> None:
         try:
             trainer.checkpoints.check_folder()
             trainer.restore()
+            gc.freeze()  # megatron-core collects around every save: what is here already is no garbage
             trainer.train()
         finally:
             trainer.close()

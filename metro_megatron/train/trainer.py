@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
 from metro_megatron.checkpoint.resume import is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
+from metro_megatron.checkpoint.saving import Saved
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
@@ -50,6 +52,8 @@ from metro_megatron.train.step import Step
 from metro_megatron.train.stop import StopRequest
 from metro_megatron.train.watchdog import Watchdog
 
+LONG_WAIT = 1.0
+"""Seconds for a save before, of which more are said."""
 MAX_ROLLBACKS = 3
 """Times that a run goes back to one checkpoint."""
 
@@ -194,7 +198,9 @@ class Trainer:
                 self.watchdog.close()
             batches.close()
             self.stop.restore()
+            self.checkpoints.close()
             if report:
+                self._tell_of_save(report)
                 report.close()
 
     def passes_over(self, step: int) -> bool:
@@ -212,6 +218,7 @@ class Trainer:
         self.progress.trained(batch)
         if self.report:
             self.report.first(step)
+            self._tell_of_save(self.report)
 
     def _look_up(self, report: Report | None, is_last: bool) -> None:
         """Evaluate, probe and save what is due after a step."""
@@ -279,12 +286,32 @@ class Trainer:
         return metrics.reduce()
 
     def save(self, report: Report | None = None) -> None:
-        """Save the state after the steps done so far. A collective call."""
+        """Save the state after the steps done so far, and wait for it. A collective call."""
+        saved = self.checkpoints.save(self.progress.done, self._progress())
+        if report:
+            report.say_all(saved.lines)
+            self.clock.longest_save = max(self.clock.longest_save, saved.seconds)
+
+    def _begin_to_save(self) -> None:
+        since = time.monotonic()
+        self.checkpoints.begin(self.progress.done, self._progress(), since)
+
+    def _tell_of_save(self, report: Report) -> None:
+        """Say what has become of a save beside the training, once."""
+        ended = self.checkpoints.ended()
+        if isinstance(ended, Saved):
+            report.say_all(ended.lines)
+            self.clock.longest_save = max(self.clock.longest_save, ended.seconds)
+        elif ended:
+            report.say_all(f"warning: not saved: {problem}" for problem in ended)
+
+    def _progress(self) -> dict[str, Any]:
+        """progress.json of a checkpoint at this step, whose parameters are fetched. A collective call."""
         self._sign("to save")
         self.past.read()
         self.homes.fetch_parameters()
         self._refuse_diverged()
-        progress: dict[str, Any] = {
+        return {
             **self.progress.state(),
             **self.past.state(),
             "data": self.corpus.fingerprint,
@@ -292,10 +319,6 @@ class Trainer:
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
             **({"unlogged": self.metrics.state()} if self.progress.unlogged.samples else {}),
         }
-        folder, remarks = self.checkpoints.save(self.progress.done, progress)
-        if report:
-            report.say(f"saved {folder}")
-            report.say_all(remarks)
 
     def _refuse_diverged(self) -> None:
         names = diverged(self.pair, self.layout)
@@ -306,21 +329,45 @@ class Trainer:
                 "calculate wrongly; go on from the last checkpoint, on other machines if it comes again"
             )
 
-    def _try_to_save(self, report: Report | None, must: bool) -> None:
-        """Save; what was in its way is said, and ends the run if it must, or was there too often."""
+    def _try_to_save(self, report: Report | None, is_end: bool) -> None:
+        """Save; what was in its way is said, and ends the run at its end, or if it was there too often."""
         self.past.read()  # what they say may end the run, and is no failed save
+        self._end_save(report, is_end)
         try:
-            self.save(report)
+            if is_end or not self.config.checkpoint.async_save:
+                self.save(report)
+                self.failed_saves = 0
+            else:
+                self._begin_to_save()
         except Diverged:
             raise
         except UserError as error:
-            self.failed_saves += 1
-            if must or self.failed_saves > self.config.checkpoint.failed_saves:
+            if self._failed_too_often() or is_end:
                 raise
             if report:
                 report.say_all(f"warning: not saved: {problem}" for problem in error.problems)
-        else:
-            self.failed_saves = 0
+
+    def _end_save(self, report: Report | None, is_end: bool) -> None:
+        """Wait for the save beside the training, if there is one, and count it. Its failure is no reason to leave out
+        the run's last save."""
+        self._sign("to save", self.clock.longest_save)
+        start = time.monotonic()
+        try:
+            if self.checkpoints.wait():
+                self.failed_saves = 0
+        except UserError:
+            if self._failed_too_often() and not is_end:
+                raise
+        waited = time.monotonic() - start
+        if report:
+            self._tell_of_save(report)
+            if waited > LONG_WAIT and not is_end:
+                report.say(f"warning: waited {waited:.1f} s for the save before; checkpoint.save_interval is short")
+
+    def _failed_too_often(self) -> bool:
+        """Count a save that failed."""
+        self.failed_saves += 1
+        return self.failed_saves > self.config.checkpoint.failed_saves
 
     def close(self) -> None:
         """Leave the process groups."""

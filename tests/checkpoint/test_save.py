@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import serialization
+from megatron.core.dist_checkpointing import ShardedTensor, serialization
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from metro_megatron.checkpoint import save
 from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
+from metro_megatron.checkpoint.publish import retire
 from metro_megatron.config.schema import CheckpointConfig, Config, ParallelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
+from tests.checkpoint.tensors import read_model_tensors
 from tests.distributed import run_ranks
 from tests.parity.small_run import (
     STEPS,
@@ -148,6 +150,58 @@ def test_checkpoint_loads_under_another_layout(tmp_path: Path, optimizer: dict[s
     )
 
 
+def pass_on(config: Config, copy: Path) -> None:
+    """On every rank: load, and save as another layout's."""
+    trainer = start(config)
+    trainer.restore()
+    trainer.checkpoints.run = copy
+    trainer.save(None)
+    trainer.close()
+
+
+@pytest.mark.long
+def test_a_checkpoint_goes_round_all_layouts_and_comes_back_as_it_was(saved: Path, tmp_path: Path) -> None:
+    """(tp, pp, vpp, dp), each loaded from the one before: every tensor, moments too, bit for bit."""
+    runs = [saved]
+    for tp, pp, vpp, dp in [(2, 1, 1, 2), (1, 2, 2, 2), (4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 2, 1), (1, 1, 1, 1)]:
+        sizes = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
+        sizes |= {"virtual_pipeline_model_parallel_size": vpp}
+        runs.append(tmp_path / f"{tp}_{pp}_{vpp}_{dp}")
+        runs[-1].mkdir()
+        config = small_config(parallel=sizes, train={"output": str(runs[-2])})
+        run_ranks(pass_on, tp * pp * dp, config, runs[-1])
+    last, first = (one / f"iter_{HALF:07d}" for one in (runs[-1], saved))
+    _, different = run_ranks(equal_tensors, 1, first, last)[0]
+    assert different == []
+
+
+def encoder_by_megatron_core(folder: Path, shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """On every rank of two: its half of the matrices' rows, loaded by a call that knows nothing of us."""
+    layout = Layout.create(ParallelConfig(), torch.device("cpu"))
+    state: dict[str, Any] = {}
+    for name, (first, *others) in shapes.items():
+        half = torch.empty(first // 2, *others)
+        place = (0, layout.rank, 2)
+        state[name] = ShardedTensor.from_rank_offsets(name, half, place, replica_id=0)
+    loaded = dist_checkpointing.load(state, str(folder))
+    layout.destroy()
+    return dict(loaded)
+
+
+def test_megatron_core_s_own_load_reads_a_part_of_the_weights(saved: Path) -> None:
+    """The matrices of main's layers alone, cut as the reader likes."""
+    folder = saved / f"iter_{HALF:07d}"
+    weights = {
+        name: tensor
+        for name, tensor in read_model_tensors(folder).items()
+        if name.startswith("main.block.layers") and tensor.dim() == 2
+    }
+    assert len(weights) == 16
+    halves = run_ranks(encoder_by_megatron_core, 2, folder, {name: tensor.shape for name, tensor in weights.items()})
+    for name, tensor in weights.items():
+        assert torch.cat([half[name] for half in halves]).equal(tensor), name
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
@@ -207,9 +261,9 @@ def go_back(config: Config) -> tuple[int, list[str], list[str]]:
     trainer = start(config)
     trainer.restore()
     done, trainer.progress.done = trainer.progress.done, trainer.progress.done + 1
-    _, remarks = trainer.checkpoints.save(trainer.progress.done, {"step": trainer.progress.done})
+    saved = trainer.checkpoints.save(trainer.progress.done, {"step": trainer.progress.done})
     trainer.close()
-    return done, trainer.remarks, remarks
+    return done, trainer.remarks, saved.remarks if os.environ["RANK"] == "0" else []
 
 
 @pytest.mark.parametrize("tracker", ["", "77", f"{HALF + 9}"])
@@ -279,7 +333,7 @@ def save_many(config: Config) -> list[str]:
     problems = []
     real_usage, real_save = shutil.disk_usage, dist_checkpointing.save
 
-    def fail_to_save(state: object, folder: str) -> None:
+    def fail_to_save(state: object, folder: str, *others: object, **named: object) -> None:
         Path(folder, "half.distcp").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -342,9 +396,9 @@ def save_without_room(config: Config, where: str) -> tuple[str, str]:
             trainer.checkpoints.save(1, {"step": 1})
         except UserError as error:
             said = str(error)
-    folder, _ = trainer.checkpoints.save(2, {"step": 2})
+    saved = trainer.checkpoints.save(2, {"step": 2})
     trainer.close()
-    return said, folder.name
+    return said, saved.folder.name
 
 
 @pytest.mark.parametrize("where", ["shard", "common", "metadata.json"])
@@ -367,10 +421,8 @@ def test_an_old_checkpoint_that_cannot_be_removed_keeps_nothing_else(saved: Path
             raise OSError(16, "Device or resource busy")
         remove(folder, *others, **named)
 
-    config = replace(config_for(run), checkpoint=CheckpointConfig(keep_last=1))
-    checkpoints = save.Checkpoints(config, None, None, None)  # type: ignore[arg-type]
     with patch.object(shutil, "rmtree", stubborn):
-        remarks = checkpoints._retire(HALF)
+        remarks = retire(run, HALF, keep_last=1)
     assert sorted(path.name for path in run.glob("iter_*")) == [
         *("iter_0000000", f"iter_{HALF:07d}", f"iter_{HALF + 9:07d}.set_aside")
     ]

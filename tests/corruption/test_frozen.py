@@ -168,7 +168,7 @@ def frozen_run(config: Config) -> tuple[Any, dict[str, int], list[str]]:
         "parameters": sum(p.numel() for _, module in trainer.pair.modules() for p in module.parameters()),
         "frozen with gradients": sum(p.requires_grad for p in trainer.parts.corruptor.model.parameters()),
     }
-    folder, _ = trainer.checkpoints.save(0, {})
+    folder = trainer.checkpoints.save(0, {}).folder
     sizes["optimizer"] = sum(
         moments["exp_avg"].numel()
         for one in (trainer.optimizer.shared, trainer.optimizer.stage)

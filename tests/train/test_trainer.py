@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import pytest
 
+from metro_megatron.checkpoint import save
 from metro_megatron.checkpoint.files import iteration_folder, tracked_step
-from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.plan.flops import Amount, model_flops
@@ -108,18 +108,18 @@ def run_with(config: Config, spoil: str) -> tuple[list[dict[str, Any]], list[str
     """`run`, with SIGTERM in the first evaluation, or without room for the first save or two."""
     saves = 0
 
-    def no_room(save: Any, *arguments: Any) -> Any:
+    def no_room(publish: Any, *arguments: Any) -> Any:
         nonlocal saves
         saves += 1
         if saves <= int(spoil):
-            raise UserError("no room")
-        return save(*arguments)
+            raise OSError("no room")
+        return publish(*arguments)
 
     def killing(evaluate: Any, *arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments)
 
-    owner, name, hook = (module.Step, "evaluate", killing) if spoil == "SIGTERM" else (Checkpoints, "save", no_room)
+    owner, name, hook = (module.Step, "evaluate", killing) if spoil == "SIGTERM" else (save, "publish", no_room)
     plain = getattr(owner, name)
     with (
         patch.object(owner, name, lambda *arguments: hook(plain, *arguments)),
@@ -152,13 +152,18 @@ def test_an_evaluation_that_a_stop_behind_the_last_step_left_out_is_done_by_the_
         assert "is finished" in said[-1]
 
 
-def test_a_save_that_fails_is_said_and_the_next_one_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("async_save", [True, False])
+def test_a_save_that_fails_is_said_and_the_next_one_counts(tmp_path: Path, async_save: bool) -> None:
+    """Beside the training, too, where the second failure in a row is known for sure when the third save begins."""
     config = config_for(tmp_path / "once")
-    config = replace(config, checkpoint=replace(config.checkpoint, save_interval=2, failed_saves=1))
+    options = replace(config.checkpoint, save_interval=2, failed_saves=1, async_save=async_save)
+    config = replace(config, checkpoint=options)
     ((_, said),) = run_ranks(run_with, 1, config, "1")
-    assert [one for one in said if "saved" in one] == [
-        "warning: not saved: no room",
-        *(f"saved {iteration_folder(tmp_path / 'once', step)}" for step in (4, 5)),
-    ]
+    failed, *saved = [one for one in said if "saved" in one]
+    assert failed.startswith("warning: not saved: checkpoint") and failed.endswith("could not be written: no room")
+    folders = [iteration_folder(tmp_path / "once", step) for step in (4, 5)]
+    assert [one.split(" in ")[0] for one in saved] == [f"saved {folder}" for folder in folders]
+    assert ["training stood still" in one for one in saved] == [async_save, False], "the last one is waited for"
+    config = replace(config, train=replace(config.train, output=str(tmp_path / "twice"), train_steps=7))
     with pytest.raises(Exception, match="no room"):
-        run_ranks(run_with, 1, replace(config, train=replace(config.train, output=str(tmp_path / "twice"))), "2")
+        run_ranks(run_with, 1, config, "2")
