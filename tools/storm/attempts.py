@@ -1,0 +1,181 @@
+"""One attempt to train a run to its end, and the fault that meets it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from metro_megatron.checkpoint.files import iteration_folder, saved_steps, tracked_step
+from tools.storm.faults import LAYOUTS, OF_FILES, OF_RANKS, SIGNALS, Fault, Shim, flip_bit, step_clock
+from tools.storm.processes import Attempt
+
+STILL = 4.0
+"""Seconds that a rank may be still: the least that parallel.timeout_minutes can say is a minute."""
+PAUSE = 0.5
+"""Seconds that a rank is stopped for that goes on again."""
+LIMIT = 150.0
+"""Seconds after which an attempt hangs: the longest wait, of collectives, is that of 66 s."""
+TRACEBACK = "in pretrain\n"
+"""A frame of one that a rank has printed; torchrun prints its own."""
+_STEP = re.compile(r"^step (\d+)/\d+ \|", re.MULTILINE)
+_CONTINUED = re.compile(r"^continuing .* after step (\d+)$", re.MULTILINE)
+_SAVED = re.compile(r"^saved .*iter_(\d+)$", re.MULTILINE)
+_SAID = re.compile(r"^(?:error|warning): .*$|^.*is not whole; going back.*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt showed."""
+
+    hit: bool
+    """Whether the fault came before the end."""
+    where: str
+    """What it met: a path, or the processes."""
+    code: int | None
+    """Exit code of torchrun, or of the process alone."""
+    seconds: float
+    began: int
+    """Step that it went on from."""
+    steps: list[int]
+    """Those that it did."""
+    saved: list[int]
+    said: list[str]
+    """Errors and warnings."""
+    problems: list[str] = field(default_factory=list)
+    """What no fault may do."""
+
+
+class Disturbed:
+    """A run folder, and what trains in it."""
+
+    def __init__(self, run: Path, options: Sequence[str], usual: float):
+        """options: of pretrain_metro.py, without the layout's. usual: seconds of a run that nothing disturbs."""
+        self.run = run
+        self.options = options
+        self.usual = usual
+
+    def attempt(self, fault: Fault, console: Path) -> Outcome:
+        """Train, be disturbed, and go on until told to end, if the fault has not ended it."""
+        console.parent.mkdir(parents=True, exist_ok=True)
+        mark = console.with_suffix(".mark")
+        mark.unlink(missing_ok=True)
+        if fault.kind == "flipped bit":
+            self._flip(fault.place, mark)
+        num_processes, layout = LAYOUTS[fault.layout]
+        attempt = Attempt([*self.options, *layout], num_processes, console, partial(self._prepare, fault, mark))
+        try:
+            hangs = not self._go_through(attempt, fault, mark)
+        finally:
+            attempt.kill(with_stacks=attempt.seconds > LIMIT)
+        where = mark.read_text() if mark.exists() else ""
+        return self._outcome(attempt, fault, console.read_text(errors="replace"), mark.exists(), where, hangs)
+
+    def undisturbed(self, layout: str, console: Path) -> Outcome:
+        """Train to the end."""
+        console.parent.mkdir(parents=True, exist_ok=True)
+        num_processes, options = LAYOUTS[layout]
+        attempt = Attempt([*self.options, *options], num_processes, console, lambda rank: None)
+        try:
+            while not (is_over := attempt.is_over()) and attempt.seconds < LIMIT:
+                time.sleep(0.01)
+        finally:
+            attempt.kill(with_stacks=attempt.seconds > LIMIT)
+        return self._outcome(attempt, None, console.read_text(errors="replace"), False, "", not is_over)
+
+    def _prepare(self, fault: Fault, mark: Path, rank: int) -> None:
+        """In the process of a rank, before it begins."""
+        from metro_megatron.train import trainer
+
+        watchdog = trainer.Watchdog
+        trainer.Watchdog = lambda store, rank, size, _, still: watchdog(store, rank, size, STILL, still)  # type: ignore
+        if fault.injection:
+            Shim(self.run, mark).arm(fault.injection)
+        if fault.kind == "clock step" and rank == fault.victim:
+            step_clock(fault.moment * self.usual, fault.seconds, mark)
+
+    def _flip(self, place: float, mark: Path) -> None:
+        """In the newest checkpoint, if another one is whole."""
+        steps = saved_steps(self.run)
+        if len(steps) > 1:
+            mark.write_text(str(flip_bit(iteration_folder(self.run, steps[-1]), place)))
+
+    def _go_through(self, attempt: Attempt, fault: Fault, mark: Path) -> bool:
+        """Strike when it is time, and have the run end; whether it has, within the limit."""
+        struck: float | None = None
+        told = ranks_since = struck
+        while not attempt.is_over():
+            now = attempt.seconds
+            if now > LIMIT:
+                return False
+            if ranks_since is None and len(attempt.ranks()) == fault.num_processes:
+                ranks_since = now
+            if struck is None and fault.kind in SIGNALS:
+                since = ranks_since if fault.kind in OF_RANKS else 0.0
+                if since is not None and now >= since + fault.moment * self.usual:
+                    _strike(attempt, fault, mark)
+            if struck is not None and fault.kind == "stop rank" and len(attempt.ranks()) < fault.num_processes:
+                _send(signal.SIGCONT, attempt.ranks())  # wakes when the others are gone
+            if struck is None and mark.exists():
+                struck = now
+            may_be_told = fault.kind in (*OF_FILES, "clock step", "flipped bit", "pause rank")
+            if struck is not None and told is None and may_be_told and now > struck + fault.rest * self.usual:
+                told = now
+                attempt.signal(signal.SIGTERM)
+            time.sleep(0.01)
+        return True
+
+    def _outcome(self, attempt: Attempt, fault: Fault | None, said: str, hit: bool, where: str, hangs: bool) -> Outcome:
+        continued = _CONTINUED.search(said)
+        outcome = Outcome(
+            hit=hit,
+            where=where,
+            code=attempt.code,
+            seconds=round(attempt.seconds, 2),
+            began=int(continued[1]) if continued else 0,
+            steps=[int(step) for step in _STEP.findall(said)],
+            saved=[int(step) for step in _SAVED.findall(said)],
+            said=_SAID.findall(said)[-6:],
+        )
+        if hangs:
+            outcome.problems.append(f"hangs: not over after {LIMIT:.0f} s")
+        outcome.problems.extend(self._broken_promises(outcome, fault, said))
+        return outcome
+
+    def _broken_promises(self, outcome: Outcome, fault: Fault | None, said: str) -> list[str]:
+        kind = fault.kind if fault else ""
+        problems = []
+        if kind in ("SIGTERM", "SIGHUP") and outcome.steps and tracked_step(self.run) != outcome.steps[-1]:
+            problems.append(f"step {outcome.steps[-1]} was done, but {tracked_step(self.run)} saved")
+        if kind in ("", "ENOSPC", "EIO", "clock step", "flipped bit", "pause rank") and TRACEBACK in said:
+            problems.append("a traceback, no line")
+        return problems
+
+
+def _strike(attempt: Attempt, fault: Fault, mark: Path) -> None:
+    """Send the fault's signal, if who gets it is there, and mark to whom."""
+    processes, ranks = attempt.processes(), attempt.ranks()
+    if fault.kind in OF_RANKS:
+        targets = ranks[fault.victim :][:1]
+    else:
+        targets = [one for one in processes if fault.kind == "kill tree" or one.pid == attempt.pid]
+    if not targets:
+        return
+    _send(SIGNALS[fault.kind], targets)
+    if fault.kind == "pause rank":
+        time.sleep(PAUSE)
+        _send(signal.SIGCONT, targets)
+    mark.write_text(", ".join(f"process {target.pid}" for target in targets))
+
+
+def _send(number: int, targets: Sequence[psutil.Process]) -> None:
+    for target in targets:
+        with suppress(psutil.NoSuchProcess):
+            target.send_signal(number)
