@@ -92,8 +92,6 @@ def _problem(step: Callable[[], None], run: Path, rank: int) -> str:
     try:
         step()
     except OSError as error:
-        return (
-            f"{socket.gethostname()}, rank {rank}: {error}: nothing could be saved in {run.absolute()}; make room, mend "
-            "its storage or its permissions, or give another train.output"
-        )
+        remedy = "make room, mend its storage or its permissions, or give another train.output"
+        return f"{socket.gethostname()}, rank {rank}: {error}: nothing could be saved in {run.absolute()}; {remedy}"
     return ""

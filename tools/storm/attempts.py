@@ -17,14 +17,16 @@ from metro_megatron.checkpoint.files import iteration_folder, saved_steps, track
 from tools.storm.faults import LAYOUTS, OF_FILES, OF_RANKS, SIGNALS, Fault, Shim, flip_bit, step_clock
 from tools.storm.processes import Attempt
 
-STILL = 4.0
-"""Seconds that a rank may be still: the least that parallel.timeout_minutes can say is a minute."""
+STILL = 5.0
+"""Seconds that a minute of parallel.timeout_minutes, the least that it can say, is here."""
 PAUSE = 0.5
 """Seconds that a rank is stopped for that goes on again."""
 LIMIT = 150.0
-"""Seconds after which an attempt hangs: the longest wait, of collectives, is that of 66 s."""
+"""Seconds after which an attempt hangs: far more than it takes, on a busy machine too."""
 TRACEBACK = "in pretrain\n"
 """A frame of one that a rank has printed; torchrun prints its own."""
+WAITED = "Timed out waiting"
+"""In one that a busy machine causes: ranks wait for seconds only."""
 _STEP = re.compile(r"^step (\d+)/\d+ \|", re.MULTILINE)
 _CONTINUED = re.compile(r"^continuing .* after step (\d+)$", re.MULTILINE)
 _SAVED = re.compile(r"^saved .*iter_(\d+)$", re.MULTILINE)
@@ -62,38 +64,34 @@ class Disturbed:
         self.options = options
         self.usual = usual
 
-    def attempt(self, fault: Fault, console: Path) -> Outcome:
-        """Train, be disturbed, and go on until told to end, if the fault has not ended it."""
+    def attempt(self, layout: str, fault: Fault | None, console: Path) -> Outcome:
+        """Train to the end; or be disturbed, and go on until told to end, if the fault has not ended it."""
         console.parent.mkdir(parents=True, exist_ok=True)
         mark = console.with_suffix(".mark")
         mark.unlink(missing_ok=True)
-        if fault.kind == "flipped bit":
+        if fault and fault.kind == "flipped bit":
             self._flip(fault.place, mark)
-        num_processes, layout = LAYOUTS[fault.layout]
-        attempt = Attempt([*self.options, *layout], num_processes, console, partial(self._prepare, fault, mark))
+        num_processes, options = LAYOUTS[layout]
+        attempt = Attempt([*self.options, *options], num_processes, console, partial(self._prepare, fault, mark))
+        hangs = True
         try:
             hangs = not self._go_through(attempt, fault, mark)
         finally:
-            attempt.kill(with_stacks=attempt.seconds > LIMIT)
-        where = mark.read_text() if mark.exists() else ""
-        return self._outcome(attempt, fault, console.read_text(errors="replace"), mark.exists(), where, hangs)
+            attempt.kill(with_stacks=hangs)
+        outcome = _read(console.read_text(errors="replace"), mark, attempt)
+        if hangs:
+            outcome.problems.append(f"hangs: not over after {LIMIT:.0f} s")
+        outcome.problems.extend(self._broken_promises(outcome, fault, console))
+        return outcome
 
-    def undisturbed(self, layout: str, console: Path) -> Outcome:
-        """Train to the end."""
-        console.parent.mkdir(parents=True, exist_ok=True)
-        num_processes, options = LAYOUTS[layout]
-        attempt = Attempt([*self.options, *options], num_processes, console, lambda rank: None)
-        try:
-            while not (is_over := attempt.is_over()) and attempt.seconds < LIMIT:
-                time.sleep(0.01)
-        finally:
-            attempt.kill(with_stacks=attempt.seconds > LIMIT)
-        return self._outcome(attempt, None, console.read_text(errors="replace"), False, "", not is_over)
-
-    def _prepare(self, fault: Fault, mark: Path, rank: int) -> None:
+    def _prepare(self, fault: Fault | None, mark: Path, rank: int) -> None:
         """In the process of a rank, before it begins."""
+        if fault is None:
+            return
+        from metro_megatron.parallel import layout
         from metro_megatron.train import trainer
 
+        layout.LATER *= STILL / 60
         watchdog = trainer.Watchdog
         trainer.Watchdog = lambda store, rank, size, _, still: watchdog(store, rank, size, STILL, still)  # type: ignore
         if fault.injection:
@@ -107,14 +105,17 @@ class Disturbed:
         if len(steps) > 1:
             mark.write_text(str(flip_bit(iteration_folder(self.run, steps[-1]), place)))
 
-    def _go_through(self, attempt: Attempt, fault: Fault, mark: Path) -> bool:
+    def _go_through(self, attempt: Attempt, fault: Fault | None, mark: Path) -> bool:
         """Strike when it is time, and have the run end; whether it has, within the limit."""
         struck: float | None = None
         told = ranks_since = struck
         while not attempt.is_over():
+            time.sleep(0.01)
             now = attempt.seconds
             if now > LIMIT:
                 return False
+            if fault is None:
+                continue
             if ranks_since is None and len(attempt.ranks()) == fault.num_processes:
                 ranks_since = now
             if struck is None and fault.kind in SIGNALS:
@@ -129,34 +130,34 @@ class Disturbed:
             if struck is not None and told is None and may_be_told and now > struck + fault.rest * self.usual:
                 told = now
                 attempt.signal(signal.SIGTERM)
-            time.sleep(0.01)
         return True
 
-    def _outcome(self, attempt: Attempt, fault: Fault | None, said: str, hit: bool, where: str, hangs: bool) -> Outcome:
-        continued = _CONTINUED.search(said)
-        outcome = Outcome(
-            hit=hit,
-            where=where,
-            code=attempt.code,
-            seconds=round(attempt.seconds, 2),
-            began=int(continued[1]) if continued else 0,
-            steps=[int(step) for step in _STEP.findall(said)],
-            saved=[int(step) for step in _SAVED.findall(said)],
-            said=_SAID.findall(said)[-6:],
-        )
-        if hangs:
-            outcome.problems.append(f"hangs: not over after {LIMIT:.0f} s")
-        outcome.problems.extend(self._broken_promises(outcome, fault, said))
-        return outcome
-
-    def _broken_promises(self, outcome: Outcome, fault: Fault | None, said: str) -> list[str]:
-        kind = fault.kind if fault else ""
-        problems = []
+    def _broken_promises(self, outcome: Outcome, fault: Fault | None, console: Path) -> list[str]:
+        kind, said, problems = fault.kind if fault else "", console.read_text(errors="replace"), []
         if kind in ("SIGTERM", "SIGHUP") and outcome.steps and tracked_step(self.run) != outcome.steps[-1]:
             problems.append(f"step {outcome.steps[-1]} was done, but {tracked_step(self.run)} saved")
-        if kind in ("", "ENOSPC", "EIO", "clock step", "flipped bit", "pause rank") and TRACEBACK in said:
+        if (
+            kind in ("", "ENOSPC", "EIO", "clock step", "flipped bit", "pause rank")
+            and TRACEBACK in said
+            and WAITED not in said
+        ):
             problems.append("a traceback, no line")
         return problems
+
+
+def _read(said: str, mark: Path, attempt: Attempt) -> Outcome:
+    """What a console shows of an attempt."""
+    continued = _CONTINUED.search(said)
+    return Outcome(
+        hit=mark.exists(),
+        where=mark.read_text() if mark.exists() else "",
+        code=attempt.code,
+        seconds=round(attempt.seconds, 2),
+        began=int(continued[1]) if continued else 0,
+        steps=[int(step) for step in _STEP.findall(said)],
+        saved=[int(step) for step in _SAVED.findall(said)],
+        said=_SAID.findall(said)[-6:],
+    )
 
 
 def _strike(attempt: Attempt, fault: Fault, mark: Path) -> None:

@@ -34,7 +34,7 @@ TOGETHER = ("stop rank", "kill torchrun")
 
 CALLS = ("open", "write", "fsync", "rename", "mkdir", "unlink")
 """In the order of shim.c, which begins with 1."""
-MOST_CALLS = {"open": 150, "write": 400, "fsync": 100, "rename": 20, "mkdir": 15, "unlink": 60}
+MOST_CALLS = {"open": 80, "write": 250, "fsync": 60, "rename": 14, "mkdir": 10, "unlink": 40}
 """About how many the first rank of an undisturbed run does in its folder."""
 MOST_DAYS = 30
 """That a clock is set forward, or back."""
@@ -91,7 +91,7 @@ def draw(seed: int, number: int, layouts: Sequence[str], has_shim: bool) -> Faul
         kind=kind,
         layout=str(rng.choice(possible)),
         moment=float(rng.uniform(0, 0.7)),
-        rest=float(rng.uniform(0, 0.5)),
+        rest=float(rng.uniform(0.3, 0.8)),
         rank=int(rng.integers(2)),
         place=float(rng.uniform()),
         seconds=int(rng.integers(-MOST_DAYS, MOST_DAYS + 1)) * 86_400 + int(rng.integers(1, 86_400)),

@@ -45,7 +45,7 @@ class Storm:
         if self.journal.undisturbed_seconds is None:
             shutil.rmtree(self.straight, ignore_errors=True)
             print("the undisturbed run", flush=True)
-            outcome = self._disturbed(self.straight).undisturbed("data 2", self.output / "consoles" / "undisturbed.txt")
+            outcome = self._disturbed(self.straight).attempt("data 2", None, self._console("undisturbed"))
             if tracked_step(self.straight) != self.train_steps:
                 raise RuntimeError(f"the undisturbed run failed: {outcome}")
             self.journal.add({"undisturbed": outcome.seconds})
@@ -57,7 +57,7 @@ class Storm:
         folder, run = self._run(series)
         fault = draw(self.seed, number, SERIES[series], self.has_shim)
         damaged = self.journal.damaged(series)
-        outcome = self._disturbed(folder).attempt(fault, self._console(f"{number:04d}"))
+        outcome = self._disturbed(folder).attempt(fault.layout, fault, self._console(f"{number:04d}"))
         if fault.kind == "flipped bit" and outcome.hit:
             damaged.add(int(Path(outcome.where).parent.name.removeprefix("iter_")))
         if outcome.began in damaged:
@@ -75,7 +75,7 @@ class Storm:
             folder, run = self._run(series)
             if not folder.exists():
                 continue
-            outcome = self._disturbed(folder).undisturbed(layouts[0], self._console(f"last of {series}"))
+            outcome = self._disturbed(folder).attempt(layouts[0], None, self._console(f"last of {series}"))
             self.journal.add({"series": series, "run": run, **asdict(outcome)})
             self._compare(series, run, folder)
 
