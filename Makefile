@@ -27,7 +27,7 @@ help:
 	@echo "make test    a test of everything (11 to 12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (9 to 10 more)"
 	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
-	@echo "make storm   disturb tiny runs FAULTS=300 times: what comes out must be equal (MINUTES of 2 cores); resumes"
+	@echo "make storm   disturb tiny runs FAULTS=300 times: what comes out must be equal (15 minutes of 2 cores); resumes"
 	@echo "make citizen check an exported folder with the libraries that its users have (1 minute; MODEL=FOLDER)"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"

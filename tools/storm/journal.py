@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """RUNS/journal.jsonl: its first line says what the storm is of."""
+    """OUTPUT/journal.jsonl: its first line says what the storm is of."""
 
     def __init__(self, path: Path, about: Row):
         """Go on with the one that is there. Raises UserError if it is of another storm."""
