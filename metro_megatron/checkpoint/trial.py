@@ -93,5 +93,6 @@ def _problem(step: Callable[[], None], run: Path, rank: int) -> str:
         step()
     except OSError as error:
         remedy = "make room, mend its storage or its permissions, or give another train.output"
-        return f"{socket.gethostname()}, rank {rank}: {error}: nothing could be saved in {run.absolute()}; {remedy}"
+        who = f"rank {rank} on {socket.gethostname()}"
+        return f"{error} ({who}): nothing could be saved in {run.absolute()}; {remedy}"
     return ""

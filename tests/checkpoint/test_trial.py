@@ -63,7 +63,7 @@ def test_storage_that_refuses_a_part_of_a_save_is_named_on_every_rank_and_nothin
     assert of_ranks[0].pop("none") == []
     for name, said in of_ranks[0].items():
         (problem,) = said
-        assert f"rank {REFUSED[name][2]}: " in problem and f"nothing could be saved in {tmp_path}" in problem, name
+        assert f"(rank {REFUSED[name][2]} on " in problem and f"nothing could be saved in {tmp_path}" in problem, name
         assert ("is not read as it was written" if name == "read" else "Input/output error") in problem
     assert list(tmp_path.iterdir()) == []
 

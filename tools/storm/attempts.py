@@ -136,11 +136,8 @@ class Disturbed:
         kind, said, problems = fault.kind if fault else "", console.read_text(errors="replace"), []
         if kind in ("SIGTERM", "SIGHUP") and outcome.steps and tracked_step(self.run) != outcome.steps[-1]:
             problems.append(f"step {outcome.steps[-1]} was done, but {tracked_step(self.run)} saved")
-        if (
-            kind in ("", "ENOSPC", "EIO", "clock step", "flipped bit", "pause rank")
-            and TRACEBACK in said
-            and WAITED not in said
-        ):
+        ends_with_a_line = kind in ("", "ENOSPC", "EIO", "clock step", "flipped bit", "pause rank")
+        if ends_with_a_line and TRACEBACK in said and not ("\nerror: " in said or WAITED in said):
             problems.append("a traceback, no line")
         return problems
 
