@@ -102,7 +102,7 @@ def test_a_flipped_bit_is_one_bit_of_any_file(tmp_path: Path) -> None:
 
 
 def row(number: int, kind: str, series: str = "one layout", run: int = 1, **fields: Any) -> dict[str, Any]:
-    usual = {"hit": True, "began": 0, "steps": [], "saved": [], "seconds": 2.0, "problems": [], "damaged": []}
+    usual = {"hit": True, "began": 0, "steps": [], "seconds": 2.0, "problems": [], "damaged": {}}
     return {"attempt": number, "kind": kind, "series": series, "run": run, **usual, **fields}
 
 
@@ -112,15 +112,15 @@ def test_the_journal_goes_on_after_a_line_that_was_cut_and_counts_what_came(tmp_
     journal.add({"undisturbed": 4.0})
     journal.add(row(0, "kill tree", steps=[1, 2, 3, 4, 5]))
     journal.add(row(1, "EIO", "other layouts", hit=False, steps=[1, 2], problems=["hangs: not over after 9 s"]))
-    journal.add(row(2, "flipped bit", began=3, steps=[4, 5, 6], damaged=[3]))
-    assert journal.damaged("one layout") == {3} and journal.damaged("other layouts") == set()
+    journal.add(row(2, "flipped bit", began=3, steps=[4, 5, 6], damaged={"file": "0a"}))
+    assert journal.damaged("one layout") == {"file": "0a"} and journal.damaged("other layouts") == {}
     journal.add({"series": "one layout", "run": 1, "differences": []})
     journal.add({"series": "other layouts", "run": 1, "differences": ["ends early"]})
     with path.open("a") as file:
         file.write('{"attempt": 3, "kind"')
     again = Journal(path, about)
     assert again.rows == journal.rows and again.hits == 2 and again.undisturbed_seconds == 4.0
-    assert again.damaged("one layout") == set(), "another run has begun"
+    assert again.damaged("one layout") == {}, "another run has begun"
     found = counts(again.attempts)
     assert {kind: (one.faults, one.late, one.lost) for kind, one in found.items()} == {
         "EIO": (0, 1, 0),

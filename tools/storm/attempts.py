@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
 import time
@@ -29,7 +30,6 @@ WAITED = "Timed out waiting"
 """In one that a busy machine causes: ranks wait for seconds only."""
 _STEP = re.compile(r"^step (\d+)/\d+ \|", re.MULTILINE)
 _CONTINUED = re.compile(r"^continuing .* after step (\d+)$", re.MULTILINE)
-_SAVED = re.compile(r"^saved .*iter_(\d+)$", re.MULTILINE)
 _SAID = re.compile(r"^(?:error|warning): .*$|^.*is not whole; going back.*$", re.MULTILINE)
 
 
@@ -40,7 +40,7 @@ class Outcome:
     hit: bool
     """Whether the fault came before the end."""
     where: str
-    """What it met: a path, or the processes."""
+    """What it met: a path, of a flipped bit with the SHA-256 of the file then, or the processes."""
     code: int | None
     """Exit code of torchrun, or of the process alone."""
     seconds: float
@@ -48,7 +48,6 @@ class Outcome:
     """Step that it went on from."""
     steps: list[int]
     """Those that it did."""
-    saved: list[int]
     said: list[str]
     """Errors and warnings."""
     problems: list[str] = field(default_factory=list)
@@ -103,7 +102,8 @@ class Disturbed:
         """In the newest checkpoint, if another one is whole."""
         steps = saved_steps(self.run)
         if len(steps) > 1:
-            mark.write_text(str(flip_bit(iteration_folder(self.run, steps[-1]), place)))
+            path = flip_bit(iteration_folder(self.run, steps[-1]), place)
+            mark.write_text(f"{path}\n{hashlib.sha256(path.read_bytes()).hexdigest()}")
 
     def _go_through(self, attempt: Attempt, fault: Fault | None, mark: Path) -> bool:
         """Strike when it is time, and have the run end; whether it has, within the limit."""
@@ -152,7 +152,6 @@ def _read(said: str, mark: Path, attempt: Attempt) -> Outcome:
         seconds=round(attempt.seconds, 2),
         began=int(continued[1]) if continued else 0,
         steps=[int(step) for step in _STEP.findall(said)],
-        saved=[int(step) for step in _SAVED.findall(said)],
         said=_SAID.findall(said)[-6:],
     )
 

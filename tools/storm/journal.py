@@ -53,10 +53,10 @@ class Journal:
         """Runs that came to their end, of all series or one."""
         return [row for row in self.rows if "differences" in row and series in ("", row["series"])]
 
-    def damaged(self, series: str) -> set[int]:
-        """Steps of checkpoints that were damaged in the run of a series that is under way, and not written anew."""
+    def damaged(self, series: str) -> dict[str, str]:
+        """Files that were damaged in the run of a series that is under way, with their SHA-256 then."""
         rows = [row for row in self.rows if row.get("series") == series and ("damaged" in row or "differences" in row)]
-        return set(rows[-1].get("damaged", [])) if rows else set()
+        return dict(rows[-1].get("damaged", {})) if rows else {}
 
 
 @dataclass

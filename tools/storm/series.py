@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.checkpoint.files import iteration_folder, tracked_step
 from metro_megatron.config.file import parse_config
 from metro_megatron.preprocess.run import PreprocessOptions, preprocess
 from metro_megatron.tokenizer.training import train_tokenizer
@@ -56,15 +57,16 @@ class Storm:
         series = list(SERIES)[number % len(SERIES)]
         folder, run = self._run(series)
         fault = draw(self.seed, number, SERIES[series], self.has_shim)
-        damaged = self.journal.damaged(series)
+        damaged = {path: sha256 for path, sha256 in self.journal.damaged(series).items() if _is(Path(path), sha256)}
         outcome = self._disturbed(folder).attempt(fault.layout, fault, self._console(f"{number:04d}"))
         if fault.kind == "flipped bit" and outcome.hit:
-            damaged.add(int(Path(outcome.where).parent.name.removeprefix("iter_")))
-        if outcome.began in damaged:
-            outcome.problems.append(f"corrupt load: of step {outcome.began}")
-        damaged -= set(outcome.saved)
+            path, sha256 = outcome.where.split("\n")
+            damaged[path] = sha256
+        loaded = iteration_folder(folder, outcome.began)
+        if loaded in {Path(path).parent for path in damaged}:
+            outcome.problems.append(f"corrupt load: {loaded}")
         row = {"attempt": number, "series": series, "run": run, **asdict(fault), **asdict(outcome)}
-        self.journal.add({**row, "damaged": sorted(damaged)})
+        self.journal.add({**row, "damaged": damaged})
         print(f"[{title}] {_described(row)}", flush=True)
         if tracked_step(folder) == self.train_steps:
             self._compare(series, run, folder)
@@ -107,6 +109,11 @@ class Storm:
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         train_tokenizer([text.splitlines() for text in texts], self.config.model.vocab_size, tokenizer)
         preprocess(PreprocessOptions([str(source)], str(tokenizer), str(self.shards), workers=1))
+
+
+def _is(path: Path, sha256: str) -> bool:
+    """Whether a file is still as it was damaged: its checkpoint may have been written anew, or removed."""
+    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def _described(row: Row) -> str:
