@@ -139,7 +139,7 @@ def test_the_journal_goes_on_after_a_line_that_was_cut_and_counts_what_came(tmp_
 
 @needs_compiler
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_forty_faults_and_what_comes_out_is_equal(tmp_path: Path) -> None:
     words = [sys.executable, "-W", "ignore", "-m", "tools.storm.storm", "--faults", "40", "--output", tmp_path]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
