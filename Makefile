@@ -3,15 +3,18 @@
 #   PIP_FLAGS  options for pip, such as the index of torch's CPU builds
 #   JOBS       how many tests run beside each other
 #   MODEL      the exported folder that `make citizen` checks
+#   FAULTS     how many of them `make storm` has come over its runs, and OUTPUT, where it goes on
 PYTHON ?= $(or $(firstword $(foreach version,3.13 3.12 3.11,$(shell \
 	python$(version) -c "import ensurepip" 2> /dev/null && echo python$(version)))),python3)
 PIP_FLAGS ?=
 JOBS ?= 2
 MODEL ?= runs/demo/model
+FAULTS ?= 300
+OUTPUT ?= runs/storm
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu bench-checkpoint zoo parity citizen clean
+.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu bench-checkpoint zoo storm parity citizen clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -26,6 +29,7 @@ help:
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (9 to 10 more)"
 	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
 	@echo "make parity  each of 540 ways to spread a run against one process (hours on 2 cores, 16 GB); resumes"
+	@echo "make storm   disturb tiny runs FAULTS=300 times: what comes out must be equal (15 minutes of 2 cores); resumes"
 	@echo "make citizen check an exported folder with the libraries that its users have (1 minute; MODEL=FOLDER)"
 	@echo "make check   lint, types, import arrows"
 	@echo "make clean   remove caches; runs/ and .venv stay"
@@ -74,6 +78,10 @@ zoo: $(STAMP)
 parity: $(STAMP)
 	mkdir -p runs
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.parity.matrix --output runs/parity.jsonl
+
+storm: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tools.storm.storm --faults $(FAULTS) --output $(OUTPUT) \
+		--results docs/results/storm.md
 
 .venv/citizen: $(STAMP)
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[citizen]"

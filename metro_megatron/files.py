@@ -52,9 +52,11 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
             os.replace(partial, path)
     finally:
         for file, partial in zip(files, partials, strict=False):
+            # A file that has its name is whole, whatever the storage says of the other name, which is gone.
             with suppress(OSError):
                 file.close()
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:

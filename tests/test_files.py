@@ -14,6 +14,7 @@ from metro_megatron.files import (
     replace_text,
     whole_files,
     whole_folder,
+    write_whole,
 )
 
 
@@ -71,6 +72,16 @@ def test_several_files_get_their_names_together(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == paths and {path.read_text() for path in paths} == {"new"}
     replace_text(paths[0], "é")
     assert paths[0].read_bytes() == "é".encode()
+
+
+def test_a_file_that_has_its_name_is_whole_whatever_the_storage_says_of_the_other_name(tmp_path: Path) -> None:
+    def broken(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", broken)
+        write_whole(tmp_path / "a", b"content")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"content")]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

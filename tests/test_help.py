@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TOOLS = sorted(
     str(path.relative_to(ROOT))
     for path in [ROOT / "pretrain_metro.py", *(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
-    if "__main__" in path.read_text(encoding="utf-8")
+    if "if __name__ == " in path.read_text(encoding="utf-8")
 )
 WITHOUT_TORCH = [
     "pretrain_metro.py",

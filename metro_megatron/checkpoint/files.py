@@ -27,6 +27,8 @@ MARKER = ".seen_by_all."
 """Begins the name of a file that the first rank writes into a run folder, and all look for, before a run begins."""
 METADATA = ".metadata"
 TRACKER = "latest_checkpointed_iteration.txt"
+TRIAL = ".save_trial"
+"""Begins the names of what a run writes, and removes, to see whether it can be saved."""
 _HASHING_THREADS = 8
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")

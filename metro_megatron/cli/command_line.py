@@ -35,6 +35,7 @@ _FILE_MISTAKES = {
     errno.EEXIST: "exists already; choose another path or remove it",
     errno.ENOTEMPTY: "the folder is not empty; choose another path or empty it",
     errno.ENOSPC: "no space left on the device; free some or write elsewhere, and run the same command again",
+    errno.EIO: "the storage failed; look at its messages (dmesg), and run the same command again when it works",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metro_megatron import nvidia
-from metro_megatron.checkpoint.files import MARKER
+from metro_megatron.checkpoint.files import MARKER, TRIAL
 from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, is_first_process
 from metro_megatron.config.file import parse_config
@@ -91,12 +91,14 @@ def _train(config: Config, corpus: Corpus, device: Device) -> None:
     import torch
 
     from fused.dispatch import reference_only
+    from metro_megatron.checkpoint.trial import try_saving
     from metro_megatron.train.trainer import Trainer
 
     with reference_only() if config.train.fused == "reference" else nullcontext():
         trainer = Trainer(config, corpus, torch.device(device))
         try:
             trainer.checkpoints.check_folder()
+            try_saving(Path(config.train.output), trainer.layout)
             trainer.restore()
             gc.freeze()  # megatron-core collects around every save: what is here already is no garbage
             trainer.train()
@@ -139,7 +141,8 @@ def prepare_run_folder(run: Path) -> None:
     Raises UserError for a folder with other content.
     """
     run.mkdir(parents=True, exist_ok=True)
-    foreign = [path.name for path in run.iterdir() if path.name != LOCK and not path.name.startswith(MARKER)]
+    of_a_start = (MARKER, TRIAL)
+    foreign = [path.name for path in run.iterdir() if path.name != LOCK and not path.name.startswith(of_a_start)]
     if foreign and not (run / "run_config.yaml").exists() and not any(run.glob("iter_*")):
         raise UserError(
             f"train.output {run} is not a run folder: it holds {', '.join(sorted(foreign)[:3])} but no "
