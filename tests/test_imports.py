@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("pretrain_metro", "tools", "benchmarks"),
     ("metro_megatron.commands",),
+    ("metro_megatron.rehearsal",),
     ("metro_megatron.train", "metro_megatron.finetune", "metro_megatron.inspection", "metro_megatron.tasks"),
     ("metro_megatron.checkpoint", "metro_megatron.evaluate", "metro_megatron.preprocess", "metro_megatron.health"),
     ("metro_megatron.corruption",),

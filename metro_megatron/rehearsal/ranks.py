@@ -78,7 +78,7 @@ class Ranks:
         return place.tensor + self.tensor * (place.data + self.data * place.pipeline)
 
     def stand_in(self, rank: int) -> int:
-        """Who is traced for a rank: of each stage the first and second tensor-parallel, first and last data-parallel."""
+        """Who is traced for a rank: of each stage two tensor-parallel ranks of the first and last data-parallel one."""
         tensor, data, pipeline = self.places[rank]
         return self.rank_at(Place(min(tensor, 1), self.data - 1 if data else 0, pipeline))
 

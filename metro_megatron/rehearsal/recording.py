@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FakeWork, ProcessGroup

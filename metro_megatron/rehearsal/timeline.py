@@ -1,7 +1,7 @@
 """A step in time: what every traced rank computes, sends and waits for, played by the plan's model of speeds.
 
-Products take their FLOPs at the plan's share of the GPU's rate, collectives and transfers their bytes at the rate of the
-links that their group spans. Gradients and parameters that overlap with computation travel one after the other on a
+Products take their FLOPs at the plan's share of the GPU's rate, collectives and transfers their bytes at the rate of
+the links that their group spans. Gradients and parameters that overlap with computation travel one after the other on a
 line of their own; whatever else communicates keeps its rank from computing. What has been sent is taken to be buffered.
 """
 
@@ -53,13 +53,6 @@ class Span:
     begin: float
     end: float
     what: str
-
-
-@dataclass(frozen=True)
-class Stall:
-    """Ranks that wait for ever, and for what."""
-
-    waiting: Mapping[int, str]
 
 
 @dataclass
@@ -119,8 +112,8 @@ class Play:
         self._sent: dict[tuple[int, int, int], float] = {}
         """When the n-th transfer from one rank to another arrives."""
 
-    def run(self) -> Stall | None:
-        """Play to the end, or until nobody can go on."""
+    def run(self) -> dict[int, str]:
+        """Play to the end, or until nobody can go on: what ranks then wait for."""
         moved = True
         while moved:
             moved = False
@@ -129,10 +122,7 @@ class Play:
                     player.next += 1
                     player.computed = False
                     moved = True
-        waiting = {
-            rank: self._wanted(player) for rank, player in self.players.items() if player.next < len(player.events)
-        }
-        return Stall(waiting) if waiting else None
+        return {rank: self._wanted(player) for rank, player in self.players.items() if player.next < len(player.events)}
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,7 @@ modules take tensors that are not there.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +25,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from fused.dispatch import reference_only
 from fused.samples import Samples
 from metro_megatron.config.schema import Config
+from metro_megatron.data.batch import StepBatch
 from metro_megatron.model import sequences
 from metro_megatron.model.encoder import TIED, Pair
 from metro_megatron.model.init import global_parameters, split_dimension
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
-from metro_megatron.rehearsal.assumed import RankData
 from metro_megatron.rehearsal.recording import Event, Recorder
 from metro_megatron.train.build import Parts
 from metro_megatron.train.metrics import MetricSums
@@ -61,16 +61,15 @@ class States:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one rank does in a step, and what it holds."""
+    """What one rank does in steps, and what it holds."""
 
     rank: int
     steps: list[list[Event]]
-    """The first, in which megatron-core learns when gradients are complete, and the second, as all others are."""
     held: list[Held]
     states: Mapping[str, States]
     """By home."""
     micro_batches: int
-    """Of the second step, as what follows."""
+    """Of the last step, as what follows."""
     places: int
     """For tokens, in all its rows."""
     real_tokens: int
@@ -102,8 +101,11 @@ def _gathers(ddps: Iterable[DistributedDataParallel]) -> int:
     return sum(len(group.buckets) for ddp in ddps for group in ddp.bucket_groups)
 
 
-def trace(config: Config, world_size: int, rank: int, data: RankData) -> Trace:
-    """Trace the run's first two steps as `rank` of world_size does them. The process must not have joined others."""
+def trace(config: Config, world_size: int, rank: int, batches: Sequence[StepBatch]) -> Trace:
+    """Trace the steps that read these batches as `rank` of world_size does them.
+
+    In a process that has joined no others.
+    """
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     recorder = Recorder()
     with ExitStack() as stack:
@@ -117,7 +119,7 @@ def trace(config: Config, world_size: int, rank: int, data: RankData) -> Trace:
         object.__setattr__(homes, "recorder", recorder)
         optimizer = Optimizer(config, homes)
         step = Step(config, layout, parts, homes, optimizer)
-        steps, batches = [], data(layout).prefetch(0, 2, 0)
+        steps = []
         for batch in batches:
             with recorder, recorder.arrivals():
                 step.train(batch, MetricSums(layout, parts.all_terms))
@@ -126,7 +128,7 @@ def trace(config: Config, world_size: int, rank: int, data: RankData) -> Trace:
             rank=rank,
             steps=steps,
             held=_held(pair, layout),
-            states=_states(homes, optimizer),
+            states=states_of(homes, optimizer),
             micro_batches=len(batch.micro_batches),
             places=sum(one.tokens.numel() for one in batch.micro_batches),
             real_tokens=batch.num_tokens,
@@ -156,7 +158,8 @@ def _component(name: str) -> str:
     return {"block": "main layers", "embedding": "embeddings"}.get(part, "heads")
 
 
-def _states(homes: Homes, optimizer: Optimizer) -> dict[str, States]:
+def states_of(homes: Homes, optimizer: Optimizer) -> dict[str, States]:
+    """What this rank has allocated, by home; moments are there from the first update on."""
     found = {}
     for name, ddps, one in (
         ("shared", homes.shared.values(), optimizer.shared),
