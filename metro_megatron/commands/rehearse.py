@@ -43,55 +43,62 @@ def rehearse(options: Options, others: list[str]) -> int:
     The program's own step is traced for one rank of each class, on tensors without values. Said are parameters and
     bytes by component, the calls of the communication library, whether all ranks make them in the same order, and the
     time of a step by the plan's simple model. Options that are not listed here are those of a run (--config YAML...,
-    --section.name VALUE...); without data.train documents are as long as Wikipedia's are assumed to be.
+    --section.name VALUE...); where data.train is not at hand, documents are as long as Wikipedia's are assumed to be.
     docs/rehearsal.md says what is shown by it. Exit codes: 0 rehearsed, 1 ranks would wait for each other, 2 something
     is wrong with the options, with the reason.
     """
-    config = parse_config(others)
+    config = _with_paths(parse_config(others))
+    _refuse(config, options.world_size)
     # Late: all of this loads torch.
-    from metro_megatron.config.problems import problems
-    from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster
     from metro_megatron.train.launch import import_megatron
 
-    has_data = bool(config.data.train)
-    config = _with_paths(config)
-    found = problems(config, options.world_size, "cuda")
-    if options.world_size > NODE and options.world_size % NODE:
-        found.append(f"--world_size is {options.world_size}, must be at most {NODE} or a multiple of it: whole nodes")
-    if config.corruption.source in FROM_FILES:
-        found.append(
-            f"corruption.source is {config.corruption.source}, which reads files of the run and is not rehearsed; "
-            "rehearse with --corruption.source auxiliary or uniform"
-        )
-    if found:
-        raise UserError(found)
     import_megatron()
+    from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster
     from metro_megatron.rehearsal.documents import Documents
-    from metro_megatron.rehearsal.report import kinds
     from metro_megatron.rehearsal.run import Rehearsal
-    from metro_megatron.train.corpus import Corpus
 
-    gpu = GPUS[options.gpu]
+    gpu, begun = GPUS[options.gpu], time.monotonic()
     network = 1e9 * options.network_gb_per_s or NETWORK_SHARE * gpu.network
-    documents = Documents.of(Corpus.open(config)) if has_data else Documents.assumed(config)
+    documents = Documents.find(config)
     cluster = Cluster(gpu, options.world_size, options.efficiency, network, documents.fill)
-    begun = time.monotonic()
+    print(f"documents: {documents.description}")
+    advice = documents.advice(options.world_size // config.parallel.model_ranks)
+    if advice:
+        print(f"warning: {advice}")
     rehearsal = Rehearsal.of(documents, cluster, options.processes, _say_traced)
     faults = rehearsal.faults()
     if faults:
         print(*(f"error: {fault}" for fault in faults), sep="\n", file=sys.stderr)
         return 1
     for section in rehearsal.sections(Path(options.picture) if options.picture else None):
-        print(*section, "", sep="\n")
-    advice = documents.advice(rehearsal.ranks.data)
-    if advice:
-        print(f"warning: {advice}\n")
+        print("", *section, sep="\n")
     print(
-        f"rehearsed {kinds(rehearsal.ranks)} by {len(rehearsal.traces)} of them in {time.monotonic() - begun:,.0f} s: "
+        f"\nrehearsed {rehearsal.ranks} by {len(rehearsal.traces)} of them in {time.monotonic() - begun:,.0f} s: "
         f"all make the same calls in the same order{f'; made {options.picture}' if options.picture else ''}\n"
         f"next: {pretraining_command()} ..."
     )
     return 0
+
+
+def _refuse(config: Config, world_size: int) -> None:
+    """Raise UserError with all that keeps the run from starting, or from being rehearsed."""
+    from metro_megatron.config.problems import problems
+
+    found = problems(config, world_size, "cuda")
+    if world_size > NODE and world_size % NODE:
+        found.append(f"--world_size is {world_size}, must be at most {NODE} or a multiple of it: whole nodes")
+    if config.corruption.source in FROM_FILES:
+        found.append(
+            f"corruption.source is {config.corruption.source}, which reads files of the run and is not rehearsed; "
+            "rehearse with --corruption.source auxiliary or uniform"
+        )
+    if config.train.phases:
+        found.append(
+            "train.phases: steps of one phase are rehearsed; ask for each phase with its options in their places, and "
+            "--train.phases=[]"
+        )
+    if found:
+        raise UserError(found)
 
 
 def _with_paths(config: Config) -> Config:

@@ -11,6 +11,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.manifest import DatasetPaths
 from metro_megatron.data.samples import SampleIndex, build_sample_index
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.vocabulary import NUM_SPECIALS
@@ -27,16 +28,27 @@ UNITS = (5, 45)
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents and their samples."""
+    """Documents and their samples, of a run in one phase."""
 
     config: Config
     shards: Sequence[TokenizedDocuments]
-    indices: Sequence[SampleIndex]
-    """Of the run and of its phases."""
+    index: SampleIndex
+    description: str
+
+    @classmethod
+    def find(cls, config: Config) -> Documents:
+        """The run's own where all of them are on this machine, assumed ones elsewhere. Raises UserError as Corpus."""
+        prefixes = [*config.data.train, *config.data.validation]
+        if all(DatasetPaths(prefix).manifest.exists() for prefix in prefixes):
+            return cls.of(Corpus.open(config))
+        return cls.assumed(config)
 
     @classmethod
     def of(cls, corpus: Corpus) -> Documents:
-        return cls(corpus.config, corpus.train_shards, [corpus.train_index, *corpus.phase_indices])
+        """A corpus's."""
+        return cls(
+            corpus.config, corpus.train_shards, corpus.train_index, f"those of {', '.join(corpus.config.data.train)}"
+        )
 
     @classmethod
     def assumed(cls, config: Config) -> Documents:
@@ -52,14 +64,13 @@ class Documents:
             unit_lengths=np.concatenate(units),
             document_index=np.cumsum([0, *map(len, units)], dtype=np.int64),
         )
-        indices = [build_sample_index([documents], phase.data.seq_length) for phase in config.by_phase]
-        return cls(config, [documents], indices)
+        index = build_sample_index([documents], config.data.seq_length)
+        return cls(config, [documents], index, "data.train is not here: as long as Wikipedia's are assumed to be")
 
     @property
     def fill(self) -> float:
         """Share of data.seq_length that a sample has on average."""
-        index = self.indices[0]
-        return index.num_tokens / len(index) / index.seq_length
+        return self.index.num_tokens / len(self.index) / self.index.seq_length
 
     def batches(self, dp_rank: int, dp_size: int) -> list[StepBatch]:
         """Of a data-parallel rank in STEPS steps."""
@@ -70,7 +81,4 @@ class Documents:
         return self._data(0, dp_size).advice(0)
 
     def _data(self, dp_rank: int, dp_size: int) -> PretrainingData:
-        index, *of_phases = self.indices
-        return PretrainingData(
-            index, self.shards, self.config, dp_rank=dp_rank, dp_size=dp_size, phase_indices=of_phases
-        )
+        return PretrainingData(self.index, self.shards, self.config, dp_rank=dp_rank, dp_size=dp_size)

@@ -51,6 +51,9 @@ class Ranks:
             parallel.pipeline_model_parallel_size,
         )
 
+    def __str__(self) -> str:
+        return f"{self.world_size:,} ranks in {sum(map(len, self.groups.values())):,} groups"
+
     @property
     def world_size(self) -> int:
         return self.tensor * self.data * self.pipeline

@@ -88,11 +88,6 @@ def time(play: Play, own: Estimate, traces: Traces, ranks: Ranks) -> Iterator[st
     )
 
 
-def kinds(ranks: Ranks) -> str:
-    groups = sum(map(len, ranks.groups.values()))
-    return f"{ranks.world_size:,} ranks in {groups:,} groups"
-
-
 def second_steps(traces: Traces) -> dict[int, list[Call]]:
     return {rank: calls(trace.steps[1]) for rank, trace in traces.items()}
 
