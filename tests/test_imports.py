@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("pretrain_metro", "tools", "benchmarks"),
     ("metro_megatron.commands",),
+    ("metro_megatron.rehearsal",),
     (
         "metro_megatron.train",
         "metro_megatron.finetune",

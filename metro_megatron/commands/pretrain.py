@@ -3,10 +3,17 @@
 import sys
 from typing import NoReturn
 
-from metro_megatron.cli.command_line import exit_code
+from metro_megatron.cli.command_line import call_with_options, exit_code
+from metro_megatron.commands.rehearse import rehearse
 from metro_megatron.train.launch import pretrain
+
+DRY_RUN = "--dry_run"
 
 
 def run() -> NoReturn:
     """The console script, and pretrain_metro.py."""
-    sys.exit(exit_code(lambda: pretrain(sys.argv[1:])))
+    argv = sys.argv[1:]
+    if DRY_RUN in argv:
+        others = [token for token in argv if token != DRY_RUN]
+        sys.exit(exit_code(lambda: call_with_options(rehearse, others)))
+    sys.exit(exit_code(lambda: pretrain(argv)))

@@ -27,7 +27,8 @@ PRESETS = Path(__file__).parents[1] / "presets"
 """Folder of the configurations that come with the package: examples/ of a checkout."""
 _DESCRIPTION = "Pretrain a METRO-LM: one process per GPU, started by torchrun; an existing run is resumed."
 _USAGE = """torchrun --nproc-per-node GPUS pretrain_metro.py
-       [--config YAML...] [--section.name VALUE...]"""
+       [--config YAML...] [--section.name VALUE...]
+       rehearsed on this machine, without GPUs: pretrain_metro.py --dry_run --help"""
 
 
 @dataclass(frozen=True)

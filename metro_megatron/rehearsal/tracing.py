@@ -1,0 +1,240 @@
+"""One step of a rank that is not there: the program's own, on tensors without values, in groups without other members.
+
+Everything runs as it does in training: models, wrappers, schedules, buffers, reductions, the update. Replaced are what
+looks at values, which nothing does on a GPU (tests/train/test_waits.py), random states, and the way in which torch's
+modules take tensors that are not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.tensor_parallel import random as mcore_random
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from fused.dispatch import reference_only
+from fused.samples import Samples
+from metro_megatron.config.schema import Config
+from metro_megatron.data.batch import StepBatch
+from metro_megatron.model import sequences
+from metro_megatron.model.encoder import TIED, Pair
+from metro_megatron.model.init import global_parameters, split_dimension
+from metro_megatron.parallel.homes import Homes
+from metro_megatron.parallel.layout import Layout
+from metro_megatron.parallel.optim import Optimizer
+from metro_megatron.rehearsal.recording import Event, Recorder
+from metro_megatron.train.build import Parts
+from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.step import Step
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a rank holds of a component, in one home."""
+
+    home: str
+    component: str
+    parameters: int
+    whole: int
+    """With what tensor-parallel ranks beside it hold."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes that a rank allocates for one home."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Masters and moments."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one rank does in steps, and what it holds."""
+
+    rank: int
+    steps: list[list[Event]]
+    held: list[Held]
+    states: Mapping[str, States]
+    """By home."""
+    micro_batches: int
+    """Of the last step, as what follows."""
+    places: int
+    """For tokens, in all its rows."""
+    real_tokens: int
+    """Of all ranks."""
+
+
+class MarkedHomes(Homes):
+    """Homes that note where the parts of a step begin, and what has been waited for there."""
+
+    recorder: Recorder
+
+    def begin_step(self) -> None:
+        self.recorder.mark("gather", 0)
+        super().begin_step()
+        self.recorder.mark("corrupt", _gathers(self.shared.values()))
+
+    def end_corruption_phase(self) -> None:
+        super().end_corruption_phase()
+        self.recorder.mark("main", _gathers(self.all))
+
+    def end_main_phase(self) -> None:
+        self.recorder.mark("reduce", _gathers(self.all))
+        super().end_main_phase()
+        self.recorder.mark("update", None)
+
+
+def _gathers(ddps: Iterable[DistributedDataParallel]) -> int:
+    """How many calls gather their parameters: all of a step's come first."""
+    return sum(len(group.buckets) for ddp in ddps for group in ddp.bucket_groups)
+
+
+def trace(config: Config, world_size: int, rank: int, batches: Sequence[StepBatch]) -> Trace:
+    """Trace the steps that read these batches as `rank` of world_size does them.
+
+    In a process that has joined no others. Nothing is dropped: masks are hundreds of small operations, and call nobody.
+    """
+    config = replace(config, model=replace(config.model, hidden_dropout=0.0, attention_dropout=0.0))
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    recorder = Recorder()
+    with ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
+        stack.enter_context(_without_values())
+        layout = Layout.create(config.parallel, torch.device("cpu"))
+        stack.callback(layout.destroy)
+        parts = Parts.build(config, layout)
+        pair = parts.pair
+        homes = MarkedHomes.build(config, layout, pair.shared, pair.main, both_phases=TIED)
+        object.__setattr__(homes, "recorder", recorder)
+        optimizer = Optimizer(config, homes)
+        step = Step(config, layout, parts, homes, optimizer)
+        steps = []
+        for batch in batches:
+            with recorder, recorder.arrivals():
+                step.train(batch, MetricSums(layout, parts.all_terms))
+            steps.append(recorder.taken())
+        return Trace(
+            rank=rank,
+            steps=steps,
+            held=_held(pair, layout),
+            states=states_of(homes, optimizer),
+            micro_batches=len(batch.micro_batches),
+            places=sum(one.tokens.numel() for one in batch.micro_batches),
+            real_tokens=batch.num_tokens,
+        )
+
+
+def _held(pair: Pair, layout: Layout) -> list[Held]:
+    found: dict[tuple[str, str], list[int]] = {}
+    for prefix, module in pair.modules():
+        for name, parameter in global_parameters(module, prefix):
+            count = parameter.numel()
+            whole = count * (layout.tensor.size() if split_dimension(parameter) is not None else 1)
+            sums = found.setdefault(("stage" if prefix == "main." else "shared", _component(name)), [0, 0])
+            sums[0] += count
+            sums[1] += whole
+    return [Held(*where, *sums) for where, sums in found.items()]
+
+
+def _component(name: str) -> str:
+    """Of a parameter by its global name."""
+    model, _, rest = name.partition(".")
+    if model == TIED:
+        return "embeddings"
+    if model != "main":
+        return "auxiliary"
+    part = rest.partition(".")[0]
+    return {"block": "main layers", "embedding": "embeddings"}.get(part, "heads")
+
+
+def states_of(homes: Homes, optimizer: Optimizer) -> dict[str, States]:
+    """What this rank has allocated, by home; moments are there from the first update on."""
+    found = {}
+    for name, ddps, one in (
+        ("shared", homes.shared.values(), optimizer.shared),
+        ("stage", homes.stage, optimizer.stage),
+    ):
+        buffers = [buffer for ddp in ddps for buffer in ddp.buffers]
+        state = sum(
+            moment.nbytes
+            for moments in one.optimizer.state.values()
+            for moment in moments.values()
+            if moment.dim()  # all but the step
+        )
+        masters = [shard for group in one.shard_fp32_from_float16_groups for shard in group]
+        found[name] = States(
+            weights=sum(buffer.param_data.nbytes for buffer in buffers),
+            gradients=sum(buffer.grad_data.nbytes for buffer in buffers),
+            optimizer=state + sum(master.nbytes for master in masters),
+        )
+    return found
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    heads: Any = importlib.import_module("fused.linear_cross_entropy.operator")
+    with ExitStack() as stack:
+        for owner, name, other in (
+            (heads, "_check", _nothing),
+            (sequences, "packed_samples", _packed),
+            (sequences, "padded_samples", _padded),
+            (dist, "all_gather_object", _as_here),
+            (torch, "set_rng_state", _nothing),
+            (mcore_random.CudaRNGStatesTracker, "fork", _no_fork),
+            (torch.nn.utils, "skip_init", _made),
+            (torch.nn.Module, "_apply", _applied),
+        ):
+            stack.enter_context(patch.object(owner, name, other))
+        stack.enter_context(reference_only())
+        stack.enter_context(warnings.catch_warnings())
+        # parallel/cpu.py asks whether two tensors are one, which all without values seem to be: in a group of one rank.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def _packed(cu_seqlens: Tensor, longest: int) -> Samples:
+    return Samples(cu_seqlens[:-1].long(), cu_seqlens.diff().int(), longest)
+
+
+def _padded(length: Tensor, longest: int) -> Samples:
+    return Samples(torch.arange(len(length)), length, longest, len(length))
+
+
+def _as_here(everyone: list[Any], own: Any, group: Any = None) -> None:
+    """megatron-core asks which groups of parameters other ranks have; what they lack would be an empty group."""
+    everyone[:] = [own] * len(everyone)
+
+
+def _no_fork(tracker: Any, name: str = "") -> Any:
+    return nullcontext()
+
+
+def _made(module: type[torch.nn.Module], *args: Any, device: Any = None, **kwargs: Any) -> torch.nn.Module:
+    """In place of torch.nn.utils.skip_init, which goes over the device "meta"; nothing is filled here, either."""
+    return module(*args, **kwargs)
+
+
+@torch.no_grad()
+def _applied(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.nn.Module:
+    """In place of Module._apply, which would exchange tensors without values whole, with the marks they bear."""
+    for parameter in module.parameters():
+        parameter.data = change(parameter)
+    return module
