@@ -5,8 +5,11 @@ from typing import Any
 
 from metro_megatron.errors import UserError
 
-_ROWS = 256
-"""Turned into Python's strings at once."""
+_ROWS, _BYTES = 256, 16 << 20
+"""Read, and turned into Python's strings, at once: whichever is less, one row at least."""
+
+_BUFFER_BYTES = 1 << 20
+"""Of a column chunk held at once, which is otherwise read whole."""
 
 
 def row_group_bytes(path: str) -> list[int]:
@@ -32,13 +35,22 @@ def read_rows(path: str, row_groups: range, columns: Sequence[str]) -> Iterator[
         raise UserError(f"{path}: no column {', '.join(missing)}, only {', '.join(names)}; give --text_key")
     row = sum(file.metadata.row_group(group).num_rows for group in range(row_groups.start))
     try:
-        batches = file.iter_batches(_ROWS, row_groups=row_groups, columns=list(columns))
-        for batch in batches:
-            for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
-                yield row, list(values)
-                row += 1
+        for group in row_groups:
+            for batch in file.iter_batches(_batch_rows(file.metadata.row_group(group)), [group], list(columns)):
+                # Few strings of a column may stand for many long rows: what a row really weighs is known only now.
+                step = max(1, batch.num_rows * _BYTES // max(batch.nbytes, _BYTES))
+                for begin in range(0, batch.num_rows, step):
+                    part = batch.slice(begin, step)
+                    for values in zip(*(part.column(column).to_pylist() for column in columns), strict=True):
+                        yield row, list(values)
+                        row += 1
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); fetch or write the file again") from error
+
+
+def _batch_rows(group: Any) -> int:
+    """Rows of a row group that are read at once, by what they weigh on average."""
+    return max(1, min(_ROWS, group.num_rows * _BYTES // max(1, group.total_byte_size)))
 
 
 def _open(path: str) -> Any:
@@ -47,6 +59,6 @@ def _open(path: str) -> Any:
     except ImportError as error:
         raise UserError(f"{path}: Parquet needs pyarrow; pip install 'metro_megatron[parquet]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
