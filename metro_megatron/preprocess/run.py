@@ -181,10 +181,8 @@ class SourceRun:
         earlier = self._journal.plan()
         if not isinstance(earlier, Plan) or earlier.content != self._plan.content:
             return []
-        known = set(earlier.files)
-        touched = {
-            file.path for file, planned in zip(self._files, self._plan.files, strict=True) if planned not in known
-        }
+        known, planned = set(earlier.files), self._plan.files
+        touched = {file.path for file, now in zip(self._files, planned, strict=True) if now not in known}
         pieces = [
             Piece(chunk.file, chunk.begin, chunk.end, entry.sha256)
             for chunk in self._chunks

@@ -1,9 +1,9 @@
 """The files a preprocessing run reads: which, the chunks they are cut into, and their bytes.
 
 A pattern is a file, a folder (all files of a known kind below it, but none that this program has written) or a glob;
-`NAME=PATTERN` puts its files under the source NAME. Chunks are a pure function of the files' sizes and the chunk size, so that any number of workers
-or machines can share them out. Bytes are counted, hashed and decompressed while they are read, so that damage is told
-from the end of a file.
+`NAME=PATTERN` puts its files under the source NAME. Chunks are a pure function of the files' sizes and the chunk size,
+so that any number of workers or machines can share them out. Bytes are counted, hashed and decompressed while they are
+read, so that damage is told from the end of a file.
 """
 
 import bz2
