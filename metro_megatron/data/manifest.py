@@ -277,7 +277,7 @@ def read_manifest(prefix: str) -> Manifest:
 
 
 def near_prefixes(given: str) -> list[str]:
-    """Datasets, five at most, that someone may mean who gave this as a prefix: a file's, a folder's, one spelled alike."""
+    """Datasets, five at most, that someone may mean by this prefix: a file's, a folder's, one spelled alike."""
     path = Path(given)
     folder = path if path.is_dir() else path.parent
     own = {one.name.removesuffix(".manifest.json"): str(one) for one in sorted(folder.glob("*.manifest.json"))}
