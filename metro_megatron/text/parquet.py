@@ -8,9 +8,6 @@ from metro_megatron.errors import UserError
 _ROWS, _BYTES = 256, 16 << 20
 """Read, and turned into Python's strings, at once: whichever is less, one row at least."""
 
-_BUFFER_BYTES = 1 << 20
-"""Of a column chunk held at once, which is otherwise read whole."""
-
 
 def row_group_bytes(path: str) -> list[int]:
     """Uncompressed bytes of every row group."""
@@ -59,6 +56,6 @@ def _open(path: str) -> Any:
     except ImportError as error:
         raise UserError(f"{path}: Parquet needs pyarrow; pip install 'metro_megatron[parquet]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES)
+        return pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error

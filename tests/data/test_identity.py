@@ -132,6 +132,18 @@ def test_an_absurd_number_of_epochs_is_said() -> None:
     assert replace(corpus, train_index=replace(index, content_tokens=10**12)).advice is None
 
 
+def test_the_near_prefix_is_named(folder: Path) -> None:
+    for given, near in (
+        ("a.manifest.json", "did you mean {}/a[?]"),
+        ("a_00000.bin", "did you mean {}/a[?]"),
+        ("elsewhere/", "did you mean {}/elsewhere/c[?]"),
+        ("abb", "did you mean {}/ab[?]"),
+        ("none", "there is no such dataset; write"),
+    ):
+        with pytest.raises(UserError, match=near.format(folder)):
+            open_datasets([f"{folder}/{given}"])
+
+
 def test_files_are_mapped_without_descriptors(tmp_path: Path) -> None:
     stored = np.arange(1000, dtype=np.uint16)
     for number in range(50):
