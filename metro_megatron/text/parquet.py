@@ -32,22 +32,24 @@ def read_rows(path: str, row_groups: range, columns: Sequence[str]) -> Iterator[
         raise UserError(f"{path}: no column {', '.join(missing)}, only {', '.join(names)}; give --text_key")
     row = sum(file.metadata.row_group(group).num_rows for group in range(row_groups.start))
     try:
-        for group in row_groups:
-            for batch in file.iter_batches(_batch_rows(file.metadata.row_group(group)), [group], list(columns)):
-                # Few strings of a column may stand for many long rows: what a row really weighs is known only now.
-                step = max(1, batch.num_rows * _BYTES // max(batch.nbytes, _BYTES))
-                for begin in range(0, batch.num_rows, step):
-                    part = batch.slice(begin, step)
-                    for values in zip(*(part.column(column).to_pylist() for column in columns), strict=True):
-                        yield row, list(values)
-                        row += 1
+        batches = _batches(file, row_groups, columns)
+        for batch in batches:
+            for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+                yield row, list(values)
+                row += 1
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); fetch or write the file again") from error
 
 
-def _batch_rows(group: Any) -> int:
-    """Rows of a row group that are read at once, by what they weigh on average."""
-    return max(1, min(_ROWS, group.num_rows * _BYTES // max(1, group.total_byte_size)))
+def _batches(file: Any, row_groups: range, columns: Sequence[str]) -> Iterator[Any]:
+    """Consecutive rows of about _BYTES, at most _ROWS of them and at least one."""
+    for number in row_groups:
+        group = file.metadata.row_group(number)
+        rows = max(1, min(_ROWS, group.num_rows * _BYTES // max(1, group.total_byte_size)))
+        for batch in file.iter_batches(rows, row_groups=[number], columns=list(columns)):
+            # Few strings of a column may stand for many long rows: what rows really weigh is known only now.
+            step = max(1, batch.num_rows * _BYTES // max(batch.nbytes, _BYTES))
+            yield from (batch.slice(begin, step) for begin in range(0, batch.num_rows, step))
 
 
 def _open(path: str) -> Any:
