@@ -124,6 +124,20 @@ def test_a_resumed_run_names_what_changed(folder: Path) -> None:
     assert run.changed_shards(run.fingerprint[1:], None) == [f"{count} shards, were {count - 1}"]
 
 
+def test_a_cache_of_replacements_is_of_the_same_held_out_documents() -> None:
+    """Also where nothing is evaluated, as what is held out is not trained on."""
+    shard: MemoryShard = memory_shard(seed=1)
+    index = build_sample_index([shard], 512)  # type: ignore[list-item]
+    plans = {}
+    for by, fraction in (("content", 0.1), ("content", 0.2), ("place", 0.1), ("content", 0.0)):
+        config = replace(Config(), data=DataConfig(validation_fraction=fraction, held_out_by=by))  # type: ignore[arg-type]
+        plans[by, fraction] = Corpus(config, [shard], index, [], None).cache_plan("")  # type: ignore[list-item]
+    mine = plans["content", 0.1]
+    assert mine.differences(mine) == [] and plans["place", 0.1].differences(plans["content", 0.0]) == []
+    for other in (("content", 0.2), ("place", 0.1), ("content", 0.0)):
+        assert [line.split(" is ")[0] for line in mine.differences(plans[other])] == ["validation"]
+
+
 def test_an_absurd_number_of_epochs_is_said() -> None:
     shard: MemoryShard = memory_shard(seed=1)
     index = build_sample_index([shard], 512)  # type: ignore[list-item]
