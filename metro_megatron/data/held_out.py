@@ -21,10 +21,10 @@ def held_out_by_content(
     """Which of consecutive documents [D] are held out; document d is tokens token_starts[d] to token_starts[d + 1]."""
     first, last = int(token_starts[0]), int(token_starts[-1])
     # The same bytes whatever the ids are stored in.
-    ids = memoryview(np.ascontiguousarray(shard.tokens[first:last], "<i4")).cast("B")
+    ids = np.ascontiguousarray(shard.tokens[first:last], "<i4").view(np.uint8)
     bounds = (4 * (token_starts - first)).tolist()
     digests = (
-        hashlib.blake2b(ids[begin:end], digest_size=_KEY_BYTES).digest()
+        hashlib.blake2b(ids[begin:end].data, digest_size=_KEY_BYTES).digest()
         for begin, end in zip(bounds, bounds[1:], strict=False)
     )
     return uniform(Purpose.SPLIT, np.frombuffer(b"".join(digests), "<u8")) < fraction
