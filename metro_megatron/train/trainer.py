@@ -139,10 +139,12 @@ class Trainer:
         return True
 
     def _refuse_other_data(self, run: Path, progress: dict[str, Any]) -> None:
-        if progress["data"] != self.corpus.fingerprint:
+        changes = self.corpus.changed_shards(progress["data"], progress.get("data_index"))  # earlier releases': none
+        if changes:
+            more = f" and {len(changes) - 5:,} more" if len(changes) > 5 else ""
             raise UserError(
-                f"the shards of data.train are not those that {run} was trained on "
-                "(their hashes differ): give the same shards, or choose another train.output"
+                f"the shards of data.train are not those that {run} was trained on ({', '.join(changes[:5])}{more}): "
+                "give the same shards, or choose another train.output"
             )
         if progress.get("filled_by", "") != self.corpus.filled_by:
             raise UserError(
@@ -315,6 +317,7 @@ class Trainer:
             **self.progress.state(),
             **self.past.state(),
             "data": self.corpus.fingerprint,
+            "data_index": self.corpus.index_fingerprint,
             "fingerprint": self._fingerprint(),
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
             **({"unlogged": self.metrics.state()} if self.progress.unlogged.samples else {}),
@@ -423,6 +426,8 @@ class Trainer:
         report.say(describe(self.layout.device))
         report.say(implementations(self.config, self.layout.device))
         report.say(self.corpus.description)
+        if advice := self.corpus.advice:
+            report.say(f"warning: {advice}")
         if self.initial:
             report.say(self.initial.description)
         report.say_all(self.remarks)
