@@ -1,14 +1,11 @@
 """The batches of one phase of a run: samples in an order, cut into steps, laid into rows, masked."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from metro_megatron.config.rows import RowRule
 from metro_megatron.data import fill
 from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
-from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.steps import PhaseSamples
@@ -20,7 +17,7 @@ class PhaseData:
     def __init__(
         self,
         samples: PhaseSamples,
-        shards: Sequence[TokenizedDocuments],
+        streams: TokenStreams,
         dp_rank: int,
         dp_size: int,
         pin_memory: bool,
@@ -39,7 +36,7 @@ class PhaseData:
         )
         self._builder = MicroBatchBuilder(
             index=index,
-            streams=[np.asarray(shard.tokens) for shard in shards],
+            streams=streams,
             masking=self._masking,
             is_packed=config.data.is_packed,
             cache=cache,

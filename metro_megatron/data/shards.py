@@ -3,7 +3,7 @@
 A dataset prefix names PREFIX.manifest.json, PREFIX.tokenizer/ and PREFIX_00000.bin, .idx, PREFIX_00001... One sequence
 of an IndexedDataset is one unit; its document index marks documents. `.idx`, little-endian: `MMIDIDX\\0\\0`, version
 u64, dtype code u8, U u64, D + 1 u64, lengths i32 [U], byte offsets i64 [U], document index i64 [D + 1]. U units,
-D documents, T tokens. Written by `preprocess.assembly`.
+D documents, T tokens. `.crc` holds checksums of the blocks of `.bin` (`data.blocks`). Written by `preprocess.assembly`.
 """
 
 import struct
@@ -15,8 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.cli.command_line import is_first_on_machine
+from metro_megatron.data.blocks import num_blocks
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.manifest import REMEDY, DatasetPaths, Manifest, ShardEntry, ShardPaths, read_manifest
+from metro_megatron.data.file_hashes import damaged_files
+from metro_megatron.data.manifest import (
+    REMEDY,
+    DatasetPaths,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    ShardPaths,
+    read_manifest,
+)
 from metro_megatron.errors import UserError
 
 INDEX_HEADER = struct.Struct("<9sQBQQ")
@@ -44,10 +55,11 @@ class Shard(TokenizedDocuments):
 
     @classmethod
     def open_all(cls, prefix: str) -> "list[Shard]":
-        """All shards of a dataset, in order, each checked in a time independent of its size.
+        """All shards of a dataset, in order. Of what is not read by blocks, indices and the tokenizer, one process of a
+        machine compares the hashes.
 
-        Raises UserError if the manifest is missing or unreadable, a size is not the manifest's, an index is damaged
-        or speaks of other tokens than `.bin` holds, or there is no document.
+        Raises UserError if the manifest is missing or unreadable, a size or such a hash is not the manifest's, an index
+        speaks of other tokens than `.bin` holds, or there is no document.
         """
         manifest = read_manifest(prefix)
         if not manifest.shards:
@@ -61,6 +73,8 @@ class Shard(TokenizedDocuments):
             except UserError as error:
                 problems += error.problems
             first += entry.documents
+        if not problems and is_first_on_machine():
+            problems += damaged_files(_hashed_files(prefix, manifest), REMEDY)
         if problems:
             raise UserError(problems)
         return shards
@@ -69,8 +83,8 @@ class Shard(TokenizedDocuments):
     def _open(cls, prefix: str, manifest: Manifest, number: int, first_document: int) -> "Shard":
         entry = manifest.shards[number]
         paths = DatasetPaths(prefix).shard(number)
-        _check_size(paths.bin, entry.bin.bytes)
-        _check_size(paths.idx, entry.idx.bytes)
+        for path, file in paths.with_entries(entry).items():
+            _check_size(path, file.bytes)
         dtype = token_dtype(manifest.vocab_size)
         unit_lengths, document_index = _read_index(paths.idx, dtype, entry)
         if paths.bin.stat().st_size != entry.tokens * dtype.itemsize:
@@ -78,12 +92,17 @@ class Shard(TokenizedDocuments):
                 f"{paths.bin}: {paths.bin.stat().st_size:,} bytes, but its index counts "
                 f"{entry.tokens:,} {dtype} tokens; {REMEDY}"
             )
+        if entry.crc and entry.crc.bytes != 4 * num_blocks(entry.bin.bytes):
+            raise UserError(
+                f"{paths.crc}: has {entry.crc.bytes:,} bytes, not 4 for each block of {paths.bin}; {REMEDY}"
+            )
         return cls(
             tokens=np.memmap(paths.bin, dtype=dtype, mode="r"),
             unit_lengths=unit_lengths,
             document_index=document_index,
             dataset=prefix,
             first_document=first_document,
+            checksums=np.fromfile(paths.crc, "<u4") if entry.crc else None,
             prefix=paths.prefix,
             number=number,
             manifest=manifest,
@@ -100,6 +119,10 @@ class Shard(TokenizedDocuments):
         documents = np.searchsorted(self.document_index, units, side="right") - 1
         before = tokens - starts[self.document_index[documents]] // itemsize
         return documents + self.first_document, before
+
+    @property
+    def name(self) -> str:
+        return str(ShardPaths(self.prefix).bin)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -150,6 +173,17 @@ def open_shards(prefixes: Sequence[str]) -> list[Shard]:
     if problems:
         raise UserError(problems)
     return [shard for shards in datasets for shard in shards]
+
+
+def _hashed_files(prefix: str, manifest: Manifest) -> dict[Path, FileEntry]:
+    """The files of a dataset that are not read by blocks, as the manifest says that they are."""
+    paths, files = DatasetPaths(prefix), manifest.tokenizer_files or {}
+    hashed = {paths.tokenizer / name: entry for name, entry in files.items()}
+    for number, shard in enumerate(manifest.shards):
+        by_path = paths.shard(number).with_entries(shard)
+        del by_path[paths.shard(number).bin]
+        hashed |= by_path
+    return hashed
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -4,7 +4,6 @@ A step (a chunk, a shard, the manifest) is finished when its entry, a JSON file,
 renamed into its name after the files it speaks of, so kill -9 at any moment loses unfinished steps only.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from metro_megatron.data.manifest import ShardContent, SourceOptions, Statistics
-from metro_megatron.data.records import DamagedRecord, from_plain, to_json
+from metro_megatron.data.records import DamagedRecord, from_plain, sealed, unsealed
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, remove_partial, sync_folder, write_whole
 
@@ -177,14 +176,14 @@ class Journal:
         """Finish a step: the files it speaks of must have their names."""
         # Their names must be on the disk before the entry's: after a power failure it would speak of files not there.
         sync_folder(self.folder)
-        write_whole(self.folder / name, to_json(entry))
+        write_whole(self.folder / name, sealed(entry))
 
     def _content(self, name: str) -> object:
         try:
-            return json.loads((self.folder / name).read_bytes())
+            return unsealed((self.folder / name).read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except DamagedRecord as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: ValueError) -> UserError:

@@ -13,6 +13,7 @@ import pytest
 import metro_megatron.commands.inspect_data as tool
 from metro_megatron.cli.command_line import exit_code
 from metro_megatron.data.manifest import DatasetPaths
+from metro_megatron.data.records import SEAL
 from metro_megatron.data.shards import INDEX_HEADER
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.index_check import REMEDY
@@ -47,6 +48,7 @@ def change_manifest(prefix: str, change: Callable[[dict[str, Any]], object]) -> 
     path = DatasetPaths(prefix).manifest
     manifest = json.loads(path.read_text())
     change(manifest)
+    manifest.pop(SEAL, None)
     path.write_text(json.dumps(manifest))
 
 
