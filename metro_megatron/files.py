@@ -156,7 +156,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[BinaryIO]:
     Yields the open file: a process that inherits it holds the lock, too, as long as it lives. Without `wait`, raises
     BlockingIOError while another process holds it. On a file system without locks nobody is kept out.
     """
-    with path.open("ab") as lock:
+    with _lock_file(path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -164,3 +164,11 @@ def locked(path: Path, *, wait: bool) -> Iterator[BinaryIO]:
         except OSError:
             pass  # a file system without locks
         yield lock
+
+
+def _lock_file(path: Path) -> BinaryIO:
+    """The lock file, made if missing; another user's, which may only be read, locks as well."""
+    try:
+        return path.open("ab")
+    except PermissionError:
+        return path.open("rb")

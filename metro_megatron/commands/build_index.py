@@ -4,14 +4,14 @@ import shlex
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from metro_megatron.cli.command_line import pretraining_command, run_tool
 from metro_megatron.cli.options import Range, at_least
 from metro_megatron.cli.progress import CountLines
 from metro_megatron.config.schema import DataConfig
+from metro_megatron.data.identity import open_datasets
 from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices
-from metro_megatron.data.shards import open_shards
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Options:
     """Dataset prefixes held out whole."""
     validation_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Share of the training documents held out."""
+    held_out_by: Literal["content", "place"] = "content"
+    """By a hash of what."""
     index_cache: str = ""
     """Folder of the indices; default: sample_index beside the first dataset."""
 
@@ -39,8 +41,8 @@ def main(options: Options) -> None:
     train = options.train
     data = DataConfig(**vars(options))
     start = time.monotonic()
-    held_out = open_shards(options.validation) if options.validation else []
-    index, validation_index = sample_indices(data, open_shards(train), held_out, CountLines("{:,} samples found").show)
+    shards, held_out = open_datasets(train, options.validation)
+    index, validation_index = sample_indices(data, shards, held_out, CountLines("{:,} samples found").show)
     print(f"{cache_folder(options.index_cache, train)}, {time.monotonic() - start:,.1f} s:")
     print(f"  training {describe(index)}")
     if validation_index:

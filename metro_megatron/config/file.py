@@ -26,6 +26,8 @@ from metro_megatron.files import replace_text
 PRESETS = Path(__file__).parents[1] / "presets"
 """Folder of the configurations that come with the package: examples/ of a checkout."""
 _DESCRIPTION = "Pretrain a METRO-LM: one process per GPU, started by torchrun; an existing run is resumed."
+_OF_RUNS, _HELD_OUT_BY = "run_config.yaml", "data.held_out_by"
+"""Runs write all options into their own file: where this one is missing, an earlier release has begun it."""
 _USAGE = """torchrun --nproc-per-node GPUS pretrain_metro.py
        [--config YAML...] [--section.name VALUE...]"""
 
@@ -159,6 +161,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             problems.append(f"{path}: {name}: {error}")
     if problems:
         raise UserError(problems)
+    if path.name == _OF_RUNS and _HELD_OUT_BY not in values:
+        values[_HELD_OUT_BY] = "place" if values.get("data.validation_fraction") else "content"
     return values
 
 

@@ -293,7 +293,10 @@ class DataConfig:
     validation: Annotated[list[str], MAY_CHANGE] = field(default_factory=list)
     """Dataset prefixes for evaluation; or set validation_fraction."""
     validation_fraction: Annotated[float, Range(0, 1)] = 0.0
-    """Share of the training documents held out for evaluation, chosen by a hash of the document's place."""
+    """Share of the training documents held out for evaluation, chosen by a hash."""
+    held_out_by: Literal["content", "place"] = "content"
+    """What is hashed. content: the document's ids; place: its number and its dataset's in data.train, which runs of
+    releases before this option go on with."""
     seq_length: Annotated[int, at_least(3)] = 512
     """Longest sample in tokens, <s> and </s> included."""
     row_format: Annotated[Literal["packed", "padded"], MAY_CHANGE] = "packed"

@@ -16,6 +16,9 @@ from metro_megatron.errors import UserError
 _RESOLUTION = 1 << 24
 """Weights that are not sizes are rounded to multiples of 1 / _RESOLUTION."""
 
+_DIGIT_BITS = 20
+"""A count below 2**41 times a digit, and a rest shifted by one, add up below 2**63."""
+
 
 def source_weights(
     weights: Sequence[float], sizes: Sequence[int], name: str = "data.weights", may_rest: bool = False
@@ -45,7 +48,7 @@ def source_weights(
 
 @dataclass(frozen=True)
 class Blend:
-    """Sources with integer weights, whose sum is below 2**31; those of weight 0 never come."""
+    """Sources with integer weights, whose sum is below 2**41; those of weight 0 never come."""
 
     weights: tuple[int, ...]
 
@@ -56,7 +59,7 @@ class Blend:
         earlier = np.zeros_like(rest)
         is_open = np.ones(rest.shape, np.bool_)
         total = sum(self.weights)
-        assert total < 1 << 31, total  # _share multiplies two numbers up to it in 64 bits
+        assert total < 1 << (2 * _DIGIT_BITS + 1), total
         for number, weight in enumerate(self.weights):
             if weight == 0:
                 continue
@@ -80,6 +83,8 @@ class Blend:
 
 
 def _share(count: NDArray[np.int64], weight: int, total: int) -> NDArray[np.int64]:
-    """floor(count * weight / total) without leaving 64 bits."""
+    """floor(count * weight / total) without leaving 64 bits: by long division, the weight in two digits."""
     whole, part = np.divmod(count, total)
-    return whole * weight + part * weight // total
+    high, low = divmod(weight, 1 << _DIGIT_BITS)
+    quotient, rest = np.divmod(part * high, total)
+    return whole * weight + (quotient << _DIGIT_BITS) + ((rest << _DIGIT_BITS) + part * low) // total

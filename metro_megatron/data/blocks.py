@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.errors import UserError
 
-BLOCK_BYTES = 1 << 15
+BLOCK_BYTES, CHECKSUM_BYTES = 1 << 15, 4
 REMEDY = "copy the shard again from where it is whole, or write it again with tools/preprocess_data.py"
 
 _SHOWN = 5

@@ -10,29 +10,35 @@ first to finish stays. Nothing here needs process groups.
 
 import hashlib
 import json
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.cli.command_line import is_first_on_machine
 from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.file_hashes import file_entry
+from metro_megatron.data.held_out import held_out_by_content, held_out_by_place
+from metro_megatron.data.index_files import ARRAYS, IndexFacts, array_path, index_damage
+from metro_megatron.data.mapping import mapped
 from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
 from metro_megatron.files import first_folder, locked, whole_files
-from metro_megatron.randomness import Purpose, uniform
 
 Split = Literal["train", "validation", "all"]
 
 NUM_SAMPLE_SPECIALS = 2
 """<s> before and </s> after the content of every sample."""
 
-_FORMAT = 1
-_ARRAYS: dict[str, np.dtype[Any]] = {"shard": np.dtype("<i2"), "start": np.dtype("<i8"), "length": np.dtype("<i4")}
-_FACTS = "index.json"
+_FORMAT = 2
+_MOST_SHARDS = int(np.iinfo(np.int16).max)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class SampleRule:
     seq_length: int
     split: Split = "all"
     validation_fraction: float = 0.0
+    held_out_by: Literal["content", "place"] = "content"
 
     @property
     def max_content(self) -> int:
@@ -81,9 +88,8 @@ def build_sample_index(
     """Samples of the documents of one split, greedily filled with whole units up to seq_length - 2 tokens.
 
     Documents are never joined. A unit longer than seq_length - 2 counts as several units, cut every
-    seq_length - 2 tokens. A document is held out ("validation") if a hash of its dataset's number in the list
-    and its own number in the dataset lies below validation_fraction; the seed of the run plays no part, so all
-    runs hold out the same, however the dataset is cut into shards.
+    seq_length - 2 tokens. A document is held out ("validation") if a hash of its ids lies below validation_fraction
+    (data/held_out.py); the seed of the run plays no part, so all runs hold out the same.
 
     Raises UserError when seq_length has no room for content or the split has no samples.
     """
@@ -110,27 +116,32 @@ class SampleBlock:
 
 
 def sample_blocks(
-    shards: Sequence[TokenizedDocuments], rule: SampleRule, block_documents: int = 1 << 16
+    shards: Sequence[TokenizedDocuments], rule: SampleRule, block_documents: int = 1 << 16, block_units: int = 1 << 20
 ) -> Iterator[SampleBlock]:
-    """The samples of all shards in order, in bounded memory. Raises UserError as build_sample_index."""
+    """The samples of all shards in order, in memory of a block of units, one document at least.
+
+    Raises UserError as build_sample_index.
+    """
     if rule.seq_length <= NUM_SAMPLE_SPECIALS:
         raise UserError(f"data.seq_length is {rule.seq_length}; it must be at least 3: <s>, one token and </s>")
-    assert len(shards) < np.iinfo(np.int16).max, len(shards)
+    if len(shards) > _MOST_SHARDS:
+        raise UserError(
+            f"{len(shards):,} shards, of which an index can name {_MOST_SHARDS:,}: join some (tools/merge_shards.py)"
+        )
     sources = source_numbers(shards)
     is_empty = True
     for number, shard in enumerate(shards):
-        token = 0
-        num_documents = len(shard.document_index) - 1
-        for first in range(0, num_documents, block_documents):
-            last = min(first + block_documents, num_documents)
-            document_index = np.asarray(shard.document_index[first : last + 1], dtype=np.int64)
-            lengths = np.asarray(shard.unit_lengths[document_index[0] : document_index[-1]])
-            document_index = document_index - document_index[0]
-            chosen = _chosen(sources[number], shard.first_document + np.arange(first, last), rule)
-            start, length = _samples(lengths, document_index, chosen, rule.max_content)
+        first, token = 0, 0
+        while first < shard.num_documents:
+            index = np.asarray(shard.document_index[first : first + block_documents + 1], dtype=np.int64)
+            count = max(1, int(np.searchsorted(index, index[0] + block_units, side="right")) - 1)
+            index = index[: count + 1]
+            lengths = np.asarray(shard.unit_lengths[index[0] : index[-1]])
+            block = _Block(shard, sources[number], first, token, lengths, index - index[0])
+            start, length = _samples(lengths, block.document_index, block.chosen(rule), rule.max_content)
             is_empty = is_empty and not len(start)
             yield SampleBlock(number, start + token, length)
-            token += int(lengths.sum(dtype=np.int64))
+            first, token = first + count, token + int(lengths.sum(dtype=np.int64))
     if is_empty:
         raise UserError(_no_samples(shards, rule))
 
@@ -147,12 +158,34 @@ def source_bounds(shards: Sequence[TokenizedDocuments], samples_per_shard: NDArr
     return tuple(np.cumsum([0, *counts]).astype(int).tolist())
 
 
-def _chosen(source: int, documents: NDArray[np.int64], rule: SampleRule) -> NDArray[np.bool_]:
-    """Which documents, by their numbers in the dataset, belong to the split."""
-    if rule.split == "all":
-        return np.ones(len(documents), np.bool_)
-    is_held_out = uniform(Purpose.SPLIT, source, documents) < rule.validation_fraction
-    return is_held_out if rule.split == "validation" else ~is_held_out
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive documents of a shard."""
+
+    shard: TokenizedDocuments
+    source: int
+    first_document: int
+    """Number in the shard."""
+    first_token: int
+    """Its place in the shard."""
+    lengths: NDArray[np.integer]
+    """[U] tokens of each unit."""
+    document_index: NDArray[np.int64]
+    """[D + 1] document d is units document_index[d] to document_index[d + 1] of these."""
+
+    def chosen(self, rule: SampleRule) -> NDArray[np.bool_]:
+        """Which documents [D] belong to the split."""
+        count = len(self.document_index) - 1
+        if rule.split == "all":
+            return np.ones(count, np.bool_)
+        if rule.held_out_by == "place":
+            first = self.shard.first_document + self.first_document
+            is_held_out = held_out_by_place(self.source, first + np.arange(count), rule.validation_fraction)
+        else:
+            unit_starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+            token_starts = self.first_token + unit_starts[self.document_index]
+            is_held_out = held_out_by_content(self.shard, token_starts, rule.validation_fraction)
+        return is_held_out if rule.split == "validation" else ~is_held_out
 
 
 def _samples(
@@ -218,12 +251,12 @@ def sample_indices(
 
     Raises UserError as cached_sample_index.
     """
-    folder, fraction = cache_folder(data.index_cache, data.train), data.validation_fraction
+    folder = cache_folder(data.index_cache, data.train)
     index = training_index(data, train, on_progress)
     if validation:
         return index, cached_sample_index(validation, SampleRule(data.seq_length), folder, on_progress)
-    if fraction > 0.0:
-        rule = SampleRule(data.seq_length, "validation", fraction)
+    if data.validation_fraction > 0.0:
+        rule = SampleRule(data.seq_length, "validation", data.validation_fraction, data.held_out_by)
         return index, cached_sample_index(train, rule, folder, on_progress)
     return index, None
 
@@ -233,7 +266,7 @@ def training_index(
 ) -> SampleIndex:
     """The index of the training samples alone. Raises UserError as cached_sample_index."""
     fraction = data.validation_fraction
-    rule = SampleRule(data.seq_length, "train" if fraction > 0.0 else "all", fraction)
+    rule = SampleRule(data.seq_length, "train", fraction, data.held_out_by) if fraction else SampleRule(data.seq_length)
     return cached_sample_index(shards, rule, cache_folder(data.index_cache, data.train), on_progress)
 
 
@@ -245,25 +278,43 @@ def cached_sample_index(
 ) -> SampleIndex:
     """The sample index of the shards, from `folder` or built into it; `on_progress` hears of samples found.
 
-    Raises UserError as build_sample_index, and if the folder cannot be written.
+    Nothing is written or locked where it is there already. A damaged one is built again, which is said; one process of
+    a machine compares hashes, the others sizes. Raises UserError as build_sample_index, if the folder cannot be
+    written, and, so that all start again, when one of several processes has replaced a damaged index.
     """
     target = folder / _key(shards, rule)
+    if not _missing_or_damaged(target):
+        return _open(target, rule)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(target.with_suffix(".lock"), wait=True):
-            if not (target / _FACTS).exists():
+            damage, is_replaced = _missing_or_damaged(target), False
+            if damage and target.exists():
+                print(*damage, f"{target}: is built again", sep="\n", file=sys.stderr, flush=True)
+                shutil.rmtree(target)
+                is_replaced = True
+            if damage:
                 _build(shards, rule, target, on_progress)
     except OSError as error:
         raise UserError(
             f"sample index {target}: {error.strerror} ({error.filename}); "
             "set data.index_cache to a folder with room for 14 bytes per sample"
         ) from error
+    if is_replaced and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Others compare sizes only: one may have opened what was damaged.
+        raise UserError(f"sample index {target}: was damaged and has been built again; start the run again")
     return _open(target, rule)
 
 
+def _missing_or_damaged(target: Path) -> list[str]:
+    """What is wrong with an index; nothing if it is there and whole."""
+    return index_damage(target, by_hash=is_first_on_machine())
+
+
 def _key(shards: Sequence[Shard], rule: SampleRule) -> str:
-    contents = [[shard.first_document == 0, shard.sha256, shard.index_sha256] for shard in shards]
-    facts = [_FORMAT, rule.seq_length, rule.split, rule.validation_fraction, contents]
+    sources = zip(source_numbers(shards), shards, strict=True)
+    contents = [[source, shard.sha256, shard.index_sha256] for source, shard in sources]
+    facts = [_FORMAT, *astuple(rule), contents]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
@@ -271,25 +322,24 @@ def _build(shards: Sequence[Shard], rule: SampleRule, target: Path, on_progress:
     samples = np.zeros(len(shards), np.int64)
     tokens = 0
     with first_folder(target) as folder:
-        with whole_files([folder / f"{name}.bin" for name in _ARRAYS]) as files:
+        with whole_files([array_path(folder, name) for name in ARRAYS]) as files:
             for block in sample_blocks(shards, rule):
                 arrays: list[NDArray[Any]] = [np.full(len(block.start), block.shard), block.start, block.length]
-                for file, dtype, values in zip(files, _ARRAYS.values(), arrays, strict=True):
+                for file, dtype, values in zip(files, ARRAYS.values(), arrays, strict=True):
                     file.write(values.astype(dtype).data)
                 tokens += int(block.length.sum(dtype=np.int64))
                 samples[block.shard] += len(block.start)
                 on_progress(int(samples.sum()))
-        facts = {"source_bounds": source_bounds(shards, samples), "content_tokens": tokens}
-        (folder / _FACTS).write_text(json.dumps(facts))
+        hashes = {name: file_entry(array_path(folder, name)) for name in ARRAYS}
+        IndexFacts(source_bounds(shards, samples), tokens, hashes).write(folder)
 
 
 def _open(folder: Path, rule: SampleRule) -> SampleIndex:
-    facts: dict[str, Any] = json.loads((folder / _FACTS).read_text())
-    bounds = tuple(facts["source_bounds"])
-    arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r") for name, dtype in _ARRAYS.items()}
-    wrong = [name for name, array in arrays.items() if len(array) != bounds[-1]]
-    if wrong:
-        raise UserError(f"{folder}: damaged ({', '.join(wrong)}); remove it, it is built again")
+    facts = IndexFacts.read(folder)
+    arrays = {name: mapped(array_path(folder, name), dtype) for name, dtype in ARRAYS.items()}
     return SampleIndex(
-        **arrays, source_bounds=bounds, content_tokens=facts["content_tokens"], seq_length=rule.seq_length
+        **arrays,
+        source_bounds=facts.source_bounds,
+        content_tokens=facts.content_tokens,
+        seq_length=rule.seq_length,
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.cli.command_line import is_first_on_machine
-from metro_megatron.data.blocks import num_blocks
+from metro_megatron.data.blocks import CHECKSUM_BYTES, num_blocks
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.file_hashes import damaged_files
 from metro_megatron.data.manifest import (
@@ -28,6 +28,7 @@ from metro_megatron.data.manifest import (
     ShardPaths,
     read_manifest,
 )
+from metro_megatron.data.mapping import mapped
 from metro_megatron.errors import UserError
 
 INDEX_HEADER = struct.Struct("<9sQBQQ")
@@ -83,26 +84,20 @@ class Shard(TokenizedDocuments):
     def _open(cls, prefix: str, manifest: Manifest, number: int, first_document: int) -> "Shard":
         entry = manifest.shards[number]
         paths = DatasetPaths(prefix).shard(number)
-        for path, file in paths.with_entries(entry).items():
-            _check_size(path, file.bytes)
         dtype = token_dtype(manifest.vocab_size)
+        content = _whole(paths.bin, entry.bin.bytes)
         unit_lengths, document_index = _read_index(paths.idx, dtype, entry)
-        if paths.bin.stat().st_size != entry.tokens * dtype.itemsize:
+        if len(content) != entry.tokens * dtype.itemsize:
             raise UserError(
-                f"{paths.bin}: {paths.bin.stat().st_size:,} bytes, but its index counts "
-                f"{entry.tokens:,} {dtype} tokens; {REMEDY}"
-            )
-        if entry.crc and entry.crc.bytes != 4 * num_blocks(entry.bin.bytes):
-            raise UserError(
-                f"{paths.crc}: has {entry.crc.bytes:,} bytes, not 4 for each block of {paths.bin}; {REMEDY}"
+                f"{paths.bin}: {len(content):,} bytes, but its index counts {entry.tokens:,} {dtype} tokens; {REMEDY}"
             )
         return cls(
-            tokens=np.memmap(paths.bin, dtype=dtype, mode="r"),
+            tokens=content.view(dtype),
             unit_lengths=unit_lengths,
             document_index=document_index,
             dataset=prefix,
             first_document=first_document,
-            checksums=np.fromfile(paths.crc, "<u4") if entry.crc else None,
+            checksums=_checksums(paths.crc, entry),
             prefix=paths.prefix,
             number=number,
             manifest=manifest,
@@ -112,8 +107,8 @@ class Shard(TokenizedDocuments):
         """For tokens [n] of the shard, by their places: the number in the dataset of the document that each is in, and
         how many tokens of that document come before it. Looked up in the index on the disk, for a few."""
         itemsize = self.tokens.dtype.itemsize
-        offsets = np.memmap(ShardPaths(self.prefix).idx, "<i8", "r", INDEX_HEADER.size + 4 * len(self.unit_lengths))
-        starts = offsets[: len(self.unit_lengths)]
+        index, num_units = mapped(ShardPaths(self.prefix).idx, np.dtype(np.uint8)), len(self.unit_lengths)
+        starts = index[INDEX_HEADER.size + 4 * num_units : INDEX_HEADER.size + 12 * num_units].view("<i8")
         # Empty units and documents begin where the next one does: the last that begins there has the token.
         units = np.searchsorted(starts, np.asarray(tokens, np.int64) * itemsize, side="right") - 1
         documents = np.searchsorted(self.document_index, units, side="right") - 1
@@ -186,30 +181,37 @@ def _hashed_files(prefix: str, manifest: Manifest) -> dict[Path, FileEntry]:
     return hashed
 
 
-def _check_size(path: Path, expected: int) -> None:
+def _whole(path: Path, expected: int) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped. Raises UserError if it cannot be read or has another size than the manifest says."""
     try:
-        size = path.stat().st_size
+        content = mapped(path, np.dtype(np.uint8))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
-    if size != expected:
-        raise UserError(f"{path}: {size:,} bytes, its manifest says {expected:,}: damaged; {REMEDY}")
+    if len(content) != expected:
+        raise UserError(f"{path}: {len(content):,} bytes, its manifest says {expected:,}: damaged; {REMEDY}")
+    return content
+
+
+def _checksums(path: Path, entry: ShardEntry) -> NDArray[np.uint32] | None:
+    if entry.crc is None:
+        return None
+    content = _whole(path, entry.crc.bytes)
+    if len(content) != CHECKSUM_BYTES * num_blocks(entry.bin.bytes):
+        raise UserError(f"{path}: {len(content):,} bytes, not {CHECKSUM_BYTES} for each block; {REMEDY}")
+    return content.view("<u4")
 
 
 def _read_index(path: Path, dtype: np.dtype[Any], entry: ShardEntry) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Unit lengths and document index; the ends of the arrays are checked, not their middles."""
     documents, units, tokens = entry.documents, entry.units, entry.tokens
     damaged = UserError(f"{path}: damaged (contradicts its manifest); {REMEDY}")
-    try:
-        with open(path, "rb") as file:
-            header = file.read(INDEX_HEADER.size)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    content = _whole(path, entry.idx.bytes)
     expected = (INDEX_MAGIC, INDEX_VERSION, DTYPE_CODES[dtype.name], units, documents + 1)
-    if len(header) != INDEX_HEADER.size or INDEX_HEADER.unpack(header) != expected:
+    if len(content) < INDEX_HEADER.size or INDEX_HEADER.unpack(content[: INDEX_HEADER.size].data) != expected:
         raise damaged
-    if path.stat().st_size != INDEX_HEADER.size + 12 * units + 8 * (documents + 1) or units < 1:
+    if len(content) != INDEX_HEADER.size + 12 * units + 8 * (documents + 1) or units < 1:
         raise damaged
-    content = np.memmap(path, dtype=np.uint8, mode="r", offset=0)[INDEX_HEADER.size :]
+    content = content[INDEX_HEADER.size :]
     lengths = content[: 4 * units].view("<i4")
     offsets = content[4 * units : 12 * units].view("<i8")
     document_index = content[12 * units :].view("<i8")

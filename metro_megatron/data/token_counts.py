@@ -34,11 +34,12 @@ def cached_token_counts(shards: Sequence[Shard], vocab_size: int, folder: Path) 
     facts = json.dumps([vocab_size, [shard.sha256 for shard in shards]])
     path = folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.counts.npy"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), wait=True):
-            if not path.exists():
-                with whole_files([path]) as (file,):
-                    np.save(file, count_tokens(shards, vocab_size))
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_suffix(".lock"), wait=True):
+                if not path.exists():
+                    with whole_files([path]) as (file,):
+                        np.save(file, count_tokens(shards, vocab_size))
         counts = np.load(path)
     except OSError as error:
         raise UserError(

@@ -1,6 +1,6 @@
 """Whether a dataset is what its manifest says, read from the first byte to the last in bounded memory.
 
-Beside it, as far as they are there: the journal of a run that works at its prefix, and the sample indices of its folder.
+Beside it, if they are there: the journal of a run that works at its prefix, and the sample indices of its folder.
 """
 
 import hashlib
@@ -50,9 +50,7 @@ def verify(prefix: str, on_read: OnRead = lambda size: None) -> Verified:
     for number in range(len(manifest.shards)):
         problems += _shard(prefix, manifest, number, on_read)
     beyond = DatasetPaths(prefix).shard(len(manifest.shards))
-    problems += [
-        f"{path}: the manifest does not know it; remove it" for path in beyond.files if path.exists()
-    ]
+    problems += [f"{path}: the manifest does not know it; remove it" for path in beyond.files if path.exists()]
     problems += [*Journal(DatasetPaths(prefix).work).problems(), *index_folder_problems(cache_folder("", [prefix]))]
     if not problems:
         problems += _recount(prefix, manifest)
@@ -92,7 +90,8 @@ def _totals(prefix: str, manifest: Manifest) -> Iterator[str]:
 
 def _tokenizer(prefix: str, manifest: Manifest) -> Iterator[str]:
     folder = DatasetPaths(prefix).tokenizer
-    if damaged := list(damaged_files({folder / name: one for name, one in (manifest.tokenizer_files or {}).items()}, REMEDY)):
+    files = {folder / name: entry for name, entry in (manifest.tokenizer_files or {}).items()}
+    if damaged := list(damaged_files(files, REMEDY)):
         yield from damaged
         return
     try:

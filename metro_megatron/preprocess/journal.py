@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from metro_megatron.data.manifest import ShardContent, SourceOptions, Statistics
+from metro_megatron.data.manifest import Manifest, ShardContent, SourceOptions, Statistics
 from metro_megatron.data.records import DamagedRecord, from_plain, sealed, unsealed
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, remove_partial, sync_folder, write_whole
@@ -123,6 +123,10 @@ class ShardStep:
     """What each source has contributed to all shards so far."""
 
 
+_KINDS: dict[str, type] = {"chunk": ChunkEntry, "shard": ShardStep, "manifest.json": Manifest}
+"""Of entries, by how their names begin."""
+
+
 class Journal:
     """What is known of a run that works in `folder`; one process at a time `opened` it, workers only add entries."""
 
@@ -177,6 +181,17 @@ class Journal:
         # Their names must be on the disk before the entry's: after a power failure it would speak of files not there.
         sync_folder(self.folder)
         write_whole(self.folder / name, sealed(entry))
+
+    def problems(self) -> Iterator[str]:
+        """A line for each damaged entry; nothing where there is no folder."""
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                if path.name == _PLAN:
+                    self.plan()
+                elif kind := _KINDS.get(path.name.partition("-")[0]):
+                    self.entry(path.name, kind)
+            except UserError as error:
+                yield from error.problems
 
     def _content(self, name: str) -> object:
         try:

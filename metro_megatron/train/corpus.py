@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.blending import source_weights
+from metro_megatron.data.identity import open_datasets
 from metro_megatron.data.loader import PretrainingData
-from metro_megatron.data.manifest import read_manifest
 from metro_megatron.data.replacements import CacheFolder, CachePlan
 from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices, training_index
-from metro_megatron.data.shards import Shard, open_shards
+from metro_megatron.data.shards import Shard
 from metro_megatron.data.token_counts import cached_token_counts
 from metro_megatron.errors import UserError
 from metro_megatron.probing.folder import ProbeTask, read_tasks
@@ -48,20 +48,18 @@ class Corpus:
     def open(cls, config: Config) -> Corpus:
         """Open all shards and find their samples.
 
-        Raises UserError for damaged shards, shards of several tokenizers, a vocabulary that is not the
-        model's, splits without a sample, and a folder of tasks that is none.
+        Raises UserError for damaged shards, shards of several tokenizers, datasets that hold the same documents, a
+        vocabulary that is not the model's, splits without a sample, and a folder of tasks that is none.
         """
         data, train = config.data, config.train
         tasks = tuple(read_tasks(Path(train.probe_tasks))) if train.probe_interval else ()
-        shards = open_shards([*data.train, *data.validation])
-        vocab_size = shards[0].vocab_size
+        train_shards, validation = open_datasets(data.train, data.validation)
+        vocab_size = train_shards[0].vocab_size
         if vocab_size != config.model.vocab_size:
             raise UserError(
                 f"model.vocab_size is {config.model.vocab_size}, but the shards' tokenizer has {vocab_size} ids: "
                 f"set model.vocab_size to {vocab_size}, or preprocess with another tokenizer"
             )
-        num_train = len(shards) - sum(len(read_manifest(prefix).shards) for prefix in data.validation)
-        train_shards, validation = shards[:num_train], shards[num_train:]
         train_index, validation_index = sample_indices(data, train_shards, validation)
         indices = [train_index]
         for phase in config.by_phase[1:]:
@@ -88,8 +86,31 @@ class Corpus:
 
     @property
     def fingerprint(self) -> list[str]:
-        """Hashes of the training shards' contents, in order."""
+        """Hashes of the training shards' ids, in order."""
         return [shard.sha256 for shard in self.train_shards]
+
+    @property
+    def index_fingerprint(self) -> list[str]:
+        """Hashes of the training shards' units and documents, in order."""
+        return [shard.index_sha256 for shard in self.train_shards]
+
+    def changed_shards(self, data: Sequence[str], data_index: Sequence[str] | None) -> list[str]:
+        """What differs from shards of these hashes of ids, and of units and documents, where they are known.
+
+        One line for each, empty where nothing differs.
+        """
+        known = [("bin", list(data), self.fingerprint), ("idx", list(data_index or []), self.index_fingerprint)]
+        names = [shard.prefix for shard in self.train_shards]
+        if len(data) != len(names):
+            return [f"{len(names):,} shards, were {len(data):,}"]
+        if list(data) != self.fingerprint and sorted(data) == sorted(self.fingerprint):
+            return ["the same shards in another order"]
+        return [
+            f"{name}.{ending} has SHA-256 {now[:12]}, was {before[:12]}"
+            for ending, earlier, found in known
+            for name, before, now in zip(names, earlier, found, strict=False)
+            if before != now
+        ]
 
     @property
     def evaluated_samples(self) -> int:
@@ -101,8 +122,9 @@ class Corpus:
 
     def cache_plan(self, frozen_model: str) -> CachePlan:
         """What cached replacements of this run depend on; frozen_model: the model's hash, empty if not known."""
-        fraction = self.config.data.validation_fraction
-        held_out = [str(fraction)] if fraction else [shard.sha256 for shard in self.validation_shards]
+        fraction, by = self.config.data.validation_fraction, self.config.data.held_out_by
+        by_fraction = [str(fraction)] if by == "place" else [str(fraction), by]
+        held_out = by_fraction if fraction else [shard.sha256 for shard in self.validation_shards]
         tokenizer, samples = self.train_shards[0].tokenizer_sha256, self.evaluated_samples
         return CachePlan.of(
             self.config, tokenizer, self.fingerprint, held_out if samples else [], samples, frozen_model

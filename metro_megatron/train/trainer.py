@@ -133,10 +133,12 @@ class Trainer:
             self.branch = {"step": self.done, "checkpoint": checkpoint_sha256(folder)}
 
     def _refuse_other_data(self, run: Path, progress: dict[str, Any]) -> None:
-        if progress["data"] != self.corpus.fingerprint:
+        changes = self.corpus.changed_shards(progress["data"], progress.get("data_index"))  # earlier releases': none
+        if changes:
+            more = f" and {len(changes) - 5:,} more" if len(changes) > 5 else ""
             raise UserError(
-                f"the shards of data.train are not those that {run} was trained on "
-                "(their hashes differ): give the same shards, or choose another train.output"
+                f"the shards of data.train are not those that {run} was trained on ({', '.join(changes[:5])}{more}): "
+                "give the same shards, or choose another train.output"
             )
         if progress.get("filled_by", "") != self.corpus.filled_by:
             raise UserError(
@@ -245,6 +247,7 @@ class Trainer:
             "seen_tokens": self.seen_tokens,
             "skipped_steps": self.skipped_steps,
             "data": self.corpus.fingerprint,
+            "data_index": self.corpus.index_fingerprint,
             "fingerprint": self._fingerprint(),
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
             **({"phase_begins": self.phase_begins} if self.config.train.phases else {}),

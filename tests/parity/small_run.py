@@ -43,7 +43,9 @@ class MemoryShard:
     dataset: str = "memory"
     first_document: int = 0
     tokenizer_path: str = ""
+    prefix: str = "memory"
     sha256: str = "memory"
+    index_sha256: str = "memory"
     tokenizer_sha256: str = "memory"
     manifest: dict[str, Any] = field(default_factory=lambda: {"vocab_size": VOCAB_SIZE})
 

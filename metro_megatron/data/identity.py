@@ -1,0 +1,77 @@
+"""Whether datasets hold the same documents, whatever they are called and wherever they lie: told by hashes.
+
+Two datasets share documents where they share a `.bin`, or where all that one was read from was read for the other, too,
+as a merged dataset and its parts are.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from metro_megatron.data.manifest import Manifest
+from metro_megatron.data.shards import Shard, open_shards
+from metro_megatron.errors import UserError
+
+
+def open_datasets(train: Sequence[str], validation: Sequence[str] = ()) -> tuple[list[Shard], list[Shard]]:
+    """The shards of the datasets of data.train, and of data.validation.
+
+    Raises UserError as open_shards, and naming all datasets of which one has documents of another.
+    """
+    shards = open_shards([*train, *validation])
+    firsts = [number for number, shard in enumerate(shards) if shard.number == 0]
+    problems = []
+    for one, other, reason in shared([shards[first].manifest for first in firsts]):
+        names = [*train, *validation]
+        if other < len(train):
+            remedy = "name one of them, and give data.weights to read it more often"
+            problems.append(f"data.train: {names[one]} and {names[other]} {reason}; {remedy}")
+        elif one < len(train):
+            problems.append(
+                f"data.validation: {names[other]} and {names[one]} of data.train {reason}, so that what is trained on "
+                "would be evaluated on; hold out other datasets, or set data.validation_fraction"
+            )
+        else:
+            problems.append(f"data.validation: {names[one]} and {names[other]} {reason}; name one of them")
+    if problems:
+        raise UserError(problems)
+    num_train = firsts[len(train)] if validation else len(shards)
+    return shards[:num_train], shards[num_train:]
+
+
+def shared(datasets: Sequence[Manifest]) -> Iterator[tuple[int, int, str]]:
+    """(number, later number, why) of each pair of datasets that share documents."""
+    shards = [{shard.bin.sha256 for shard in manifest.shards} for manifest in datasets]
+    inputs = [_inputs(manifest) for manifest in datasets]
+    found: dict[tuple[int, int], str] = {}
+    for (one, other), count in _common(inputs).items():
+        if count in (len(inputs[one]), len(inputs[other])):
+            found[one, other] = "were made of the same files"
+    for (one, other), count in _common(shards).items():
+        is_whole = count == len(shards[one]) == len(shards[other])
+        found[one, other] = "are the same dataset" if is_whole else f"have {count:,} shards in common"
+    for (one, other), reason in sorted(found.items()):
+        yield one, other, f"{reason} (by SHA-256)"
+
+
+def _inputs(manifest: Manifest) -> set[tuple[tuple[str, ...], str]]:
+    """What a dataset was read from: keys of its texts, and SHA-256 of each piece of a file."""
+    return {
+        (source.options.text_keys, sha256)
+        for source in manifest.sources
+        for file in source.files
+        for begin, end, sha256 in file.pieces
+        if sha256 and end > begin
+    }
+
+
+def _common(sets: Sequence[set[Any]]) -> Counter[tuple[int, int]]:
+    """How many elements each pair of sets has in common, pairs of none left out."""
+    places = defaultdict(list)
+    for number, elements in enumerate(sets):
+        for element in elements:
+            places[element].append(number)
+    pairs: Counter[tuple[int, int]] = Counter()
+    for numbers in places.values():
+        pairs.update((one, other) for place, one in enumerate(numbers) for other in numbers[place + 1 :])
+    return pairs
