@@ -3,7 +3,7 @@
 B rows, S positions, M masked positions, n samples of a micro batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from metro_megatron.config.rows import RowRule
-from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.packing import balanced
@@ -174,8 +173,8 @@ class MicroBatchBuilder:
     """Reads and masks the samples of a micro batch."""
 
     index: SampleIndex
-    streams: TokenStreams
-    """Of every shard."""
+    streams: Sequence[NDArray[np.integer]]
+    """Token stream of every shard."""
     masking: Masking
     is_packed: bool
     cache: ReplacementReader | None = None
@@ -234,7 +233,6 @@ class MicroBatchBuilder:
         is_real = np.zeros(len(tokens), dtype=np.bool_)
         positions = np.arange(self.index.seq_length)
         index = self.index
-        self.streams.check(index.shard[samples], index.start[samples], index.length[samples])
         slices = np.stack([begins, index.shard[samples], index.start[samples], index.length[samples]], axis=1)
         for begin, shard, start, length in slices.tolist():
             last = begin + length + 1

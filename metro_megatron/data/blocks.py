@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.errors import UserError
 
-BLOCK_BYTES, CHECKSUM_BYTES = 1 << 15, 4
+BLOCK_BYTES, CHECKSUM_BYTES = 1 << 14, 4
 REMEDY = "copy the shard again from where it is whole, or write it again with tools/preprocess_data.py"
 
 _SHOWN = 5
@@ -49,66 +49,54 @@ def num_blocks(num_bytes: int) -> int:
     return -(-num_bytes // BLOCK_BYTES)
 
 
-def damaged_block(path: str, number: int, content: NDArray[np.uint8], expected: int) -> str | None:
-    """What is wrong with block `number` of a file, whose bytes are `content`; None if it is whole."""
-    found = zlib.crc32(content)
-    if found == expected:
-        return None
-    begin = number * BLOCK_BYTES
-    return (
-        f"{path}: block {number:,} (bytes {begin:,} to {begin + len(content):,}) is damaged: CRC-32 {found:08x}, "
-        f"was {expected:08x} when written; {REMEDY}"
-    )
-
-
 class TokenStreams:
-    """The token streams of shards; their blocks are compared with their checksums once, when they are first needed.
+    """The token streams of shards, whose blocks are compared with their checksums once, when they are first needed.
 
     Blocks of all shards are numbered one after another. Where a shard has no checksums, nothing is compared.
     """
 
     def __init__(self, shards: Sequence[TokenizedDocuments]):
-        self._streams = [np.asarray(shard.tokens) for shard in shards]
         self._shards = shards
-        counts = [num_blocks(stream.nbytes) for stream in self._streams]
+        self.arrays = [np.asarray(shard.tokens) for shard in shards]
+        """[T] ids of each shard, as they are: `check` those that are read."""
+        counts = [num_blocks(array.nbytes) for array in self.arrays]
+        self._item_bytes = np.array([array.itemsize for array in self.arrays], np.int64)
         self._first_blocks = np.cumsum([0, *counts], dtype=np.int64)
-        self._item_bytes = np.array([stream.itemsize for stream in self._streams], np.int64)
-        self._is_pending = np.ones(self._first_blocks[-1], np.bool_)
-        for number, shard in enumerate(shards):
-            if shard.checksums is None:
-                self._is_pending[self._first_blocks[number] : self._first_blocks[number + 1]] = False
-        self._has_checks = bool(self._is_pending.any())
-
-    def __getitem__(self, shard: int) -> NDArray[np.integer]:
-        """[T] ids of a shard, as they are; `check` those that are read."""
-        return self._streams[shard]
+        self._is_pending = np.repeat([shard.checksums is not None for shard in shards], counts)
+        self._num_pending = int(self._is_pending.sum())
 
     def check(self, shard: NDArray[np.integer], start: NDArray[np.integer], length: NDArray[np.integer]) -> None:
         """Compare the blocks that hold these slices [n] of shards' tokens, each of a token at least.
 
         Raises UserError naming shard, block and bytes of what is damaged.
         """
-        if not self._has_checks or not len(shard):
+        if not self._num_pending:
             return
         begin = start.astype(np.int64) * self._item_bytes[shard]
         first = begin // BLOCK_BYTES
         last = (begin + length * self._item_bytes[shard] - 1) // BLOCK_BYTES
         before = self._first_blocks[shard]
-        pending: set[int] = set()
-        for step in range(int((last - first).max()) + 1):
-            blocks = before + np.minimum(first + step, last)
-            pending.update(blocks[self._is_pending[blocks]].tolist())
-        problems = [problem for block in sorted(pending) if (problem := self._compare(block))]
+        steps = range(int((last - first).max(initial=0)) + 1)
+        blocks = np.unique(np.concatenate([before + np.minimum(first + step, last) for step in steps]))
+        blocks = blocks[self._is_pending[blocks]]
+        numbers = np.searchsorted(self._first_blocks, blocks, side="right") - 1
+        inside = blocks - self._first_blocks[numbers]
+        problems = [*filter(None, map(self._damage, numbers.tolist(), inside.tolist()))]
         if problems:
-            more = [f"{len(problems)} blocks are damaged in all"] if len(problems) > _SHOWN else []
+            more = [f"{len(problems):,} blocks are damaged in all"] if len(problems) > _SHOWN else []
             raise UserError(problems[:_SHOWN] + more)
+        self._is_pending[blocks] = False
+        self._num_pending -= len(blocks)
 
-    def _compare(self, block: int) -> str | None:
-        number = int(np.searchsorted(self._first_blocks, block, side="right")) - 1
-        inside = block - int(self._first_blocks[number])
-        shard, stream = self._shards[number], self._streams[number]
+    def _damage(self, number: int, block: int) -> str | None:
+        """What is wrong with a block of shard `number`; None if it is whole."""
+        shard, begin = self._shards[number], block * BLOCK_BYTES
         assert shard.checksums is not None
-        content = stream.view(np.uint8)[inside * BLOCK_BYTES : (inside + 1) * BLOCK_BYTES]
-        problem = damaged_block(shard.name, inside, content, int(shard.checksums[inside]))
-        self._is_pending[block] = problem is not None
-        return problem
+        content = memoryview(self.arrays[number]).cast("B")[begin : begin + BLOCK_BYTES]
+        found, expected = zlib.crc32(content), int(shard.checksums[block])
+        if found == expected:
+            return None
+        return (
+            f"{shard.name}: block {block:,} (bytes {begin:,} to {begin + len(content):,}) is damaged: CRC-32 "
+            f"{found:08x}, was {expected:08x} when written; {REMEDY}"
+        )

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import stat
 import zlib
 from collections import Counter
@@ -35,6 +36,9 @@ _ZSTD_INPUT_BYTES = 128
 """Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays within 4 MiB."""
 _LONGEST_WINDOW = 1 << 31
 """Bytes, those of `zstd --long=31`; a frame takes as much memory as its own window."""
+
+_TOO_MUCH_MEMORY = re.compile("not enough memory|too much memory")
+"""In messages of zstd's."""
 
 _SMALLEST_CHUNK = 4
 """Bytes; the first line of a file begins in the first chunk, behind a byte order mark of 3."""
@@ -209,7 +213,7 @@ def _stat(source: str, path: str) -> InputFile:
     compression = compression_of(first_bytes) or by_name
     if compression and first_bytes:
         first_bytes = b""  # of what is damaged, which reading names
-        with suppress(UserError), decompressed(FileBytes(path), compression) as stream:
+        with suppress(UserError), FileBytes(path) as stored, decompressed(stored, compression) as stream:
             first_bytes = stream.read(FIRST_BYTES)
     if problem := misread(first_bytes, is_json=ending in JSON_LINES):
         raise UserError(f"{path}: {problem}")
@@ -305,7 +309,7 @@ def decompressed(stored: FileBytes, compression: str) -> Iterator[io.BufferedRea
         else:
             yield stream
     except (EOFError, zlib.error, zstandard.ZstdError, OSError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        if isinstance(error, MemoryError) or _TOO_MUCH_MEMORY.search(str(error)):
             raise UserError(
                 f"{stored.path}: decompressing it needs more memory than there is ({error or 'none left'}); raise the "
                 "limit, use fewer workers, or compress it again with a smaller window (zstd without --long)"

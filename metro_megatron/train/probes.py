@@ -18,7 +18,6 @@ from torch import Tensor
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch, MicroBatchBuilder, Rows, StepRows
-from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
@@ -90,8 +89,7 @@ class Probes:
         if own:
             # The interleaved schedule wants some; what is read twice is the same.
             own += [own[-1]] * (RowRule.of(self.config, 1).least_micro_batches - len(own))
-        streams, masking = TokenStreams([documents]), Masking(self.config.train.seed, 0.0)
-        builder = MicroBatchBuilder(index, streams, masking, data.is_packed)
+        builder = MicroBatchBuilder(index, [documents.tokens], Masking(self.config.train.seed, 0.0), data.is_packed)
         everything = np.arange(len(index))
         draws = Draws(np.zeros_like(everything), everything)
         return Reading(

@@ -7,7 +7,6 @@ import torch
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import DataConfig, ParallelConfig
 from metro_megatron.data.batch import MicroBatchBuilder, StepRows
-from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.samples import build_sample_index
@@ -17,7 +16,7 @@ from metro_megatron.vocabulary import MASK_ID
 def builder_of(shards, seq_length, probability=0.15, is_packed=True):
     return MicroBatchBuilder(
         index=build_sample_index(shards, seq_length),
-        streams=TokenStreams(shards),
+        streams=[shard.tokens for shard in shards],
         masking=Masking(1, probability),
         is_packed=is_packed,
     )

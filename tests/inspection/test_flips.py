@@ -135,43 +135,40 @@ def test_a_damaged_index_is_built_again(
 
 
 def test_damaged_ids_are_not_trained_on(dataset: str) -> None:
-    """All samples are read once: exactly the steps that hold tokens of the damaged block are refused, with its name."""
+    """Exactly the samples that hold tokens of the damaged block are refused, with its name."""
     shards = open_shards([dataset])
     index = cached_sample_index(shards, SampleRule(64), cache_folder("", [dataset]))
     config = Config(
         model=ModelConfig(vocab_size=2000), data=DataConfig(train=[dataset], seq_length=64, micro_batch_tokens=128)
     )
-    path = DatasetPaths(dataset).shard(0).bin
-    place = BLOCK_BYTES + 1
+    path, place = DatasetPaths(dataset).shard(0).bin, BLOCK_BYTES + 1
     flip(path, 8 * place)
-    data = PretrainingData(index, shards, config)
-    itemsize = shards[0].tokens.itemsize
-    refused = []
-    for batch in range(len(index)):
-        begin = int(index.start[batch]) * itemsize
-        touches = index.shard[batch] == 0 and begin + int(index.length[batch]) * itemsize > BLOCK_BYTES
+    begin, end = (index.start * 2, (index.start + index.length) * 2)
+    in_block = (index.shard == 0) & (end > BLOCK_BYTES) & (begin < 2 * BLOCK_BYTES)
+    streams, refused = TokenStreams(shards), np.zeros(len(index), np.bool_)
+    for sample in range(len(index)):
+        one = slice(sample, sample + 1)
         try:
-            streams = data._of_rank.keywords["streams"]
-            streams.check(*(getattr(index, name)[batch : batch + 1] for name in ("shard", "start", "length")))
+            streams.check(index.shard[one], index.start[one], index.length[one])
         except UserError as error:
-            refused.append(batch)
-            assert f"{path}: block 1 (bytes 32,768 to " in str(error) and "copy the shard again" in str(error)
-        assert touches == (batch in refused)
-    assert refused
-    with pytest.raises(UserError, match="block 1"):
-        list(data.evaluation_batches(len(index), 16))
+            refused[sample] = True
+            assert f"{path}: block 1 (bytes 16,384 to 32,768) is damaged" in str(error), error
+            assert "copy the shard again" in str(error)
+    assert refused.any() and refused.tolist() == in_block.tolist()
+    with pytest.raises(UserError, match="block 1 "):
+        list(PretrainingData(index, shards, config).evaluation_batches(len(index), 16))
     flip(path, 8 * place)
     list(PretrainingData(index, shards, config).evaluation_batches(len(index), 64))
 
 
 def test_blocks_are_compared_once_and_only_those_that_are_read(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compared: list[int] = []
+    compared: list[tuple[int, int]] = []
     streams = TokenStreams(open_shards([dataset]))
-    compare = streams._compare
-    monkeypatch.setattr(streams, "_compare", lambda block: [compared.append(block), compare(block)][1])
-    zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+    damage = streams._damage
+    monkeypatch.setattr(streams, "_damage", lambda *block: [compared.append(block), damage(*block)][1])
+    zero, one, half = np.zeros(1, np.int64), np.ones(1, np.int64), BLOCK_BYTES // 2
     streams.check(zero, zero, one)
     streams.check(zero, zero + 5, one)
-    assert compared == [0]
-    streams.check(np.array([0, 1, 0]), np.array([BLOCK_BYTES // 2 - 1, 0, 3]), np.array([2, 1, 1]))
-    assert len(compared) == 3
+    assert compared == [(0, 0)]
+    streams.check(np.array([0, 1, 0]), np.array([half - 1, 0, 3]), np.array([half + 2, 1, 1]))
+    assert compared == [(0, 0), (0, 1), (0, 2), (1, 0)]
