@@ -49,6 +49,17 @@ def num_blocks(num_bytes: int) -> int:
     return -(-num_bytes // BLOCK_BYTES)
 
 
+def damage_of_block(name: str, block: int, content: memoryview, expected: int) -> str | None:
+    """What is wrong with the content of a file's block, whose checksum was `expected`; None if it is whole."""
+    found, begin = zlib.crc32(content), block * BLOCK_BYTES
+    if found == expected:
+        return None
+    return (
+        f"{name}: block {block:,} (bytes {begin:,} to {begin + len(content):,}) is damaged: CRC-32 {found:08x}, was "
+        f"{expected:08x} when written; {REMEDY}"
+    )
+
+
 class TokenStreams:
     """The token streams of shards, whose blocks are compared with their checksums once, when they are first needed.
 
@@ -93,10 +104,4 @@ class TokenStreams:
         shard, begin = self._shards[number], block * BLOCK_BYTES
         assert shard.checksums is not None
         content = memoryview(self.arrays[number]).cast("B")[begin : begin + BLOCK_BYTES]
-        found, expected = zlib.crc32(content), int(shard.checksums[block])
-        if found == expected:
-            return None
-        return (
-            f"{shard.name}: block {block:,} (bytes {begin:,} to {begin + len(content):,}) is damaged: CRC-32 "
-            f"{found:08x}, was {expected:08x} when written; {REMEDY}"
-        )
+        return damage_of_block(shard.name, block, content, int(shard.checksums[block]))

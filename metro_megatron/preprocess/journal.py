@@ -195,11 +195,14 @@ class Journal:
 
     def _content(self, name: str) -> object:
         try:
-            return unsealed((self.folder / name).read_bytes())
+            content = unsealed((self.folder / name).read_bytes())
         except FileNotFoundError:
             return None
         except DamagedRecord as error:
             raise self._damaged(name, error) from error
+        if content is None:
+            raise self._damaged(name, DamagedRecord("no object"))
+        return content
 
     def _damaged(self, name: str, error: ValueError) -> UserError:
         return UserError(f"{self.folder / name}: damaged ({error}); remove the folder {self.folder} and run again")

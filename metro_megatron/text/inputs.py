@@ -40,6 +40,9 @@ _LONGEST_WINDOW = 1 << 31
 _TOO_MUCH_MEMORY = re.compile("not enough memory|too much memory")
 """In messages of zstd's."""
 
+_UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+"""Line ends and bytes that are not UTF-8: neither a message nor a manifest can hold them."""
+
 _SMALLEST_CHUNK = 4
 """Bytes; the first line of a file begins in the first chunk, behind a byte order mark of 3."""
 
@@ -199,6 +202,8 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
 def _stat(source: str, path: str) -> InputFile:
     if not is_known(path):
         raise UserError(f"{path}: unknown kind of file; names end in {_known()}")
+    if _UNSPEAKABLE.search(path):
+        raise UserError(f"{ascii(path)}: the name has characters that cannot be written down; rename it")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for whoever writes into it
             raise UserError(f"{path}: is no file, but a pipe, socket or device; write its content into a file")

@@ -77,7 +77,7 @@ def _open(path: str) -> Any:
     except ImportError as error:
         raise UserError(f"{path}: Parquet needs pyarrow; pip install 'metro_megatron[parquet]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, UnicodeDecodeError, MemoryError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({_line(error)})") from error
 

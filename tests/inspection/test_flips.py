@@ -156,8 +156,11 @@ def test_damaged_ids_are_not_trained_on(dataset: str) -> None:
             assert "copy the shard again" in str(error)
     assert refused.any() and refused.tolist() == in_block.tolist()
     with pytest.raises(UserError, match="block 1 "):
+        merge([dataset], f"{dataset}-merged", 10_000)
+    with pytest.raises(UserError, match="block 1 "):
         list(PretrainingData(index, shards, config).evaluation_batches(len(index), 16))
     flip(path, 8 * place)
+    assert merge([dataset], f"{dataset}-merged", 10_000).tokens == sum(len(shard.tokens) for shard in shards)
     list(PretrainingData(index, shards, config).evaluation_batches(len(index), 64))
 
 
