@@ -13,7 +13,7 @@ from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import CountLines, ReadingProgress
 from metro_megatron.config.file import parse_config
-from metro_megatron.data.manifest import read_manifest
+from metro_megatron.data.manifest import Manifest, read_manifest
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.checksums import add_checksums
 from metro_megatron.inspection.documents import all_sources, describe, source_lengths
@@ -115,22 +115,30 @@ def _verify(prefixes: list[str]) -> None:
 def _describe(prefix: str, verified: Verified, seconds: float) -> str:
     manifest, size = verified.manifest, verified.num_bytes
     counts = ", ".join(f"{getattr(manifest, name):,} {name}" for name in ("documents", "units", "tokens"))
-    is_checked = all(shard.crc for shard in manifest.shards)
     rows = [
         ("files", f"{verified.num_files:,}, {size / 1e6:,.1f} MB, have the manifest's sizes and SHA-256"),
         ("indices", "are well formed and speak of the ids that are there"),
         ("ids", f"lie in {NUM_SPECIALS} to {manifest.vocab_size - 1:,}: no specials"),
         ("counts and histograms", f"add up over shards and sources: {counts}"),
-        (
-            "blocks",
-            "have checksums, compared while training"
-            if is_checked
-            else "have no checksums; --add_checksums writes them",
-        ),
+        ("inputs", _read_inputs(manifest)),
+        ("blocks", _checksums(manifest)),
         ("tokenizer", f"is {manifest.tokenizer_sha256[:12]}"),
         ("read", f"in {seconds:,.1f} s: {size / 1e6 / seconds:,.1f} MB/s"),
     ]
     return "\n".join([f"{prefix} is whole", *(f"  {name:<24} {value}" for name, value in rows)])
+
+
+def _checksums(manifest: Manifest) -> str:
+    if all(shard.crc for shard in manifest.shards):
+        return "have checksums, with which training compares them"
+    return "have no checksums; --add_checksums writes them"
+
+
+def _read_inputs(manifest: Manifest) -> str:
+    if manifest.num_shards > 1:
+        task = f"task {manifest.shard_index} of {manifest.num_shards} has its part"
+        return f"{task}; join all with {tool_command('merge_shards')}"
+    return f"{sum(len(source.files) for source in manifest.sources):,} files were read to the end"
 
 
 def _print(texts: Iterator[str]) -> None:

@@ -47,7 +47,7 @@ def main(options: Options) -> None:
 
     Equal input and options give equal files.
     """
-    files = find_inputs(options.input)
+    files = find_inputs(options.input, lambda line: print(line, file=sys.stderr, flush=True))
     output, folder = options.output, Path(options.output)
     existing = [name for name in TOKENIZER_FILES if (folder / name).exists()]
     if existing and not options.overwrite:

@@ -12,6 +12,9 @@ from metro_megatron.data.manifest import Manifest
 from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.errors import UserError
 
+_MOST_NAMED = 20
+"""Pairs of datasets."""
+
 
 def open_datasets(train: Sequence[str], validation: Sequence[str] = ()) -> tuple[list[Shard], list[Shard]]:
     """The shards of the datasets of data.train, and of data.validation.
@@ -33,6 +36,8 @@ def open_datasets(train: Sequence[str], validation: Sequence[str] = ()) -> tuple
             )
         else:
             problems.append(f"data.validation: {names[one]} and {names[other]} {reason}; name one of them")
+    if len(problems) > _MOST_NAMED:
+        problems[_MOST_NAMED:] = [f"and so do {len(problems) - _MOST_NAMED:,} more pairs of datasets"]
     if problems:
         raise UserError(problems)
     num_train = firsts[len(train)] if validation else len(shards)

@@ -6,6 +6,7 @@ documents, and shards, in whose order the sources' documents follow one another.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
@@ -274,7 +275,9 @@ def read_manifest(prefix: str) -> Manifest:
     except FileNotFoundError as error:
         begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
         what = "it was not finished" if begun else "there is no such dataset"
-        raise UserError(f"{path}: no such file, so {what}; {REMEDY}") from error
+        near = near_prefixes(prefix)
+        remedy = f"did you mean {' or '.join(near)}?" if near else REMEDY
+        raise UserError(f"{path}: no such file, so {what}; {remedy}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except DamagedRecord as error:
@@ -293,3 +296,13 @@ def read_manifest(prefix: str) -> Manifest:
     except DamagedRecord as error:
         raise UserError(f"{path}: damaged ({error}); {REMEDY}") from error
     return manifest
+
+
+def near_prefixes(given: str) -> list[str]:
+    """Datasets, five at most, that someone may mean by this prefix: a file's, a folder's, one spelled alike."""
+    path = Path(given)
+    folder = path if path.is_dir() else path.parent
+    own = {one.name.removesuffix(".manifest.json"): str(one) for one in sorted(folder.glob("*.manifest.json"))}
+    names = list(own) if path.is_dir() else [name for name in own if path.name.startswith((f"{name}.", f"{name}_"))]
+    names = names or get_close_matches(path.name, own)
+    return [own[name].removesuffix(".manifest.json") for name in names[:5]]

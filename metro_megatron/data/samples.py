@@ -33,6 +33,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import first_folder, locked, whole_files
 
 Split = Literal["train", "validation", "all"]
+HeldOutBy = Literal["content", "place"]
 
 NUM_SAMPLE_SPECIALS = 2
 """<s> before and </s> after the content of every sample."""
@@ -74,7 +75,7 @@ class SampleRule:
     seq_length: int
     split: Split = "all"
     validation_fraction: float = 0.0
-    held_out_by: Literal["content", "place"] = "content"
+    held_out_by: HeldOutBy = "content"
 
     @property
     def max_content(self) -> int:
@@ -83,7 +84,11 @@ class SampleRule:
 
 
 def build_sample_index(
-    shards: Sequence[TokenizedDocuments], seq_length: int, split: Split = "all", validation_fraction: float = 0.0
+    shards: Sequence[TokenizedDocuments],
+    seq_length: int,
+    split: Split = "all",
+    validation_fraction: float = 0.0,
+    held_out_by: HeldOutBy = "content",
 ) -> SampleIndex:
     """Samples of the documents of one split, greedily filled with whole units up to seq_length - 2 tokens.
 
@@ -93,7 +98,7 @@ def build_sample_index(
 
     Raises UserError when seq_length has no room for content or the split has no samples.
     """
-    blocks = list(sample_blocks(shards, SampleRule(seq_length, split, validation_fraction)))
+    blocks = list(sample_blocks(shards, SampleRule(seq_length, split, validation_fraction, held_out_by)))
     lengths = np.concatenate([np.empty(0, np.int32), *(block.length for block in blocks)])
     shard = np.repeat([block.shard for block in blocks], [len(block.start) for block in blocks])
     return SampleIndex(
@@ -131,8 +136,8 @@ def sample_blocks(
     sources = source_numbers(shards)
     is_empty = True
     for number, shard in enumerate(shards):
-        first, token = 0, 0
-        while first < shard.num_documents:
+        first, token, num_documents = 0, 0, len(shard.document_index) - 1
+        while first < num_documents:
             index = np.asarray(shard.document_index[first : first + block_documents + 1], dtype=np.int64)
             count = max(1, int(np.searchsorted(index, index[0] + block_units, side="right")) - 1)
             index = index[: count + 1]
@@ -244,7 +249,7 @@ def cache_folder(configured: str, prefixes: Sequence[str]) -> Path:
 def sample_indices(
     data: DataConfig,
     train: Sequence[Shard],
-    validation: Sequence[Shard],
+    validation: Sequence[Shard] = (),
     on_progress: Callable[[int], object] = lambda samples: None,
 ) -> tuple[SampleIndex, SampleIndex | None]:
     """The indices of a run: its training samples and its held-out ones, of data.validation or of a fraction.

@@ -18,6 +18,7 @@ from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, FileEntry, 
 from metro_megatron.data.samples import cache_folder
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.errors import UserError
+from metro_megatron.inspection.completeness import missing_inputs
 from metro_megatron.inspection.index_check import REMEDY, index_problems
 from metro_megatron.preprocess.journal import Journal
 from metro_megatron.preprocess.parts import source_blocks
@@ -41,12 +42,12 @@ class Verified:
 
 
 def verify(prefix: str, on_read: OnRead = lambda size: None) -> Verified:
-    """Compare all of a dataset with its manifest: sizes, SHA-256, indices, checksums, ids, counts and tokenizer.
+    """Compare all of a dataset with its manifest: sizes, SHA-256, indices, ids, counts, tokenizer and inputs read.
 
     Raises one UserError for all that is wrong.
     """
     manifest = read_manifest(prefix)
-    problems = [*_totals(prefix, manifest), *_tokenizer(prefix, manifest)]
+    problems = [*_totals(prefix, manifest), *_tokenizer(prefix, manifest), *missing_inputs(prefix, manifest)]
     for number in range(len(manifest.shards)):
         problems += _shard(prefix, manifest, number, on_read)
     beyond = DatasetPaths(prefix).shard(len(manifest.shards))

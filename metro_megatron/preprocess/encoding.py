@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
-from functools import cache
+from functools import lru_cache
 from itertools import chain, compress
 from pathlib import Path
 
@@ -172,8 +172,8 @@ class _ChunkWork:
         )
 
 
-encoder_of_process: Callable[[EncodingOptions], ChunkEncoder] = cache(ChunkEncoder)
-"""The encoder of this process for these options."""
+encoder_of_process: Callable[[EncodingOptions], ChunkEncoder] = lru_cache(maxsize=1)(ChunkEncoder)
+"""The encoder of this process for these options; one at a time, as each has a tokenizer, and every source its own."""
 
 
 def chunk_name(number: int) -> str:

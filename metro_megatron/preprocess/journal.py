@@ -7,7 +7,7 @@ renamed into its name after the files it speaks of, so kill -9 at any moment los
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,6 +47,13 @@ class PlannedFile:
     bytes: int
     mtime_ns: int = 0
     """0 where nothing is known of it."""
+    ctime_ns: int = 0
+    """The same; no one can set it back."""
+
+    @property
+    def content(self) -> "PlannedFile":
+        """What matters of it: times only save looking at its bytes again."""
+        return PlannedFile(self.name, self.bytes)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class Plan:
     source: str
     options: PlannedOptions
     files: tuple[PlannedFile, ...]
+
+    @property
+    def content(self) -> "Plan":
+        """The same without times of files."""
+        return replace(self, files=tuple(file.content for file in self.files))
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,11 @@ class MergePlan:
 
     options: MergeOptions
     files: tuple[MergedDataset, ...]
+
+    @property
+    def content(self) -> "MergePlan":
+        """As Plan's."""
+        return self
 
 
 AnyPlan = Plan | MergePlan
@@ -157,16 +174,20 @@ class Journal:
         is_merge = isinstance(content, dict) and "tokenizer_sha256" not in content
         return self.entry(_PLAN, MergePlan) if is_merge else self.entry(_PLAN, Plan)
 
-    def begin_or_continue(self, plan: AnyPlan) -> None:
-        """Continue a run with this very plan; begin it, on an emptied folder, if another plan or none is here."""
-        if self.plan() == plan:
-            return
-        for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != _LOCK:
-                path.unlink()
-        self.write_entry(_PLAN, plan)
+    def begin_or_continue(self, plan: AnyPlan, anew: bool = False) -> None:
+        """Continue a run of this plan, whose finished chunks were found to be as they were; else begin it.
+
+        That is on an emptied folder, if another plan or none is here, or `anew` asks for it.
+        """
+        earlier = self.plan()
+        if anew or earlier is None or earlier.content != plan.content:
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != _LOCK:
+                    path.unlink()
+        if anew or earlier != plan:
+            self.write_entry(_PLAN, plan)
 
     def entry(self, name: str, kind: type[_Entry]) -> _Entry | None:
         """Entry `name`, None if that step is not finished. Raises UserError for a damaged one."""

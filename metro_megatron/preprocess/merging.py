@@ -5,12 +5,13 @@ Duplicates that the tasks of one run have left in are dropped here, over all of 
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from metro_megatron.data.identity import shared
 from metro_megatron.data.manifest import (
     NO_DOCUMENTS,
     DatasetPaths,
@@ -34,6 +35,7 @@ from metro_megatron.preprocess.output import (
     MANIFEST,
     dataset_manifest,
     explained,
+    other_part,
     output_prefix,
     publish,
     refuse_foreign,
@@ -42,12 +44,15 @@ from metro_megatron.preprocess.output import (
 from metro_megatron.preprocess.parts import HASH_BYTES, Part, Section
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 
+_MOST_NAMED = 5
+
 
 def merge(prefixes: Sequence[str], output: str, shard_bytes: int, overwrite: bool = False) -> Manifest:
     """Write the documents of all datasets in order as dataset `output`; returns its manifest.
 
     All tasks of a run, merged in order, give the bytes of the run in one piece. Raises UserError if a dataset is
-    damaged, tokenizers differ, tasks of a run with --drop_duplicates are joined with others, or `output` is taken.
+    damaged, tokenizers differ, datasets share documents, tasks of a run are missing, out of order, or, with
+    --drop_duplicates, joined with others, or `output` is taken.
     """
     prefix = output_prefix(output, "")
     manifests = [read_manifest(one) for one in prefixes]
@@ -84,10 +89,37 @@ def _check(prefixes: Sequence[str], output: str, manifests: Sequence[Manifest], 
                 f"{prefix} and {prefixes[0]}: only one of them still has its duplicates, as a task of a run with "
                 "--drop_duplicates does; merge all tasks of that run first"
             )
-    if len(set(map(str, prefixes))) < len(prefixes):
-        problems.append("a prefix is given twice; name it once")
+    runs = [_run(manifest) for manifest in manifests]
+    problems += _incomplete_runs(prefixes, manifests, runs)
+    for one, other, reason in shared(manifests):
+        is_of_one_run = runs[one] is not None and runs[one] == runs[other]
+        # Different tasks of one run share documents only where its input says them twice.
+        if not is_of_one_run or manifests[one].shard_index == manifests[other].shard_index:
+            problems.append(f"{prefixes[one]} and {prefixes[other]} {reason}; name one of them")
     if problems:
         raise UserError(problems)
+
+
+def _run(manifest: Manifest) -> object:
+    """The run of several tasks that a dataset is a part of, to be compared; None where it is none's."""
+    if manifest.num_shards == 1:
+        return None
+    return manifest.tokenizer_sha256, manifest.num_shards, tuple(map(_identity, manifest.sources))
+
+
+def _incomplete_runs(prefixes: Sequence[str], manifests: Sequence[Manifest], runs: Sequence[object]) -> Iterator[str]:
+    """What is missing or out of order of runs of several tasks, of which each dataset is or is not a part."""
+    for run in dict.fromkeys(run for run in runs if run):
+        places = [place for place, one in enumerate(runs) if one == run]
+        prefix, first = prefixes[places[0]], manifests[places[0]]
+        count, given = first.num_shards, [manifests[place].shard_index for place in places]
+        missing = [task for task in range(count) if task not in given]
+        if missing:
+            names = ", ".join(other_part(prefix, first.shard_index, count, task) for task in missing[:_MOST_NAMED])
+            more = f" and {len(missing) - _MOST_NAMED:,} more" if len(missing) > _MOST_NAMED else ""
+            yield f"{names}{more}: missing of the {count} tasks that share the documents out; finish and give them all"
+        elif given != list(range(count)) or places != list(range(places[0], places[0] + count)):
+            yield f"tasks {', '.join(map(str, given))} of {count} beside {prefix}: give each once and in order"
 
 
 def _merged(prefix: str) -> MergedDataset:
@@ -156,7 +188,7 @@ def join_sources(entries: Sequence[SourceEntry]) -> list[SourceEntry]:
 
 
 def _identity(source: SourceEntry) -> object:
-    return source.name, source.options, [(file.name, file.bytes) for file in source.files]
+    return source.name, source.options, tuple((file.name, file.bytes) for file in source.files)
 
 
 def _join(first: SourceEntry, second: SourceEntry) -> SourceEntry:

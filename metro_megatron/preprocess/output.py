@@ -40,6 +40,7 @@ MANIFEST = "manifest.json"
 _SHARES = ("shard_bytes", "shard_index", "num_shards")
 """Options that say how documents were shared out, not what they are; a merged dataset has its own."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PART = ".part-{:04d}-of-{:04d}"
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -58,6 +59,18 @@ def output_prefix(pattern: str, source: str) -> str:
     if name in ("", ".", "..") or Path(prefix).is_dir():
         raise UserError(f"--output_prefix {prefix} names a folder; append a file name, for example {prefix}/train")
     return prefix
+
+
+def part_prefix(prefix: str, number: int, count: int) -> str:
+    """The prefix of what task `number` of `count` writes of a dataset."""
+    return prefix + _PART.format(number, count)
+
+
+def other_part(prefix: str, number: int, count: int, other: int) -> str:
+    """The prefix of task `other`, from that of task `number` of `count`; its number where that was renamed."""
+    suffix = _PART.format(number, count)
+    is_ours = prefix.endswith(suffix)
+    return part_prefix(prefix.removesuffix(suffix), other, count) if is_ours else f"task {other} of {count}"
 
 
 def refuse_foreign(prefix: str, changes: Sequence[str] = ()) -> None:
@@ -81,7 +94,7 @@ def refuse_work(work: Path, earlier: AnyPlan | None, plan: AnyPlan) -> None:
         if work.exists() and any(path.name != "lock" and not is_partial(path) for path in work.iterdir()):
             raise UserError(f"{work} is there and was not made by this tool; choose another --output_prefix")
         return
-    if changes := differences(earlier, plan):
+    if changes := differences(earlier.content, plan.content):
         advice = (
             f"{work} holds an unfinished run that differs as above; repeat its command, or start again with --overwrite"
         )
@@ -112,8 +125,10 @@ def _flat(plan: AnyPlan) -> dict[str, Any]:
 
 def planned_files(files: Sequence[InputFile]) -> tuple[PlannedFile, ...]:
     """The input files of a source as its plan holds them."""
-    names = relative_names(files)
-    return tuple(PlannedFile(name, file.size, file.mtime_ns) for name, file in zip(names, files, strict=True))
+    return tuple(
+        PlannedFile(name, file.size, file.mtime_ns, os.stat(file.path).st_ctime_ns)
+        for name, file in zip(relative_names(files), files, strict=True)
+    )
 
 
 def relative_names(files: Sequence[InputFile]) -> list[str]:
@@ -128,11 +143,6 @@ def plan_of_manifest(manifest: Manifest) -> Plan:
     source, shares = manifest.sources[0], {name: getattr(manifest, name) for name in _SHARES}
     files = tuple(PlannedFile(file.name, file.bytes) for file in source.files)
     return Plan(manifest.tokenizer_sha256, source.name, PlannedOptions(**vars(source.options), **shares), files)
-
-
-def without_times(plan: Plan) -> Plan:
-    """A plan as `plan_of_manifest` knows it."""
-    return replace(plan, files=tuple(replace(file, mtime_ns=0) for file in plan.files))
 
 
 def source_entry(

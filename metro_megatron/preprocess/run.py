@@ -6,6 +6,7 @@ when the same command is given again.
 
 import hashlib
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,19 +28,23 @@ from metro_megatron.preprocess.output import (
     differences,
     explained,
     output_prefix,
+    part_prefix,
     plan_of_manifest,
     planned_files,
     publish,
     refuse_foreign,
     refuse_work,
     source_entry,
-    without_times,
 )
 from metro_megatron.preprocess.parts import Part, join_hashes, part_paths
+from metro_megatron.preprocess.rewritten import Piece, pieces_of, rewritten
 from metro_megatron.preprocess.workers import encode_locally, encode_on_ray
 from metro_megatron.text.documents import ReadOptions
 from metro_megatron.text.inputs import Chunk, InputFile, find_inputs, plan_chunks
 from metro_megatron.tokenizer.tokenizer import Tokenizer, copy_tokenizer
+
+_CLOCKS_AGREE_NS = 24 * 3600 * 10**9
+"""A file that is older than a dataset by so much was not written after it, whoever's clocks say so."""
 
 __all__ = ["PlanOptions", "PreprocessOptions", "Summary", "preprocess"]
 
@@ -68,7 +73,7 @@ def preprocess(options: PreprocessOptions) -> list[Summary]:
     """
     _check_options(options)
     by_source: dict[str, list[InputFile]] = {}
-    for file in find_inputs(options.input):
+    for file in find_inputs(options.input, lambda line: print(line, file=sys.stderr, flush=True)):
         by_source.setdefault(file.source, []).append(file)
     if len(by_source) > 1 and "{source}" not in options.output_prefix:
         raise UserError(
@@ -91,7 +96,7 @@ class SourceRun:
         plan = options.plan
         prefix = output_prefix(options.output_prefix, source)
         if plan.num_shards > 1:
-            prefix += f".part-{plan.shard_index:04d}-of-{plan.num_shards:04d}"
+            prefix = part_prefix(prefix, plan.shard_index, plan.num_shards)
         self.prefix = prefix
         """Of the dataset."""
         self._paths = DatasetPaths(prefix)
@@ -110,6 +115,9 @@ class SourceRun:
         if earlier is None or self._paths.manifest.exists():
             refuse_foreign(self.prefix, self._changes())
         refuse_work(self._paths.work, earlier, self._plan)
+        if self._stale_chunks:
+            advice = f"{self._paths.work} holds what was made of other bytes; start again with --overwrite"
+            raise UserError([*self._stale_chunks, advice])
 
     def run(self) -> Summary:
         """Do what is left to do: every step leaves an entry in the journal, and is not done again where one is."""
@@ -117,7 +125,7 @@ class SourceRun:
             shutil.rmtree(self._paths.work, ignore_errors=True)
             return Summary(self.prefix, read_manifest(self.prefix), was_finished=True)
         with explained(self.prefix), self._journal.opened():
-            self._journal.begin_or_continue(self._plan)
+            self._journal.begin_or_continue(self._plan, anew=bool(self._stale_chunks))
             copy_tokenizer(self._tokenizer.path, self._paths.work / "tokenizer")
             entries = self._encode_chunks()
             self._check_rejects(entries)
@@ -154,11 +162,34 @@ class SourceRun:
             earlier = plan_of_manifest(read_manifest(self.prefix))
         except UserError as error:
             return error.problems
-        written = self._paths.manifest.stat().st_mtime_ns
-        newer = [
-            f"{file.path}: changed after the dataset was written" for file in self._files if file.mtime_ns > written
+        return differences(earlier, self._plan.content) or self._rewritten_since
+
+    @cached_property
+    def _rewritten_since(self) -> list[str]:
+        """Files whose bytes are not those that the finished dataset was made of."""
+        trusted = self._paths.manifest.stat().st_mtime_ns - _CLOCKS_AGREE_NS
+        entries = read_manifest(self.prefix).sources[0].files
+        pieces: list[Piece] = []
+        for file, planned, entry in zip(self._files, self._plan.files, entries, strict=True):
+            if max(planned.mtime_ns, planned.ctime_ns) > trusted:
+                pieces += pieces_of(file, entry.pieces)
+        return rewritten(pieces) if pieces else []
+
+    @cached_property
+    def _stale_chunks(self) -> list[str]:
+        """Files whose bytes are not those that finished chunks of an interrupted run were made of."""
+        earlier = self._journal.plan()
+        if not isinstance(earlier, Plan) or earlier.content != self._plan.content:
+            return []
+        known, planned = set(earlier.files), self._plan.files
+        touched = {file.path for file, now in zip(self._files, planned, strict=True) if now not in known}
+        pieces = [
+            Piece(chunk.file, chunk.begin, chunk.end, entry.sha256)
+            for chunk in self._chunks
+            if chunk.file.path in touched
+            and (entry := self._journal.entry(f"{chunk_name(chunk.number)}.json", ChunkEntry))
         ]
-        return [*differences(earlier, without_times(self._plan)), *newer]
+        return rewritten(pieces) if pieces else []
 
     def _encode_chunks(self) -> list[ChunkEntry]:
         """Make a part of every chunk that has none; journal entries of all chunks, in order."""

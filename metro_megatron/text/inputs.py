@@ -1,9 +1,9 @@
 """The files a preprocessing run reads: which, the chunks they are cut into, and their bytes.
 
-A pattern is a file, a folder (all files of a known kind below it) or a glob; `NAME=PATTERN` puts its files under
-the source NAME. Chunks are a pure function of the files' sizes and the chunk size, so that any number of workers
-or machines can share them out. Bytes are counted, hashed and decompressed while they are read, so that damage is told
-from the end of a file.
+A pattern is a file, a folder (all files of a known kind below it, but none that this program has written) or a glob;
+`NAME=PATTERN` puts its files under the source NAME. Chunks are a pure function of the files' sizes and the chunk size,
+so that any number of workers or machines can share them out. Bytes are counted, hashed and decompressed while they are
+read, so that damage is told from the end of a file.
 """
 
 import bz2
@@ -16,7 +16,7 @@ import re
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,18 @@ _TOO_MUCH_MEMORY = re.compile("not enough memory|too much memory")
 
 _UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 """Line ends and bytes that are not UTF-8: neither a message nor a manifest can hold them."""
+
+_OWN_FOLDERS = (
+    {"plan.json", "lock"},
+    {"run_config.yaml"},
+    {"index.json", "start.bin"},
+    {"config.json", "model.safetensors"},
+)
+"""Files that mark a folder as this program's: unfinished work, a run, an index of samples, a model."""
+_OF_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "report.json"}
+_MANIFEST = ".manifest.json"
+_OWN = "of this program's own"
+_MOST_NAMED = 5
 
 _SMALLEST_CHUNK = 4
 """Bytes; the first line of a file begins in the first chunk, behind a byte order mark of 3."""
@@ -101,8 +113,8 @@ def is_known(path: str) -> bool:
     return ending in JSON_LINES + PLAIN_TEXT or (ending in PARQUET and not compression)
 
 
-def find_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """All files of the patterns, by pattern, then by path.
+def find_inputs(patterns: Sequence[str], on_left_out: Callable[[str], object] = lambda line: None) -> list[InputFile]:
+    """All files of the patterns, by pattern, then by path; `on_left_out` hears in a line which were passed over.
 
     Raises UserError for everything that is wrong with them: patterns without files, files that cannot be read, of
     an unknown kind or given twice, folders that cannot be listed or that contain themselves, names that are no
@@ -110,13 +122,14 @@ def find_inputs(patterns: Sequence[str]) -> list[InputFile]:
     """
     files: list[InputFile] = []
     problems = [] if patterns else ["no input files given"]
+    left_out: Counter[str] = Counter()
     for text in patterns:
         source, pattern = _split(text)
         if source and not source.replace("-", "").replace("_", "").isalnum():
             problems.append(f"{text}: source name {source!r} may have letters, digits, - and _ only")
             continue
         try:
-            paths = list(_expand(pattern))
+            paths = list(_expand(pattern, left_out))
         except UserError as error:
             problems += error.problems
             continue
@@ -131,6 +144,11 @@ def find_inputs(patterns: Sequence[str]) -> list[InputFile]:
     problems += [f"{path}: given {count} times; name it once" for path, count in real.items() if count > 1]
     if problems:
         raise UserError(problems)
+    if left_out:
+        most = Counter(dict(left_out.most_common(_MOST_NAMED)))
+        most["others"] = left_out.total() - most.total()
+        listed = ", ".join(f"{count:,} {what}" for what, count in (+most).items())
+        on_left_out(f"left out of folders and globs: {listed}; a file that is named is read")
     return files
 
 
@@ -163,26 +181,49 @@ def _grouped(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """(source, pattern); a `=` in a path that exists belongs to the path."""
+    """(source, pattern); a `=` in a path that exists, or a glob of some that do, belongs to the path."""
     source, mark, pattern = text.partition("=")
-    if not mark or "/" in source or os.path.exists(text):
+    if not mark or "/" in source or os.path.exists(text) or _matches(text):
         return "", text
     return source, pattern
 
 
-def _expand(pattern: str) -> Iterator[str]:
+def _matches(pattern: str) -> list[str]:
+    """Paths that a glob names; where there are none, its brackets stand for themselves."""
+    found = glob.glob(pattern, recursive=True)
+    return sorted(found or glob.glob(pattern.replace("[", "[[]"), recursive=True))
+
+
+def _expand(pattern: str, left_out: Counter[str]) -> Iterator[str]:
     if os.path.isdir(pattern):
-        yield from _walk(pattern, frozenset())
+        yield from _walk(pattern, frozenset(), left_out)
     elif os.path.lexists(pattern):
         yield pattern
     else:
-        for path in sorted(glob.glob(pattern, recursive=True)):
-            if os.path.isfile(path):
+        paths = list(filter(os.path.isfile, _matches(pattern)))
+        own = {folder: _own_files(folder) for folder in set(map(os.path.dirname, paths))}
+        for path in paths:
+            if os.path.basename(path) in own[os.path.dirname(path)]:
+                left_out[_OWN] += 1
+            else:
                 yield path
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Files of a known kind below a folder, sorted; hidden ones are left out."""
+def _own_files(folder: str) -> set[str]:
+    """Names of the files of a folder that this program has written; of a folder of its own those of all."""
+    try:
+        names = set(os.listdir(folder or "."))
+    except OSError:
+        return set()
+    if any(marks <= names for marks in _OWN_FOLDERS):
+        return names
+    manifests = {name for name in names if name.endswith(_MANIFEST)}
+    own = {name for name in manifests if f"{name.removesuffix(_MANIFEST)}.tokenizer" in names}
+    return own | (names & _OF_TOKENIZER if "tokenizer_config.json" in names else set())
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]], left_out: Counter[str]) -> Iterator[str]:
+    """Files of a known kind below a folder, sorted; hidden ones and this program's are left out."""
     try:
         status = os.stat(folder)
         names = sorted(os.listdir(folder))
@@ -191,12 +232,19 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     this = (status.st_dev, status.st_ino)
     if this in above:
         raise UserError(f"{folder}: a link leads back to a folder above it; remove the link or name the files")
+    own = _own_files(folder)
     for name in names:
         path = os.path.join(folder, name)
-        if os.path.isdir(path):
-            yield from _walk(path, above | {this})
-        elif is_known(path) and not name.startswith("."):
+        if name in own:
+            left_out[_OWN] += 1
+        elif os.path.isdir(path):
+            yield from _walk(path, above | {this}, left_out)
+        elif name.startswith("."):
+            left_out["hidden"] += 1
+        elif is_known(path):
             yield path
+        else:
+            left_out["".join(kind(path)) or "without ending"] += 1
 
 
 def _stat(source: str, path: str) -> InputFile:

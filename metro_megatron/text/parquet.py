@@ -5,8 +5,8 @@ from typing import Any
 
 from metro_megatron.errors import UserError
 
-_ROWS = 256
-"""Turned into Python's strings at once."""
+_ROWS, _BYTES = 256, 16 << 20
+"""Read, and turned into Python's strings, at once: whichever is less, one row at least."""
 
 
 def row_group_bytes(path: str) -> list[int]:
@@ -42,7 +42,7 @@ def read_rows(path: str, row_groups: range, columns: Sequence[str]) -> Iterator[
         raise UserError(f"{path}: has column {', '.join(twice)} more than once; rename all but one")
     row = sum(file.metadata.row_group(group).num_rows for group in range(row_groups.start))
     try:
-        batches = file.iter_batches(_ROWS, row_groups=row_groups, columns=list(columns))
+        batches = _batches(file, row_groups, columns)
         for batch in batches:
             for values in zip(*(_values(batch.column(column)) for column in columns), strict=True):
                 yield row, list(values)
@@ -69,6 +69,17 @@ def _value(scalar: Any) -> Any:
     except UnicodeDecodeError:
         of_dictionary = getattr(scalar, "value", scalar)
         return of_dictionary.as_buffer().to_pybytes() if hasattr(of_dictionary, "as_buffer") else None
+
+
+def _batches(file: Any, row_groups: range, columns: Sequence[str]) -> Iterator[Any]:
+    """Consecutive rows of about _BYTES, at most _ROWS of them and at least one."""
+    for number in row_groups:
+        group = file.metadata.row_group(number)
+        rows = max(1, min(_ROWS, group.num_rows * _BYTES // max(1, group.total_byte_size)))
+        for batch in file.iter_batches(rows, row_groups=[number], columns=list(columns)):
+            # Few strings of a column may stand for many long rows: what rows really weigh is known only now.
+            step = max(1, batch.num_rows * _BYTES // max(batch.nbytes, _BYTES))
+            yield from (batch.slice(begin, step) for begin in range(0, batch.num_rows, step))
 
 
 def _open(path: str) -> Any:

@@ -27,6 +27,8 @@ from metro_megatron.probing.folder import ProbeTask, read_tasks
 if TYPE_CHECKING:
     from metro_megatron.parallel.layout import Layout
 
+_MOST_EPOCHS = 1000
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -155,19 +157,33 @@ class Corpus:
         return replace(self, cache=cache, filled_by=plan.sha256)
 
     @property
+    def epochs(self) -> float:
+        """How often the run reads its training samples."""
+        train, index = self.config.train, self.train_index
+        if train.global_batch_size:
+            return train.train_steps * train.global_batch_size / len(index)
+        return train.train_steps * train.global_batch_tokens / index.num_tokens
+
+    @property
+    def advice(self) -> str | None:
+        """What to change if the run reads its samples absurdly often."""
+        if self.epochs <= _MOST_EPOCHS:
+            return None
+        return (
+            f"the run reads its {len(self.train_index):,} samples {self.epochs:,.0f} times: check data.train, or lower "
+            "train.train_steps or the batch"
+        )
+
+    @property
     def description(self) -> str:
         config, index = self.config, self.train_index
         train = config.train
-        if train.global_batch_size:
-            batch = f"{train.global_batch_size:,} samples"
-            epochs = train.train_steps * train.global_batch_size / len(index)
-        else:
-            batch = f"{train.global_batch_tokens:,} tokens"
-            epochs = train.train_steps * train.global_batch_tokens / index.num_tokens
+        has_size = train.global_batch_size > 0
+        batch = f"{train.global_batch_size:,} samples" if has_size else f"{train.global_batch_tokens:,} tokens"
         held_out = f", {len(self.validation_index)} samples held out" if self.validation_index else ""
         return (
             f"{len(index):,} samples with {index.num_tokens:,} tokens{held_out}; "
-            f"{train.train_steps:,} steps of {batch}: {epochs:.2f} epochs"
+            f"{train.train_steps:,} steps of {batch}: {self.epochs:,.2f} epochs"
         )
 
     def index_at(self, step: int) -> SampleIndex:

@@ -340,6 +340,8 @@ class Trainer:
             report.say(f"warning: {missing}")
         report.say(describe(self.layout.device))
         report.say(self.corpus.description)
+        if advice := self.corpus.advice:
+            report.say(f"warning: {advice}")
         if self.initial:
             report.say(self.initial.description)
         report.say_all(self.remarks)

@@ -140,6 +140,17 @@ def test_help_explains_every_field(capsys):
         assert "(type: " in after and len(after.partition("(type: ")[0].split()) >= 3, name
 
 
+def test_runs_of_earlier_releases_held_out_by_place(tmp_path: Path) -> None:
+    """What their run_config.yaml does not say."""
+    for fraction, expected in ((0.1, "place"), (0.0, "content")):
+        text = dump_config(replace(Config(), data=DataConfig(validation_fraction=fraction)))
+        earlier = "".join(line for line in text.splitlines(keepends=True) if "held_out_by: " not in line)
+        (tmp_path / "run_config.yaml").write_text(earlier)
+        (tmp_path / "mine.yaml").write_text(earlier)
+        assert load_config(tmp_path / "run_config.yaml").data.held_out_by == expected
+        assert load_config(tmp_path / "mine.yaml").data.held_out_by == "content"
+
+
 def test_the_option_surface_is_the_golden_list():
     """A new option needs a line in tests/golden/options.txt, and an argument why it must exist."""
     surface = [f"{one.name}: {type_name(one.annotation)} = {one.default!r}" for one in options_of(Config)]

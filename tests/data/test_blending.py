@@ -35,6 +35,19 @@ def test_positions_far_out_and_large_weights() -> None:
     assert blend.draw([total * 10**6])[1].tolist() in ([weight * 10**6] for weight in weights)
 
 
+def test_more_samples_than_31_bits_count() -> None:
+    """As exact integers say."""
+    for weights in ((2**31, 3, 2**33 + 1), (2**40 - 1, 2**40 - 7), (1, 2**41 - 3)):
+        total = sum(weights)
+        places = [0, 1, total // 3, total - 1, total, 5 * total + total // 7, 10**6 * total - 1]
+        blend = Blend(weights)
+        source, before = blend.draw(places)
+        for place, number, count in zip(places, source.tolist(), before.tolist(), strict=True):
+            counts = [blend.counts(place + step) for step in (0, 1)]
+            assert [now - then for then, now in zip(*counts, strict=True)] == np.eye(len(weights))[number].tolist()
+            assert counts[0][number] == count
+
+
 def test_weights() -> None:
     assert source_weights([], [5, 0, 7]) == (5, 0, 7)
     one, two, three = source_weights([0.1, 0.2, 0.7], [5, 9, 7])

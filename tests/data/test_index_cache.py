@@ -99,6 +99,18 @@ def test_processes_at_the_same_time_build_it_once(prefixes, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
+def test_what_is_there_is_neither_locked_nor_written(prefixes, tmp_path, monkeypatch):
+    """As in a folder that may only be read."""
+    shards = open_shards(prefixes)
+    expected = cached_sample_index(shards, SampleRule(64), tmp_path)
+    for lock in tmp_path.glob("*.lock"):
+        lock.unlink()
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+    monkeypatch.setattr("metro_megatron.data.samples.locked", lambda *_, **__: pytest.fail("locked"))
+    assert_equal(cached_sample_index(shards, SampleRule(64), tmp_path), expected)
+    assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
+
+
 def test_damage_and_folders_that_cannot_be_written(prefixes, tmp_path, capsys):
     shards = open_shards(prefixes)
     cached_sample_index(shards, SampleRule(64), tmp_path)

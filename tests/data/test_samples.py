@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metro_megatron.data.samples import build_sample_index
+from metro_megatron.data.samples import SampleRule, build_sample_index, sample_blocks
 from metro_megatron.errors import UserError
 
 
@@ -100,6 +100,17 @@ def test_validation_split_is_disjoint_complete_by_document_and_of_the_right_shar
 def test_nothing_to_read_is_the_users_problem(make_shard, documents):
     with pytest.raises(UserError, match="no samples in the all split of 1 shards"):
         build_sample_index([make_shard(documents)], seq_length=512)
+
+
+@pytest.mark.parametrize(("block_documents", "block_units"), [(1, 1), (3, 1000), (1000, 7)])
+def test_blocks_change_nothing(make_shard, block_documents, block_units):
+    rng = np.random.default_rng(1)
+    shards = [make_shard([rng.integers(1, 40, rng.integers(0, 9)).tolist() for _ in range(50)], k) for k in range(2)]
+    for rule in (SampleRule(17), SampleRule(17, "train", 0.3), SampleRule(17, "validation", 0.3, "place")):
+        blocks = list(sample_blocks(shards, rule, block_documents, block_units))
+        found = [(block.shard, start) for block in blocks for start in block.start.tolist()]
+        index = build_sample_index(shards, rule.seq_length, rule.split, rule.validation_fraction, rule.held_out_by)
+        assert found == list(zip(index.shard.tolist(), index.start.tolist(), strict=True)) and len(blocks) > 3
 
 
 def test_an_empty_split_names_the_option_to_change(make_shard):

@@ -209,7 +209,7 @@ def test_another_tokenizer(prefix: str, tokenizer_folder: Path) -> None:
     change_manifest(prefix, lambda manifest: manifest.update(tokenizer_sha256="0" * 64))
     assert "not the tokenizer of these shards" in problems(prefix)[0]
     shutil.rmtree(DatasetPaths(prefix).tokenizer)
-    assert "lacks tokenizer.model" in problems(prefix)[0]
+    assert all("cannot be read (No such file" in problem for problem in problems(prefix)) and len(problems(prefix)) >= 3
 
 
 def test_ids_of_a_large_vocabulary(tmp_path: Path) -> None:

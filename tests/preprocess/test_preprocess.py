@@ -5,10 +5,13 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,13 @@ import pytest
 import sentencepiece
 import zstandard
 
-from metro_megatron.data.manifest import DatasetPaths
+from metro_megatron.data.manifest import DatasetPaths, read_manifest
 from metro_megatron.data.records import to_json
 from metro_megatron.data.samples import build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
+from metro_megatron.inspection.verification import verify
+from metro_megatron.preprocess.encoding import encoder_of_process
 from metro_megatron.preprocess.merging import merge
 from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, Summary, preprocess
 from metro_megatron.tokenizer.tokenizer import Tokenizer
@@ -183,10 +188,104 @@ def test_parts_merge_to_the_same_bytes(
     assert content(tmp_path / "one" / "s") == content(tmp_path / "merged" / "s")
     with pytest.raises(UserError, match="finished dataset"):
         merge(parts, str(tmp_path / "merged" / "s"), 10**6)
-    merge([str(tmp_path / "one" / "s"), str(tmp_path / "merged" / "s")], str(tmp_path / "both" / "s"), 10**9)
-    (both,) = open_shards([str(tmp_path / "both" / "s")])
-    once = [i for shard in open_shards([str(tmp_path / "one" / "s")]) for i in shard.tokens.tolist()]
-    assert both.tokens.tolist() == once * 2
+    (tmp_path / "e.jsonl").write_bytes(b"".join(lines(reviews[::-1])))
+    run([str(tmp_path / "e.jsonl")], tokenizer_folder, tmp_path / "two" / "s", plan)
+    both = [str(tmp_path / name / "s") for name in ("one", "two")]
+    merge(both, str(tmp_path / "both" / "s"), 10**9)
+    (merged,) = open_shards([str(tmp_path / "both" / "s")])
+    assert merged.tokens.tolist() == [i for shard in open_shards(both) for i in shard.tokens.tolist()]
+
+
+def test_tasks_that_are_missing_or_out_of_order_are_named(
+    tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines(reviews[:40])) * 4)  # so that tasks read the same bytes
+    size = (tmp_path / "a.jsonl").stat().st_size // 4
+    shares = [{"num_shards": 4, "shard_index": index, "chunk_bytes": size} for index in range(4)]
+    files, out = [str(tmp_path / "a.jsonl")], tmp_path / "p" / "s"
+    parts = [run(files, tokenizer_folder, out, share).prefix for share in shares]
+
+    def refusal(*numbers: int) -> list[str]:
+        with pytest.raises(UserError) as refused:
+            merge([parts[number] for number in numbers], str(tmp_path / "m"), 10**6)
+        return refused.value.problems
+
+    (problem,) = refusal(0, 3)
+    assert problem == (
+        f"{out}.part-0001-of-0004, {out}.part-0002-of-0004: missing of the 4 tasks that share the documents out; "
+        "finish and give them all"
+    )
+    assert refusal(0, 2, 1, 3) == [f"tasks 0, 2, 1, 3 of 4 beside {parts[0]}: give each once and in order"]
+    assert len(refusal(0, 1, 2, 3, 0)) == 2
+    assert merge(parts, str(tmp_path / "m"), 10**6).documents == 160
+    verify(str(tmp_path / "m"))
+    verify(parts[1])
+    # As an earlier release merged what was given.
+    manifest = read_manifest(str(tmp_path / "m"))
+    (source,) = manifest.sources
+    (file,) = source.files
+    kept = (replace(file, pieces=(*file.pieces[:1], *file.pieces[2:])),)
+    without = replace(manifest, sources=(replace(source, files=kept),))
+    DatasetPaths(str(tmp_path / "m")).manifest.write_bytes(to_json(without))
+    with pytest.raises(UserError, match=rf"bytes {size:,} to {2 * size:,} of a\.jsonl were never read: a task"):
+        verify(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_hashes_decide_whether_inputs_are_the_same(tmp_path: Path, tokenizer_folder: Path, is_finished: bool) -> None:
+    """Of a finished run, and of one that was interrupted: times only save work."""
+    path, prefix, rest = tmp_path / "a.jsonl", tmp_path / "s", b"" if is_finished else b"{\n"
+    good, other = GOOD * 50 + rest, GOOD * 49 + GOOD.replace(b"good", b"bad!") + rest
+    attempt = partial(run, [str(path)], tokenizer_folder, prefix)
+    stops = partial(pytest.raises, UserError, match="1 of 51 records")
+    path.write_bytes(good)
+    with contextlib.nullcontext() if is_finished else stops():
+        attempt()
+    for time_ns in (time.time_ns(), time.time_ns() + 90 * 10**9, 10**18):
+        path.write_bytes(good)
+        os.utime(path, ns=(time_ns, time_ns))
+        if is_finished:
+            assert attempt().was_finished
+            continue
+        chunk = tmp_path / "s.work" / "chunk-000000.json"
+        before = chunk.stat().st_mtime_ns
+        with stops():
+            attempt()
+        assert chunk.stat().st_mtime_ns == before, "what was done is kept"
+    path.write_bytes(other)
+    os.utime(path, ns=(10**18, 10**18))
+    with pytest.raises(UserError, match=r"a\.jsonl: has other bytes than when it was read"):
+        attempt()
+    attempt(overwrite=True, max_reject_fraction=0.1)
+    (shard,) = open_shards([str(prefix)])
+    assert Tokenizer.from_folder(tokenizer_folder).decode(shard.tokens[-8:].tolist()).endswith("bad!")
+
+
+def test_output_below_the_input(
+    tmp_path: Path, tokenizer_folder: Path, reviews: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run leaves in its input's folder is no input of the next one, also after an interruption."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_bytes(b"".join(lines(reviews[:50])) + b"{\n")
+    shutil.copytree(tokenizer_folder, tmp_path / "in" / "tokenizer")
+    attempt = partial(run, [str(tmp_path / "in")], tmp_path / "in" / "tokenizer", tmp_path / "in" / "s")
+    with pytest.raises(UserError, match="1 of 51 records"):
+        attempt()
+    with pytest.raises(UserError, match="1 of 51 records"):
+        attempt()
+    assert attempt(max_reject_fraction=0.1).manifest.documents == 50
+    assert attempt().was_finished
+    assert "left out of folders and globs" in capsys.readouterr().err
+
+
+def test_a_process_holds_one_tokenizer_whatever_the_sources(tmp_path: Path, tokenizer_folder: Path) -> None:
+    inputs = []
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_bytes(GOOD)
+        inputs.append(f"{name}={tmp_path / name}.jsonl")
+    made = preprocess(PreprocessOptions(inputs, str(tokenizer_folder), str(tmp_path / "o" / "{source}"), workers=1))
+    assert [one.manifest.documents for one in made] == [1, 1, 1]
+    assert encoder_of_process.cache_info().currsize == 1  # type: ignore[attr-defined]
 
 
 def wait_for(condition: Any) -> None:
@@ -325,7 +424,7 @@ def test_what_changed_is_refused_by_name(tmp_path: Path, tokenizer_folder: Path)
     with pytest.raises(UserError, match="--unit: was line, is sentence"):
         run([str(path)], tokenizer_folder, prefix, {"unit": "sentence"})
     path.write_bytes(GOOD * 59 + GOOD.replace(b"good", b"bad!"))
-    with pytest.raises(UserError, match=r"a\.jsonl: changed after the dataset was written"):
+    with pytest.raises(UserError, match=r"a\.jsonl: has other bytes than when it was read"):
         run([str(path)], tokenizer_folder, prefix)
     assert {name: data for name, data in content(prefix).items() if "a.jsonl" not in name} == {
         name: data for name, data in before.items() if "a.jsonl" not in name

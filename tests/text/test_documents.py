@@ -7,6 +7,7 @@ import json
 import os
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from metro_megatron.errors import UserError
 from metro_megatron.text.documents import ChunkReader, ReadOptions, Record, Reject, parse_record, read_documents
 from metro_megatron.text.inputs import find_inputs, plan_chunks
+from metro_megatron.text.parquet import read_rows
 
 TEXT = ReadOptions()
 COMPRESS = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor(write_checksum=True).compress, "bz2": bz2.compress}
@@ -183,6 +185,29 @@ def test_whole_documents_keep_every_character(text: str, is_json: bool) -> None:
 def test_whole_documents_of_plain_text(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_bytes(b"\n \n  one \r\n\ttwo\rthree \n \t\n\xe2\x80\xa8\n\nlast\n")
     assert read(tmp_path / "f.txt", unit="document") == ([["  one \n\ttwo\rthree "], ["last"]], {})
+
+
+def test_parquet_is_read_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows at once where rows are long, also where few strings in the file stand for many rows."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [f"{number % 3}" * 100_000 for number in range(300)]
+    different = [f"{number}" * 40_000 for number in range(300)]
+    table = pyarrow.table({"text": texts, "more": different})
+    pages = {"write_batch_size": 4, "use_dictionary": ["text"]}
+    parquet.write_table(table, tmp_path / "f.parquet", row_group_size=200, **pages)
+    monkeypatch.setattr("metro_megatron.text.parquet._BYTES", 1_000_000)
+    sizes, before = [0], pyarrow.total_allocated_bytes()
+
+    def rows(columns: list[str]) -> Iterator[tuple[int, list[str]]]:
+        for row, values in read_rows(str(tmp_path / "f.parquet"), range(2), columns):
+            sizes.append(pyarrow.total_allocated_bytes())
+            yield row, values
+
+    expected = [(number, [different[number], texts[number]]) for number in range(300)]
+    assert list(rows(["more", "text"])) == expected
+    assert [values for _, values in rows(["text"])] == [[one] for one in texts]
+    assert max(sizes) < before + 10_000_000, "all rows of a group are 42 MB"
 
 
 def test_parquet_by_row_groups(tmp_path: Path) -> None:

@@ -36,6 +36,41 @@ def test_files_folders_globs_and_sources(tree: Path) -> None:
     assert found(tree, f"{tree}/k=v.jsonl") == [("", "k=v.jsonl")]
 
 
+def test_what_this_program_has_written_is_left_out_and_said(tree: Path) -> None:
+    """Of a folder and of globs, with what is unknown; a file that is named is read whatever it is."""
+    own = ["s.manifest.json", "s.tokenizer/tokenizer.json", "s.tokenizer/tokenizer_config.json", "t.work/plan.json"]
+    own += ["t.work/lock", "t.work/chunk-000000.json", "run/run_config.yaml", "run/metrics.jsonl", "x/index.json"]
+    own += ["x/start.bin", "b/tokenizer_config.json", "b/report.json"]
+    for name in (*own, "b/plan.json", "b/index.json"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_bytes(b"{}")
+    lines: list[str] = []
+    files = [os.path.relpath(file.path, tree) for file in find_inputs([str(tree)], lines.append)]
+    assert files == ["a.jsonl", "b/10.txt.gz", "b/2.jsonl", "b/c/y.json.zst", "b/index.json", "b/plan.json"]
+    assert lines == [
+        "left out of folders and globs: 12 of this program's own, 1 hidden, 1 .bz2, 1 .md; a file that is named is read"
+    ]
+    assert found(tree, f"{tree}/*.json*", f"{tree}/b/*n.json") == [
+        ("", "a.jsonl"),
+        ("", "b/plan.json"),
+    ]
+    assert found(tree, f"{tree}/s.manifest.json") == [("", "s.manifest.json")]
+
+
+def test_equals_signs_and_brackets_in_names(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "x[1]").mkdir()
+    for name in ("lang=en1.txt", "lang=en2.txt", "x[1]/a.txt", "en3.txt"):
+        (tree / name).touch()
+    monkeypatch.chdir(tree)
+    assert [(one.source, one.path) for one in find_inputs(["lang=en*.txt", "own=x[1]/*.txt", "own=en*.txt"])] == [
+        ("", "lang=en1.txt"),
+        ("", "lang=en2.txt"),
+        ("own", "x[1]/a.txt"),
+        ("own", "en3.txt"),
+    ]
+    assert [one.path for one in find_inputs(["[a]*.jsonl"])] == ["a.jsonl"]
+
+
 def test_all_problems_at_once(tree: Path) -> None:
     (tree / "b" / "loop").symlink_to(tree)
     (tree / "broken.jsonl").symlink_to(tree / "nowhere.jsonl")

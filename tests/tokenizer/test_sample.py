@@ -25,6 +25,18 @@ def test_sample_is_uniform_bounded_and_a_function_of_the_seed() -> None:
     assert sample_documents(iter(documents), 40_000) == documents
 
 
+def test_long_documents_do_not_starve_the_rest() -> None:
+    """Ten books of 50 kB among 1,000 articles of 100 bytes, and room for 20 kB: 200 bytes of a book at most."""
+    documents = [SourcedDocument(["b" * 150, "\u00e9" * 25_000] if n % 100 == 7 else ["a" * 100]) for n in range(1000)]
+    sizes = [[sum(len(unit.encode()) for unit in one.units) for one in sample_documents(documents, 20_000, seed)]
+             for seed in range(5)]  # fmt: skip
+    assert all(max(one) <= 200 and 19_500 < sum(one) <= 20_000 and len(one) > 180 for one in sizes)
+    whole = sum(len(unit.encode()) for one in documents for unit in one.units)
+    assert sample_documents(documents, whole) == documents
+    (cut,) = {tuple(one.units) for one in sample_documents(documents, 100_000 - 1, 1) if "b" * 150 in one.units}
+    assert cut == ("b" * 150, "\u00e9" * 424)
+
+
 def test_documents_know_their_source(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one\\n\\ntwo"}\nbroken\n')
     (tmp_path / "b.txt").write_text("three\n\nfour\n")

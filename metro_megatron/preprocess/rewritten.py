@@ -1,0 +1,45 @@
+"""Whether inputs still have the bytes that were read: times only save work, hashes decide."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from metro_megatron.cli.progress import ReadingProgress
+from metro_megatron.text.inputs import PARQUET, FileBytes, InputFile
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes begin to end of a file, as they were when they were read."""
+
+    file: InputFile
+    begin: int
+    end: int
+    sha256: str
+    """Of the whole file for the first piece of Parquet, empty for its others."""
+
+
+def rewritten(pieces: Sequence[Piece]) -> list[str]:
+    """A line for each file of which a piece has other bytes now. Raises UserError for one that cannot be read."""
+    known = [piece for piece in pieces if piece.sha256]
+    lines: dict[str, str] = {}
+    with ReadingProgress("comparing inputs with what was read", sum(map(_size, known))) as progress:
+        for piece in known:
+            if _sha256(piece) != piece.sha256:
+                lines[piece.file.path] = f"{piece.file.path}: has other bytes than when it was read"
+            progress.advance(_size(piece))
+    return list(lines.values())
+
+
+def pieces_of(file: InputFile, pieces: Iterable[tuple[int, int, str]]) -> list[Piece]:
+    """Pieces of a file as manifests hold them."""
+    return [Piece(file, *piece) for piece in pieces]
+
+
+def _size(piece: Piece) -> int:
+    return piece.file.size if piece.file.ending in PARQUET else piece.end - piece.begin
+
+
+def _sha256(piece: Piece) -> str:
+    if piece.file.ending in PARQUET:
+        return FileBytes(piece.file.path).finish()
+    return FileBytes(piece.file.path, piece.begin, piece.end).finish()

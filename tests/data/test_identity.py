@@ -1,0 +1,163 @@
+"""Datasets are told apart, and documents held out, by what they hold: never by names, places or order."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metro_megatron.config.schema import Config, DataConfig
+from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.identity import open_datasets
+from metro_megatron.data.mapping import mapped
+from metro_megatron.data.samples import SampleIndex, SampleRule, build_sample_index, sample_indices
+from metro_megatron.data.shards import open_shards
+from metro_megatron.errors import UserError
+from metro_megatron.preprocess.merging import merge
+from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, preprocess
+from metro_megatron.randomness import Purpose, uniform
+from metro_megatron.train.corpus import Corpus
+from tests.parity.small_run import MemoryShard, memory_shard
+
+FRACTION = 0.2
+
+
+@pytest.fixture(scope="module")
+def folder(reviews: list[list[str]], tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets a and b, which share some documents but no file, ab that is both, and copies of a."""
+    folder = tmp_path_factory.mktemp("identity")
+    for name, documents in (("a", reviews[:120]), ("b", [*reviews[120:160], *reviews[:20]])):
+        (folder / f"{name}.txt").write_text("\n\n".join("\n".join(document) for document in documents))
+        plan = PlanOptions(shard_bytes=20_000)
+        preprocess(PreprocessOptions([str(folder / f"{name}.txt")], str(tokenizer_folder), str(folder / name), plan))
+    merge([str(folder / "a"), str(folder / "b")], str(folder / "ab"), 30_000)
+    (folder / "link").symlink_to(folder)
+    (folder / "elsewhere").mkdir()
+    for path in folder.glob("a[._]*"):
+        name = folder / "elsewhere" / path.name.replace("a", "c", 1)
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (["a", "a"], [], "data.train: a and a are the same dataset .by SHA-256.; name one of them"),
+        (["a", "./a"], [], r"data.train: a and \./a are the same dataset"),
+        (["link/a", "b", "a"], [], "data.train: link/a and a are the same dataset"),
+        (["a", "b", "elsewhere/c"], [], "data.train: a and elsewhere/c are the same dataset"),
+        (["ab", "b"], [], "data.train: ab and b were made of the same files"),
+        (["b", "a"], ["elsewhere/c"], "data.validation: elsewhere/c and a of data.train are the same dataset"),
+        (["a"], ["ab"], "data.validation: ab and a of data.train were made of the same files"),
+        (["a"], ["b", "b"], "data.validation: b and b are the same dataset"),
+    ],
+)
+def test_datasets_that_share_documents_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, train: list[str], validation: list[str], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=message) as refused:
+        open_datasets(train, validation)
+    assert len(refused.value.problems) == 1
+
+
+def texts(shards: Sequence[TokenizedDocuments], index: SampleIndex) -> set[tuple[int, ...]]:
+    places = zip(index.shard.tolist(), index.start.tolist(), index.length.tolist(), strict=True)
+    return {tuple(shards[shard].tokens[start : start + length].tolist()) for shard, start, length in places}
+
+
+def test_no_order_of_the_list_trains_on_what_another_holds_out(folder: Path, tmp_path: Path) -> None:
+    """Nor do merged datasets, or documents that two datasets share."""
+    held_out = {}
+    for names in (("a", "b"), ("b", "a"), ("a",), ("ab",)):
+        prefixes = [str(folder / name) for name in names]
+        data = DataConfig(train=prefixes, validation_fraction=FRACTION, seq_length=512, index_cache=str(tmp_path))
+        shards, _ = open_datasets(prefixes)
+        train, validation = sample_indices(data, shards)
+        assert validation is not None
+        held_out[names] = texts(shards, validation)
+        assert held_out[names] and not held_out[names] & texts(shards, train)
+    assert held_out["a", "b"] == held_out["b", "a"] == held_out[("ab",)] > held_out[("a",)]
+
+
+def test_runs_of_earlier_releases_hold_out_by_place(folder: Path) -> None:
+    shards = open_shards([str(folder / "b"), str(folder / "a")])
+    rule = SampleRule(100_000, "validation", FRACTION, "place")
+    index = build_sample_index(shards, 100_000, rule.split, FRACTION, rule.held_out_by)
+    expected = []
+    for source, name in enumerate(("b", "a")):
+        (whole,) = {shard.manifest.documents for shard in shards if shard.dataset == str(folder / name)}
+        expected += [(source, number) for number in range(whole) if uniform(Purpose.SPLIT, source, number) < FRACTION]
+    found = []
+    for shard, start in zip(index.shard.tolist(), index.start, strict=True):
+        document, _ = shards[shard].documents_of(np.array([start]))
+        found.append((int(shards[shard].dataset == str(folder / "a")), int(document[0])))
+    assert found == expected and expected
+
+
+def test_documents_are_held_out_by_their_ids_alone() -> None:
+    """Whatever the ids are stored in, however units are cut, and wherever the document stands."""
+    documents = [[[number, number + 1, 7], [9, number]] for number in range(300)]
+    wide = TokenizedDocuments.from_units(documents)
+    narrow = TokenizedDocuments(wide.tokens.astype(np.uint16), wide.unit_lengths, wide.document_index)
+    joined = TokenizedDocuments.from_units([[sum(document, [])] for document in documents[::-1]])
+    found = [texts([one], build_sample_index([one], 64, "validation", FRACTION)) for one in (wide, narrow, joined)]
+    assert found[0] == found[1] == found[2] and 30 < len(found[0]) < 90
+
+
+def test_a_resumed_run_names_what_changed(folder: Path) -> None:
+    def corpus(shards: Sequence[object]) -> Corpus:
+        return Corpus(Config(), list(shards), SampleIndex(*[np.empty(0)] * 3, (0, 0), 0, 512), [], None)  # type: ignore[arg-type]
+
+    run = corpus(open_shards([str(folder / "a")]))
+    assert run.changed_shards(run.fingerprint, run.index_fingerprint) == []
+    assert run.changed_shards(run.fingerprint, None) == [], "earlier releases' checkpoints know the ids alone"
+    other = [*run.index_fingerprint[:1], "0" * 64, *run.index_fingerprint[2:]]
+    (line,) = run.changed_shards(run.fingerprint, other)
+    assert line.startswith(f"{folder}/a_00001.idx has SHA-256") and "was 000000000000" in line
+    count = len(run.fingerprint)
+    backwards = run.changed_shards(run.fingerprint[::-1], run.index_fingerprint[::-1])
+    assert backwards == ["the same shards in another order"]
+    assert run.changed_shards(run.fingerprint[1:], None) == [f"{count} shards, were {count - 1}"]
+
+
+def test_an_absurd_number_of_epochs_is_said() -> None:
+    shard: MemoryShard = memory_shard(seed=1)
+    index = build_sample_index([shard], 512)  # type: ignore[list-item]
+    corpus = Corpus(Config(), [], index, [], None)
+    assert f"reads its {len(index):,} samples {corpus.epochs:,.0f} times" in (corpus.advice or "")
+    assert replace(corpus, train_index=replace(index, content_tokens=10**12)).advice is None
+
+
+def test_the_near_prefix_is_named(folder: Path) -> None:
+    for given, near in (
+        ("a.manifest.json", "did you mean {}/a[?]"),
+        ("a_00000.bin", "did you mean {}/a[?]"),
+        ("elsewhere/", "did you mean {}/elsewhere/c[?]"),
+        ("abb", "did you mean {}/ab[?]"),
+        ("none", "there is no such dataset; write"),
+    ):
+        with pytest.raises(UserError, match=near.format(folder)):
+            open_datasets([f"{folder}/{given}"])
+
+
+def test_files_are_mapped_without_descriptors(tmp_path: Path) -> None:
+    stored = np.arange(1000, dtype=np.uint16)
+    for number in range(50):
+        stored.tofile(tmp_path / f"{number}.bin")
+    (tmp_path / "empty.bin").touch()
+    before, maps = len(os.listdir("/proc/self/fd")), Path("/proc/self/maps")
+    arrays = [mapped(tmp_path / f"{number}.bin", np.dtype(np.uint16)) for number in range(50)]
+    assert len(os.listdir("/proc/self/fd")) == before and maps.read_text().count(str(tmp_path)) == 50
+    tokens = arrays[3][5:]
+    del arrays
+    assert np.array_equal(tokens, stored[5:]) and not tokens.flags.writeable
+    assert maps.read_text().count(str(tmp_path)) == 1
+    del tokens
+    assert maps.read_text().count(str(tmp_path)) == 0
+    assert mapped(tmp_path / "empty.bin", np.dtype(np.uint16)).tolist() == []
+    with pytest.raises(FileNotFoundError):
+        mapped(tmp_path / "none.bin", np.dtype(np.uint16))
