@@ -60,6 +60,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def is_first_on_machine() -> bool:
+    """Whether this is the process that reads for all that torchrun started on this machine what one may read."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def tool_command(name: str) -> str:
     """How to start another tool: by its console script if this one was, else from the checkout."""
     return _console_script(name) if _is_console_script() else f"python tools/{name}.py"

@@ -15,6 +15,7 @@ from metro_megatron.cli.progress import CountLines, ReadingProgress
 from metro_megatron.config.file import parse_config
 from metro_megatron.data.manifest import Manifest, read_manifest
 from metro_megatron.errors import UserError
+from metro_megatron.inspection.checksums import add_checksums
 from metro_megatron.inspection.documents import all_sources, describe, source_lengths
 from metro_megatron.inspection.length_picture import draw
 from metro_megatron.inspection.readback import DatasetReader, TokenText, describe_step
@@ -45,7 +46,11 @@ class Options:
     """run_config.yaml of a run, or what pretrain_metro.py OPTIONS --print_config prints; a later file overrides an
     earlier one."""
     verify: bool = False
-    """Read everything and compare sizes, hashes, indices, ids, counts and tokenizer with the manifest."""
+    """Read everything and compare sizes, hashes, indices, checksums, ids, counts and tokenizer with the manifest; look
+    at the sample indices beside it, and at the journal of an unfinished run."""
+    add_checksums: bool = False
+    """Write the checksums of blocks (12 bytes for 100,000) that a dataset of an earlier version lacks, by which
+    training notices damage; its ids are compared with the manifest before."""
 
 
 def main(options: Options) -> None:
@@ -56,6 +61,8 @@ def main(options: Options) -> None:
     """
     _refuse(options)
     documents, samples, step = options.documents, options.samples, options.step
+    if options.add_checksums:
+        _add_checksums(options.dataset)
     if options.verify:
         _verify(options.dataset)
     if documents or (samples and not step):
@@ -65,7 +72,7 @@ def main(options: Options) -> None:
             _print(reader.samples(samples, options.seq_length, seed) if samples else iter(()))
     if step:
         _show_step(options.config, step, samples)
-    if options.picture or not (options.verify or documents or samples or step):
+    if options.picture or not (options.verify or options.add_checksums or documents or samples or step):
         _show_statistics(options.dataset, options.picture)
 
 
@@ -79,6 +86,15 @@ def _refuse(options: Options) -> None:
         problems.append("--dataset: needed for all but --step; name prefixes written by tools/preprocess_data.py")
     if problems:
         raise UserError(problems)
+
+
+def _add_checksums(prefixes: list[str]) -> None:
+    for prefix in prefixes:
+        size = sum(shard.bin.bytes for shard in read_manifest(prefix).shards)
+        with ReadingProgress(f"{prefix}: adding checksums", size) as progress:
+            manifest = add_checksums(prefix, progress.advance)
+        print(f"{prefix}: {len(manifest.shards):,} shards have checksums for {size / 1e6:,.1f} MB of ids")
+    print(f"next, to compare all the rest:\n  {tool_command('inspect_data')} --dataset {shlex.join(prefixes)} --verify")
 
 
 def _verify(prefixes: list[str]) -> None:
@@ -105,10 +121,17 @@ def _describe(prefix: str, verified: Verified, seconds: float) -> str:
         ("ids", f"lie in {NUM_SPECIALS} to {manifest.vocab_size - 1:,}: no specials"),
         ("counts and histograms", f"add up over shards and sources: {counts}"),
         ("inputs", _read_inputs(manifest)),
+        ("blocks", _checksums(manifest)),
         ("tokenizer", f"is {manifest.tokenizer_sha256[:12]}"),
         ("read", f"in {seconds:,.1f} s: {size / 1e6 / seconds:,.1f} MB/s"),
     ]
     return "\n".join([f"{prefix} is whole", *(f"  {name:<24} {value}" for name, value in rows)])
+
+
+def _checksums(manifest: Manifest) -> str:
+    if all(shard.crc for shard in manifest.shards):
+        return "have checksums, with which training compares them"
+    return "have no checksums; --add_checksums writes them"
 
 
 def _read_inputs(manifest: Manifest) -> str:

@@ -22,6 +22,8 @@ class TokenizedDocuments:
     """Prefix of the dataset they belong to; empty for documents of none."""
     first_document: int = 0
     """Number of the first document in the dataset."""
+    checksums: NDArray[np.uint32] | None = None
+    """Of every block of the tokens, as data/blocks.py has them; None where there are none."""
 
     @classmethod
     def from_units(cls, documents: Iterable[Sequence[Sequence[int]]]) -> Self:
@@ -34,6 +36,11 @@ class TokenizedDocuments:
         ids = [np.asarray(unit, np.int64) for unit in units]
         lengths = np.fromiter(map(len, units), np.int64, len(units))
         return cls(np.concatenate([np.empty(0, np.int64), *ids]), lengths, np.asarray(ends, np.int64))
+
+    @property
+    def name(self) -> str:
+        """What messages call the tokens."""
+        return self.dataset
 
     @property
     def num_documents(self) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.randomness import Purpose, uniform
 
@@ -18,8 +19,12 @@ _KEY_BYTES = 8
 def held_out_by_content(
     shard: TokenizedDocuments, token_starts: NDArray[np.int64], fraction: float
 ) -> NDArray[np.bool_]:
-    """Which of consecutive documents [D] are held out; document d is tokens token_starts[d] to token_starts[d + 1]."""
+    """Which of consecutive documents [D] are held out; document d is tokens token_starts[d] to token_starts[d + 1].
+
+    Raises UserError where they are damaged on the disk.
+    """
     first, last = int(token_starts[0]), int(token_starts[-1])
+    TokenStreams([shard]).check(np.zeros(1, np.int64), token_starts[:1], token_starts[-1:] - first)
     # The same bytes whatever the ids are stored in.
     ids = np.ascontiguousarray(shard.tokens[first:last], "<i4").view(np.uint8)
     bounds = (4 * (token_starts - first)).tolist()

@@ -10,6 +10,7 @@ from typing import Literal
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
+from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.phase import PhaseData
 from metro_megatron.data.replacements import ReplacementReader
@@ -32,7 +33,7 @@ class PretrainingData:
 
     With split "validation" the same holds under a seed of its own, without phases.
 
-    Raises UserError when a sample does not fit into a packed row.
+    Raises UserError when a sample does not fit into a packed row, and where tokens of a batch are damaged on the disk.
     """
 
     def __init__(
@@ -61,7 +62,12 @@ class PretrainingData:
                     f"data.seq_length {data.seq_length}; raise the one or lower the other"
                 )
         self._of_rank = partial(
-            PhaseData, shards=shards, dp_rank=dp_rank, dp_size=dp_size, pin_memory=pin_memory, cache=cache
+            PhaseData,
+            streams=TokenStreams(shards),
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+            pin_memory=pin_memory,
+            cache=cache,
         )
         self._phases: dict[int, PhaseData] = {}
 

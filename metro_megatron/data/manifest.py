@@ -1,10 +1,9 @@
 """The manifest of a dataset: what it was made of and what came of it. Free of paths, times and machines.
 
-PREFIX.manifest.json is a `Manifest` as records are written. A dataset has sources, each with the statistics of its
+PREFIX.manifest.json is a `Manifest` as records are sealed. A dataset has sources, each with the statistics of its
 documents, and shards, in whose order the sources' documents follow one another.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -14,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metro_megatron.data.records import DamagedRecord, from_plain
+from metro_megatron.data.records import DamagedRecord, from_plain, unsealed
 from metro_megatron.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READ_VERSIONS = (2, FORMAT_VERSION)
+"""Manifests of version 2 have no seal, and know neither checksums of blocks nor the tokenizer's files."""
 REMEDY = "write the shard again with tools/preprocess_data.py"
 
 _LAST_POWER = 62
@@ -38,6 +39,20 @@ class ShardPaths:
     @property
     def idx(self) -> Path:
         return Path(f"{self.prefix}.idx")
+
+    @property
+    def crc(self) -> Path:
+        """Checksums of the blocks of `.bin`."""
+        return Path(f"{self.prefix}.crc")
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        return self.bin, self.idx, self.crc
+
+    def with_entries(self, content: "ShardContent") -> "dict[Path, FileEntry]":
+        """The files that the shard has, with what is known of each."""
+        entries = content.bin, content.idx, content.crc
+        return {path: entry for path, entry in zip(self.files, entries, strict=True) if entry}
 
 
 @dataclass(frozen=True)
@@ -159,13 +174,15 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardContent:
-    """Counts of a shard, and its two files."""
+    """Counts of a shard, and its files."""
 
     documents: int
     units: int
     tokens: int
     bin: FileEntry
     idx: FileEntry
+    crc: FileEntry | None = None
+    """None in datasets of earlier versions, whose blocks have no checksums."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +247,8 @@ class Manifest:
     dropped: dict[str, int]
     sources: tuple[SourceEntry, ...]
     shards: tuple[ShardEntry, ...]
+    tokenizer_files: dict[str, FileEntry] | None = None
+    """Files of the tokenizer's folder by name; None in datasets of earlier versions."""
 
     def source_of(self, document: int) -> int:
         """Index in `sources` of the source that a document, by its number in the dataset, comes from."""
@@ -252,7 +271,7 @@ def read_manifest(prefix: str) -> Manifest:
     """The manifest of a finished dataset. Raises UserError if there is none or it is damaged."""
     path = DatasetPaths(prefix).manifest
     try:
-        content = json.loads(path.read_bytes())
+        content = unsealed(path.read_bytes())
     except FileNotFoundError as error:
         begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
         what = "it was not finished" if begun else "there is no such dataset"
@@ -261,16 +280,19 @@ def read_manifest(prefix: str) -> Manifest:
         raise UserError(f"{path}: no such file, so {what}; {remedy}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except DamagedRecord as error:
         raise UserError(f"{path}: damaged ({error}); {REMEDY}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; {REMEDY}")
+    if version not in _READ_VERSIONS:
+        versions = " and ".join(map(str, _READ_VERSIONS))
+        raise UserError(f"{path}: format_version {version}, this program reads {versions}; {REMEDY}")
     try:
         manifest = from_plain(Manifest, content)
         # Names are those of files: one that leads out of the dataset's folder must never be opened.
         if any(shard.name != shard_suffix(number) for number, shard in enumerate(manifest.shards)):
             raise DamagedRecord("no usable shards")
+        if any(Path(name).name != name for name in manifest.tokenizer_files or {}):
+            raise DamagedRecord("no usable tokenizer_files")
     except DamagedRecord as error:
         raise UserError(f"{path}: damaged ({error}); {REMEDY}") from error
     return manifest

@@ -1,6 +1,5 @@
 """The batches of one phase of a run: samples in an order, cut into steps, laid into rows, masked."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from metro_megatron.config.rows import RowRule
 from metro_megatron.data import fill
 from metro_megatron.data.batch import MicroBatchBuilder, StepBatch, StepRows
-from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.steps import PhaseSamples
@@ -20,7 +19,7 @@ class PhaseData:
     def __init__(
         self,
         samples: PhaseSamples,
-        shards: Sequence[TokenizedDocuments],
+        streams: TokenStreams,
         dp_rank: int,
         dp_size: int,
         pin_memory: bool,
@@ -37,9 +36,10 @@ class PhaseData:
             objective.random_probability,
             config.model.vocab_size,
         )
+        self._streams = streams
         self._builder = MicroBatchBuilder(
             index=index,
-            streams=[np.asarray(shard.tokens) for shard in shards],
+            streams=streams.arrays,
             masking=self._masking,
             is_packed=config.data.is_packed,
             cache=cache,
@@ -68,6 +68,9 @@ class PhaseData:
         rows = StepRows.of(lengths, self._rule)
         count = self._dp_size
         of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]
+        own = [row for of_ranks in of_all_ranks for row in of_ranks[self._dp_rank]]
+        samples = draws.sample[np.concatenate(own)]
+        self._streams.check(self._index.shard[samples], self._index.start[samples], self._index.length[samples])
         micro_batches = [
             replace(
                 self._builder.build(of_ranks[self._dp_rank], rows.length, draws, first),

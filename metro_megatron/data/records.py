@@ -1,14 +1,20 @@
 """Records: frozen dataclasses as JSON, keys in the order of the fields, types checked where they are read.
 
-A field is a str, int or bool, a record, a class with `to_json` and `from_json` of its own, or a dict[str, ...] or tuple
-of those. Here instead of pydantic: that would be one more dependency, ask for its settings (strict, no other keys) at
-every class, and for its messages to be rewritten, which is most of what stands below.
+A field is a str, int or bool, a record, a class with `to_json` and `from_json` of its own, a dict[str, ...] or tuple of
+those, or one of all these or None, which is not written. A file of a record is sealed: its last key is the SHA-256 of
+the text without it. Here instead of pydantic: that would be one more dependency, ask for its settings (strict, no other
+keys) at every class, and for its messages to be rewritten, which is most of what stands below.
 """
 
+import hashlib
 import json
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+SEAL = "record_sha256"
+"""Key of a sealed record's hash."""
 
 _Record = TypeVar("_Record")
 
@@ -22,8 +28,29 @@ class DamagedRecord(ValueError):
 
 
 def to_json(record: object) -> bytes:
-    """A record as the text of a file."""
+    """A record as text."""
     return json.dumps(plain(record), indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def sealed(record: object) -> bytes:
+    """A record as the content of a file: its text, with the SHA-256 of that text as last key."""
+    return to_json(plain(record) | {SEAL: hashlib.sha256(to_json(record)).hexdigest()})
+
+
+def unsealed(content: bytes) -> Any:
+    """What `sealed` made `content` of, as dicts, lists, strings and numbers; files of earlier versions have no seal.
+
+    Raises DamagedRecord for what is no JSON or not what was sealed.
+    """
+    try:
+        value = json.loads(content)
+        is_sealed = isinstance(value, dict) and value.pop(SEAL, None) is not None
+        is_whole = not is_sealed or sealed(value) == content
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecord(str(error)) from error
+    if not is_whole:
+        raise DamagedRecord(f"it does not have the SHA-256 that it names as {SEAL}")
+    return value
 
 
 def plain(value: Any) -> Any:
@@ -31,7 +58,8 @@ def plain(value: Any) -> Any:
     if hasattr(value, "to_json"):
         return value.to_json()
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        values = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: plain(one) for name, one in values.items() if one is not None}
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return list(map(plain, value)) if isinstance(value, list | tuple) else value
@@ -74,6 +102,8 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 def _converted(kind: Any, value: Any, name: str) -> Any:
     """The value of a field. Raises DamagedRecord, with problems only where something inside it is to be named."""
+    if isinstance(kind, UnionType):
+        (kind,) = (one for one in get_args(kind) if one is not NoneType)
     if is_dataclass(kind) and isinstance(kind, type) and not hasattr(kind, "from_json"):
         return _inside(kind, value, name)
     if hasattr(kind, "from_json"):

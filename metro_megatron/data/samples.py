@@ -10,6 +10,9 @@ first to finish stays. Nothing here needs process groups.
 
 import hashlib
 import json
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -18,9 +21,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.cli.command_line import is_first_on_machine
 from metro_megatron.config.schema import DataConfig
 from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.file_hashes import file_entry
 from metro_megatron.data.held_out import held_out_by_content, held_out_by_place
+from metro_megatron.data.index_files import ARRAYS, IndexFacts, array_path, index_damage
 from metro_megatron.data.mapping import mapped
 from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
@@ -33,8 +39,6 @@ NUM_SAMPLE_SPECIALS = 2
 """<s> before and </s> after the content of every sample."""
 
 _FORMAT = 2
-_ARRAYS: dict[str, np.dtype[Any]] = {"shard": np.dtype("<i2"), "start": np.dtype("<i8"), "length": np.dtype("<i4")}
-_FACTS = "index.json"
 _MOST_SHARDS = int(np.iinfo(np.int16).max)
 
 
@@ -279,23 +283,37 @@ def cached_sample_index(
 ) -> SampleIndex:
     """The sample index of the shards, from `folder` or built into it; `on_progress` hears of samples found.
 
-    Nothing is written or locked where it is there already. Raises UserError as build_sample_index, and if the folder
-    cannot be written.
+    Nothing is written or locked where it is there already. A damaged one is built again, which is said; one process of
+    a machine compares hashes, the others sizes. Raises UserError as build_sample_index, if the folder cannot be
+    written, and, so that all start again, when one of several processes has replaced a damaged index.
     """
     target = folder / _key(shards, rule)
-    if (target / _FACTS).exists():
+    if not _missing_or_damaged(target):
         return _open(target, rule)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(target.with_suffix(".lock"), wait=True):
-            if not (target / _FACTS).exists():
+            damage, is_replaced = _missing_or_damaged(target), False
+            if damage and target.exists():
+                print(*damage, f"{target}: is built again", sep="\n", file=sys.stderr, flush=True)
+                shutil.rmtree(target)
+                is_replaced = True
+            if damage:
                 _build(shards, rule, target, on_progress)
     except OSError as error:
         raise UserError(
             f"sample index {target}: {error.strerror} ({error.filename}); "
             "set data.index_cache to a folder with room for 14 bytes per sample"
         ) from error
+    if is_replaced and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Others compare sizes only: one may have opened what was damaged.
+        raise UserError(f"sample index {target}: was damaged and has been built again; start the run again")
     return _open(target, rule)
+
+
+def _missing_or_damaged(target: Path) -> list[str]:
+    """What is wrong with an index; nothing if it is there and whole."""
+    return index_damage(target, by_hash=is_first_on_machine())
 
 
 def _key(shards: Sequence[Shard], rule: SampleRule) -> str:
@@ -309,25 +327,24 @@ def _build(shards: Sequence[Shard], rule: SampleRule, target: Path, on_progress:
     samples = np.zeros(len(shards), np.int64)
     tokens = 0
     with first_folder(target) as folder:
-        with whole_files([folder / f"{name}.bin" for name in _ARRAYS]) as files:
+        with whole_files([array_path(folder, name) for name in ARRAYS]) as files:
             for block in sample_blocks(shards, rule):
                 arrays: list[NDArray[Any]] = [np.full(len(block.start), block.shard), block.start, block.length]
-                for file, dtype, values in zip(files, _ARRAYS.values(), arrays, strict=True):
+                for file, dtype, values in zip(files, ARRAYS.values(), arrays, strict=True):
                     file.write(values.astype(dtype).data)
                 tokens += int(block.length.sum(dtype=np.int64))
                 samples[block.shard] += len(block.start)
                 on_progress(int(samples.sum()))
-        facts = {"source_bounds": source_bounds(shards, samples), "content_tokens": tokens}
-        (folder / _FACTS).write_text(json.dumps(facts))
+        hashes = {name: file_entry(array_path(folder, name)) for name in ARRAYS}
+        IndexFacts(source_bounds(shards, samples), tokens, hashes).write(folder)
 
 
 def _open(folder: Path, rule: SampleRule) -> SampleIndex:
-    facts: dict[str, Any] = json.loads((folder / _FACTS).read_text())
-    bounds = tuple(facts["source_bounds"])
-    arrays = {name: mapped(folder / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()}
-    wrong = [name for name, array in arrays.items() if len(array) != bounds[-1]]
-    if wrong:
-        raise UserError(f"{folder}: damaged ({', '.join(wrong)}); remove it, it is built again")
+    facts = IndexFacts.read(folder)
+    arrays = {name: mapped(array_path(folder, name), dtype) for name, dtype in ARRAYS.items()}
     return SampleIndex(
-        **arrays, source_bounds=bounds, content_tokens=facts["content_tokens"], seq_length=rule.seq_length
+        **arrays,
+        source_bounds=facts.source_bounds,
+        content_tokens=facts.content_tokens,
+        seq_length=rule.seq_length,
     )

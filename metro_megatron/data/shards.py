@@ -3,7 +3,7 @@
 A dataset prefix names PREFIX.manifest.json, PREFIX.tokenizer/ and PREFIX_00000.bin, .idx, PREFIX_00001... One sequence
 of an IndexedDataset is one unit; its document index marks documents. `.idx`, little-endian: `MMIDIDX\\0\\0`, version
 u64, dtype code u8, U u64, D + 1 u64, lengths i32 [U], byte offsets i64 [U], document index i64 [D + 1]. U units,
-D documents, T tokens. Written by `preprocess.assembly`.
+D documents, T tokens. `.crc` holds checksums of the blocks of `.bin` (`data.blocks`). Written by `preprocess.assembly`.
 """
 
 import struct
@@ -15,8 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.cli.command_line import is_first_on_machine
+from metro_megatron.data.blocks import CHECKSUM_BYTES, num_blocks
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.manifest import REMEDY, DatasetPaths, Manifest, ShardEntry, ShardPaths, read_manifest
+from metro_megatron.data.file_hashes import damaged_files
+from metro_megatron.data.manifest import (
+    REMEDY,
+    DatasetPaths,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    ShardPaths,
+    read_manifest,
+)
 from metro_megatron.data.mapping import mapped
 from metro_megatron.errors import UserError
 
@@ -45,10 +56,11 @@ class Shard(TokenizedDocuments):
 
     @classmethod
     def open_all(cls, prefix: str) -> "list[Shard]":
-        """All shards of a dataset, in order, each checked in a time independent of its size.
+        """All shards of a dataset, in order. Of what is not read by blocks, indices and the tokenizer, one process of a
+        machine compares the hashes.
 
-        Raises UserError if the manifest is missing or unreadable, a size is not the manifest's, an index is damaged
-        or speaks of other tokens than `.bin` holds, or there is no document.
+        Raises UserError if the manifest is missing or unreadable, a size or such a hash is not the manifest's, an index
+        speaks of other tokens than `.bin` holds, or there is no document.
         """
         manifest = read_manifest(prefix)
         if not manifest.shards:
@@ -62,6 +74,8 @@ class Shard(TokenizedDocuments):
             except UserError as error:
                 problems += error.problems
             first += entry.documents
+        if not problems and is_first_on_machine():
+            problems += damaged_files(_hashed_files(prefix, manifest), REMEDY)
         if problems:
             raise UserError(problems)
         return shards
@@ -83,6 +97,7 @@ class Shard(TokenizedDocuments):
             document_index=document_index,
             dataset=prefix,
             first_document=first_document,
+            checksums=_checksums(paths.crc, entry),
             prefix=paths.prefix,
             number=number,
             manifest=manifest,
@@ -99,6 +114,10 @@ class Shard(TokenizedDocuments):
         documents = np.searchsorted(self.document_index, units, side="right") - 1
         before = tokens - starts[self.document_index[documents]] // itemsize
         return documents + self.first_document, before
+
+    @property
+    def name(self) -> str:
+        return str(ShardPaths(self.prefix).bin)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -151,6 +170,17 @@ def open_shards(prefixes: Sequence[str]) -> list[Shard]:
     return [shard for shards in datasets for shard in shards]
 
 
+def _hashed_files(prefix: str, manifest: Manifest) -> dict[Path, FileEntry]:
+    """The files of a dataset that are not read by blocks, as the manifest says that they are."""
+    paths, files = DatasetPaths(prefix), manifest.tokenizer_files or {}
+    hashed = {paths.tokenizer / name: entry for name, entry in files.items()}
+    for number, shard in enumerate(manifest.shards):
+        by_path = paths.shard(number).with_entries(shard)
+        del by_path[paths.shard(number).bin]
+        hashed |= by_path
+    return hashed
+
+
 def _whole(path: Path, expected: int) -> NDArray[np.uint8]:
     """The bytes of a file, mapped. Raises UserError if it cannot be read or has another size than the manifest says."""
     try:
@@ -160,6 +190,15 @@ def _whole(path: Path, expected: int) -> NDArray[np.uint8]:
     if len(content) != expected:
         raise UserError(f"{path}: {len(content):,} bytes, its manifest says {expected:,}: damaged; {REMEDY}")
     return content
+
+
+def _checksums(path: Path, entry: ShardEntry) -> NDArray[np.uint32] | None:
+    if entry.crc is None:
+        return None
+    content = _whole(path, entry.crc.bytes)
+    if len(content) != CHECKSUM_BYTES * num_blocks(entry.bin.bytes):
+        raise UserError(f"{path}: {len(content):,} bytes, not {CHECKSUM_BYTES} for each block; {REMEDY}")
+    return content.view("<u4")
 
 
 def _read_index(path: Path, dtype: np.dtype[Any], entry: ShardEntry) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

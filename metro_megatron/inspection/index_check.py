@@ -19,12 +19,16 @@ _BLOCK_ENTRIES = 1 << 19
 def index_problems(path: Path, dtype: np.dtype[Any], entry: ShardEntry) -> Iterator[str]:
     """What is wrong with an index: its shape, or other units, documents and tokens than the manifest's entry counts.
 
-    A file shorter than it says is no problem here: whoever compares sizes has found it.
+    A size that is not the entry's is no problem here: whoever compares hashes has found it.
     """
+    size = path.stat().st_size
+    if size != entry.idx.bytes:
+        return
     with path.open("rb") as file:
         header = file.read(INDEX_HEADER.size)
     if len(header) < INDEX_HEADER.size:
-        return  # its size was wrong
+        yield f"{path}: {size:,} bytes, less than the header of an index; {REMEDY}"
+        return
     *kind, units, boundaries = INDEX_HEADER.unpack(header)
     if kind != [INDEX_MAGIC, INDEX_VERSION, DTYPE_CODES[dtype.name]]:
         yield f"{path}: not the header of an index of {dtype} ids; {REMEDY}"
@@ -35,8 +39,9 @@ def index_problems(path: Path, dtype: np.dtype[Any], entry: ShardEntry) -> Itera
             f"{entry.documents:,}; {REMEDY}"
         )
         return
-    if path.stat().st_size != INDEX_HEADER.size + 12 * units + 8 * boundaries:
-        return  # its size was wrong
+    if size != INDEX_HEADER.size + 12 * units + 8 * boundaries:
+        yield f"{path}: {size:,} bytes, not those of {units:,} units of {boundaries - 1:,} documents; {REMEDY}"
+        return
     yield from _units(path, units, dtype.itemsize, entry.tokens)
     yield from _documents(path, units, boundaries)
 

@@ -1,4 +1,7 @@
-"""Whether a dataset is what its manifest says, read from the first byte to the last in bounded memory."""
+"""Whether a dataset is what its manifest says, read from the first byte to the last in bounded memory.
+
+Beside it, if they are there: the journal of a run that works at its prefix, and the sample indices of its folder.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,11 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from metro_megatron.cli.command_line import describe_os_error
+from metro_megatron.data.file_hashes import damaged_files
+from metro_megatron.data.index_files import index_folder_problems
 from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, FileEntry, Manifest, Statistics, read_manifest
+from metro_megatron.data.samples import cache_folder
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.completeness import missing_inputs
 from metro_megatron.inspection.index_check import REMEDY, index_problems
+from metro_megatron.preprocess.journal import Journal
 from metro_megatron.preprocess.parts import source_blocks
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import NUM_SPECIALS
@@ -44,19 +51,25 @@ def verify(prefix: str, on_read: OnRead = lambda size: None) -> Verified:
     for number in range(len(manifest.shards)):
         problems += _shard(prefix, manifest, number, on_read)
     beyond = DatasetPaths(prefix).shard(len(manifest.shards))
-    problems += [
-        f"{path}: the manifest does not know it; remove it" for path in (beyond.bin, beyond.idx) if path.exists()
-    ]
+    problems += [f"{path}: the manifest does not know it; remove it" for path in beyond.files if path.exists()]
+    problems += [*Journal(DatasetPaths(prefix).work).problems(), *index_folder_problems(cache_folder("", [prefix]))]
     if not problems:
         problems += _recount(prefix, manifest)
     if problems:
         raise UserError(problems)
-    return Verified(manifest, 2 * len(manifest.shards), dataset_bytes(manifest))
+    sizes = _file_sizes(prefix, manifest)
+    return Verified(manifest, len(sizes), sum(sizes))
 
 
 def dataset_bytes(manifest: Manifest) -> int:
     """Bytes of all shards, as the manifest says."""
-    return sum(shard.bin.bytes + shard.idx.bytes for shard in manifest.shards)
+    return sum(_file_sizes("", manifest))
+
+
+def _file_sizes(prefix: str, manifest: Manifest) -> list[int]:
+    paths = DatasetPaths(prefix)
+    by_shard = (paths.shard(number).with_entries(entry) for number, entry in enumerate(manifest.shards))
+    return [entry.bytes for files in by_shard for entry in files.values()]
 
 
 def _totals(prefix: str, manifest: Manifest) -> Iterator[str]:
@@ -78,6 +91,10 @@ def _totals(prefix: str, manifest: Manifest) -> Iterator[str]:
 
 def _tokenizer(prefix: str, manifest: Manifest) -> Iterator[str]:
     folder = DatasetPaths(prefix).tokenizer
+    files = {folder / name: entry for name, entry in (manifest.tokenizer_files or {}).items()}
+    if damaged := list(damaged_files(files, REMEDY)):
+        yield from damaged
+        return
     try:
         tokenizer = Tokenizer.from_folder(folder)
     except UserError as error:
@@ -114,6 +131,9 @@ def _shard(prefix: str, manifest: Manifest, number: int, on_read: OnRead) -> Ite
         yield from index_problems(paths.idx, dtype, entry)
     except OSError as error:
         yield f"{describe_os_error(error)}; {REMEDY}"
+    if entry.crc:
+        yield from damaged_files({paths.crc: entry.crc}, REMEDY)
+        on_read(entry.crc.bytes)
     if entry.bin.bytes != entry.tokens * dtype.itemsize:
         yield (
             f"{DatasetPaths(prefix).manifest}: {paths.bin.name} has {entry.bin.bytes:,} bytes, which are not "

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.blocks import BlockSums
 from metro_megatron.data.manifest import NO_DOCUMENTS, FileEntry, ShardContent, ShardPaths, Statistics
 from metro_megatron.data.shards import DTYPE_CODES, INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
 from metro_megatron.files import whole_files
@@ -54,7 +55,7 @@ class Assembled:
 def assemble(
     journal: Journal, parts: Sequence[Part], part_sources: Sequence[int], options: AssemblyOptions
 ) -> Assembled:
-    """Write shard-00000.bin and .idx, shard-00001... in the journal's folder from all parts in order.
+    """Write shard-00000.bin, .idx and .crc, shard-00001... in the journal's folder from all parts in order.
 
     `part_sources` says which source, numbered from 0, each part belongs to. Parts behind the shards that an earlier
     call finished may be gone; all else must be as it was then.
@@ -204,7 +205,8 @@ class ShardWriter:
     """
 
     def __init__(self, files: list[BinaryIO], dtype: np.dtype[Any]):
-        self._bin, self._idx, self._lengths, self._documents = map(_HashedFile, files)
+        self._bin, self._idx, self._crc, self._lengths, self._documents = map(_HashedFile, files)
+        self._sums = BlockSums()
         self._dtype = dtype
         self.documents = self.units = self.tokens = 0
         self._documents.write(np.zeros(1, "<i8"))
@@ -219,7 +221,9 @@ class ShardWriter:
         assert int(document_units.sum()) == len(unit_lengths)
         written = 0
         for tokens in token_blocks:
-            self._bin.write(tokens.astype(self._dtype.newbyteorder("<"), copy=False))
+            ids = np.ascontiguousarray(tokens, self._dtype.newbyteorder("<"))
+            self._bin.write(ids)
+            self._sums.update(ids.data.cast("B"))
             written += len(tokens)
         assert int(unit_lengths.sum(dtype=np.int64)) == written
         self._lengths.write(unit_lengths.astype("<i4", copy=False))
@@ -229,7 +233,7 @@ class ShardWriter:
         self.tokens += written
 
     def finish(self) -> ShardContent:
-        """Write the index; returns counts, sizes and hashes as the manifest holds them."""
+        """Write index and checksums; returns counts, sizes and hashes as the manifest holds them."""
         header = INDEX_HEADER.pack(
             INDEX_MAGIC, INDEX_VERSION, DTYPE_CODES[self._dtype.name], self.units, self.documents + 1
         )
@@ -243,16 +247,18 @@ class ShardWriter:
             offset = int(ends[-1])
         for documents in self._documents.blocks("<i8"):
             self._idx.write(documents)
-        return ShardContent(self.documents, self.units, self.tokens, self._bin.entry(), self._idx.entry())
+        self._crc.write(self._sums.array())
+        files = (file.entry() for file in (self._bin, self._idx, self._crc))
+        return ShardContent(self.documents, self.units, self.tokens, *files)
 
 
 @contextmanager
 def shard_writer(prefix: str, dtype: np.dtype[Any]) -> Iterator[ShardWriter]:
-    """A writer of `prefix`.bin and .idx, which appear when the block ends; nothing stays if it raises."""
+    """A writer of `prefix`.bin, .idx and .crc, which appear when the block ends; nothing stays if it raises."""
     paths = ShardPaths(prefix)
     lengths, documents = (Path(f"{prefix}.{name}.scratch") for name in ("lengths", "documents"))
     try:
-        with whole_files([paths.bin, paths.idx, lengths, documents]) as files:
+        with whole_files([*paths.files, lengths, documents]) as files:
             yield ShardWriter(files, dtype)
     finally:
         lengths.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ A step (a chunk, a shard, the manifest) is finished when its entry, a JSON file,
 renamed into its name after the files it speaks of, so kill -9 at any moment loses unfinished steps only.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from metro_megatron.data.manifest import ShardContent, SourceOptions, Statistics
-from metro_megatron.data.records import DamagedRecord, from_plain, to_json
+from metro_megatron.data.manifest import Manifest, ShardContent, SourceOptions, Statistics
+from metro_megatron.data.records import DamagedRecord, from_plain, sealed, unsealed
 from metro_megatron.errors import UserError
 from metro_megatron.files import locked, remove_partial, sync_folder, write_whole
 
@@ -141,6 +140,10 @@ class ShardStep:
     """What each source has contributed to all shards so far."""
 
 
+_KINDS: dict[str, type] = {"chunk": ChunkEntry, "shard": ShardStep, "manifest.json": Manifest}
+"""Of entries, by how their names begin."""
+
+
 class Journal:
     """What is known of a run that works in `folder`; one process at a time `opened` it, workers only add entries."""
 
@@ -198,15 +201,29 @@ class Journal:
         """Finish a step: the files it speaks of must have their names."""
         # Their names must be on the disk before the entry's: after a power failure it would speak of files not there.
         sync_folder(self.folder)
-        write_whole(self.folder / name, to_json(entry))
+        write_whole(self.folder / name, sealed(entry))
+
+    def problems(self) -> Iterator[str]:
+        """A line for each damaged entry; nothing where there is no folder."""
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                if path.name == _PLAN:
+                    self.plan()
+                elif kind := _KINDS.get(path.name.partition("-")[0]):
+                    self.entry(path.name, kind)
+            except UserError as error:
+                yield from error.problems
 
     def _content(self, name: str) -> object:
         try:
-            return json.loads((self.folder / name).read_bytes())
+            content = unsealed((self.folder / name).read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except DamagedRecord as error:
             raise self._damaged(name, error) from error
+        if content is None:
+            raise self._damaged(name, DamagedRecord("no object"))
+        return content
 
     def _damaged(self, name: str, error: ValueError) -> UserError:
         return UserError(f"{self.folder / name}: damaged ({error}); remove the folder {self.folder} and run again")

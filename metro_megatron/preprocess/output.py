@@ -7,10 +7,11 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from metro_megatron.data.file_hashes import file_entries
 from metro_megatron.data.manifest import (
     FORMAT_VERSION,
     DatasetPaths,
@@ -25,7 +26,7 @@ from metro_megatron.data.manifest import (
     read_manifest,
     shard_suffix,
 )
-from metro_megatron.data.records import plain, to_json
+from metro_megatron.data.records import plain, sealed
 from metro_megatron.errors import UserError
 from metro_megatron.files import is_partial, move_whole, sync_folder, write_whole
 from metro_megatron.preprocess.assembly import shard_name
@@ -82,7 +83,7 @@ def refuse_foreign(prefix: str, changes: Sequence[str] = ()) -> None:
             "choose another or add --overwrite"
         )
         raise UserError([*changes, advice])
-    for path in (shard.bin, shard.idx, paths.tokenizer):
+    for path in (*shard.files, paths.tokenizer):
         if path.exists():
             raise UserError(f"--output_prefix {prefix}: {path} is there already; choose another or add --overwrite")
 
@@ -217,14 +218,15 @@ def publish(journal: Journal, prefix: str) -> Manifest:
     _remove_manifest(prefix, len(manifest.shards))
     for number in range(len(manifest.shards)):
         working, final = ShardPaths(str(journal.folder / shard_name(number))), paths.shard(number)
-        for finished, path in ((working.bin, final.bin), (working.idx, final.idx)):
+        for finished, path in zip(working.files, final.files, strict=True):
             if finished.exists():  # else a call that was interrupted has moved it
                 move_whole(finished, path)
     if manifest.has_pending_duplicates and (journal.folder / "hashes").exists():
         move_whole(journal.folder / "hashes", paths.hashes)
     copy_tokenizer(journal.folder / "tokenizer", paths.tokenizer)
     sync_folder(paths.manifest.absolute().parent)
-    write_whole(paths.manifest, to_json(manifest))
+    manifest = replace(manifest, tokenizer_files=file_entries(paths.tokenizer))
+    write_whole(paths.manifest, sealed(manifest))
     shutil.rmtree(journal.folder)
     return manifest
 
@@ -239,8 +241,8 @@ def _remove_manifest(prefix: str, num_shards: int) -> None:
     paths.manifest.unlink(missing_ok=True)
     paths.hashes.unlink(missing_ok=True)
     for number in range(num_shards, earlier):
-        paths.shard(number).bin.unlink(missing_ok=True)
-        paths.shard(number).idx.unlink(missing_ok=True)
+        for path in paths.shard(number).files:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,14 +7,17 @@ shard is read as a part too. All little-endian.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.blocks import BLOCK_BYTES, CHECKSUM_BYTES, damage_of_block, num_blocks
 from metro_megatron.data.manifest import DatasetPaths, Manifest, ShardPaths
 from metro_megatron.data.shards import INDEX_HEADER, token_dtype
+from metro_megatron.errors import UserError
 from metro_megatron.files import whole_files
 
 HASH_BYTES = 16
@@ -37,6 +40,26 @@ class Section:
         """Numbers begin to end."""
         offset = self.offset + begin * self.dtype.itemsize
         return np.fromfile(self.path, self.dtype, end - begin, offset=offset)
+
+
+@dataclass(frozen=True)
+class CheckedSection(Section):
+    """Ids of a finished shard, whose blocks are compared with their checksums when they are read."""
+
+    checksums: Path = Path()
+
+    def read(self, begin: int, end: int) -> NDArray[Any]:
+        """Numbers begin to end. Raises UserError naming shard, block and bytes of what is damaged."""
+        size = self.dtype.itemsize
+        first, last = begin * size // BLOCK_BYTES, num_blocks(end * size)
+        start, count = first * BLOCK_BYTES, last - first
+        content = np.fromfile(self.path, np.uint8, count * BLOCK_BYTES, offset=start)  # the last block may be shorter
+        expected = np.fromfile(self.checksums, "<u4", count, offset=first * CHECKSUM_BYTES).tolist()
+        blocks = (content.data[at : at + BLOCK_BYTES] for at in range(0, len(content), BLOCK_BYTES))
+        found = map(damage_of_block, repeat(str(self.path)), range(first, last), blocks, expected)
+        if problems := list(filter(None, found)):
+            raise UserError(problems)
+        return content[begin * size - start : end * size - start].view(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -96,7 +119,11 @@ class Part:
         """Shard `number` of a dataset."""
         shard = manifest.shards[number]
         dtype = token_dtype(manifest.vocab_size)
-        return cls.of_shard(DatasetPaths(prefix).shard(number).prefix, dtype, shard.units, shard.documents)
+        paths = DatasetPaths(prefix).shard(number)
+        part = cls.of_shard(paths.prefix, dtype, shard.units, shard.documents)
+        if shard.crc is None:
+            return part
+        return replace(part, tokens=CheckedSection(paths.bin, part.tokens.dtype, checksums=paths.crc))
 
     def __len__(self) -> int:
         return self.end_document - self.begin_document

@@ -34,6 +34,12 @@ CHUNK_BYTES = 32 << 20
 
 _BOM = b"\xef\xbb\xbf"
 _NUL = "\0"
+_CONTINUING = bytes(range(0x80, 0xC0))
+"""Bytes of a character in UTF-8 behind its first."""
+_BLANK = re.compile(
+    rb"(?:%b)*+\Z" % b"|".join(re.escape(chr(code).encode()) for code in range(0x3001) if chr(code).isspace())
+)
+"""White space as Python's strings have it, in UTF-8: a line that is nothing else has no text."""
 
 
 class Reject(StrEnum):
@@ -111,9 +117,7 @@ class ChunkReader:
         if chunk.begin == 0:
             self.sha256 = FileBytes(chunk.file.path).finish()
         for row, values in read_rows(chunk.file.path, range(chunk.begin, chunk.end), self._options.text_keys):
-            is_text = all(isinstance(value, str) for value in values)
-            raw = _limited("\n".join(values), limit) if is_text else Reject.NOT_A_STRING
-            yield Record(row, raw, is_json=False)
+            yield Record(row, _from_values(values, limit), is_json=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,15 @@ def _decoded(raw: bytes) -> str | Reject:
         return Reject.NOT_UTF8
 
 
+def _from_values(values: Sequence[object], max_bytes: int) -> str | Reject:
+    """The text of a row; columns of bytes, as writers without a type for strings leave them, hold text, too."""
+    texts = [_decoded(value) if isinstance(value, bytes) else value for value in values]
+    if any(text is Reject.NOT_UTF8 for text in texts):
+        return Reject.NOT_UTF8
+    is_text = all(isinstance(text, str) for text in texts)
+    return _limited("\n".join(map(str, texts)), max_bytes) if is_text else Reject.NOT_A_STRING
+
+
 def _limited(text: str, max_bytes: int) -> str | Reject:
     is_short = len(text) * 4 <= max_bytes or len(text.encode()) <= max_bytes
     return text if is_short else Reject.TOO_LONG
@@ -227,9 +240,13 @@ class _Lines:
             self.offset += len(rest)
 
 
+def _is_blank(line: bytes) -> bool:
+    return _BLANK.match(line) is not None
+
+
 def _is_after_text(path: str, offset: int) -> bool:
     """Whether the line that ends before `offset` has more than white space; read backwards as far as needed."""
-    end = offset - 1
+    end, rest = offset - 1, b""
     with open(path, "rb") as file:
         first = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
         while end > first:
@@ -237,11 +254,14 @@ def _is_after_text(path: str, offset: int) -> bool:
             file.seek(begin)
             block = file.read(end - begin)
             line = block[block.rfind(b"\n") + 1 :]
-            if line.strip():
+            is_begun = len(line) < len(block) or begin == first
+            # Of a character that the block cuts, the end is looked at together with its begin.
+            cut = 0 if is_begun else len(line) - len(line.lstrip(_CONTINUING))
+            if not _is_blank(line[cut:] + rest):
                 return True
-            if len(line) < len(block):
+            if is_begun:
                 return False
-            end = begin
+            end, rest = begin, line[:cut]
     return False
 
 
@@ -252,7 +272,9 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
         if line is None:
             return
         content, is_too_long = line
-        if is_too_long or content.strip():
+        # Marked files that were joined: no JSON begins with a mark.
+        content = content.removeprefix(_BOM)
+        if is_too_long or not _is_blank(content):
             yield Record(offset, Reject.TOO_LONG if is_too_long else content, is_json=True)
 
 
@@ -262,12 +284,12 @@ def _text_records(lines: _Lines, max_bytes: int, is_inside: bool) -> Iterator[Re
     first, size = 0, 0
     while is_inside and not lines.is_over:
         line = lines.next()
-        is_inside = line is not None and (line[1] or bool(line[0].strip()))
+        is_inside = line is not None and (line[1] or not _is_blank(line[0]))
     while size or not lines.is_over:
         offset = lines.offset
         line = lines.next()
         content, is_too_long = line or (b"", False)
-        if is_too_long or content.strip():
+        if is_too_long or not _is_blank(content):
             first = first if size else offset
             size += len(content) + 1 + is_too_long * max_bytes
             if size <= max_bytes + 1:

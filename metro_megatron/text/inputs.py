@@ -12,10 +12,12 @@ import gzip
 import hashlib
 import io
 import os
+import re
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +25,7 @@ from typing import BinaryIO
 import zstandard
 
 from metro_megatron.errors import UserError
+from metro_megatron.text.first_bytes import FIRST_BYTES, compression_of, misread
 from metro_megatron.text.parquet import row_group_bytes
 
 JSON_LINES, PLAIN_TEXT, PARQUET = (".jsonl", ".json", ".ndjson"), (".txt",), (".parquet",)
@@ -31,6 +34,14 @@ COMPRESSIONS = (".gz", ".zst", ".bz2")
 BUFFER_BYTES = 1 << 20
 _ZSTD_INPUT_BYTES = 128
 """Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays within 4 MiB."""
+_LONGEST_WINDOW = 1 << 31
+"""Bytes, those of `zstd --long=31`; a frame takes as much memory as its own window."""
+
+_TOO_MUCH_MEMORY = re.compile("not enough memory|too much memory")
+"""In messages of zstd's."""
+
+_UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+"""Line ends and bytes that are not UTF-8: neither a message nor a manifest can hold them."""
 
 _OWN_FOLDERS = (
     {"plan.json", "lock"},
@@ -57,16 +68,13 @@ class InputFile:
     path: str
     size: int
     mtime_ns: int
+    compression: str = ""
+    """One of COMPRESSIONS, or "": what the first bytes say, else the name."""
 
     @property
     def ending(self) -> str:
         """Lower-case ending without compression."""
         return kind(self.path)[0]
-
-    @property
-    def compression(self) -> str:
-        """One of COMPRESSIONS, or ""."""
-        return kind(self.path)[1]
 
     def check_unchanged(self) -> None:
         """Raise UserError if the file is not what was planned."""
@@ -242,12 +250,27 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], left_out: Counter[str]
 def _stat(source: str, path: str) -> InputFile:
     if not is_known(path):
         raise UserError(f"{path}: unknown kind of file; names end in {_known()}")
+    if _UNSPEAKABLE.search(path):
+        raise UserError(f"{ascii(path)}: the name has characters that cannot be written down; rename it")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for whoever writes into it
+            raise UserError(f"{path}: is no file, but a pipe, socket or device; write its content into a file")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
+            first_bytes = file.read(FIRST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return InputFile(source, path, status.st_size, status.st_mtime_ns)
+    ending, by_name = kind(path)
+    if ending in PARQUET:
+        return InputFile(source, path, status.st_size, status.st_mtime_ns)
+    compression = compression_of(first_bytes) or by_name
+    if compression and first_bytes:
+        first_bytes = b""  # of what is damaged, which reading names
+        with suppress(UserError), FileBytes(path) as stored, decompressed(stored, compression) as stream:
+            first_bytes = stream.read(FIRST_BYTES)
+    if problem := misread(first_bytes, is_json=ending in JSON_LINES):
+        raise UserError(f"{path}: {problem}")
+    return InputFile(source, path, status.st_size, status.st_mtime_ns, compression)
 
 
 def _known() -> str:
@@ -312,7 +335,7 @@ class _ZstdFile(io.RawIOBase):
                 if self._frame is not None:
                     raise EOFError("the last zstd frame is cut off")
                 return 0
-            frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            frame = self._frame or zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
             self._output = memoryview(frame.decompress(self._input))
             self._input = frame.unused_data
             self._frame = None if frame.eof else frame
@@ -338,7 +361,12 @@ def decompressed(stored: FileBytes, compression: str) -> Iterator[io.BufferedRea
             yield io.BufferedReader(bz2.BZ2File(stream), BUFFER_BYTES)  # type: ignore[arg-type]
         else:
             yield stream
-    except (EOFError, zlib.error, zstandard.ZstdError, OSError) as error:
+    except (EOFError, zlib.error, zstandard.ZstdError, OSError, MemoryError) as error:
+        if isinstance(error, MemoryError) or _TOO_MUCH_MEMORY.search(str(error)):
+            raise UserError(
+                f"{stored.path}: decompressing it needs more memory than there is ({error or 'none left'}); raise the "
+                "limit, use fewer workers, or compress it again with a smaller window (zstd without --long)"
+            ) from error
         if not isinstance(error, OSError) or error.errno is None:  # bz2 and gzip call damage an OSError
             raise UserError(
                 f"{stored.path}: {compression} data damaged or cut off after {stored.position:,} bytes "

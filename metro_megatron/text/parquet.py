@@ -17,28 +17,58 @@ def row_group_bytes(path: str) -> list[int]:
 
 def column_names(path: str) -> list[str]:
     """Names of the columns, in order."""
-    return list(_open(path).schema_arrow.names)
+    import pyarrow
+
+    try:
+        return list(_open(path).schema_arrow.names)
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({_line(error)})") from error
 
 
 def read_rows(path: str, row_groups: range, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
-    """(row number, values of the columns) of consecutive row groups.
+    """(row number, values of the columns) of consecutive row groups; bytes for a string that is not UTF-8.
 
     Raises UserError if a column is missing or the file is damaged.
     """
+    import pyarrow
+
     file = _open(path)
-    names = file.schema_arrow.names
+    names = column_names(path)
     missing = [column for column in columns if column not in names]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}, only {', '.join(names)}; give --text_key")
+    twice = [column for column in columns if names.count(column) > 1]
+    if twice:
+        raise UserError(f"{path}: has column {', '.join(twice)} more than once; rename all but one")
     row = sum(file.metadata.row_group(group).num_rows for group in range(row_groups.start))
     try:
         batches = _batches(file, row_groups, columns)
         for batch in batches:
-            for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+            for values in zip(*(_values(batch.column(column)) for column in columns), strict=True):
                 yield row, list(values)
                 row += 1
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); fetch or write the file again") from error
+    except (MemoryError, OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, MemoryError):
+            raise UserError(
+                f"{path}: needs more memory than there is; raise the limit, or use fewer workers"
+            ) from error
+        raise UserError(f"{path}: damaged ({_line(error)}); fetch or write the file again") from error
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values; bytes where a string is not UTF-8, which Parquet's writers do not all check."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return list(map(_value, column))
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        of_dictionary = getattr(scalar, "value", scalar)
+        return of_dictionary.as_buffer().to_pybytes() if hasattr(of_dictionary, "as_buffer") else None
 
 
 def _batches(file: Any, row_groups: range, columns: Sequence[str]) -> Iterator[Any]:
@@ -58,6 +88,11 @@ def _open(path: str) -> Any:
     except ImportError as error:
         raise UserError(f"{path}: Parquet needs pyarrow; pip install 'metro_megatron[parquet]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, UnicodeDecodeError, MemoryError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({_line(error)})") from error
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, in one line: pyarrow's may have several."""
+    return " ".join(str(error).split()) or type(error).__name__

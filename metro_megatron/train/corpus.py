@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.cli.command_line import tool_command
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.blending import source_weights
@@ -72,6 +74,16 @@ class Corpus:
             config, train_shards, train_index, validation or train_shards, validation_index, indices[1:],
             probe_tasks=tasks,
         )  # fmt: skip
+
+    @property
+    def without_checksums(self) -> str | None:
+        """What to say of datasets of earlier versions, whose ids are not compared while they are read."""
+        shards = [*self.train_shards, *self.validation_shards]
+        found = dict.fromkeys(shard.dataset for shard in shards if shard.checksums is None)
+        if not found:
+            return None
+        command = f"{tool_command('inspect_data')} --add_checksums --dataset {shlex.join(found)}"
+        return f"{', '.join(found)}: no checksums, so that damaged ids would be trained on; add some with {command}"
 
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id is in the training shards [V]. Raises UserError as cached_token_counts."""

@@ -423,6 +423,8 @@ class Trainer:
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
         report = Report(self.run, self.parts.all_terms, self.progress.done, self.config.train.train_steps)
         report.say(self._description())
+        if missing := self.corpus.without_checksums:
+            report.say(f"warning: {missing}")
         report.say(describe(self.layout.device))
         report.say(implementations(self.config, self.layout.device))
         report.say(self.corpus.description)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metro_megatron.data.manifest import EDGES, DatasetPaths, LengthHistogram, Manifest, read_manifest
-from metro_megatron.data.records import DamagedRecord, from_plain, plain, to_json
+from metro_megatron.data.records import SEAL, DamagedRecord, from_plain, plain, sealed
 from metro_megatron.errors import UserError
 from tests.data.two_sources import write_two_sources
 
@@ -42,7 +42,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, reviews: list[list[str]], 
 
 def test_a_manifest_is_written_as_it_is_read(dataset: str) -> None:
     manifest = read_manifest(dataset)
-    assert to_json(manifest) == DatasetPaths(dataset).manifest.read_bytes()
+    assert sealed(manifest) == DatasetPaths(dataset).manifest.read_bytes()
     assert from_plain(Manifest, plain(manifest)) == manifest
     assert [source.name for source in manifest.sources] == ["long", "short"]
     ends = np.cumsum([shard.documents for shard in manifest.shards]).tolist()
@@ -72,6 +72,7 @@ def test_damage_is_named(
     dataset: str, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     content = json.loads(DatasetPaths(dataset).manifest.read_bytes())
+    del content[SEAL]
     change(content)
     with pytest.raises(DamagedRecord, match=message):
         from_plain(Manifest, content)

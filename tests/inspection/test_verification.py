@@ -12,8 +12,9 @@ import pytest
 
 import metro_megatron.commands.inspect_data as tool
 from metro_megatron.cli.command_line import exit_code
-from metro_megatron.data.manifest import DatasetPaths
-from metro_megatron.data.shards import INDEX_HEADER
+from metro_megatron.data.manifest import DatasetPaths, read_manifest
+from metro_megatron.data.records import SEAL
+from metro_megatron.data.shards import INDEX_HEADER, open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.index_check import REMEDY
 from metro_megatron.inspection.verification import verify
@@ -47,6 +48,7 @@ def change_manifest(prefix: str, change: Callable[[dict[str, Any]], object]) -> 
     path = DatasetPaths(prefix).manifest
     manifest = json.loads(path.read_text())
     change(manifest)
+    manifest.pop(SEAL, None)
     path.write_text(json.dumps(manifest))
 
 
@@ -66,8 +68,8 @@ def agree(prefix: str, number: int) -> None:
 def test_a_whole_dataset_is_read_to_the_last_byte(prefix: str, capsys: pytest.CaptureFixture) -> None:
     read: list[int] = []
     verified = verify(prefix, read.append)
-    files = [path for path in Path(prefix).parent.iterdir() if path.suffix in (".bin", ".idx")]
-    assert verified.num_files == len(files) >= 6
+    files = [path for path in Path(prefix).parent.iterdir() if path.suffix in (".bin", ".idx", ".crc")]
+    assert verified.num_files == len(files) >= 9
     assert verified.num_bytes == sum(read) == sum(path.stat().st_size for path in files)
     tool.main(tool.Options([prefix], verify=True))
     printed = capsys.readouterr().out
@@ -207,7 +209,7 @@ def test_another_tokenizer(prefix: str, tokenizer_folder: Path) -> None:
     change_manifest(prefix, lambda manifest: manifest.update(tokenizer_sha256="0" * 64))
     assert "not the tokenizer of these shards" in problems(prefix)[0]
     shutil.rmtree(DatasetPaths(prefix).tokenizer)
-    assert "lacks tokenizer.model" in problems(prefix)[0]
+    assert all("cannot be read (No such file" in problem for problem in problems(prefix)) and len(problems(prefix)) >= 3
 
 
 def test_ids_of_a_large_vocabulary(tmp_path: Path) -> None:
@@ -216,3 +218,27 @@ def test_ids_of_a_large_vocabulary(tmp_path: Path) -> None:
     assert [one for one in found if "_0000" in one] == [
         f"{tmp_path}/s_00000.bin: 2 ids outside 5 to 127999, the first is 128000 at token 2; {REMEDY}"
     ]
+
+
+def test_a_dataset_of_an_earlier_version_gets_its_checksums(prefix: str, capsys: pytest.CaptureFixture) -> None:
+    paths, whole = DatasetPaths(prefix), read_manifest(prefix)
+    before = {path: path.read_bytes() for path in (*paths.shard(0).files, *paths.shard(1).files, paths.manifest)}
+
+    def forget(manifest: dict[str, Any]) -> None:
+        manifest["format_version"] = 2
+        del manifest["tokenizer_files"]
+        for number, shard in enumerate(manifest["shards"]):
+            del shard["crc"]
+            paths.shard(number).crc.unlink()
+
+    change_manifest(prefix, forget)
+    assert [shard.checksums for shard in open_shards([prefix])] == [None] * len(whole.shards)
+    tool.main(tool.Options([prefix], verify=True))
+    assert "have no checksums; --add_checksums writes them" in capsys.readouterr().out
+    path = paths.shard(1).bin
+    path.write_bytes(b"\0" + before[path][1:])
+    with pytest.raises(UserError, match=f"{path}: SHA-256 "):
+        tool.main(tool.Options([prefix], add_checksums=True))
+    path.write_bytes(before[path])
+    tool.main(tool.Options([prefix], add_checksums=True))
+    assert {path: path.read_bytes() for path in before} == before

@@ -107,7 +107,22 @@ def in_chunks(path: Path, chunk_bytes: int, options: ReadOptions = TEXT) -> tupl
     return [record for reader in readers for record in reader], [reader.sha256 for reader in readers]
 
 
-PIECES = st.sampled_from([b"\n", b"\r\n", b" ", b"\t\n", b"a", b"{}", b"long long", b"\xef\xbb\xbf", b"\r", b"\xff"])
+PIECES = st.sampled_from(
+    [
+        b"\n",
+        b"\r\n",
+        b" ",
+        b"\t\n",
+        b"a",
+        b"{}",
+        b"long long",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\xff",
+        b"\xe3\x80\x80",
+        b"\xc2\xa0",
+    ]
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -169,7 +184,7 @@ def test_whole_documents_keep_every_character(text: str, is_json: bool) -> None:
 
 def test_whole_documents_of_plain_text(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_bytes(b"\n \n  one \r\n\ttwo\rthree \n \t\n\xe2\x80\xa8\n\nlast\n")
-    assert read(tmp_path / "f.txt", unit="document") == ([["  one \n\ttwo\rthree "], ["last"]], {"empty": 1})
+    assert read(tmp_path / "f.txt", unit="document") == ([["  one \n\ttwo\rthree "], ["last"]], {})
 
 
 def test_parquet_is_read_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,3 +293,99 @@ def test_a_mark_of_byte_order_is_text_but_at_the_begin_of_a_file(tmp_path: Path)
         (tmp_path / "f.txt").write_bytes(content)
         whole = in_chunks(tmp_path / "f.txt", 1 << 20)[0]
         assert all(in_chunks(tmp_path / "f.txt", size)[0] == whole for size in range(1, 6))
+
+
+def test_one_notion_of_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What str.strip leaves nothing of separates documents, wherever a file is cut."""
+    blanks = [chr(code) for code in range(0x110000) if chr(code).isspace() and chr(code) not in "\n\r"]
+    assert {"\u3000", "\u00a0", "\u0085", "\u2028", "\x1c"} < set(blanks)
+    path = tmp_path / "f.txt"
+    path.write_text("".join(f"text {number}\n {blank}\t\n" for number, blank in enumerate(blanks)), "utf-8", newline="")
+    assert read(path) == ([[f"text {number}"] for number in range(len(blanks))], {})
+    whole = in_chunks(path, 1 << 20)[0]
+    monkeypatch.setattr("metro_megatron.text.documents.BUFFER_BYTES", 2)  # a block cuts characters
+    assert all(in_chunks(path, size)[0] == whole for size in (4, 7, 20))
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(json_lines("a") + "\u3000\u00a0\n".encode() + json_lines("b"))
+    assert read(path) == ([["a"], ["b"]], {})
+
+
+def test_long_windows_are_read(tmp_path: Path) -> None:
+    content = json_lines(*(f"text {number}" for number in range(1000)))
+    for log in (27, 28, 31):
+        parameters = zstandard.ZstdCompressionParameters(window_log=log, enable_ldm=True, compression_level=1)
+        compressor = zstandard.ZstdCompressor(
+            compression_params=parameters
+        ).compressobj()  # of unknown size, as in a pipe
+        (tmp_path / "f.jsonl.zst").write_bytes(compressor.compress(content) + compressor.flush())
+        documents, rejects = read(tmp_path / "f.jsonl.zst")
+        assert (len(documents), rejects) == (1000, {})
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.json.zst", "f.ndjson.bz2"])
+def test_compressions_under_other_names(tmp_path: Path, compression: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(COMPRESS[compression](json_lines("a", "b")))
+    assert read(path) == ([["a"], ["b"]], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("f.jsonl", '{"text": "a"}\n'.encode("utf-16"), "is UTF-16 text .begins with FF FE.*iconv -f UTF-16 -t UTF-8"),
+        ("f.txt", "a\n\nb".encode("utf-32"), "is UTF-32 text"),
+        ("f.jsonl", '{"text": "a"}\n'.encode("utf-16-le"), "is UTF-16LE text"),
+        ("f.json", '{"text": "a"}\n'.encode("utf-16-be"), "is UTF-16BE text"),
+        ("f.jsonl.gz", gzip.compress('{"text": "a"}\n'.encode("utf-16")), "is UTF-16 text"),
+        ("f.json", b'\xef\xbb\xbf[\n  {"text": "a"},\n  {"text": "b"}\n]', "is one JSON array.*jq -c"),
+        ("f.json", b'[{"text": "a"}]', "is one JSON array"),
+        ("f.json", b'{\n  "text": "a"\n}\n', "JSON objects over several lines.*jq -c ."),
+        ("f.jsonl", b"PAR1....", "is a Parquet file; name it .parquet"),
+        ("f.txt", b"\xfd7zXZ\x00", "compressed with xz"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_first_bytes(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{tmp_path / name}: .*{message}"):
+        find_inputs([str(tmp_path)])
+
+
+def test_text_that_only_looks_like_something_else(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"BZh9 is how bzip2 files begin")
+    (tmp_path / "b.txt").write_bytes(b'[ {"text": 1} ]')
+    (tmp_path / "c.jsonl").write_bytes(b'[1]\n{"text": "c"}\n')
+    assert read(tmp_path) == ([["BZh9 is how bzip2 files begin"], ['[ {"text": 1} ]'], ["c"]], {"not_an_object": 1})
+
+
+def test_marked_files_joined(tmp_path: Path) -> None:
+    bom = b"\xef\xbb\xbf"
+    (tmp_path / "f.jsonl").write_bytes((bom + json_lines("a")) + (bom + json_lines("b", "c")) + bom + b"\n" + bom)
+    assert read(tmp_path / "f.jsonl") == ([["a"], ["b"], ["c"]], {})
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "binary"])
+def test_one_string_that_is_not_utf8_loses_one_document(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    raw = [f"row {number}".encode() for number in range(600)]
+    raw[300] = b"\xff\xfe"
+    column = pyarrow.array(raw, pyarrow.large_binary() if kind == "large_string" else pyarrow.binary())
+    if kind != "binary":
+        text = pyarrow.large_string() if kind == "large_string" else pyarrow.string()
+        column = column.view(text)
+    if kind == "dictionary":
+        column = column.dictionary_encode()
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "f.parquet")
+    documents, rejects = read(tmp_path / "f.parquet")
+    assert documents == [[f"row {number}"] for number in range(600) if number != 300]
+    assert rejects == {"not_utf8": 1}
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, ["text", "text"])
+    parquet.write_table(table, tmp_path / "f.parquet")
+    with pytest.raises(UserError, match="column text more than once"):
+        read(tmp_path / "f.parquet")

@@ -1,0 +1,45 @@
+"""Whether files have the sizes and the SHA-256 that a manifest says."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from metro_megatron.data.manifest import FileEntry
+from metro_megatron.files import is_partial
+
+_THREADS = 8
+"""Hashing and reading both leave Python to other threads."""
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Of a file as it is. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(file.tell(), digest)
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Of the finished files of a folder, by name."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not is_partial(path))
+    return {path.name: file_entry(path) for path in paths}
+
+
+def damaged_files(files: Mapping[Path, FileEntry], remedy: str) -> Iterator[str]:
+    """A line for each file that cannot be read or is not what its entry says; reads all of them."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for problem in threads.map(_problem, files, files.values()):
+            if problem:
+                yield f"{problem}; {remedy}"
+
+
+def _problem(path: Path, expected: FileEntry) -> str | None:
+    try:
+        found = file_entry(path)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    if found.bytes != expected.bytes:
+        return f"{path}: {found.bytes:,} bytes, the manifest says {expected.bytes:,}: damaged"
+    if found != expected:
+        return f"{path}: SHA-256 {found.sha256}, the manifest says {expected.sha256}: damaged"
+    return None

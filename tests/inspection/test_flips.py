@@ -1,0 +1,177 @@
+"""A flipped bit anywhere in a dataset, its sample indices or its journal is named by whoever verifies or reads it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metro_megatron.config.schema import Config, DataConfig, ModelConfig
+from metro_megatron.data.blocks import BLOCK_BYTES, TokenStreams
+from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.manifest import DatasetPaths
+from metro_megatron.data.samples import SampleRule, cache_folder, cached_sample_index
+from metro_megatron.data.shards import open_shards
+from metro_megatron.errors import UserError
+from metro_megatron.inspection.verification import verify
+from metro_megatron.preprocess.merging import merge
+from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, preprocess
+from tests.data.two_sources import texts_of
+
+FLIPS = int(os.environ.get("FLIPS", 150))
+"""`make fuzz` sets 10,000."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, reviews: list[list[str]], tokenizer_folder: Path) -> str:
+    """Two sources in three shards, with an index of samples, and the journal of a run that would replace it."""
+    folder = tmp_path_factory.mktemp("flips")
+    for name, documents in texts_of(reviews).items():
+        (folder / f"{name}.txt").write_text("\n\n".join("\n".join(document) for document in documents[:60]))
+        options = PreprocessOptions(
+            [f"{name}={folder}/{name}.txt"], str(tokenizer_folder), f"{folder}/{name}", PlanOptions()
+        )
+        preprocess(options)
+    prefix = str(folder / "d")
+    (folder / "own").mkdir()
+    prefix = str(folder / "own" / "d")
+    merge([str(folder / "long"), str(folder / "short")], prefix, 40_000)
+    cached_sample_index(open_shards([prefix]), SampleRule(64), cache_folder("", [prefix]))
+    leave_journal(prefix, folder / "long.txt", tokenizer_folder)
+    return prefix
+
+
+def leave_journal(prefix: str, text: Path, tokenizer_folder: Path) -> None:
+    """What an interrupted run at the prefix leaves."""
+    plan = PlanOptions(chunk_bytes=20_000)
+    options = PreprocessOptions([str(text)], str(tokenizer_folder), f"{prefix}-other", plan, max_reject_fraction=0.0)
+    text.write_bytes(text.read_bytes() + b"\n\n\xff")
+    with pytest.raises(UserError, match="not_utf8"):
+        preprocess(options)
+    shutil.copytree(DatasetPaths(f"{prefix}-other").work, DatasetPaths(prefix).work)
+    shutil.rmtree(DatasetPaths(f"{prefix}-other").work)
+
+
+def files_of(prefix: str) -> list[Path]:
+    paths = DatasetPaths(prefix)
+    folder = Path(prefix).parent
+    shards = [path for ending in ("bin", "idx", "crc") for path in folder.glob(f"d_*.{ending}")]
+    return sorted(
+        [
+            *shards,
+            *folder.glob("sample_index/*/*"),
+            *paths.tokenizer.iterdir(),
+            *paths.work.glob("*.json"),
+            paths.manifest,
+        ]
+    )
+
+
+def problems_of(prefix: str) -> list[str]:
+    try:
+        verify(prefix)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        (byte,) = file.read(1)
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def test_flips_over_all_files_are_named(dataset: str) -> None:
+    verify(dataset)
+    files = files_of(dataset)
+    assert {path.suffix for path in files} == {".bin", ".idx", ".crc", ".json", ".model"} and len(files) > 15
+    generator = np.random.default_rng(0)
+    for number in range(FLIPS):
+        path = files[number % len(files)]
+        bit = int(generator.integers(8 * path.stat().st_size))
+        flip(path, bit)
+        problems = problems_of(dataset)
+        assert any(path.name in problem for problem in problems), (path, bit, problems)
+        flip(path, bit)
+    verify(dataset)
+
+
+def test_opening_names_all_but_the_ids(dataset: str) -> None:
+    """Whoever trains opens: what is not read by blocks is compared at once, a damaged index is built again."""
+    generator = np.random.default_rng(1)
+    for path in files_of(dataset):
+        if path.suffix == ".bin" or "work" in path.parent.name or "sample_index" in str(path):
+            continue
+        bit = int(generator.integers(8 * path.stat().st_size))
+        flip(path, bit)
+        with pytest.raises(UserError, match=path.name):
+            open_shards([dataset])
+        flip(path, bit)
+
+
+def test_a_damaged_index_is_built_again(
+    dataset: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, shards, rule = cache_folder("", [dataset]), open_shards([dataset]), SampleRule(64)
+    whole = cached_sample_index(shards, rule, folder)
+    starts = whole.start.tolist()
+    for path in sorted(folder.glob("*/*")):
+        flip(path, 77)
+        assert cached_sample_index(shards, rule, folder).start.tolist() == starts
+        printed = capsys.readouterr().err
+        assert path.name in printed and "is built again" in printed
+        assert cached_sample_index(shards, rule, folder, pytest.fail).content_tokens == whole.content_tokens
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    flip(next(folder.glob("*/start.bin")), 77)
+    with pytest.raises(UserError, match="has been built again; start the run again"):
+        cached_sample_index(shards, rule, folder)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    flip(next(folder.glob("*/start.bin")), 77)
+    cached_sample_index(shards, rule, folder)  # compares sizes; the first process of its machine is what refuses
+    flip(next(folder.glob("*/start.bin")), 77)
+
+
+def test_damaged_ids_are_not_trained_on(dataset: str) -> None:
+    """Exactly the samples that hold tokens of the damaged block are refused, with its name."""
+    shards = open_shards([dataset])
+    index = cached_sample_index(shards, SampleRule(64), cache_folder("", [dataset]))
+    config = Config(
+        model=ModelConfig(vocab_size=2000), data=DataConfig(train=[dataset], seq_length=64, micro_batch_tokens=128)
+    )
+    path, place = DatasetPaths(dataset).shard(0).bin, BLOCK_BYTES + 1
+    flip(path, 8 * place)
+    begin, end = (index.start * 2, (index.start + index.length) * 2)
+    in_block = (index.shard == 0) & (end > BLOCK_BYTES) & (begin < 2 * BLOCK_BYTES)
+    streams, refused = TokenStreams(shards), np.zeros(len(index), np.bool_)
+    for sample in range(len(index)):
+        one = slice(sample, sample + 1)
+        try:
+            streams.check(index.shard[one], index.start[one], index.length[one])
+        except UserError as error:
+            refused[sample] = True
+            assert f"{path}: block 1 (bytes 16,384 to 32,768) is damaged" in str(error), error
+            assert "copy the shard again" in str(error)
+    assert refused.any() and refused.tolist() == in_block.tolist()
+    with pytest.raises(UserError, match="block 1 "):
+        merge([dataset], f"{dataset}-merged", 10_000)
+    with pytest.raises(UserError, match="block 1 "):
+        list(PretrainingData(index, shards, config).evaluation_batches(len(index), 16))
+    flip(path, 8 * place)
+    assert merge([dataset], f"{dataset}-merged", 10_000).tokens == sum(len(shard.tokens) for shard in shards)
+    list(PretrainingData(index, shards, config).evaluation_batches(len(index), 64))
+
+
+def test_blocks_are_compared_once_and_only_those_that_are_read(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[int, int]] = []
+    streams = TokenStreams(open_shards([dataset]))
+    damage = streams._damage
+    monkeypatch.setattr(streams, "_damage", lambda *block: [compared.append(block), damage(*block)][1])
+    zero, one, half = np.zeros(1, np.int64), np.ones(1, np.int64), BLOCK_BYTES // 2
+    streams.check(zero, zero, one)
+    streams.check(zero, zero + 5, one)
+    assert compared == [(0, 0)]
+    streams.check(np.array([0, 1, 0]), np.array([half - 1, 0, 3]), np.array([half + 2, 1, 1]))
+    assert compared == [(0, 0), (0, 1), (0, 2), (1, 0)]
