@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_megatron.data.records import DamagedRecord, from_plain
 from metro_megatron.errors import UserError
+from metro_megatron.vocabulary import SpecialIds
 
 FORMAT_VERSION = 2
 REMEDY = "write the shard again with tools/preprocess_data.py"
@@ -229,6 +230,8 @@ class Manifest:
     dropped: dict[str, int]
     sources: tuple[SourceEntry, ...]
     shards: tuple[ShardEntry, ...]
+    special_ids: SpecialIds = SpecialIds()
+    """The tokenizer's."""
 
     def source_of(self, document: int) -> int:
         """Index in `sources` of the source that a document, by its number in the dataset, comes from."""

@@ -21,7 +21,6 @@ from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.hf.stored import LazyTensors, write_weights
 from metro_megatron.hf.weights import METRO, hf_tensors
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, copy_tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
 CODE_FILES = ("configuration_metro.py", "positions_metro.py", "encoder_metro.py", "heads_metro.py", "modeling_metro.py")
 
@@ -61,10 +60,6 @@ def metro_config(
     """
     return MetroConfig(
         **{theirs: getattr(model_config, ours) for ours, theirs in _both_names()},
-        bos_token_id=BOS_ID,
-        pad_token_id=PAD_ID,
-        eos_token_id=EOS_ID,
-        mask_token_id=MASK_ID,
         objectives=list(objectives),
         rtd_weight=rtd_weight,
         clm_weight=clm_weight,

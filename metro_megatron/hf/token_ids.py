@@ -6,7 +6,6 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from metro_megatron.errors import UserError
-from metro_megatron.vocabulary import NUM_SPECIALS, SPECIAL_TOKENS
 
 
 def tokens_of(folder: Path, vocab_size: int) -> list[str | None]:
@@ -38,11 +37,5 @@ def other_ids(name: str, theirs: Path, ours: Path, vocab_size: int) -> list[str]
     for number, (their, our) in enumerate(zip(their_tokens, our_tokens, strict=True)):
         if their != our:
             remedy = "give a model that was trained with the run's tokenizer, or preprocess with the model's"
-            if number < NUM_SPECIALS:
-                # A limit of this version: what masks, packs and pads has constants for them.
-                remedy = (
-                    f"a run's data has {' '.join(SPECIAL_TOKENS)} as ids 0 to {NUM_SPECIALS - 1}, and a model of "
-                    "others cannot be used yet: give one that was trained with such a tokenizer"
-                )
             return [f"{name} has another tokenizer: id {number} is {their!r} there and {our!r} in the run's; {remedy}"]
     return []

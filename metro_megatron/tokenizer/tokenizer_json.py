@@ -13,7 +13,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from metro_megatron.errors import UserError
-from metro_megatron.tokenizer.tokenizer import MODEL_FILE, TOKENIZER_FILES, WORD_BOUNDARY, Tokenizer, check_model
+from metro_megatron.tokenizer.tokenizer import MODEL_FILE, TOKENIZER_FILES, WORD_BOUNDARY, Tokenizer
+from metro_megatron.tokenizer.trained import check_model
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, NUM_SPECIALS, SPECIAL_TOKENS
 
 MODEL_MAX_LENGTH = 512
@@ -29,7 +30,7 @@ def write_folder(model: bytes, folder: Path) -> None:
         raise UserError(problems)
     (folder / MODEL_FILE).write_bytes(model)
     convert(processor).save(str(folder / TOKENIZER_FILES[1]))
-    (folder / TOKENIZER_FILES[2]).write_text(json.dumps(_tokenizer_config(), indent=2) + "\n", encoding="utf-8")
+    (folder / TOKENIZER_FILES[2]).write_text(json.dumps(tokenizer_config(), indent=2) + "\n", encoding="utf-8")
 
 
 def convert(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Tokenizer:
@@ -99,7 +100,8 @@ def _merges(processor: sentencepiece.SentencePieceProcessor, vocabulary: dict[st
     return [(left, right) for _, _, _, left, right in sorted(ranked)]
 
 
-def _tokenizer_config() -> dict[str, object]:
+def tokenizer_config() -> dict[str, object]:
+    """What tokenizer_config.json says, so that any Auto class makes the tokenizer of tokenizer.json itself."""
     mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": True, "single_word": False}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

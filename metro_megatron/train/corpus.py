@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,8 +20,10 @@ from metro_megatron.data.replacements import CacheFolder, CachePlan
 from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices, training_index
 from metro_megatron.data.shards import Shard, open_shards
 from metro_megatron.data.token_counts import cached_token_counts
+from metro_megatron.data.vocabulary import vocabulary_problems
 from metro_megatron.errors import UserError
 from metro_megatron.probing.folder import ProbeTask, read_tasks
+from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from metro_megatron.parallel.layout import Layout
@@ -54,12 +57,9 @@ class Corpus:
         data, train = config.data, config.train
         tasks = tuple(read_tasks(Path(train.probe_tasks))) if train.probe_interval else ()
         shards = open_shards([*data.train, *data.validation])
-        vocab_size = shards[0].vocab_size
-        if vocab_size != config.model.vocab_size:
-            raise UserError(
-                f"model.vocab_size is {config.model.vocab_size}, but the shards' tokenizer has {vocab_size} ids: "
-                f"set model.vocab_size to {vocab_size}, or preprocess with another tokenizer"
-            )
+        problems = list(vocabulary_problems(config.model, shards[0].manifest))
+        if problems:
+            raise UserError(problems)
         num_train = len(shards) - sum(len(read_manifest(prefix).shards) for prefix in data.validation)
         train_shards, validation = shards[:num_train], shards[num_train:]
         train_index, validation_index = sample_indices(data, train_shards, validation)
@@ -68,10 +68,12 @@ class Corpus:
             known = next((one for one in indices if one.seq_length == phase.data.seq_length), None)
             indices.append(known or training_index(phase.data, train_shards))
         _refuse_weights(config, indices)
-        return cls(
+        found = cls(
             config, train_shards, train_index, validation or train_shards, validation_index, indices[1:],
             probe_tasks=tasks,
         )  # fmt: skip
+        _ = found.word_starts  # raises
+        return found
 
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id is in the training shards [V]. Raises UserError as cached_token_counts."""
@@ -85,6 +87,13 @@ class Corpus:
     @property
     def tokenizer_folder(self) -> Path:
         return Path(self.train_shards[0].tokenizer_path)
+
+    @cached_property
+    def word_starts(self) -> NDArray[np.bool_] | None:
+        """[V] whether an id begins a word, where whole words are masked. Raises UserError where none says so."""
+        if not self.config.objective.whole_word_masking:
+            return None
+        return Tokenizer.from_folder(self.tokenizer_folder).word_starts()
 
     @property
     def fingerprint(self) -> list[str]:
@@ -172,6 +181,7 @@ class Corpus:
             dp_size=layout.data.size(),
             pin_memory=layout.device.type == "cuda",
             cache=self.cache.reader(split) if self.cache else None,
+            word_starts=self.word_starts,
             phase_indices=self.phase_indices if split == "train" else (),
             phase_begins=phase_begins,
         )

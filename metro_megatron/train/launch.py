@@ -15,6 +15,7 @@ from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, is_first_process
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
+from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
 from metro_megatron.train.processes import LOCK, claimed, end_with_parent, speak_or_wait
 
@@ -46,7 +47,7 @@ def pretrain(argv: Sequence[str]) -> None:
 
 def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Device]:
     """Everything that can be wrong before processes are joined; `claim` holds the run folder."""
-    config = parse_config(argv)
+    config = with_vocabulary(parse_config(argv))
     # Late, as all of torch here, so that --help and mistakes in options do not wait for it.
     from metro_megatron.config.problems import problems
 

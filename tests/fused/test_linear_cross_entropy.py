@@ -284,7 +284,7 @@ def test_operators_obey_torch():
     lse, loss = torch.full((3,), 9.0), torch.ones(3)
     torch.library.opcheck(head.vocabulary_loss, (*leaves, targets, lse, loss, 0, 50))
     fixed = [part.detach() for part in parts]
-    torch.library.opcheck(head.vocabulary_statistics, (*fixed, targets, keys, 0, 50, SPECIALS, 2.0, True))
+    torch.library.opcheck(head.vocabulary_statistics, (*fixed, targets, keys, 0, 50, SPECIALS, [7, 40], 2.0, True))
     torch.library.opcheck(head.vocabulary_gradients, (loss, *fixed, targets, lse, 0, 50))
 
 
