@@ -74,6 +74,10 @@ class SpecialIds:
         return found
 
 
+TRAINED_IDS = SpecialIds()
+"""Those of tools/train_tokenizer.py."""
+
+
 def padded_vocab_size(vocab_size: int) -> int:
     """Rows of the token embedding: vocab_size rounded up."""
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -14,7 +14,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.errors import UserError
-from metro_megatron.vocabulary import SpecialIds
+from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 _TOTAL = 2.0**52
 """What the weights of all words sum up to: whole numbers, which float64 and int64 both hold exactly."""
@@ -56,7 +56,7 @@ class Unigram(Corruptor):
 
 
 def unigram_weights(
-    counts: NDArray[np.int64], power: float, special_ids: SpecialIds = SpecialIds()
+    counts: NDArray[np.int64], power: float, special_ids: SpecialIds = TRAINED_IDS
 ) -> NDArray[np.int64]:
     """Whole numbers [V] in proportion to counts^power, 0 for specials and for words that do not occur."""
     counts = counts.copy()

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_megatron.data.records import DamagedRecord, from_plain
 from metro_megatron.errors import UserError
-from metro_megatron.vocabulary import SpecialIds
+from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 FORMAT_VERSION = 2
 REMEDY = "write the shard again with tools/preprocess_data.py"
@@ -230,7 +230,7 @@ class Manifest:
     dropped: dict[str, int]
     sources: tuple[SourceEntry, ...]
     shards: tuple[ShardEntry, ...]
-    special_ids: SpecialIds = SpecialIds()
+    special_ids: SpecialIds = TRAINED_IDS
     """The tokenizer's."""
 
     def source_of(self, document: int) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metro_megatron.data.order import Draws
 from metro_megatron.randomness import Purpose, extend64, hash64, uniform
-from metro_megatron.vocabulary import NUM_SPECIALS, SpecialIds
+from metro_megatron.vocabulary import NUM_SPECIALS, TRAINED_IDS, SpecialIds
 
 _PADDING = np.uint64(np.iinfo(np.uint64).max)
 _CHUNK_SAMPLES = 64
@@ -46,7 +46,7 @@ class Masking:
     """Share of the masked positions where a random token is read."""
     vocab_size: int = NUM_SPECIALS
     """Random tokens are all ids below it but the specials."""
-    special_ids: SpecialIds = SpecialIds()
+    special_ids: SpecialIds = TRAINED_IDS
     word_starts: NDArray[np.bool_] | None = None
     """[V] whether an id begins a word, whose tokens are masked together; None: each token is chosen by itself."""
 

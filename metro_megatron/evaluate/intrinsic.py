@@ -31,7 +31,7 @@ from metro_megatron.objective.term import Sums, Term
 from metro_megatron.objective.terms import exported_terms
 from metro_megatron.randomness import Purpose, uniform
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import SpecialIds
+from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 MASK_PROBABILITY = 0.15
 DISTRACTORS = OneChoiceCloze.num_distractors
@@ -51,7 +51,7 @@ class MaskedSamples:
     """[M, 1 + DISTRACTORS] float64 uniform numbers in the order of is_masked's rows: the first ones draw the
     replacements, the others what one-choice cloze offers beside the originals."""
 
-    special_ids: SpecialIds = SpecialIds()
+    special_ids: SpecialIds = TRAINED_IDS
 
     @property
     def is_real(self) -> Tensor:
@@ -83,7 +83,7 @@ def masked_samples(
     index: SampleIndex,
     ids: NDArray[np.int64],
     seed: int,
-    special_ids: SpecialIds = SpecialIds(),
+    special_ids: SpecialIds = TRAINED_IDS,
 ) -> MaskedSamples:
     """The samples with numbers `ids` of `index`, masked as in pretraining."""
     lengths = index.length[ids]

@@ -13,6 +13,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.corruption.trained import TrainedModel
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
+from metro_megatron.health.corruption import next_words
 from metro_megatron.health.subject import Subject
 from metro_megatron.model.encoder import TIED, AuxiliaryModel, Encoder, Reading, TiedParameters
 from metro_megatron.model.heads import Decoding

@@ -26,6 +26,7 @@ from metro_megatron.tokenizer.tokenizer import (
     JSON_FILE,
     WORD_BOUNDARY,
     Tokenizer,
+    sentencepiece_bytes,
     starts_of,
     unreadable,
 )
@@ -102,27 +103,53 @@ class PipelineTokenizer(Tokenizer):
     def token(self, number: int) -> str:
         return self._pipeline.id_to_token(number) or f"<id {number}>"
 
-    def word_starts(self) -> NDArray[np.bool_]:
-        tokens = [self.token(number) for number in range(self.vocab_size)]
-        starts = self._starts(tokens, json.loads(self._content))
+    def piece(self, number: int) -> bytes:
+        token, marks = self.token(number), self._marks
+        if marks == "bytes":
+            return bytes(self._bytes[one] for one in token if one in self._bytes)
+        if marks == "spaces":
+            return sentencepiece_bytes(token)
+        if marks == "words" or not token.startswith(marks):
+            return f" {token}".encode()
+        return token.removeprefix(marks).encode()
+
+    def word_starts(self) -> NDArray[np.bool_] | None:
+        tokens, marks = [self.token(number) for number in range(self.vocab_size)], self._marks
+        if not marks:
+            return None
+        if marks == "words":
+            return np.ones(len(tokens), dtype=np.bool_)
+        if marks in ("bytes", "spaces"):
+            starts = starts_of(tokens, _BYTE_LEVEL_SPACES if marks == "bytes" else WORD_BOUNDARY)
+        else:
+            starts = ~starts_of(tokens, marks)
         starts[list(self.special_ids.all)] = True
         return starts
 
-    def _starts(self, tokens: Sequence[str], stored: Mapping[str, Any]) -> NDArray[np.bool_]:
-        model = stored["model"]
+    @cached_property
+    def _marks(self) -> str:
+        """How tokens say where words begin.
+
+        "spaces" and "bytes": by SentencePiece's space, or that of byte-level BPE, in front; "words": every one does;
+        else what those that do not begin one have in front, as WordPiece; empty where nothing says it.
+        """
+        stored = json.loads(self._content)
+        kind = stored["model"]["type"]
         parts = json.dumps([stored[name] for name in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
-        if model["type"] == "WordLevel":
-            return np.ones(len(tokens), dtype=np.bool_)
-        if model["type"] == "WordPiece":
-            return ~starts_of(tokens, model["continuing_subword_prefix"])
+        if kind == "WordPiece":
+            return str(stored["model"]["continuing_subword_prefix"])
+        if kind == "WordLevel":
+            return "words"
         if '"ByteLevel"' in parts:
-            return np.any([starts_of(tokens, space) for space in _BYTE_LEVEL_SPACES], axis=0)
-        if WORD_BOUNDARY in parts:
-            return starts_of(tokens, WORD_BOUNDARY)
-        raise UserError(
-            f"objective.whole_word_masking is true, but the tokens of {self.path} do not say where words begin (\u2581, "
-            "\u0120 or ##); set objective.whole_word_masking false, or take another tokenizer"
-        )
+            return "bytes"
+        return "spaces" if WORD_BOUNDARY in parts else ""
+
+    @cached_property
+    def _bytes(self) -> Mapping[str, int]:
+        """Byte by the character that byte-level BPE writes for it."""
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        return {character: byte for byte, character in bytes_to_unicode().items()}
 
     def _as_text(self, ids: list[int]) -> list[int]:
         """Unigram models find special tokens in text by their vocabulary: there, their characters."""

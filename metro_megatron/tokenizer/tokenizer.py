@@ -5,6 +5,7 @@ Datasets, runs and exports have a folder of their own with the same files, in wh
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, CONFIG_FILE)
 
 WORD_BOUNDARY = "\u2581"
 """SentencePiece's visible space."""
+
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer(ABC):
@@ -78,17 +82,27 @@ class Tokenizer(ABC):
         """The string of an id, as its vocabulary has it."""
 
     @abstractmethod
-    def word_starts(self) -> NDArray[np.bool_]:
-        """[V] whether an id begins a word inside a text. Raises UserError where its tokens do not say it."""
+    def piece(self, number: int) -> bytes:
+        """What an id adds to a text, in UTF-8: a token that begins a word has its space; a special one its string."""
+
+    @abstractmethod
+    def word_starts(self) -> NDArray[np.bool_] | None:
+        """[V] whether an id begins a word inside a text; None where the tokens do not say it."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` without those that begin and end a sample; none for the empty string."""
         return self.encode_batch([text])[0]
 
 
-def starts_of(tokens: Sequence[str], mark: str) -> NDArray[np.bool_]:
-    """[V] whether tokens begin with the mark of a space."""
+def starts_of(tokens: Sequence[str], mark: str | tuple[str, ...]) -> NDArray[np.bool_]:
+    """[V] whether tokens begin with a mark, or one of several."""
     return np.array([token.startswith(mark) for token in tokens])
+
+
+def sentencepiece_bytes(piece: str) -> bytes:
+    """What a piece of a SentencePiece model adds to a text, in UTF-8."""
+    byte = _BYTE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace(WORD_BOUNDARY, " ").encode()
 
 
 def copy_tokenizer(source: str | Path, target: str | Path) -> None:

@@ -23,9 +23,10 @@ from metro_megatron.tokenizer.tokenizer import (
     TOKENIZER_FILES,
     WORD_BOUNDARY,
     Tokenizer,
+    sentencepiece_bytes,
     starts_of,
 )
-from metro_megatron.vocabulary import NUM_SPECIALS, SPECIAL_TOKENS, SpecialIds
+from metro_megatron.vocabulary import NUM_SPECIALS, SPECIAL_TOKENS, TRAINED_IDS
 
 _MAX_CACHED_WORDS = 300_000
 _MAX_CACHED_CHARACTERS = 48
@@ -39,7 +40,7 @@ class TrainedTokenizer(Tokenizer):
     """
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, path: Path, sha256: str):
-        super().__init__(path, sha256, processor.get_piece_size(), SpecialIds())
+        super().__init__(path, sha256, processor.get_piece_size(), TRAINED_IDS)
         self._processor = processor
         self._boundary_id: int = processor.piece_to_id(WORD_BOUNDARY)
         self._cache: dict[str, list[int]] = {}
@@ -105,6 +106,9 @@ class TrainedTokenizer(Tokenizer):
 
     def token(self, number: int) -> str:
         return self._processor.id_to_piece(number)
+
+    def piece(self, number: int) -> bytes:
+        return sentencepiece_bytes(self.token(number))
 
     def word_starts(self) -> NDArray[np.bool_]:
         return starts_of([self.token(number) for number in range(self.vocab_size)], WORD_BOUNDARY)

@@ -93,7 +93,13 @@ class Corpus:
         """[V] whether an id begins a word, where whole words are masked. Raises UserError where none says so."""
         if not self.config.objective.whole_word_masking:
             return None
-        return Tokenizer.from_folder(self.tokenizer_folder).word_starts()
+        starts = Tokenizer.from_folder(self.tokenizer_folder).word_starts()
+        if starts is None:
+            raise UserError(
+                f"objective.whole_word_masking is true, but the tokens of {self.tokenizer_folder} do not say where "
+                "words begin (\u2581, \u0120 or ##); set it false, or preprocess with another tokenizer"
+            )
+        return starts
 
     @property
     def fingerprint(self) -> list[str]:

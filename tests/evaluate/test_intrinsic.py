@@ -193,7 +193,7 @@ def test_masks_of_shown_sentences_are_whole_words_of_one_token_first(export_fold
         text = held_out_text([[sentence]], tokenizer)
         batch = masked_samples(text, build_sample_index([text], 64), np.zeros(1, np.int64), seed=1)
         for seed in range(20):
-            found = whole_words(batch, pieces, seed)
+            found = whole_words(batch, tokenizer, seed)
             tokens = [pieces.id_to_token(one) for one in found.ids[0].tolist()]
             masked = found.is_masked[0].tolist()
             assert len(found.noise) == sum(masked) > 0
