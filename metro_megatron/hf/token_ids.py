@@ -6,18 +6,21 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from metro_megatron.errors import UserError
+from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY
 
 
 def tokens_of(folder: Path, vocab_size: int) -> list[str | None]:
     """Tokens of ids 0 to vocab_size - 1, None where there is none. Raises UserError for a folder without a tokenizer.
 
     tokenizer.json says it by itself; where there is none, a class of transformers must know the folder's other files.
+    A space is written as SentencePiece does: our own tokenizer.json has had one or the other.
     """
     path = folder / "tokenizer.json"
     try:
         if path.is_file():
             tokenizer = Tokenizer.from_file(str(path))
-            return [tokenizer.id_to_token(number) for number in range(vocab_size)]
+            tokens = [tokenizer.id_to_token(number) for number in range(vocab_size)]
+            return [token and token.replace(" ", WORD_BOUNDARY) for token in tokens]
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return list(found.convert_ids_to_tokens(list(range(vocab_size))))
     except Exception as error:  # tokenizers raises plain ones

@@ -55,9 +55,7 @@ class Tokenizer(ABC):
         folder = Path(path)
         if folder.is_file() and folder.name in TOKENIZER_FILES:
             folder = folder.parent
-        if TrainedTokenizer.is_in(folder):
-            return TrainedTokenizer.open(folder)
-        return PipelineTokenizer.open(folder)
+        return TrainedTokenizer.open(folder) or PipelineTokenizer.open(folder)
 
     @property
     @abstractmethod

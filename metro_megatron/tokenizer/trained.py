@@ -46,41 +46,27 @@ class TrainedTokenizer(Tokenizer):
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
-    def is_in(cls, folder: Path) -> bool:
-        """Whether a folder is to be read as one of these: any with a tokenizer.model, unless it is another's.
+    def open(cls, folder: Path) -> TrainedTokenizer | None:
+        """None for a folder of another tokenizer.
 
-        Another's tokenizer.model is no model of this kind, and has the tokens of the tokenizer.json beside it.
+        Raises UserError if a file is missing, or the model is unreadable, or neither one of ours nor that of the
+        tokenizer.json beside it.
         """
-        if not (folder / MODEL_FILE).is_file():
-            return False
-        try:
-            processor = _processor(folder / MODEL_FILE)
-        except UserError:
-            return True
-        if not check_model(processor):
-            return True
-        if not (folder / JSON_FILE).is_file():
-            return False
-        try:
-            beside = tokenizers.Tokenizer.from_file(str(folder / JSON_FILE))
-        except Exception:  # tokenizers raises plain ones
-            return True
-        size = processor.get_piece_size()
-        return any(beside.id_to_token(i) != processor.id_to_piece(i) for i in range(size))
-
-    @classmethod
-    def open(cls, folder: Path) -> TrainedTokenizer:
-        """Raises UserError if a file is missing, the model is unreadable or not one of ours."""
+        path = folder / MODEL_FILE
+        if not path.is_file():
+            return None
+        processor = _processor(path)
+        problems = check_model(processor)
+        if problems and _is_others(processor, folder / JSON_FILE):
+            return None
+        if problems:
+            raise UserError([f"{path}: {problem}" for problem in problems])
         missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
         if missing:
             raise UserError(
                 f"tokenizer folder {folder} lacks {', '.join(missing)}; write one with tools/train_tokenizer.py"
             )
-        processor = _processor(folder / MODEL_FILE)
-        problems = check_model(processor)
-        if problems:
-            raise UserError([f"{folder / MODEL_FILE}: {problem}" for problem in problems])
-        return cls(processor, folder, hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest())
+        return cls(processor, folder, hashlib.sha256(path.read_bytes()).hexdigest())
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -125,6 +111,17 @@ def _processor(path: Path) -> sentencepiece.SentencePieceProcessor:
         return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is not a readable SentencePiece model ({error})") from error
+
+
+def _is_others(processor: sentencepiece.SentencePieceProcessor, path: Path) -> bool:
+    """Whether a model that is none of ours has the tokens of a tokenizer.json, or stands without one."""
+    if not path.is_file():
+        return True
+    try:
+        beside = tokenizers.Tokenizer.from_file(str(path))
+    except Exception:  # tokenizers raises plain ones
+        return False
+    return all(beside.id_to_token(i) == processor.id_to_piece(i) for i in range(processor.get_piece_size()))
 
 
 def check_model(processor: sentencepiece.SentencePieceProcessor) -> list[str]:

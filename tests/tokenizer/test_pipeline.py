@@ -17,7 +17,14 @@ from metro_megatron.tokenizer.tokenizer import Tokenizer, copy_tokenizer
 from metro_megatron.vocabulary import SpecialIds
 from tests.tokenizer.others import KINDS, write_other
 
-HOSTILE = ("[MASK] and <mask>", "a [CLS]b</s> c", "\u6f22 \U0001f468 x", "", "  two  spaces ", "metroword's 1,000.5 end")
+HOSTILE = (
+    "[MASK] and <mask>",
+    "a [CLS]b</s> c",
+    "\u6f22 \U0001f468 x",
+    "",
+    "  two  spaces ",
+    "metroword's 1,000.5 end",
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -33,11 +40,14 @@ def test_special_ids_are_found_wherever_they_are(other: tuple[str, Path, tokeniz
     kind, folder, theirs = other
     tokenizer = Tokenizer.from_folder(folder)
     last = theirs.token_to_id("[MASK]" if kind == "unigram" else "<mask>")
-    assert tokenizer.special_ids == {
-        "wordpiece": SpecialIds(bos=101, pad=0, eos=102, mask=103, others=(100,)),
-        "bytes": SpecialIds(bos=0, pad=1, eos=2, mask=last, others=(3,)),
-        "unigram": SpecialIds(bos=1, pad=0, eos=2, mask=last, others=(3,)),
-    }[kind]
+    assert (
+        tokenizer.special_ids
+        == {
+            "wordpiece": SpecialIds(bos=101, pad=0, eos=102, mask=103, others=(100,)),
+            "bytes": SpecialIds(bos=0, pad=1, eos=2, mask=last, others=(3,)),
+            "unigram": SpecialIds(bos=1, pad=0, eos=2, mask=last, others=(3,)),
+        }[kind]
+    )
     assert tokenizer.vocab_size == theirs.get_vocab_size()
     for text in HOSTILE:
         assert set(tokenizer.encode(text)).isdisjoint(tokenizer.special_ids.reserved), text
@@ -47,7 +57,8 @@ def test_special_ids_are_found_wherever_they_are(other: tuple[str, Path, tokeniz
     pieces = tokenizer.encode(words)
     # A byte-level tokenizer writes no space before the first word of a text.
     assert [starts[one] for one in pieces].count(True) == {"wordpiece": 4, "bytes": 2, "unigram": 3}[kind]
-    assert b"".join(map(tokenizer.piece, pieces)).decode().split() == words.replace(",", " ," * (kind == "wordpiece") or ",").split()
+    written = b"".join(map(tokenizer.piece, pieces)).decode().strip()
+    assert written == (words.replace(",", " ,") if kind == "wordpiece" else words)
 
 
 def test_ids_are_those_of_tokenizers_document_by_document(
@@ -99,7 +110,8 @@ def test_missing_and_shared_tokens_are_named_together(tmp_path: Path) -> None:
         folder.mkdir()
         tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a")).save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"has no padding token \(\[PAD\] or <pad>\), mask token .*; add it with add_sp"):
+    missing = r"has no padding token \(\[PAD\] or <pad>\), mask token .*; add it with add_special_tokens"
+    with pytest.raises(UserError, match=missing):
         Tokenizer.from_folder(tmp_path / "missing")
     with pytest.raises(UserError, match="</s> is the padding token and the end token"):
         Tokenizer.from_folder(tmp_path / "shared")
