@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.config.problems import row_problems
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.blending import source_weights
@@ -27,6 +28,10 @@ from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from metro_megatron.parallel.layout import Layout
+
+
+_QUICK = 1_000_000
+"""Documents whose samples are found in seconds."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,20 @@ class Corpus:
             phase_indices=self.phase_indices if split == "train" else (),
             phase_begins=phase_begins,
         )
+
+
+def data_problems(config: Config) -> list[str]:
+    """What is wrong with the data of a configuration that has other mistakes; not looked for in much of it.
+
+    Samples of rows that no sample fits into are not made.
+    """
+    try:
+        documents = sum(read_manifest(prefix).documents for prefix in [*config.data.train, *config.data.validation])
+        if documents < _QUICK and not list(row_problems(config)):
+            Corpus.open(config)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def _refuse_weights(config: Config, indices: Sequence[SampleIndex]) -> None:

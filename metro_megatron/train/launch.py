@@ -54,7 +54,9 @@ def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Dev
     device = choose_device(config)
     found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
     if found:
-        raise UserError(found)
+        from metro_megatron.train.corpus import data_problems
+
+        raise UserError([*found, *data_problems(config)])
     prepare_run_folder(Path(config.train.output))
     if is_first_process():
         claim.enter_context(claimed(Path(config.train.output)))

@@ -262,6 +262,8 @@ def test_each_mistake_is_named_with_value_limit_and_remedy(world_size, changes, 
 def test_a_resolved_device_counts():
     assert problems(configured(train__precision="fp16"), 1, device="cuda") == []
     assert "fp16" in problems(configured(train__precision="fp16"), 1, device="cpu")[0]
+    assert "finds no GPU" in problems(configured(train__precision="bf16"), 1, device="cpu")[0]
+    assert problems(configured(train__precision="bf16", train__device="cpu"), 1, device="cpu") == []
 
 
 @pytest.mark.parametrize(

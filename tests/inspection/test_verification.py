@@ -123,7 +123,8 @@ def test_ids_that_no_text_has(prefix: str, wrong: int) -> None:
     ids[[7, -1]] = wrong
     ids.tofile(path)
     agree(prefix, 1)
-    assert problems(prefix)[0].startswith(f"{path}: 2 ids outside 5 to 1999, the first is {wrong} at token 7;")
+    said = f"{path}: 2 ids that no text of 2,000 ids has, the first is {wrong} at token 7;"
+    assert problems(prefix)[0].startswith(said)
 
 
 def damage_index(prefix: str, number: int, section: str, place: int, value: int) -> Path:
