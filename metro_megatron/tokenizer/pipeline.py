@@ -95,6 +95,10 @@ class PipelineTokenizer(Tokenizer):
         found = self._pipeline.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._as_text(encoding.ids) for encoding in found]
 
+    def encode_following(self, texts: Sequence[str]) -> list[list[int]]:
+        """Of byte-level BPE the space is part of the first token; others put one before every text themselves."""
+        return self.encode_batch([f" {text}" for text in texts] if self._marks == "bytes" else texts)
+
     def decode(self, ids: Sequence[int]) -> str:
         kept = [one for one in map(int, ids) if one not in self._in_no_text]
         text: str = self._pipeline.decode(kept, skip_special_tokens=False)

@@ -87,6 +87,10 @@ class Tokenizer(ABC):
     def word_starts(self) -> NDArray[np.bool_] | None:
         """[V] whether an id begins a word inside a text; None where the tokens do not say it."""
 
+    def encode_following(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that each follow another one and a space."""
+        return self.encode_batch(texts)
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text` without those that begin and end a sample; none for the empty string."""
         return self.encode_batch([text])[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 from transformers import AutoTokenizer
 
@@ -101,6 +102,46 @@ def test_the_folder_kept_gives_transformers_the_same_ids(
     named = (loaded.cls_token_id, loaded.pad_token_id, loaded.sep_token_id, loaded.mask_token_id)
     assert named == (ids.bos, ids.pad, ids.eos, ids.mask)
     assert (loaded.bos_token_id, loaded.eos_token_id) == (ids.bos, ids.eos)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_sentencepiece_model_alone(model_type: str, reviews: list[list[str]], tmp_path: Path) -> None:
+    """As `tokenizers` reads it; on plain text those are SentencePiece's own ids."""
+    units = [unit for one in reviews[:60] for unit in one]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(units),
+        model_prefix=str(folder / "spm"),
+        model_type=model_type,
+        vocab_size=400,
+        unk_id=0,
+        bos_id=7,
+        eos_id=8,
+        pad_id=9,
+        control_symbols=["<mask>"],
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    tokenizer = Tokenizer.from_folder(folder)
+    ids = SpecialIds(bos=7, pad=9, eos=8, mask=processor.piece_to_id("<mask>"), others=(0,))
+    assert (tokenizer.special_ids, tokenizer.vocab_size) == (ids, 400)
+    plain = [" ".join(unit.split()) for unit in units if unit.isascii()][:200]
+    assert tokenizer.encode_batch(plain) == processor.encode(plain)
+    copy_tokenizer(folder, tmp_path / "kept")
+    assert Tokenizer.from_folder(tmp_path / "kept").sha256 == tokenizer.sha256
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "kept")
+    assert loaded(plain[0]).input_ids == [7, *processor.encode(plain[0]), 8]
+
+
+def test_files_of_a_class_of_transformers(tmp_path: Path) -> None:
+    """BERT's vocab.txt, without a tokenizer.json."""
+    words = ["[PAD]", "the", "[UNK]", "[CLS]", "film", "##s", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.special_ids == SpecialIds(bos=3, pad=0, eos=6, mask=7, others=(2,))
+    assert tokenizer.encode("The films was") == [1, 4, 5, 2]
 
 
 def test_missing_and_shared_tokens_are_named_together(tmp_path: Path) -> None:
