@@ -1,7 +1,7 @@
 """What is known of every vocabulary: which of its ids are no words, and how many rows the token embedding has."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 VOCABULARY_MULTIPLE = 128
 """The embedding has a multiple of this many rows in every layout, so that checkpoints fit all of them."""
-
-Ids = TypeVar("Ids")
-"""An array of NumPy's or a tensor."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,15 @@ class SpecialIds:
         """Ids below vocab_size that are words."""
         return vocab_size - len(self.all)
 
-    def word(self, number: Ids) -> Ids:
-        """Ids of words by their numbers among the words."""
+    def word(self, number: Any) -> Any:
+        """Ids of words by their numbers among the words; an array of NumPy's or a tensor."""
         for one in self.all:
-            number = number + (number >= one)  # type: ignore[operator]
+            number = number + (number >= one)
         return number
 
-    def number(self, word: Ids) -> Ids:
+    def number(self, word: Any) -> Any:
         """The inverse of `word`; of a special id the number of the next word."""
-        return word - sum((word > one) * 1 for one in self.all)  # type: ignore[operator]
+        return word - sum((word > one) * 1 for one in self.all)
 
     def is_special(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Of ids of any shape."""

@@ -208,12 +208,12 @@ def test_another_tokenizer(prefix: str, tokenizer_folder: Path) -> None:
     change_manifest(prefix, lambda manifest: manifest.update(tokenizer_sha256="0" * 64))
     assert "not the tokenizer of these shards" in problems(prefix)[0]
     shutil.rmtree(DatasetPaths(prefix).tokenizer)
-    assert "lacks tokenizer.model" in problems(prefix)[0]
+    assert "lacks tokenizer.json" in problems(prefix)[0]
 
 
 def test_ids_of_a_large_vocabulary(tmp_path: Path) -> None:
     write(tmp_path / "s", INT32, [[[[7, 127_999, 128_000, 9]], [[-1, 5]]], [[[1999]]]])
     found = problems(str(tmp_path / "s"))
     assert [one for one in found if "_0000" in one] == [
-        f"{tmp_path}/s_00000.bin: 2 ids outside 5 to 127999, the first is 128000 at token 2; {REMEDY}"
+        f"{tmp_path}/s_00000.bin: 2 ids that no text of 128,000 ids has, the first is 128000 at token 2; {REMEDY}"
     ]
