@@ -22,6 +22,7 @@ from fused.attention import CompactBias, Dropout, Samples
 from fused.dispatch import reference_only
 from fused.layer_norm import RowDropout
 from fused.linear_cross_entropy import Sampling, Statistics
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.model import attention as attention_module
 from metro_megatron.model import norm as norm_module
 from metro_megatron.model.heads import Decoding
@@ -115,15 +116,16 @@ def dense_bias(bias: CompactBias, length: int) -> Tensor:
 
 
 def vocabulary_statistics(
-    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling | None = None
-) -> Statistics:
+    decoding: Decoding, targets: Tensor, model_config: ModelConfig, group: ProcessGroup,
+    sampling: Sampling | None = None,
+) -> Statistics:  # fmt: skip
     """Losses [M], most probable ids and, with sampling, samples from all logits [M, V] of a vocabulary in one piece.
 
     What no objective reads, lse and entropy, is not computed: NaN.
     """
     assert group.size() == 1, "torch's own cross-entropy is measured without tensor parallelism"
     with _autocast(decoding.rows):
-        logits = decoding.logits()[:, :vocab_size]
+        logits = decoding.logits()[:, : model_config.vocab_size]
         loss = functional.cross_entropy(logits, targets, reduction="none")
     nothing = torch.full_like(loss.detach(), math.nan)
     logits = logits.detach()

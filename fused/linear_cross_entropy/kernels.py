@@ -59,6 +59,7 @@ def statistics_kernel(
     Logits,  # [M, width], row-major: the logits of ids first, first + 1, ...
     Targets,  # [M] int64: ids of the whole vocabulary
     Keys,  # [M, 2] int32, or None without noise
+    Scattered,  # [width] int8: not 0 for special ids among the others, or None where there are none
     Out,  # [pieces, 5 or 7, M] FP32, written
     first, real, width, num_rows, num_specials,
     slack,  # SLACK of operator.py
@@ -102,6 +103,8 @@ def statistics_kernel(
         first_key, second_key = tl.load(Keys + row * 2), tl.load(Keys + row * 2 + 1)
         uniform = _uniform(first_key, second_key, first + local)
         allowed = inside & (first + local >= num_specials)
+        if Scattered is not None:
+            allowed = allowed & (tl.load(Scattered + local, mask=inside, other=1) == 0)
         if OTHER:
             allowed = allowed & (local != at)
         largest = tl.abs(top)

@@ -9,7 +9,8 @@ get the part of their gradient that comes from this shard, and the caller sums i
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -113,12 +114,14 @@ def _check(
         raise ValueError(f"sampling.temperature is {sampling.temperature}; it must be positive and finite")
     if rows.dtype not in DTYPES:
         raise ValueError(f"rows is {rows.dtype}; it must be one of {DTYPES}")
-    first, vocab_size, num_specials = shard
+    first, vocab_size, num_specials, scattered = shard
     if not 0 < vocab_size <= MOST_IDS:
         raise ValueError(f"shard.vocab_size is {vocab_size}; it must be in 1..{MOST_IDS}")
     if first < 0 or not 0 <= num_specials < vocab_size:
         raise ValueError(f"shard.first is {first} and shard.num_specials {num_specials}; they must be at least 0, and "
                          f"num_specials below vocab_size {vocab_size}")  # fmt: skip
+    if not all(num_specials <= one < vocab_size for one in scattered):
+        raise ValueError(f"shard.scattered is {scattered}; ids must be in {num_specials}..{vocab_size - 1}")
     if targets.device.type == "cpu" and count and not torch.compiler.is_compiling():
         lowest, highest = int(targets.min()), int(targets.max())
         if lowest < 0 or highest >= vocab_size:
@@ -146,14 +149,16 @@ def _real(ids: slice, first: int, vocab_size: int) -> int:
 
 
 def _statistics_launch(
-    logits: Tensor, targets: Tensor, sampling: Sampling | None, out: Tensor, chunk: tuple[int, int], num_specials: int
-) -> Launch:
-    """chunk: its first id, and how many of its ids are real."""
+    logits: Tensor, targets: Tensor, sampling: Sampling | None, out: Tensor, chunk: tuple[int, int], num_specials: int,
+    scattered: Tensor | None = None,
+) -> Launch:  # fmt: skip
+    """chunk: its first id, and how many of its ids are real; scattered: of its ids, as the kernel takes it."""
     keys, temperature, disallow_correct = sampling or (None, 1.0, False)
     arguments: dict[str, Any] = {
         "Logits": logits,
         "Targets": targets,
         "Keys": keys,
+        "Scattered": scattered,
         "Out": out,
         "first": chunk[0],
         "real": chunk[1],
@@ -164,10 +169,19 @@ def _statistics_launch(
     return Launch(statistics_kernel, (logits.size(0), out.size(0)), arguments, num_warps=8)
 
 
+@cache
+def _scattered(columns: tuple[int, ...], width: int, device: torch.device) -> Tensor:
+    """int8 [width], 1 in these columns; kept, as every step asks for the same ones."""
+    found = torch.zeros(width, dtype=torch.int8)
+    found[list(columns)] = 1
+    return found.to(device)
+
+
 @torch.library.custom_op("fused::vocabulary_statistics", mutates_args=())
 def vocabulary_statistics(
     rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, noise_keys: Tensor | None, first: int,
-    vocab_size: int, num_specials: int, temperature: float = 1.0, disallow_correct: bool = False,
+    vocab_size: int, num_specials: int, scattered: Sequence[int], temperature: float = 1.0,
+    disallow_correct: bool = False,
 ) -> Tensor:  # fmt: skip
     """Launch the statistics of every chunk; see `shard_statistics`. No gradient."""
     # One operator for the whole loop over chunks: torch.compile and the autograd see a single node, and the launches
@@ -178,7 +192,9 @@ def vocabulary_statistics(
     for ids, logits in _chunks(rows, weight, bias):
         part = rows.new_empty(-(-logits.size(1) // PIECE), numbers, rows.size(0), dtype=torch.float32)
         chunk = (first + ids.start, _real(ids, first, vocab_size))
-        _statistics_launch(logits, targets, sampling, part, chunk, num_specials).start()
+        own = [one - chunk[0] for one in scattered if chunk[0] <= one < chunk[0] + logits.size(1)]
+        special = _scattered(tuple(own), logits.size(1), logits.device) if own and sampling else None
+        _statistics_launch(logits, targets, sampling, part, chunk, num_specials, special).start()
         parts.append(part)
     return merge(torch.cat(parts))  # pieces in the order of their ids: of equal logits the smallest id wins
 

@@ -32,12 +32,13 @@ class VocabularyShard(NamedTuple):
     """Which ids the rows of a weight [V, H] are.
 
     first is the global id of row 0. Ids from vocab_size on only pad the vocabulary: they have no logit. Ids below
-    num_specials have one but are never sampled.
+    num_specials, and those in scattered, have one but are never sampled.
     """
 
     first: int
     vocab_size: int
     num_specials: int = 0
+    scattered: tuple[int, ...] = ()
 
 
 class Statistics(NamedTuple):
@@ -171,10 +172,20 @@ def perturbed(logits: Tensor, targets: Tensor, shard: VocabularyShard, sampling:
     ids = torch.arange(shard.first, shard.first + logits.size(1), device=logits.device, dtype=torch.int32)
     scores = gumbel_noise(sampling.keys, ids).mul_(sampling.temperature).to(logits.dtype).add_(logits)
     scores[:, : max(shard.num_specials - shard.first, 0)] = NO_ID
+    if shard.scattered:
+        scores.masked_fill_(is_special(ids, shard), NO_ID)
     scores[:, max(shard.vocab_size - shard.first, 0) :] = NO_ID
     if sampling.disallow_correct:
         scores.masked_fill_(ids == targets[:, None], NO_ID)
     return scores
+
+
+def is_special(ids: Tensor, shard: VocabularyShard) -> Tensor:
+    """bool of the shape of ids: those that are never sampled."""
+    found = ids < shard.num_specials
+    for one in shard.scattered:
+        found = found | (ids == one)
+    return found
 
 
 def shard_loss_ref(

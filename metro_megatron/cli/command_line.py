@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,10 @@ from metro_megatron.cli.options import (
 )
 from metro_megatron.errors import UserError
 
+HELD_OUT = 100
+"""Documents that pretraining_lines holds out, of at least ten times as many."""
+BASES_SHARE = 0.0005
+"""data.validation_fraction of examples/base.yaml."""
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _FILE_MISTAKES = {
@@ -75,6 +80,29 @@ def pretraining_command() -> str:
     if _is_console_script():
         return f"torchrun --nproc-per-node 1 --no-python {_console_script('pretrain')} --config base"
     return "torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml"
+
+
+def pretraining_lines(prefixes: Sequence[str], documents: int, vocab_size: int) -> list[str]:
+    """What to run with some datasets, of so many documents and ids in all: on GPUs, and to try it on a CPU."""
+    script, examples = "pretrain_metro.py", "examples/{}.yaml"
+    if _is_console_script():
+        script, examples = f"--no-python {_console_script('pretrain')}", "{}"
+    train = f"--data.train {' '.join(map(shlex.quote, prefixes))}"
+    output = f"--train.output runs/{shlex.quote(Path(prefixes[0]).name if len(prefixes) == 1 else 'mixture')}"
+    share = HELD_OUT / max(documents, 1)
+    fraction = f"--data.validation_fraction {min(share, 0.1):.1g}"
+    large = f"--config {examples.format('base')} {train} {output}" + (f" {fraction}" if share > BASES_SHARE else "")
+    small = (
+        f"--config {examples.format('demo')} --model.vocab_size {vocab_size} {train} --data.validation=[] {fraction} "
+        f"{output}"
+    )
+    processes = min(2, os.cpu_count() or 1)
+    return [
+        "next, on 8 GPUs:",
+        f"  torchrun --nproc-per-node 8 {script} {large}",
+        "or a small model, to try it on a CPU:",
+        f"  torchrun --nproc-per-node {processes} {script} {small}",
+    ]
 
 
 def _console_script(name: str) -> str:

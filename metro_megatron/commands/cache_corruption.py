@@ -33,9 +33,10 @@ def main(options: Options, run: list[str]) -> None:
     from metro_megatron.config.file import parse_config
     from metro_megatron.config.problems import problems
     from metro_megatron.config.schema import ParallelConfig
+    from metro_megatron.data.vocabulary import with_vocabulary
     from metro_megatron.train.launch import choose_device, import_megatron
 
-    given = parse_config(run)
+    given = with_vocabulary(parse_config(run))
     # Every process has the whole model.
     config = replace(given, parallel=ParallelConfig(timeout_minutes=given.parallel.timeout_minutes))
     device = choose_device(config)

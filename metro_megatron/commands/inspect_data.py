@@ -21,7 +21,6 @@ from metro_megatron.inspection.length_picture import draw
 from metro_megatron.inspection.readback import DatasetReader, TokenText, describe_step
 from metro_megatron.inspection.verification import Verified, dataset_bytes, verify
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import NUM_SPECIALS
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _describe(prefix: str, verified: Verified, seconds: float) -> str:
     rows = [
         ("files", f"{verified.num_files:,}, {size / 1e6:,.1f} MB, have the manifest's sizes and SHA-256"),
         ("indices", "are well formed and speak of the ids that are there"),
-        ("ids", f"lie in {NUM_SPECIALS} to {manifest.vocab_size - 1:,}: no specials"),
+        ("ids", f"lie below {manifest.vocab_size:,}: none that begins, ends, pads or masks"),
         ("counts and histograms", f"add up over shards and sources: {counts}"),
         ("inputs", _read_inputs(manifest)),
         ("blocks", _checksums(manifest)),

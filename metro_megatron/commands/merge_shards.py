@@ -1,13 +1,12 @@
 """Datasets of token ids joined into one, such as the parts written by the tasks of a Slurm array."""
 
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Annotated
 
-from metro_megatron.cli.command_line import pretraining_command, run_tool
+from metro_megatron.cli.command_line import pretraining_lines, run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.preprocess.merging import merge
 from metro_megatron.preprocess.options import SHARD_BYTES
@@ -40,11 +39,7 @@ def main(options: Options) -> None:
         f"{options.output_prefix}: {manifest.documents:,} documents, {manifest.units:,} units, "
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards"
     )
-    quoted = shlex.quote(options.output_prefix)
-    print(
-        f"next:\n  {pretraining_command()} "
-        f"--model.vocab_size {manifest.vocab_size} --data.train {quoted} --train.output runs/base"
-    )
+    print(*pretraining_lines([options.output_prefix], manifest.documents, manifest.vocab_size), sep="\n")
 
 
 run = partial(run_tool, main)

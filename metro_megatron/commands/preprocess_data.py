@@ -4,7 +4,7 @@ import shlex
 import time
 from functools import partial
 
-from metro_megatron.cli.command_line import pretraining_command, run_tool, tool_command
+from metro_megatron.cli.command_line import pretraining_lines, run_tool, tool_command
 from metro_megatron.preprocess.run import PreprocessOptions, Summary, preprocess
 
 
@@ -53,11 +53,9 @@ def describe_next(summaries: list[Summary]) -> str:
         parts = f"{shlex.quote(whole)}.part-*.manifest.json"
         options = f"--input {parts} --output_prefix {shlex.quote(whole)}"
         return f"next, after all parts:\n  {tool_command('merge_shards')} {options}"
-    prefixes = " ".join(shlex.quote(summary.prefix) for summary in summaries)
-    return (
-        f"next:\n  {pretraining_command()} "
-        f"--model.vocab_size {first.manifest.vocab_size} --data.train {prefixes} --train.output runs/base"
-    )
+    documents = sum(summary.manifest.documents for summary in summaries)
+    prefixes = [summary.prefix for summary in summaries]
+    return "\n".join(pretraining_lines(prefixes, documents, first.manifest.vocab_size))
 
 
 run = partial(run_tool, main)

@@ -28,8 +28,8 @@ class Options:
     """Files, folders or globs; NAME=PATTERN gives them a source. .jsonl, .txt (.gz, .zst, .bz2), .parquet."""
     output: str
     """Folder to write."""
-    vocab_size: int = 128_000
-    """Number of ids, the 5 specials and 256 bytes included."""
+    vocab_size: Annotated[int, at_least(0)] = 0
+    """Number of ids, the 5 specials and 256 bytes included; 0: by the amount of text, 128,000 from 64 MB on."""
     sample_bytes: Annotated[int, at_least(1)] = 1_000_000_000
     """Text to train on in bytes; memory needed is about 6 times that."""
     text_key: list[str] = field(default_factory=lambda: ["text"])
@@ -64,7 +64,7 @@ def main(options: Options) -> None:
         folder,
         figures,
         {
-            "vocab_size": options.vocab_size,
+            "vocab_size": report.vocab_size,
             "seed": options.seed,
             "sampled_documents": report.sampled_documents,
             "sampled_bytes": report.sampled_bytes,

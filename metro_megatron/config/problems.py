@@ -268,6 +268,11 @@ def _optimizers(config: Config) -> Iterator[str]:
 
 
 def _precision(config: Config, device: str) -> Iterator[str]:
+    if config.train.precision == "bf16" and device == "cpu" and config.train.device == "auto":
+        yield (
+            "train.precision is bf16, but torch finds no GPU, and on a CPU fp32 is faster; check the driver, or take a "
+            "small model (--config demo), or this one by train.device cpu and train.precision fp32"
+        )
     if config.train.precision == "fp16" and device == "cpu":
         # Half-precision matrix products on processors are some twenty times slower than fp32.
         yield "train.precision is fp16, which needs a GPU; on the cpu use fp32 or bf16"

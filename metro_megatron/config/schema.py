@@ -15,7 +15,7 @@ from metro_megatron.config.early_exit import Exits
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.position import BUCKETS, PositionScheme
 from metro_megatron.schedule import Decay, Point, Schedule, Steps, Written, step_window, steps_of
-from metro_megatron.vocabulary import padded_vocab_size
+from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID, UNK_ID, SpecialIds, padded_vocab_size
 
 SharedPart = Literal["word", "position", "norm", "decoder"]
 """Token table, table of absolute positions and norm of an encoder's embedding, and bias of its decoder."""
@@ -74,7 +74,17 @@ class ModelConfig:
     embedding_size: Annotated[int, at_least(0)] = 0
     """Width D of token and position embeddings; an encoder of another width projects them (ELECTRA). 0: hidden_size."""
     vocab_size: Annotated[int, at_least(6)] = 128000
-    """Token ids, specials included; must be the tokenizer's."""
+    """Token ids, specials included; the default becomes what the tokenizer of data.train has, any other must be it."""
+    bos_token_id: Annotated[int, at_least(0)] = BOS_ID
+    """Before every sample; this and the other ids of special tokens become those of the tokenizer of data.train."""
+    pad_token_id: Annotated[int, at_least(0)] = PAD_ID
+    """Where there is no token."""
+    eos_token_id: Annotated[int, at_least(0)] = EOS_ID
+    """Behind every sample."""
+    mask_token_id: Annotated[int, at_least(0)] = MASK_ID
+    """What is read at masked positions."""
+    other_special_ids: list[int] = field(default_factory=lambda: [UNK_ID])
+    """Ids that are no words either: they are never masked and never drawn."""
     max_position_embeddings: Annotated[int, at_least(3)] = 512
     """Rows of the learned absolute position tables: the longest sample, specials included."""
     relative_attention_num_buckets: Annotated[int, at_least(4)] = 64
@@ -134,6 +144,12 @@ class ModelConfig:
         )
 
     @property
+    def special_ids(self) -> SpecialIds:
+        """Those of the tokenizer."""
+        ids = (self.bos_token_id, self.pad_token_id, self.eos_token_id, self.mask_token_id)
+        return SpecialIds(*ids, others=tuple(self.other_special_ids))
+
+    @property
     def table_width(self) -> int:
         """D, columns of the token table and of the position tables."""
         return self.embedding_size or self.hidden_size
@@ -181,6 +197,9 @@ class ObjectiveConfig:
     """Share of masked positions that keep their token where <mask> is read (BERT 0.1, ELECTRA 0.15)."""
     random_probability: Annotated[float, Range(0, 1)] = 0.0
     """Share of masked positions that get a random token where <mask> is read (BERT 0.1)."""
+    whole_word_masking: bool = False
+    """Mask all tokens of a word or none (BERT's later models; not COCO-LM, ELECTRA and METRO). Every rank then reads
+    all samples of a step to count the masked tokens."""
     rtd_weight: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 50.0
     """Weight of replaced token detection (lambda)."""
     clm_weight: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 1.0

@@ -9,7 +9,6 @@ from metro_megatron.cli.options import Range
 from metro_megatron.config.schema import Config, CorruptionConfig
 from metro_megatron.errors import UserError
 from metro_megatron.schedule import Schedule
-from metro_megatron.vocabulary import NUM_SPECIALS
 
 
 def variant_problems(config: Config) -> Iterator[str]:
@@ -45,10 +44,11 @@ def _objective(config: Config) -> Iterator[str]:
             f"corruption.source is {source}, but the candidates of objective.main cloze come from an auxiliary model; "
             "use source auxiliary, or another objective"
         )
-    if "cloze" in main and config.model.vocab_size < NUM_SPECIALS + 3:
+    specials = len(config.model.special_ids.all)
+    if "cloze" in main and config.model.vocab_size < specials + 3:
         yield (
             f"model.vocab_size is {config.model.vocab_size}, but objective.main cloze offers three words; "
-            f"use {NUM_SPECIALS + 3} or more"
+            f"use {specials + 3} or more"
         )
     if clm != "simplified" and main and not {"rtd", "clm"} <= set(main):
         yield (
@@ -116,10 +116,11 @@ def _corruption(config: Config) -> Iterator[str]:
     yield from _unread(config, "unigram_power", ("unigram",))
     yield from _unread(config, "main_layer", ("main",))
     yield from _unread(config, "disallow_correct", (*drawn_by_models, "uniform", "unigram"))
-    if corruption.disallow_correct and config.model.vocab_size < NUM_SPECIALS + 2:
+    specials = len(config.model.special_ids.all)
+    if corruption.disallow_correct and config.model.vocab_size < specials + 2:
         yield (
             f"corruption.disallow_correct is true, but model.vocab_size {config.model.vocab_size} has no second word; "
-            f"use a vocabulary of {NUM_SPECIALS + 2} or more"
+            f"use a vocabulary of {specials + 2} or more"
         )
     yield from _unread(config, "temperature", drawn_by_models)
     yield from _unread(config, "temperature_schedule", drawn_by_models)

@@ -16,29 +16,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from fused.linear_cross_entropy import Sampling, VocabularyShard, linear_cross_entropy
+from fused.linear_cross_entropy import Sampling, linear_cross_entropy
 from metro_megatron import mcore
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss, sampling_of
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM
 from metro_megatron.objective.mlm import MaskedLanguageModel
+from metro_megatron.objective.vocabulary import vocabulary_shard
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.vocabulary import NUM_SPECIALS, PAD_ID
 
 
 class PaddedSamples(NamedTuple):
     """The samples of a micro batch, one a row."""
 
     tokens: Tensor
-    """int64 [n, L] masked ids; PAD_ID behind a sample's end."""
+    """int64 [n, L] masked ids; padding behind a sample's end."""
     is_real: Tensor
     """bool [n, L]."""
     masked: tuple[Tensor, Tensor]
     """int64 [M] sample and position of each of masked_index."""
 
     @classmethod
-    def of(cls, micro_batch: MicroBatch) -> PaddedSamples:
+    def of(cls, micro_batch: MicroBatch, pad_id: int) -> PaddedSamples:
         """Of a micro batch, packed or padded; rows without a sample are left out."""
         rows, length = micro_batch.tokens.shape
         lengths = micro_batch.sample_lengths.long()
@@ -55,7 +55,7 @@ class PaddedSamples(NamedTuple):
         offset = torch.arange(micro_batch.max_seqlen, device=lengths.device)
         is_real = offset < lengths[:, None]
         cells = (begins[:, None] + offset).clamp(max=rows * length - 1)
-        tokens = micro_batch.masked_tokens.reshape(-1)[cells].masked_fill(~is_real, PAD_ID)
+        tokens = micro_batch.masked_tokens.reshape(-1)[cells].masked_fill(~is_real, pad_id)
         return cls(tokens, is_real, (number[sample], position))
 
 
@@ -104,7 +104,7 @@ class Frozen(Corruptor):
     def fill(self, micro_batch: MicroBatch, sampling: Sampling) -> Proposal:
         """Replacements that are drawn so."""
         targets = micro_batch.masked_targets
-        shard = VocabularyShard(0, self.config.model.vocab_size, NUM_SPECIALS)
+        shard = vocabulary_shard(0, self.config.model)
         found = linear_cross_entropy(self._rows(micro_batch), *self.output_layer, targets, shard, sampling)
         assert found.sampled is not None
         if self.group.size() > 1:
@@ -116,7 +116,7 @@ class Frozen(Corruptor):
         """[M, H] before the output layer."""
         if not micro_batch.masked_index.numel():
             return self.output_layer.weight[:0]
-        tokens, is_real, self.masked = PaddedSamples.of(micro_batch)
+        tokens, is_real, self.masked = PaddedSamples.of(micro_batch, self.config.model.pad_token_id)
         rows: Tensor = self.model(input_ids=tokens, attention_mask=is_real.long()).logits[0]
         self.masked = None
         return rows

@@ -7,14 +7,14 @@ from torch import Tensor
 from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss
 from metro_megatron.data.batch import MicroBatch, StepBatch
-from metro_megatron.vocabulary import NUM_SPECIALS
 
 
 class Uniform(Corruptor):
     """Functions of the noise keys alone, so that every layout draws the same."""
 
     def __init__(self, config: Config):
-        self.vocab_size = config.model.vocab_size
+        self.special_ids = config.model.special_ids
+        self.num_words = self.special_ids.num_words(config.model.vocab_size)
         self.disallow_correct = config.corruption.disallow_correct
 
     def propose(self, micro_batch: MicroBatch, batch: StepBatch, scale_loss: ScaleLoss) -> Proposal:
@@ -26,7 +26,9 @@ class Uniform(Corruptor):
 
         32 bits times the number of words: the odds of two words differ by at most words / 2^32.
         """
-        words = self.vocab_size - NUM_SPECIALS - (other_than is not None)
-        drawn = NUM_SPECIALS + ((noise_keys[:, 0].long() & 0xFFFFFFFF) * words >> 32)
-        # All words but one are numbered as if it were not there.
-        return drawn if other_than is None else drawn + (drawn >= other_than)
+        words = self.num_words - (other_than is not None)
+        number = (noise_keys[:, 0].long() & 0xFFFFFFFF) * words >> 32
+        if other_than is not None:
+            # All words but one are numbered as if it were not there.
+            number = number + (number >= self.special_ids.number(other_than))
+        return self.special_ids.word(number)

@@ -14,7 +14,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.corruption.corruptor import Corruptor, Proposal, ScaleLoss
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.errors import UserError
-from metro_megatron.vocabulary import NUM_SPECIALS
+from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 _TOTAL = 2.0**52
 """What the weights of all words sum up to: whole numbers, which float64 and int64 both hold exactly."""
@@ -28,7 +28,7 @@ class Unigram(Corruptor):
     """
 
     def __init__(self, config: Config, counts: NDArray[np.int64], device: torch.device):
-        weights = unigram_weights(counts, config.corruption.unigram_power)
+        weights = unigram_weights(counts, config.corruption.unigram_power, config.model.special_ids)
         if (weights > 0).sum() < 2:
             raise UserError(
                 "corruption.source is unigram, but the training shards hold fewer than two words; use other shards"
@@ -55,10 +55,12 @@ class Unigram(Corruptor):
         return torch.searchsorted(self.ends, place, right=True)
 
 
-def unigram_weights(counts: NDArray[np.int64], power: float) -> NDArray[np.int64]:
+def unigram_weights(
+    counts: NDArray[np.int64], power: float, special_ids: SpecialIds = TRAINED_IDS
+) -> NDArray[np.int64]:
     """Whole numbers [V] in proportion to counts^power, 0 for specials and for words that do not occur."""
     counts = counts.copy()
-    counts[:NUM_SPECIALS] = 0
+    counts[list(special_ids.all)] = 0
     shares = np.maximum(counts, 1) / max(counts.max(), 1)  # of which any power is finite
     powers = np.where(counts > 0, shares**power, 0.0)
     return np.rint(powers * (_TOTAL / max(powers.sum(), 1.0) * (1 - 2.0**-20))).astype(np.int64)

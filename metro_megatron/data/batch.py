@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from metro_megatron.config.rows import RowRule
-from metro_megatron.data.masking import Masking
+from metro_megatron.data.masking import Cells, Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.packing import balanced
 from metro_megatron.data.replacements import ReplacementReader
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, SampleIndex
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Rows = list[NDArray[np.int64]]
 """The rows of a micro batch, each the ascending indices into the step's samples of those it holds."""
@@ -30,9 +29,9 @@ class MicroBatch:
     """What a forward pass reads. Packed: one row of samples side by side; padded: at most one sample a row."""
 
     tokens: Tensor
-    """int64 [B, S] original ids; PAD_ID where there is no sample."""
+    """int64 [B, S] original ids; padding where there is no sample."""
     masked_tokens: Tensor
-    """int64 [B, S] the same with MASK_ID at masked positions, or what else is read there (Masking.readings)."""
+    """int64 [B, S] the same with the mask's at masked positions, or what else is read there (Masking.readings)."""
     position_ids: Tensor
     """int64 [B, S] restart at 0 with every sample; 0 where there is none."""
     is_real: Tensor
@@ -192,7 +191,7 @@ class MicroBatchBuilder:
         begins = _first_cells(row_of, lengths + NUM_SAMPLE_SPECIALS, row_length)
         tokens, position_ids, is_real = self._cells(own.sample, begins, len(rows) * row_length)
 
-        drawn, position = self.masking.positions(own, lengths)
+        drawn, position = self.masking.positions(own, lengths, Cells(tokens, begins))
         cell = begins[drawn] + position
         row, column = np.divmod(cell, row_length)
         # Cells are b * S + s, mcore's hidden states s * B + b: what is ascending in the one is not in the other.
@@ -224,11 +223,22 @@ class MicroBatchBuilder:
             replacements=None if replacements is None else torch.from_numpy(replacements),
         )
 
+    def num_masked(self, draws: Draws) -> int:
+        """Masked tokens of these samples, which have to be read for it where whole words are masked."""
+        lengths = self.index.length[draws.sample]
+        if self.masking.word_starts is None:
+            return int(self.masking.counts(draws, lengths).sum())
+        ends = np.cumsum(lengths + NUM_SAMPLE_SPECIALS, dtype=np.int64)
+        begins = ends - lengths - NUM_SAMPLE_SPECIALS
+        tokens, _, _ = self._cells(draws.sample, begins, int(ends[-1]))
+        return len(self.masking.positions(draws, lengths, Cells(tokens, begins))[0])
+
     def _cells(
         self, samples: NDArray[np.int64], begins: NDArray[np.int64], num_cells: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """Tokens, position ids and is_real of all num_cells = B * S cells, each sample from its cell in `begins`."""
-        tokens = np.full(num_cells, PAD_ID, dtype=np.int64)
+        special_ids = self.masking.special_ids
+        tokens = np.full(num_cells, special_ids.pad, dtype=np.int64)
         position_ids = np.zeros_like(tokens)
         is_real = np.zeros(len(tokens), dtype=np.bool_)
         positions = np.arange(self.index.seq_length)
@@ -236,9 +246,9 @@ class MicroBatchBuilder:
         slices = np.stack([begins, index.shard[samples], index.start[samples], index.length[samples]], axis=1)
         for begin, shard, start, length in slices.tolist():
             last = begin + length + 1
-            tokens[begin] = BOS_ID
+            tokens[begin] = special_ids.bos
             tokens[begin + 1 : last] = self.streams[shard][start : start + length]
-            tokens[last] = EOS_ID
+            tokens[last] = special_ids.eos
             position_ids[begin : last + 1] = positions[: length + NUM_SAMPLE_SPECIALS]
             is_real[begin : last + 1] = True
         return tokens, position_ids, is_real

@@ -8,6 +8,9 @@ from functools import partial
 from itertools import islice
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.blocks import TokenStreams
@@ -31,6 +34,8 @@ class PretrainingData:
     made. phase_begins are those positions, 0 first, as far as they are known already; phase_indices are the samples of
     train.phases.
 
+    word_starts [V], where objective.whole_word_masking asks for them, are `Tokenizer.word_starts`.
+
     With split "validation" the same holds under a seed of its own, without phases.
 
     Raises UserError when a sample does not fit into a packed row, and where tokens of a batch are damaged on the disk.
@@ -47,6 +52,7 @@ class PretrainingData:
         dp_size: int = 1,
         pin_memory: bool = False,
         cache: ReplacementReader | None = None,
+        word_starts: NDArray[np.bool_] | None = None,
         phase_indices: Sequence[SampleIndex] = (),
         phase_begins: Sequence[int] = (0,),
     ):
@@ -68,6 +74,7 @@ class PretrainingData:
             dp_size=dp_size,
             pin_memory=pin_memory,
             cache=cache,
+            word_starts=word_starts,
         )
         self._phases: dict[int, PhaseData] = {}
 

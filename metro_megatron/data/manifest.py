@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_megatron.data.records import DamagedRecord, from_plain, unsealed
 from metro_megatron.errors import UserError
+from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, FORMAT_VERSION)
@@ -249,6 +250,8 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     tokenizer_files: dict[str, FileEntry] | None = None
     """Files of the tokenizer's folder by name; None in datasets of earlier versions."""
+    special_ids: SpecialIds = TRAINED_IDS
+    """The tokenizer's."""
 
     def source_of(self, document: int) -> int:
         """Index in `sources` of the source that a document, by its number in the dataset, comes from."""

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metro_megatron.config.rows import RowRule
 from metro_megatron.data import fill
@@ -24,23 +25,26 @@ class PhaseData:
         dp_size: int,
         pin_memory: bool,
         cache: ReplacementReader | None,
+        word_starts: NDArray[np.bool_] | None = None,
     ):
         config, index = samples.config, samples.index
         self._samples = samples
         self._index = index
         objective = config.objective
-        self._masking = Masking(
+        masking = Masking(
             samples.order.seed,
             objective.mask_probability,
             objective.keep_probability,
             objective.random_probability,
             config.model.vocab_size,
+            config.model.special_ids,
+            word_starts if objective.whole_word_masking else None,
         )
         self._streams = streams
         self._builder = MicroBatchBuilder(
             index=index,
             streams=streams.arrays,
-            masking=self._masking,
+            masking=masking,
             is_packed=config.data.is_packed,
             cache=cache,
         )
@@ -83,7 +87,7 @@ class PhaseData:
         return StepBatch(
             step=step,
             micro_batches=micro_batches,
-            num_masked=int(self._masking.counts(draws, self._index.length[draws.sample]).sum()),
+            num_masked=self._builder.num_masked(draws),
             num_tokens=int(lengths.sum()),
             num_samples=num_samples,
             num_squares=int((lengths**2).sum()),

@@ -54,12 +54,12 @@ def unsealed(content: bytes) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A record as dicts, lists, strings and numbers."""
+    """A record as dicts, lists, strings and numbers, without what has its default."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if is_dataclass(value):
-        values = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {name: plain(one) for name, one in values.items() if one is not None}
+        own = ((field, getattr(value, field.name)) for field in fields(value))
+        return {field.name: plain(one) for field, one in own if field.default is MISSING or one != field.default}
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return list(map(plain, value)) if isinstance(value, list | tuple) else value

@@ -72,7 +72,8 @@ class CachePlan:
         batch = f"{train.global_batch_size} samples"
         if not train.global_batch_size:
             batch = f"{train.global_batch_tokens} tokens"
-        shares = (objective.mask_probability, objective.keep_probability, objective.random_probability)
+        shares = [objective.mask_probability, objective.keep_probability, objective.random_probability]
+        masking = ", ".join([*map(str, shares), *(["whole words"] if objective.whole_word_masking else [])])
         return cls(
             sampler_version=SAMPLER_VERSION,
             tokenizer=tokenizer,
@@ -82,7 +83,7 @@ class CachePlan:
             validation_samples=validation_samples,
             seed=train.seed,
             seq_length=data.seq_length,
-            masking=", ".join(map(str, shares)),
+            masking=masking,
             batch=batch,
             train_steps=train.train_steps,
             temperature=str(config.corruption.sampling_temperature),

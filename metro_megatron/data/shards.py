@@ -30,6 +30,7 @@ from metro_megatron.data.manifest import (
 )
 from metro_megatron.data.mapping import mapped
 from metro_megatron.errors import UserError
+from metro_megatron.vocabulary import SpecialIds
 
 INDEX_HEADER = struct.Struct("<9sQBQQ")
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
@@ -130,8 +131,13 @@ class Shard(TokenizedDocuments):
         return self.manifest.vocab_size
 
     @property
+    def special_ids(self) -> SpecialIds:
+        """The tokenizer's ids that are no words."""
+        return self.manifest.special_ids
+
+    @property
     def tokenizer_sha256(self) -> str:
-        """SHA-256 of the tokenizer's `tokenizer.model`."""
+        """SHA-256 of the file that the tokenizer's ids come from."""
         return self.manifest.tokenizer_sha256
 
     @property
@@ -159,7 +165,8 @@ def open_shards(prefixes: Sequence[str]) -> list[Shard]:
             problems += error.problems
     for shard, *_ in datasets[1:]:
         first = datasets[0][0]
-        if (shard.tokenizer_sha256, shard.vocab_size) != (first.tokenizer_sha256, first.vocab_size):
+        theirs, ours = ((one.tokenizer_sha256, one.vocab_size, one.special_ids) for one in (shard, first))
+        if theirs != ours:
             problems.append(
                 f"{shard.dataset} has tokenizer {shard.tokenizer_sha256[:12]} with {shard.vocab_size:,} ids, "
                 f"{first.dataset} has {first.tokenizer_sha256[:12]} with {first.vocab_size:,}; "

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from metro_megatron.config.early_exit import Exits
 from metro_megatron.data.batch import MicroBatch
-from metro_megatron.vocabulary import PAD_ID
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def corrupt(micro_batch: MicroBatch, sampled: Tensor) -> View:
     return View(tokens.view(length, rows).t().contiguous(), micro_batch)
 
 
-def crop(micro_batch: MicroBatch, share: float) -> MicroBatch:
+def crop(micro_batch: MicroBatch, share: float, pad_id: int) -> MicroBatch:
     """Of every sample a span of int(share n) of its n original tokens that begins anywhere, and nothing masked.
 
     <s> is put before a span that lost it (COCO-LM). Where it begins is a function of the sample's crop key alone.
@@ -63,7 +62,7 @@ def crop(micro_batch: MicroBatch, share: float) -> MicroBatch:
         first = (whole.cumsum(0) - whole)[sample]
     is_real = offset < lengths[sample]
     source = first + torch.where(offset > 0, offset + (begin - is_cut)[sample], 0)
-    tokens = micro_batch.tokens.gather(1, source.clamp(max=length - 1)).masked_fill(~is_real, PAD_ID)
+    tokens = micro_batch.tokens.gather(1, source.clamp(max=length - 1)).masked_fill(~is_real, pad_id)
     return replace(
         micro_batch,
         tokens=tokens,

@@ -15,7 +15,6 @@ from metro_megatron.probing.folder import ProbeTask
 from metro_megatron.probing.kinds import Scores
 from metro_megatron.probing.ridge import ridge_scores
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 BATCH_TOKENS = 4096
 """Most places of a batch."""
@@ -41,12 +40,13 @@ def frozen_features(model: MetroModel, texts: EncodedTexts, layer: int = 0) -> N
     found = np.zeros((texts.num_pieces, model.config.hidden_size), np.float32)
     for numbers in _batches([len(ids) for ids in texts.ids]):
         length = max(len(texts.ids[one]) for one in numbers) + 2
-        ids = np.full((len(numbers), length), PAD_ID)
+        config = model.config
+        ids = np.full((len(numbers), length), config.pad_token_id)
         for row, one in enumerate(numbers):
             content = texts.ids[one]
-            ids[row, : len(content) + 2] = [BOS_ID, *content, EOS_ID]
+            ids[row, : len(content) + 2] = [config.bos_token_id, *content, config.eos_token_id]
         given = torch.from_numpy(ids).to(model.device)
-        output = model(given, given != PAD_ID, output_hidden_states=bool(layer))
+        output = model(given, given != config.pad_token_id, output_hidden_states=bool(layer))
         hidden = output.hidden_states[layer] if layer else output.last_hidden_state
         cells = [row * length + 1 for row in range(len(numbers))]
         found[texts.pieces(numbers)] = texts.means(hidden.flatten(0, 1), numbers, cells).cpu().numpy()

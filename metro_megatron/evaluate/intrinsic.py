@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from metro_megatron.config.schema import Config, CorruptionConfig, ObjectiveConfig
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.masking import Masking
+from metro_megatron.data.masking import Cells, Masking
 from metro_megatron.data.order import Draws
 from metro_megatron.data.samples import SampleIndex, build_sample_index
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.export import model_config_of
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.objective.cloze import OneChoiceCloze
 from metro_megatron.objective.figures import COUNTS, figures
@@ -30,7 +31,7 @@ from metro_megatron.objective.term import Sums, Term
 from metro_megatron.objective.terms import exported_terms
 from metro_megatron.randomness import Purpose, uniform
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, PAD_ID
+from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 MASK_PROBABILITY = 0.15
 DISTRACTORS = OneChoiceCloze.num_distractors
@@ -50,10 +51,12 @@ class MaskedSamples:
     """[M, 1 + DISTRACTORS] float64 uniform numbers in the order of is_masked's rows: the first ones draw the
     replacements, the others what one-choice cloze offers beside the originals."""
 
+    special_ids: SpecialIds = TRAINED_IDS
+
     @property
     def is_real(self) -> Tensor:
         """[n, S] where there are tokens, specials included."""
-        return self.ids != PAD_ID
+        return self.ids != self.special_ids.pad
 
 
 @dataclass(frozen=True)
@@ -75,21 +78,29 @@ def held_out_text(documents: Iterable[Sequence[str]], tokenizer: Tokenizer) -> T
     return text
 
 
-def masked_samples(text: TokenizedDocuments, index: SampleIndex, ids: NDArray[np.int64], seed: int) -> MaskedSamples:
+def masked_samples(
+    text: TokenizedDocuments,
+    index: SampleIndex,
+    ids: NDArray[np.int64],
+    seed: int,
+    special_ids: SpecialIds = TRAINED_IDS,
+) -> MaskedSamples:
     """The samples with numbers `ids` of `index`, masked as in pretraining."""
     lengths = index.length[ids]
     draws = Draws(np.zeros_like(ids), ids)
-    row, position = Masking(seed, MASK_PROBABILITY).positions(draws, lengths)
-    tokens = np.full((len(ids), int(lengths.max()) + 2), PAD_ID, dtype=np.int64)
-    tokens[:, 0] = BOS_ID
+    tokens = np.full((len(ids), int(lengths.max()) + 2), special_ids.pad, dtype=np.int64)
+    tokens[:, 0] = special_ids.bos
     for number, (start, length) in enumerate(zip(index.start[ids], lengths, strict=True)):
         tokens[number, 1 : length + 1] = text.tokens[start : start + length]
-        tokens[number, length + 1] = EOS_ID
+        tokens[number, length + 1] = special_ids.eos
+    begins = np.arange(len(ids)) * tokens.shape[1]
+    masking = Masking(seed, MASK_PROBABILITY, special_ids=special_ids)
+    row, position = masking.positions(draws, lengths, Cells(tokens.ravel(), begins))
     is_masked = np.zeros_like(tokens, dtype=bool)
     is_masked[row, position] = True
     words = seed, Purpose.SAMPLE, ids[row], position
     noise = np.stack([uniform(*words), *(uniform(*words, draw) for draw in range(1, DISTRACTORS + 1))], axis=1)
-    return MaskedSamples(torch.from_numpy(tokens), torch.from_numpy(is_masked), torch.from_numpy(noise))
+    return MaskedSamples(torch.from_numpy(tokens), torch.from_numpy(is_masked), torch.from_numpy(noise), special_ids)
 
 
 @torch.no_grad()
@@ -98,14 +109,14 @@ def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
     moved = (x.to(model.device) for x in (batch.ids, batch.is_masked, batch.is_real, batch.noise))
     ids, is_masked, attention_mask, noise = moved
     terms, kind = terms_of(model.config), filling(model.config)
-    noised, logits = ids.masked_fill(is_masked, MASK_ID), {}
+    noised, logits = ids.masked_fill(is_masked, batch.special_ids.mask), {}
     if kind == "auxiliary":
         auxiliary = model.encode_auxiliary(noised, attention_mask)
         filler = terms.pop(0)
         logits[filler.name] = distribution = filler.exported_logits(model, auxiliary, is_masked)
     elif kind == "uniform":
         distribution = torch.zeros(len(noise), model.config.vocab_size, device=model.device)
-        distribution[:, :NUM_SPECIALS] = -math.inf
+        distribution[:, list(batch.special_ids.all)] = -math.inf
     if kind != "none":
         noised = ids.masked_scatter(is_masked, sample_softmax(distribution, noise[:, 0]))
     hidden = model.metro(noised, attention_mask).last_hidden_state
@@ -120,7 +131,7 @@ def terms_of(config: MetroConfig) -> list[Term]:
     """The losses whose heads an exported model has: the auxiliary model's first."""
     corruption = CorruptionConfig(source="auxiliary" if config.num_auxiliary_layers else "none")
     objective = ObjectiveConfig(main=list(config.objectives))  # type: ignore[arg-type]
-    return exported_terms(Config(objective=objective, corruption=corruption))
+    return exported_terms(Config(objective=objective, corruption=corruption, model=model_config_of(config)))
 
 
 def filling(config: MetroConfig) -> Literal["auxiliary", "none", "uniform"]:
@@ -172,9 +183,10 @@ def evaluate(
     by_length = np.argsort(index.length, kind="stable")
     batches = [by_length[at : at + batch_size] for at in range(0, len(index), batch_size)]
     model.eval()
+    special_ids = model_config_of(model.config).special_ids
     terms, sums, targets = terms_of(model.config), {name: torch.zeros(size) for name, size in COUNTS.items()}, []
     for done, ids in enumerate(batches, start=1):
-        batch = masked_samples(text, index, ids, seed)
+        batch = masked_samples(text, index, ids, seed, special_ids)
         guesses = guess(model, batch)
         for name, value in _sums(terms, batch, guesses).items():
             sums[name] = sums.get(name, 0) + value.double()
@@ -235,7 +247,7 @@ def _row(batch: MaskedSamples, guesses: Guesses, row: int) -> tuple[MaskedSample
         name: one[whole] if one.shape[:2] == (num_samples, batch.ids.shape[1]) else one[masked]
         for name, one in guesses.logits.items()
     }
-    sample = MaskedSamples(batch.ids[whole], batch.is_masked[whole], batch.noise[masked])
+    sample = replace(batch, ids=batch.ids[whole], is_masked=batch.is_masked[whole], noise=batch.noise[masked])
     return sample, Guesses(guesses.noised[whole], logits)
 
 

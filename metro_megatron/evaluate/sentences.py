@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
 from numpy.typing import NDArray
 
@@ -27,14 +26,12 @@ from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.heads_metro import LANGUAGE_MODELS
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.randomness import Purpose, hash64, uniform
-from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
-from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
+from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]")
 WORDS_PER_MASK = 6
 """Of a shown sentence one word in so many is masked, about as many tokens as in pretraining."""
 SHOWN_GUESSES = 3
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,6 @@ def show(
     token_counts [V] are those of the training text: what is expected without reading the sentence.
     """
     tokenizer = Tokenizer.from_folder(folder)
-    pieces = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     heads = {term.name: term for term in terms_of(model.config)}
     corrector = next((heads[name] for name in LANGUAGE_MODELS if name in heads), None)
     frequencies = torch.from_numpy(unigram_probabilities(token_counts))
@@ -122,7 +118,8 @@ def show(
     for sentence in sentences:
         text = held_out_text([[sentence]], tokenizer)
         index = build_sample_index([text], model.config.max_position_embeddings)
-        batch = whole_words(masked_samples(text, index, np.zeros(1, np.int64), seed), pieces, seed)
+        batch = masked_samples(text, index, np.zeros(1, np.int64), seed, tokenizer.special_ids)
+        batch = whole_words(batch, tokenizer, seed)
         guesses = guess(model, batch)
         original, filled = batch.ids[0].tolist(), guesses.noised[0].tolist()
         is_masked, own, is_called = batch.is_masked[0].tolist(), filled, None
@@ -136,32 +133,33 @@ def show(
             is_called = [mine != given for mine, given in zip(own, filled, strict=True)]
         elif "mlm" in heads:
             filled = [mine if masked else given for given, mine, masked in zip(filled, own, is_masked, strict=True)]
-        masked = [MASK_ID if hidden else one for one, hidden in zip(original, is_masked, strict=True)]
+        mask = tokenizer.special_ids.mask
+        masked = [mask if hidden else one for one, hidden in zip(original, is_masked, strict=True)]
         unmarked = [False] * len(original)
         corrected = None
         if is_called:
             words = [mine if called else given for given, mine, called in zip(filled, own, is_called, strict=True)]
-            corrected = _text(pieces, words, is_called, "{}")
+            corrected = _text(tokenizer, words, is_called, "{}")
         yield Shown(
-            original=_text(pieces, original, unmarked, ""),
-            masked=_text(pieces, masked, unmarked, ""),
-            filled=_text(pieces, filled, is_masked, "[]"),
+            original=_text(tokenizer, original, unmarked, ""),
+            masked=_text(tokenizer, masked, unmarked, ""),
+            filled=_text(tokenizer, filled, is_masked, "[]"),
             corrected=corrected,
-            masks=_masks(pieces, batch, guesses.logits, frequencies),
+            masks=_masks(tokenizer, batch, guesses.logits, frequencies),
         )
 
 
-def whole_words(batch: MaskedSamples, tokenizer: tokenizers.Tokenizer, seed: int) -> MaskedSamples:
+def whole_words(batch: MaskedSamples, tokenizer: Tokenizer, seed: int) -> MaskedSamples:
     """The one sample of the batch with whole words masked, one in WORDS_PER_MASK.
 
     Those of a single token come first: a guess at part of a word says little to a reader.
     """
     words: list[list[int]] = []
+    starts = tokenizer.word_starts()
     for position, token in enumerate(batch.ids[0].tolist()):
-        if token < NUM_SPECIALS:
+        if token in tokenizer.special_ids.all:
             continue
-        piece = tokenizer.id_to_token(token) or ""
-        if not words or piece.startswith(WORD_BOUNDARY):
+        if not words or starts is None or starts[token]:
             words.append([])
         words[-1].append(position)
     wanted = max(1, len(words) // WORDS_PER_MASK)
@@ -174,7 +172,7 @@ def whole_words(batch: MaskedSamples, tokenizer: tokenizers.Tokenizer, seed: int
 
 
 def _masks(
-    tokenizer: tokenizers.Tokenizer, batch: MaskedSamples, logits: dict[str, torch.Tensor], frequencies: torch.Tensor
+    tokenizer: Tokenizer, batch: MaskedSamples, logits: dict[str, torch.Tensor], frequencies: torch.Tensor
 ) -> list[Masked]:
     """What the model that fills masks expects at each."""
     name = next((name for name in ("aux", "mlm") if name in logits), None)
@@ -199,17 +197,16 @@ def _sentences(document: Sequence[str], num_words: range) -> Iterator[str]:
     return (sentence for sentence in found if len(sentence.split()) in num_words)
 
 
-def _text(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], is_marked: Sequence[bool], brackets: str) -> str:
-    """Text of ids without specials (but `<mask>`), marked ones in brackets; a space before a piece stays outside."""
+def _text(tokenizer: Tokenizer, ids: Sequence[int], is_marked: Sequence[bool], brackets: str) -> str:
+    """Text of ids without specials (but the mask), marked ones in brackets; a space before a piece stays outside."""
+    special_ids = tokenizer.special_ids
     text = b""
     for i, marked in zip(ids, is_marked, strict=True):
-        if i < NUM_SPECIALS and i != MASK_ID and not marked:
+        if i in special_ids.all and i != special_ids.mask and not marked:
             continue
-        piece = tokenizer.id_to_token(i) or ""
-        byte = _BYTE.fullmatch(piece)
-        content = bytes([int(byte.group(1), 16)]) if byte else piece.replace(WORD_BOUNDARY, " ").encode()
-        if i == MASK_ID:
-            content = b" " + content
+        content = tokenizer.piece(i)
+        if i == special_ids.mask:
+            content = b" " + tokenizer.token(i).encode()
         if marked:
             space = b" " if content.startswith(b" ") else b""
             content = space + brackets[0].encode() + content.removeprefix(b" ") + brackets[1].encode()

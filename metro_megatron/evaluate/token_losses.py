@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import NUM_SPECIALS, SPECIAL_TOKENS
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -66,7 +65,9 @@ class Words:
         self._space = tokenizer.encode(" ")[:1]
 
     def __getitem__(self, token: int) -> str:
-        return SPECIAL_TOKENS[token] if token < NUM_SPECIALS else self._tokenizer.decode([*self._space, token])
+        if token in self._tokenizer.special_ids.all:
+            return self._tokenizer.token(token)
+        return self._tokenizer.decode([*self._space, token])
 
 
 def text_of(sample: SampleLosses, words: Words) -> Iterator[str]:

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS
 
 
 def problems(config: Config, layout: Layout, batch: StepBatch, following: StepBatch | None) -> Iterator[str]:
     """Of a step's batch on the host, and of the next one, if there is one. A collective call, to be exhausted."""
     for micro_batch in batch.micro_batches:
         yield from _masks(config, micro_batch)
-        yield from _samples(micro_batch)
+        yield from _samples(config, micro_batch)
     yield from _parts(layout, batch)
     yield from _noise([batch, following] if following else [batch])
 
 
 def _masks(config: Config, micro_batch: MicroBatch) -> Iterator[str]:
     is_masked, tokens, shown = micro_batch.is_masked, micro_batch.tokens, micro_batch.masked_tokens
-    if not micro_batch.is_real[is_masked].all() or (tokens[is_masked] < NUM_SPECIALS).any():
+    special_ids = config.model.special_ids
+    if not micro_batch.is_real[is_masked].all() or np.isin(tokens[is_masked], special_ids.reserved).any():
         yield "masks lie on padding or on special tokens"
     if (shown != tokens)[~is_masked].any():
         yield "the masked text differs from the text where nothing is masked"
     objective = config.objective
-    if objective.keep_probability == objective.random_probability == 0 and (shown[is_masked] != MASK_ID).any():
+    if objective.keep_probability == objective.random_probability == 0 and (shown[is_masked] != special_ids.mask).any():
         yield "masked tokens are shown: the auxiliary would read what it has to name"
     if not torch.equal(micro_batch.masked_targets, tokens.t().reshape(-1)[micro_batch.masked_index]):
         yield "targets at the masks are not the tokens of the text"
 
 
-def _samples(micro_batch: MicroBatch) -> Iterator[str]:
+def _samples(config: Config, micro_batch: MicroBatch) -> Iterator[str]:
     lengths = micro_batch.sample_lengths[micro_batch.sample_lengths > 0].long()
     begins = lengths.cumsum(0) - lengths
     expected = torch.arange(int(lengths.sum())) - begins.repeat_interleave(lengths)
     if not torch.equal(micro_batch.position_ids[micro_batch.is_real], expected):
         yield "positions do not begin at 0 with every sample"
     real = micro_batch.tokens[micro_batch.is_real]
-    if (real[begins] != BOS_ID).any() or (real[begins + lengths - 1] != EOS_ID).any():
+    special_ids = config.model.special_ids
+    if (real[begins] != special_ids.bos).any() or (real[begins + lengths - 1] != special_ids.eos).any():
         yield "samples do not begin with <s> and end with </s>: their lengths are not where they lie"
 
 

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.corruption.corruptor import sampling_of
 from metro_megatron.corruption.trained import TrainedModel
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.health.subject import Subject
-from metro_megatron.vocabulary import NUM_SPECIALS
 
 ROWS = 256
 """Masked tokens whose logits are made."""
@@ -34,12 +34,23 @@ def problems(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]
         other = _sampled(subject, replace(micro_batch, noise_keys=~micro_batch.noise_keys), batch)
         if len(first) >= LEAST_MASKS and torch.equal(first, other):
             yield "replacements do not depend on the noise: the likeliest word, or one fixed noise"
-        vocab_size = subject.config.model.vocab_size
-        if ((first < NUM_SPECIALS) | (first >= vocab_size)).any():
+        if not _is_word(subject, first).all():
             yield "replacements are special tokens, or beyond the vocabulary"
     if isinstance(subject.corruptor, TrainedModel):
         yield from _trained(subject, subject.corruptor, micro_batch, batch, first)
     yield from _views(subject, batch, micro_batches)
+
+
+def _is_word(subject: Subject, ids: Tensor) -> Tensor:
+    """bool of the shape of ids."""
+    model = subject.config.model
+    return (ids < model.vocab_size) & ~torch.isin(ids, torch.tensor(model.special_ids.all, device=ids.device))
+
+
+def next_words(model_config: ModelConfig, ids: Tensor) -> Tensor:
+    """The word behind each, as another one."""
+    special_ids = model_config.special_ids
+    return special_ids.word((special_ids.number(ids) + 1) % special_ids.num_words(model_config.vocab_size))
 
 
 def _sampled(subject: Subject, micro_batch: MicroBatch, batch: StepBatch) -> Tensor:
@@ -50,8 +61,7 @@ def _trained(
     subject: Subject, model: TrainedModel, micro_batch: MicroBatch, batch: StepBatch, sampled: Tensor
 ) -> Iterator[str]:
     rows = model.read(micro_batch, drops=True).rows
-    originals = micro_batch.masked_targets
-    shifted = NUM_SPECIALS + (originals - NUM_SPECIALS + 1) % (subject.config.model.vocab_size - NUM_SPECIALS)
+    shifted = next_words(subject.config.model, micro_batch.masked_targets)
     tokens = micro_batch.tokens.t().flatten().index_copy(0, micro_batch.masked_index, shifted)
     hidden_changed = replace(micro_batch, tokens=tokens.view(*micro_batch.tokens.t().shape).t().contiguous())
     if not torch.equal(rows, model.read(hidden_changed, drops=True).rows):
@@ -79,8 +89,7 @@ def _deviation(
     dist.all_gather_into_tensor(parts, own, group=group)
     logits = parts.view(group.size(), *own.shape).transpose(0, 1).flatten(1).double()
     sampling = sampling_of(subject.config, micro_batch, batch)
-    is_word = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
-    is_word[NUM_SPECIALS : subject.config.model.vocab_size] = True
+    is_word = _is_word(subject, torch.arange(logits.size(1), device=logits.device))
     logits = logits.masked_fill(~is_word, -1e30) / sampling.temperature
     if subject.config.corruption.disallow_correct:
         logits.scatter_(1, micro_batch.masked_targets[:ROWS, None], -1e30)

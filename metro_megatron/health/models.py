@@ -13,6 +13,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.corruption.trained import TrainedModel
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
+from metro_megatron.health.corruption import next_words
 from metro_megatron.health.subject import Subject
 from metro_megatron.model.encoder import TIED, AuxiliaryModel, Encoder, Reading, TiedParameters
 from metro_megatron.model.heads import Decoding
@@ -20,7 +21,6 @@ from metro_megatron.model.position import Positions
 from metro_megatron.objective.mlm import MaskedLanguageModel
 from metro_megatron.objective.rtd import ReplacedTokenDetection
 from metro_megatron.objective.vocabulary import LanguageModel
-from metro_megatron.vocabulary import NUM_SPECIALS
 
 SURE = 30.0
 """Logit of an answer that is known: its loss is below 1e-12."""
@@ -190,5 +190,5 @@ def _first_sample(micro_batch: MicroBatch) -> Tensor:
 
 
 def _other_words(config: Config, tokens: Tensor, where: Tensor) -> Tensor:
-    shifted = NUM_SPECIALS + (tokens - NUM_SPECIALS + 1) % (config.model.vocab_size - NUM_SPECIALS)
-    return torch.where(where & (tokens >= NUM_SPECIALS), shifted, tokens)
+    reserved = torch.tensor(config.model.special_ids.reserved, device=tokens.device)
+    return torch.where(where & ~torch.isin(tokens, reserved), next_words(config.model, tokens), tokens)

@@ -48,7 +48,7 @@ WORDS = "encoder.sentence_encoder.embed_tokens.weight"
 IN_PROJ = "self_attn.in_proj"
 FINETUNED = "classification_heads."
 SPECIALS = dict(zip(("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"), SPECIAL_TOKENS, strict=True))
-"""Of its dictionary, and ours: ids 0 to 3, and the last one."""
+"""Of its dictionary, and the names that `Pretrained.vocabulary` has for them: ids 0 to 3, and the last one."""
 LAYER_NORM_EPS = 1e-5
 MAX_DISTANCE = 128
 """The model's default of max_rel_pos."""

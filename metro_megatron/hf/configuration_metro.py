@@ -41,6 +41,7 @@ class MetroConfig(PretrainedConfig):
     modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
     "normal" or "decay", position_init "normal" or "zero"; they matter only where weights start at random.
     rtd_weight and clm_weight are those of the losses in a pair's whole loss (METRO eq. 9).
+    other_special_ids: of tokens that are no words either, such as <unk>; [3] if None.
     classifier_dropout None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none.
     Raises ValueError when heads do not divide a width, a choice is unknown, or positions shall be shared that the input
     does not have.
@@ -87,6 +88,7 @@ class MetroConfig(PretrainedConfig):
         bos_token_id: int = 0,
         pad_token_id: int = 1,
         eos_token_id: int = 2,
+        other_special_ids: list[int] | None = None,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ):
@@ -150,6 +152,7 @@ class MetroConfig(PretrainedConfig):
         self.rtd_weight = rtd_weight
         self.clm_weight = clm_weight
         self.mask_token_id = mask_token_id
+        self.other_special_ids = [3] if other_special_ids is None else other_special_ids
         for prefix, sizes in (("", self.main), ("auxiliary_", self.auxiliary)):
             if sizes.hidden_size % sizes.num_attention_heads:
                 raise ValueError(

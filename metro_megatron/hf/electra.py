@@ -26,7 +26,6 @@ from metro_megatron.hf.pretrained import Pretrained
 from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors, write_weights
 from metro_megatron.hf.weights import METRO, all_ties, hf_tensors
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Role = Literal["generator", "discriminator"]
 ENCODERS: dict[Role, str] = {"generator": "auxiliary", "discriminator": "metro"}
@@ -218,9 +217,9 @@ def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:
         initializer_range=model_config.init_method_std,
         layer_norm_eps=model_config.layer_norm_eps,
         type_vocab_size=SEGMENTS,
-        pad_token_id=PAD_ID,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
+        pad_token_id=model_config.pad_token_id,
+        bos_token_id=model_config.bos_token_id,
+        eos_token_id=model_config.eos_token_id,
     )
 
 

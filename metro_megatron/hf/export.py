@@ -20,8 +20,9 @@ from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
 from metro_megatron.hf.stored import LazyTensors, write_weights
 from metro_megatron.hf.weights import METRO, hf_tensors
-from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, copy_tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, PAD_ID
+from metro_megatron.tokenizer.tokenizer import MODEL_FILE, TOKENIZER_FILES, Tokenizer, copy_tokenizer
+from metro_megatron.tokenizer.tokenizer_json import write_folder
+from metro_megatron.tokenizer.trained import TrainedTokenizer
 
 CODE_FILES = ("configuration_metro.py", "positions_metro.py", "encoder_metro.py", "heads_metro.py", "modeling_metro.py")
 
@@ -61,10 +62,6 @@ def metro_config(
     """
     return MetroConfig(
         **{theirs: getattr(model_config, ours) for ours, theirs in _both_names()},
-        bos_token_id=BOS_ID,
-        pad_token_id=PAD_ID,
-        eos_token_id=EOS_ID,
-        mask_token_id=MASK_ID,
         objectives=list(objectives),
         rtd_weight=rtd_weight,
         clm_weight=clm_weight,
@@ -137,8 +134,10 @@ def finish_folder(folder: Path) -> None:
 
 
 def write_tokenizer(source: Path, target: Path, max_length: int) -> None:
-    """Copy a tokenizer for a model of so many positions."""
+    """Copy a tokenizer for a model of so many positions; tokenizer.json of one of ours is made anew from its model."""
     copy_tokenizer(source, target)
+    if isinstance(Tokenizer.from_folder(target), TrainedTokenizer):
+        write_folder((target / MODEL_FILE).read_bytes(), target)
     path = target / "tokenizer_config.json"
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     settings["model_max_length"] = max_length

@@ -6,19 +6,21 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from metro_megatron.errors import UserError
-from metro_megatron.vocabulary import NUM_SPECIALS, SPECIAL_TOKENS
+from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY
 
 
 def tokens_of(folder: Path, vocab_size: int) -> list[str | None]:
     """Tokens of ids 0 to vocab_size - 1, None where there is none. Raises UserError for a folder without a tokenizer.
 
     tokenizer.json says it by itself; where there is none, a class of transformers must know the folder's other files.
+    A space is written as SentencePiece does: our own tokenizer.json has had one or the other.
     """
     path = folder / "tokenizer.json"
     try:
         if path.is_file():
             tokenizer = Tokenizer.from_file(str(path))
-            return [tokenizer.id_to_token(number) for number in range(vocab_size)]
+            tokens = [tokenizer.id_to_token(number) for number in range(vocab_size)]
+            return [token and token.replace(" ", WORD_BOUNDARY) for token in tokens]
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return list(found.convert_ids_to_tokens(list(range(vocab_size))))
     except Exception as error:  # tokenizers raises plain ones
@@ -38,11 +40,5 @@ def other_ids(name: str, theirs: Path, ours: Path, vocab_size: int) -> list[str]
     for number, (their, our) in enumerate(zip(their_tokens, our_tokens, strict=True)):
         if their != our:
             remedy = "give a model that was trained with the run's tokenizer, or preprocess with the model's"
-            if number < NUM_SPECIALS:
-                # A limit of this version: what masks, packs and pads has constants for them.
-                remedy = (
-                    f"a run's data has {' '.join(SPECIAL_TOKENS)} as ids 0 to {NUM_SPECIALS - 1}, and a model of "
-                    "others cannot be used yet: give one that was trained with such a tokenizer"
-                )
             return [f"{name} has another tokenizer: id {number} is {their!r} there and {our!r} in the run's; {remedy}"]
     return []

@@ -16,7 +16,6 @@ from transformers import ElectraForMaskedLM, ElectraForPreTraining
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, MASK_ID, NUM_SPECIALS, PAD_ID
 
 MAX_DIFFERENCE = 1e-4
 """Largest absolute difference between outputs of order 1 in fp32; orders of addition alone give some 1e-6."""
@@ -34,19 +33,21 @@ class Probe(NamedTuple):
 
 def random_probe(model_config: ModelConfig, seed: int = 1) -> Probe:
     """One row of all positions and one of a third of them, padded; random ids, masked ones replaced at random."""
-    longest = model_config.max_position_embeddings
+    longest, special_ids = model_config.max_position_embeddings, model_config.special_ids
+    num_words = special_ids.num_words(model_config.vocab_size)
     lengths = torch.tensor([longest, max(3, longest // 3)])
     generator = torch.Generator().manual_seed(seed)
 
     def random_ids() -> Tensor:
-        return torch.randint(NUM_SPECIALS, model_config.vocab_size, (len(lengths), longest), generator=generator)
+        return special_ids.word(torch.randint(num_words, (len(lengths), longest), generator=generator))
 
     position = torch.arange(longest)
     is_content = (position > 0) & (position < lengths[:, None] - 1)
     is_masked = is_content & (torch.rand(is_content.shape, generator=generator) < MASK_PROBABILITY)
-    specials = torch.where(position == 0, BOS_ID, torch.where(position == lengths[:, None] - 1, EOS_ID, PAD_ID))
+    is_last = position == lengths[:, None] - 1
+    specials = torch.where(position == 0, special_ids.bos, torch.where(is_last, special_ids.eos, special_ids.pad))
     tokens = torch.where(is_content, random_ids(), specials)
-    return Probe(tokens.masked_fill(is_masked, MASK_ID), torch.where(is_masked, random_ids(), tokens), lengths)
+    return Probe(tokens.masked_fill(is_masked, special_ids.mask), torch.where(is_masked, random_ids(), tokens), lengths)
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.parts import Part
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import BOS_ID, EOS_ID, NUM_SPECIALS, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from metro_megatron.data.batch import MicroBatch, StepBatch
@@ -37,13 +36,18 @@ class TokenText:
     def marked(self, ids: NDArray[np.integer], is_masked: NDArray[np.bool_]) -> str:
         """Text of a sample [n], the masked tokens in brackets: `<s> a long [ film] </s>` has `film` masked."""
         text = ""
-        for kind, group in groupby(zip(ids.tolist(), is_masked.tolist(), strict=True), _kind):
+        for kind, group in groupby(zip(ids.tolist(), is_masked.tolist(), strict=True), self._kind):
             tokens = [token for token, _ in group]
             if kind == "masked":
                 text += "".join(f"[{self._inside([token])}]" for token in tokens)
             else:
-                text += self._inside(tokens) if kind == "text" else "".join(SPECIAL_TOKENS[one] for one in tokens)
+                text += self._inside(tokens) if kind == "text" else "".join(map(self._tokenizer.token, tokens))
         return text
+
+    def _kind(self, token: tuple[int, bool]) -> str:
+        if token[1]:
+            return "masked"
+        return "special" if token[0] in self._tokenizer.special_ids.all else "text"
 
     def _inside(self, ids: Sequence[int]) -> str:
         """Text of ids that follow others: the space before the first word stays."""
@@ -57,12 +61,6 @@ class TokenText:
                 "see what is damaged with --verify"
             )
         return self._tokenizer.decode(ids)
-
-
-def _kind(token: tuple[int, bool]) -> str:
-    if token[1]:
-        return "masked"
-    return "special" if 0 <= token[0] < NUM_SPECIALS else "text"
 
 
 def visible(text: str) -> str:
@@ -92,9 +90,9 @@ class Document:
 
     def samples(self, seq_length: int) -> list[NDArray[np.int64]]:
         """Its samples, with <s> and </s>."""
-        tokens = self.content.tokens
+        tokens, special_ids = self.content.tokens, self.shard.special_ids
         return [
-            np.concatenate([[BOS_ID], tokens[start : start + length], [EOS_ID]])
+            np.concatenate([[special_ids.bos], tokens[start : start + length], [special_ids.eos]])
             for block in sample_blocks([self.content], SampleRule(seq_length))
             for start, length in zip(block.start.tolist(), block.length.tolist(), strict=True)
         ]

@@ -23,7 +23,7 @@ from metro_megatron.inspection.index_check import REMEDY, index_problems
 from metro_megatron.preprocess.journal import Journal
 from metro_megatron.preprocess.parts import source_blocks
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.vocabulary import NUM_SPECIALS
+from metro_megatron.vocabulary import SpecialIds
 
 _COUNTS = ("documents", "units", "tokens")
 _BLOCK_BYTES = 4 << 20
@@ -103,6 +103,7 @@ def _tokenizer(prefix: str, manifest: Manifest) -> Iterator[str]:
     for name, found, expected in (
         ("sha256", tokenizer.sha256, manifest.tokenizer_sha256),
         ("vocab_size", tokenizer.vocab_size, manifest.vocab_size),
+        ("special_ids", tokenizer.special_ids, manifest.special_ids),
     ):
         if found != expected:
             yield (
@@ -115,7 +116,7 @@ def _shard(prefix: str, manifest: Manifest, number: int, on_read: OnRead) -> Ite
     paths = DatasetPaths(prefix).shard(number)
     dtype = token_dtype(manifest.vocab_size)
     entry = manifest.shards[number]
-    ids = _IdCheck(manifest.vocab_size, dtype)
+    ids = _IdCheck(manifest.vocab_size, manifest.special_ids, dtype)
 
     def on_ids(block: memoryview) -> None:
         ids.add(block)
@@ -172,16 +173,17 @@ def _content(
 class _IdCheck:
     """Ids of a stream, given in blocks: which are none of the vocabulary's, or specials."""
 
-    def __init__(self, vocab_size: int, dtype: np.dtype[Any]):
+    def __init__(self, vocab_size: int, special_ids: SpecialIds, dtype: np.dtype[Any]):
         self._vocab_size, self._dtype = vocab_size, dtype.newbyteorder("<")
+        self._in_no_text = special_ids.reserved
         self._seen = self._wrong = 0
         self._example = ""
 
     def add(self, block: memoryview) -> None:
         count = len(block) // self._dtype.itemsize
         ids = np.frombuffer(block, self._dtype, count)
-        if count and (ids.min() < NUM_SPECIALS or ids.max() >= self._vocab_size):
-            wrong = np.flatnonzero((ids < NUM_SPECIALS) | (ids >= self._vocab_size))
+        wrong = np.flatnonzero(np.isin(ids, self._in_no_text) | (ids < 0) | (ids >= self._vocab_size))
+        if len(wrong):
             if not self._wrong:
                 self._example = f"{ids[wrong[0]]} at token {self._seen + int(wrong[0]):,}"
             self._wrong += len(wrong)
@@ -190,8 +192,8 @@ class _IdCheck:
     def problems(self, path: Path) -> Iterator[str]:
         if self._wrong:
             yield (
-                f"{path}: {self._wrong:,} ids outside {NUM_SPECIALS} to {self._vocab_size - 1}, "
-                f"the first is {self._example}; {REMEDY}"
+                f"{path}: {self._wrong:,} ids that no text of {self._vocab_size:,} ids has, the first is "
+                f"{self._example}; {REMEDY}"
             )
 
 

@@ -23,7 +23,6 @@ from metro_megatron.model.linear import TRANSFORMER_ENGINE
 from metro_megatron.model.norm import LayerNorm
 from metro_megatron.model.position import Positions
 from metro_megatron.randomness import Purpose, hash64
-from metro_megatron.vocabulary import PAD_ID
 
 SCALED: dict[str, tuple[str, ...]] = {
     "ffn": ("mlp.linear_fc1", "mlp.linear_fc2"),
@@ -67,7 +66,7 @@ class Unset:
     def vocabulary(self) -> Tensor:
         """Normal, but for <pad> and the rows that only pad the vocabulary."""
         value = self.normal()
-        value[PAD_ID] = 0
+        value[self.model_config.pad_token_id] = 0
         value[self.model_config.vocab_size :] = 0
         return value
 

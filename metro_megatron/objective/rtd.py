@@ -16,7 +16,6 @@ from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Panel, Sums, Term, mean
 from metro_megatron.schedule import Schedule
-from metro_megatron.vocabulary import PAD_ID
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -96,7 +95,7 @@ class ReplacedTokenDetection(Term):
         return model.get_submodule("rtd_head")(hidden).squeeze(-1).float()
 
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
-        is_replaced, is_real = tokens != originals, originals != PAD_ID
+        is_replaced, is_real = tokens != originals, originals != self.config.model.pad_token_id
         loss = detection_loss(logits.double(), ~is_replaced, is_real)
         return {"rtd_loss": loss, **detection_sums(logits, is_replaced, is_real, EXACT_BINS)}
 

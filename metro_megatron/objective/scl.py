@@ -54,7 +54,7 @@ class SequenceContrast(Term):
         return SequenceHead(config)
 
     def second_view(self, view: View) -> View:
-        cropped = crop(view.micro_batch, self.config.objective.scl_crop)
+        cropped = crop(view.micro_batch, self.config.objective.scl_crop, self.config.model.pad_token_id)
         return View(cropped.tokens, cropped)
 
     def denominator(self, batch: StepBatch) -> int:

@@ -127,5 +127,5 @@ class Term(ABC):
         raise NotImplementedError(f"{self.name} has no head in the exported model")
 
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
-        """The sums of `loss` from such logits; tokens [B, S] are corrupted, originals have PAD_ID behind their end."""
+        """The sums of `loss` from such logits; tokens [B, S] are corrupted, originals have padding behind their end."""
         raise NotImplementedError(f"{self.name} has no head in the exported model")

@@ -21,15 +21,16 @@ from fused.linear_cross_entropy import (
     VocabularyShard,
     combine,
     gumbel_noise,
+    is_special,
     linear_cross_entropy,
     shard_logits_ref,
     shard_loss,
     shard_statistics,
 )
+from metro_megatron.config.schema import ModelConfig
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.term import Sums, Term, mean
-from metro_megatron.vocabulary import NUM_SPECIALS
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -43,14 +44,21 @@ ROWS = 256
 """Rows whose logits `wrong_samples` holds at a time: 131 MB of 128,000 in FP32."""
 
 
+def vocabulary_shard(first: int, model_config: ModelConfig) -> VocabularyShard:
+    """That of a rank whose first row is the id `first`; no special id is ever drawn."""
+    special_ids = model_config.special_ids
+    return VocabularyShard(first, model_config.vocab_size, special_ids.first_word, special_ids.scattered)
+
+
 def vocabulary_statistics(
-    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling | None = None
-) -> Statistics:
+    decoding: Decoding, targets: Tensor, model_config: ModelConfig, group: ProcessGroup,
+    sampling: Sampling | None = None,
+) -> Statistics:  # fmt: skip
     """Losses [M] with their graph, most probable ids, and with sampling samples; the same on every rank.
 
     Ranks exchange 5 or 7 numbers a row. targets [M] are global ids.
     """
-    shard = VocabularyShard(group.rank() * decoding.weight.size(0), vocab_size, NUM_SPECIALS)
+    shard = vocabulary_shard(group.rank() * decoding.weight.size(0), model_config)
     if group.size() == 1:
         return linear_cross_entropy(*decoding, targets, shard, sampling)
     partial = shard_statistics(*decoding, targets, shard, sampling)
@@ -62,16 +70,16 @@ def vocabulary_statistics(
 
 @torch.no_grad()
 def wrong_samples(
-    decoding: Decoding, targets: Tensor, vocab_size: int, group: ProcessGroup, sampling: Sampling, count: int
+    decoding: Decoding, targets: Tensor, model_config: ModelConfig, group: ProcessGroup, sampling: Sampling, count: int
 ) -> Tensor:
     """int64 [M, count] ids other than the targets [M], drawn without putting back; the same on every rank.
 
     They are the largest logits perturbed by Gumbel noise (Kool et al. 2019). The noise is that of `Statistics.sampled`:
     a sample that is no target is the first of them. Logits of ROWS rows exist at a time.
     """
-    shard = VocabularyShard(group.rank() * decoding.weight.size(0), vocab_size, NUM_SPECIALS)
+    shard = vocabulary_shard(group.rank() * decoding.weight.size(0), model_config)
     ids = torch.arange(shard.first, shard.first + decoding.weight.size(0), device=targets.device)
-    is_word = (ids >= NUM_SPECIALS) & (ids < vocab_size)
+    is_word = (ids < shard.vocab_size) & ~is_special(ids, shard)
     best = [torch.empty(2, 0, count, dtype=torch.float64, device=targets.device)]
     for rows, own, keys in zip(*(x.split(ROWS) for x in (decoding.rows, targets, sampling.keys)), strict=True):
         noise = sampling.temperature * gumbel_noise(keys, ids.int())
@@ -135,8 +143,7 @@ class LanguageModel(MaskedPositions):
         self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling | None = None
     ) -> Statistics:
         """See `vocabulary_statistics`."""
-        vocab_size = self.config.model.vocab_size
-        return vocabulary_statistics(decoding, micro_batch.masked_targets, vocab_size, group, sampling)
+        return vocabulary_statistics(decoding, micro_batch.masked_targets, self.config.model, group, sampling)
 
     def distractors(
         self, decoding: Decoding, micro_batch: MicroBatch, group: ProcessGroup, sampling: Sampling, count: int
@@ -144,8 +151,7 @@ class LanguageModel(MaskedPositions):
         """[M, count], see `wrong_samples`; None for none."""
         if not count:
             return None
-        vocab_size = self.config.model.vocab_size
-        return wrong_samples(decoding, micro_batch.masked_targets, vocab_size, group, sampling, count)
+        return wrong_samples(decoding, micro_batch.masked_targets, self.config.model, group, sampling, count)
 
     def summed(self, found: Statistics, targets: Tensor) -> tuple[Tensor, Sums]:
         """The loss's sum with its graph, and the sums of this term."""

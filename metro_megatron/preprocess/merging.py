@@ -149,6 +149,7 @@ def _assemble(journal: Journal, prefixes: Sequence[str], manifests: Sequence[Man
     return dataset_manifest(
         first.tokenizer_sha256,
         first.vocab_size,
+        first.special_ids,
         PlanOptions(shard_bytes=shard_bytes).planned(),
         join_sources(sources),
         assembled.shards,

@@ -51,13 +51,13 @@ class PreprocessOptions:
     input: list[str]
     """Files, folders or globs; NAME=PATTERN gives them a source. .jsonl, .txt (.gz, .zst, .bz2), .parquet."""
     tokenizer: str
-    """Folder written by tools/train_tokenizer.py."""
+    """Folder written by tools/train_tokenizer.py, or of any tokenizer with a begin, an end, padding and a mask."""
     output_prefix: str
     """Path of the output without its endings; {source} stands for the name of the source."""
     plan: PlanOptions = field(default_factory=PlanOptions)
     workers: Annotated[int, at_least(0)] = 0
     """Processes that read and encode; 0: one for every core."""
-    engine: Literal["auto", "gigatoken", "sentencepiece"] = "auto"
+    engine: Literal["auto", "gigatoken", "sentencepiece", "tokenizers"] = "auto"
     """What encodes; all give the same ids."""
     engine_cluster: Literal["", "ray"] = ""
     """ray: encode on the Ray cluster of RAY_ADDRESS (extra ray), which shares this file system."""

@@ -33,6 +33,7 @@ from metro_megatron.preprocess.assembly import shard_name
 from metro_megatron.preprocess.journal import DUPLICATE, AnyPlan, ChunkEntry, Journal, Plan, PlannedFile, PlannedOptions
 from metro_megatron.text.inputs import Chunk, InputFile
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
+from metro_megatron.vocabulary import SpecialIds
 
 MANIFEST = "manifest.json"
 """Journal entry of an assembled dataset: only its final names are missing."""
@@ -180,6 +181,7 @@ def source_entry(
 def dataset_manifest(
     tokenizer_sha256: str,
     vocab_size: int,
+    special_ids: SpecialIds,
     options: PlannedOptions,
     sources: Sequence[SourceEntry],
     shards: Sequence[ShardContent],
@@ -194,6 +196,7 @@ def dataset_manifest(
         format_version=FORMAT_VERSION,
         tokenizer_sha256=tokenizer_sha256,
         vocab_size=vocab_size,
+        special_ids=special_ids,
         **{name: getattr(options, name) for name in _SHARES},
         has_pending_duplicates=options.has_pending_duplicates,
         documents=sum(source.documents for source in sources),

@@ -89,6 +89,7 @@ class _Slot:
 def _start_worker(counts: Any, next_slot: Any) -> None:
     """Leave Ctrl-C to the parent, end with it however it ends, and take a slot."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one thread
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -35,7 +35,7 @@ class EncodedTexts:
         """Texts of pieces, each encoded by itself as no token crosses a space, cut at so many tokens."""
         ids, borders, num_cut = [], [], 0
         for text in texts:
-            pieces = tokenizer.encode_batch(list(text))
+            pieces = [*tokenizer.encode_batch(text[:1]), *tokenizer.encode_following(text[1:])]
             ends = np.cumsum([0, *map(len, pieces)])
             num_cut += int(ends[-1] > longest)
             ids.append(np.fromiter(chain.from_iterable(pieces), np.int64, ends[-1])[:longest])

@@ -1,8 +1,9 @@
-"""Encoding engines: which library turns text into SentencePiece's ids, chosen and announced in one place.
+"""Encoding engines: which library turns text into a tokenizer's ids, chosen and announced in one place.
 
-gigatoken is several times faster and gives SentencePiece's ids, except that it reads the string of a special token
-as that token, where SentencePiece reads text. Texts with such a string go to SentencePiece itself. An engine is
-compared with SentencePiece on hostile text whenever it is created.
+SentencePiece's ids are those of a tokenizer of tools/train_tokenizer.py, and those of `tokenizers` any other's.
+gigatoken is several times faster and gives the same for BPE of either kind, except that it reads the string of a
+special token as that token, where others read text. Texts with such a string go to the tokenizer's own library. An
+engine is compared with that on hostile text whenever it is created.
 """
 
 import importlib.util
@@ -17,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.errors import UserError
-from metro_megatron.tokenizer.tokenizer import MODEL_FILE, WORD_BOUNDARY, Tokenizer
-from metro_megatron.vocabulary import SPECIAL_TOKENS
+from metro_megatron.tokenizer.tokenizer import JSON_FILE, MODEL_FILE, WORD_BOUNDARY, Tokenizer
+from metro_megatron.tokenizer.trained import TrainedTokenizer
 
-GIGATOKEN, SENTENCEPIECE = ENGINES = ("gigatoken", "sentencepiece")
+GIGATOKEN, SENTENCEPIECE, TOKENIZERS = ENGINES = ("gigatoken", "sentencepiece", "tokenizers")
 AUTO = "auto"
 
 Encoded = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -34,15 +35,12 @@ _PROBES = (
 )
 
 
-_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
-
-
 class _Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Encoded: ...
 
 
 class Engine:
-    """Encodes texts with exactly the ids of a tokenizer folder's SentencePiece model; in one thread."""
+    """Encodes texts with exactly the ids of a tokenizer folder; in one thread."""
 
     def __init__(self, name: str, encoder: _Encoder):
         self.name = name
@@ -58,28 +56,35 @@ class Engine:
         if name not in (AUTO, *ENGINES):
             raise UserError(f"--engine {name}: must be {AUTO}, {' or '.join(ENGINES)}")
         tokenizer = Tokenizer.from_folder(tokenizer_folder)
-        if name == SENTENCEPIECE:
-            return cls(SENTENCEPIECE, _SentencePiece(tokenizer))
+        own = SENTENCEPIECE if isinstance(tokenizer, TrainedTokenizer) else TOKENIZERS
+        if name == own:
+            return cls(own, _Own(tokenizer))
+        if name not in (AUTO, GIGATOKEN):
+            raise UserError(f"--engine {name}: {tokenizer.path} is read by {own}; give --engine {own}, or {AUTO}")
         problem = "is not installed" if importlib.util.find_spec(GIGATOKEN) is None else ""
         if not problem:
-            fast = _Gigatoken(tokenizer)
-            problem = _difference(fast, tokenizer)
+            try:
+                fast = _Gigatoken(tokenizer)
+            except Exception as error:  # of several kinds, as its parts are written in Rust
+                problem = f"does not read it ({str(error).strip().splitlines()[0][:120]})"
+            else:
+                problem = _difference(fast, tokenizer, own)
             if not problem:
                 return cls(GIGATOKEN, fast)
         if name == GIGATOKEN:
             raise UserError(
                 f"--engine gigatoken: it {problem}; pip install gigatoken==0.10.0, or leave --engine {AUTO}"
             )
-        print(f"engine: sentencepiece, several times slower, as gigatoken {problem}", file=sys.stderr, flush=True)
-        return cls(SENTENCEPIECE, _SentencePiece(tokenizer))
+        print(f"engine: {own}, several times slower, as gigatoken {problem}", file=sys.stderr, flush=True)
+        return cls(own, _Own(tokenizer))
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """Ids of the texts without `<s>` and `</s>`, flat, and their number per text; both int32."""
+        """Ids of the texts without those that begin and end a sample, flat, and their number per text; both int32."""
         return self._encoder.encode(texts)
 
 
-class _SentencePiece:
-    """Through `Tokenizer`, which remembers the ids of words."""
+class _Own:
+    """Through `Tokenizer`: SentencePiece, with words remembered, or `tokenizers`."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -91,18 +96,21 @@ class _SentencePiece:
 
 
 class _Gigatoken:
-    """gigatoken on the calling thread; SentencePiece for texts in which it would see a special token."""
+    """gigatoken on the calling thread; the tokenizer's own library for texts with an added token."""
 
     def __init__(self, tokenizer: Tokenizer):
         import gigatoken
 
         self._tokenizer = tokenizer
-        self._backend: Any = gigatoken.Tokenizer.from_sentencepiece(tokenizer.path / MODEL_FILE).backend
+        self._added = re.compile("|".join(map(re.escape, tokenizer.added_tokens)))
+        is_trained = isinstance(tokenizer, TrainedTokenizer)
+        read: Any = gigatoken.Tokenizer.from_sentencepiece if is_trained else gigatoken.Tokenizer.from_json
+        self._backend: Any = read(tokenizer.files[MODEL_FILE if is_trained else JSON_FILE]).backend
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         texts = list(texts)
-        if _SPECIAL.search("\n".join(texts)):
-            return self._encode_mixed(texts, [i for i, text in enumerate(texts) if _SPECIAL.search(text)])
+        if self._added.search("\n".join(texts)):
+            return self._encode_mixed(texts, [i for i, text in enumerate(texts) if self._added.search(text)])
         return self._encode_all(texts)
 
     def _encode_all(self, texts: list[str]) -> Encoded:
@@ -112,8 +120,8 @@ class _Gigatoken:
         return ids.view(np.int32), np.diff(offsets).astype(np.int32)
 
     def _encode_mixed(self, texts: list[str], slow: list[int]) -> Encoded:
-        """Texts number `slow` (ascending) by SentencePiece, the others by gigatoken."""
-        slow_ids, slow_lengths = _SentencePiece(self._tokenizer).encode([texts[i] for i in slow])
+        """Texts number `slow` (ascending) by the tokenizer's own library, the others by gigatoken."""
+        slow_ids, slow_lengths = _Own(self._tokenizer).encode([texts[i] for i in slow])
         for i in slow:
             texts[i] = ""
         ids, lengths = self._encode_all(texts)
@@ -122,12 +130,13 @@ class _Gigatoken:
         return np.insert(ids, np.repeat(begins, slow_lengths), slow_ids), lengths
 
 
-def _difference(fast: _Encoder, tokenizer: Tokenizer) -> str:
-    """How an encoder differs from SentencePiece on hostile text; "" where it does not."""
-    texts = [*_PROBES, *SPECIAL_TOKENS, *(f"a {token}b {token}" for token in SPECIAL_TOKENS)]
+def _difference(fast: _Encoder, tokenizer: Tokenizer, own: str) -> str:
+    """How an encoder differs from a tokenizer's own library on hostile text; "" where it does not."""
+    added = tokenizer.added_tokens
+    texts = [*_PROBES, *added, *(f"a {token}b {token}" for token in added)]
     ids, lengths = fast.encode(texts)
     expected = tokenizer.encode_batch(texts)
     for text, these, those in zip(texts, np.split(ids, np.cumsum(lengths)[:-1]), expected, strict=True):
         if these.tolist() != those:
-            return f"gives {these[:10].tolist()} and SentencePiece {those[:10]} for {text[:40]!r}"
+            return f"gives {these[:10].tolist()} and {own} {those[:10]} for {text[:40]!r}"
     return ""

@@ -13,7 +13,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from metro_megatron.errors import UserError
-from metro_megatron.tokenizer.tokenizer import MODEL_FILE, TOKENIZER_FILES, WORD_BOUNDARY, Tokenizer, check_model
+from metro_megatron.tokenizer.tokenizer import MODEL_FILE, TOKENIZER_FILES, WORD_BOUNDARY, Tokenizer
+from metro_megatron.tokenizer.trained import check_model
 from metro_megatron.vocabulary import BOS_ID, EOS_ID, NUM_SPECIALS, SPECIAL_TOKENS
 
 MODEL_MAX_LENGTH = 512
@@ -29,35 +30,35 @@ def write_folder(model: bytes, folder: Path) -> None:
         raise UserError(problems)
     (folder / MODEL_FILE).write_bytes(model)
     convert(processor).save(str(folder / TOKENIZER_FILES[1]))
-    (folder / TOKENIZER_FILES[2]).write_text(json.dumps(_tokenizer_config(), indent=2) + "\n", encoding="utf-8")
+    (folder / TOKENIZER_FILES[2]).write_text(json.dumps(tokenizer_config(), indent=2) + "\n", encoding="utf-8")
 
 
 def convert(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Tokenizer:
     """The `tokenizers` pipeline with SentencePiece's ids; `<s> A </s>`, for pairs `<s> A </s> </s> B </s>`.
 
-    Unlike SentencePiece it recognizes special tokens in text. `<mask>` stands for a word with its space: it
-    swallows the space before it, and what follows is segmented as inside a sentence, not as its beginning.
+    Unlike SentencePiece it recognizes added tokens in text, wherever they stand; what follows one without a space is
+    segmented as inside a word. `<mask>` stands for a word with its space: it swallows the space before it. Tokens
+    begin with a space where SentencePiece's pieces have U+2581, as only white space is cut off offsets.
     """
-    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    pieces = [processor.id_to_piece(i).replace(WORD_BOUNDARY, " ") for i in range(processor.get_piece_size())]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocabulary, _merges(processor, vocabulary), unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     )
-    # A space before the text, unless the "text" is the pattern of <mask>, which passes through here as well.
-    tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?!<mask>\z)(?=[\s\S])"), " ")
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_BOUNDARY, prepend_scheme="never", split=True)
-    tokenizer.post_processor = processors.TemplateProcessing(
+    # The space before a text is the pre-tokenizer's, which adds none to a text that begins with one. It must not be
+    # the normalizer's, through which the strings of added tokens go.
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(WORD_BOUNDARY, " "), normalizers.Replace(Regex(r"\A(?= )"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=True)
+    ends = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", BOS_ID), ("</s>", EOS_ID)],
     )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(WORD_BOUNDARY, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    # What cuts off offsets: that of byte-level BPE does no more than that. The first space is not the text's.
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(add_prefix_space=True), ends])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS[:-1]])
     tokenizer.add_special_tokens([AddedToken(SPECIAL_TOKENS[-1], normalized=True, lstrip=True)])
     return tokenizer
@@ -99,7 +100,8 @@ def _merges(processor: sentencepiece.SentencePieceProcessor, vocabulary: dict[st
     return [(left, right) for _, _, _, left, right in sorted(ranked)]
 
 
-def _tokenizer_config() -> dict[str, object]:
+def tokenizer_config() -> dict[str, object]:
+    """What tokenizer_config.json says, so that any Auto class makes the tokenizer of tokenizer.json itself."""
     mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": True, "single_word": False}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -21,6 +21,11 @@ from metro_megatron.vocabulary import BOS_ID, EOS_ID, NUM_SPECIALS, PAD_ID, SPEC
 CHARACTER_COVERAGE = 0.9995
 """Share of the sample's characters that get pieces of their own; the rest is spelled in bytes."""
 
+MOST_IDS = 128_000
+"""METRO's."""
+BYTES_PER_ID = 500
+"""Of text, where the size is chosen: a piece is then seen some hundred times."""
+
 _CHECK_BYTES = 8_000_000
 _TRAINER_THREADS = 8
 """Recorded in the model, so a constant: the file must not depend on the machine."""
@@ -38,8 +43,16 @@ class TrainingReport:
     seconds: float
 
 
+class VocabularySizeError(UserError):
+    """A vocabulary that a text does not support; `fitting` is the nearest size that it does."""
+
+    def __init__(self, problem: str, fitting: int):
+        self.fitting = fitting
+        super().__init__(problem)
+
+
 def train_tokenizer(documents: Sequence[list[str]], vocab_size: int, output: Path) -> TrainingReport:
-    """Train on all given documents and write the tokenizer folder `output`, of exactly `vocab_size` ids.
+    """Train on all given documents and write the tokenizer folder `output`, of `vocab_size` ids; 0: as many as fit.
 
     Raises UserError, with nothing written, if the documents are too few or too varied for that size, or
     tokenizer.json would differ from SentencePiece on them.
@@ -48,8 +61,15 @@ def train_tokenizer(documents: Sequence[list[str]], vocab_size: int, output: Pat
     units = [unit for document in documents for unit in document]
     if not units:
         raise UserError("no documents to train a tokenizer on; check --input and --sample_bytes")
-    model = train_sentencepiece(units, vocab_size)
     sampled_bytes = sum(len(unit.encode()) for unit in units)
+    size = vocab_size or fitting_vocab_size(sampled_bytes)
+    try:
+        model = train_sentencepiece(units, size)
+    except VocabularySizeError as error:
+        if vocab_size:
+            raise
+        size = error.fitting
+        model = train_sentencepiece(units, size)
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -61,7 +81,12 @@ def train_tokenizer(documents: Sequence[list[str]], vocab_size: int, output: Pat
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     checked_bytes = sum(len(unit.encode()) for unit in check)
-    return TrainingReport(vocab_size, len(documents), sampled_bytes, checked_bytes, time.monotonic() - start)
+    return TrainingReport(size, len(documents), sampled_bytes, checked_bytes, time.monotonic() - start)
+
+
+def fitting_vocab_size(text_bytes: int) -> int:
+    """A power of two, of which a text shows every piece often enough; at most MOST_IDS, at least 512."""
+    return min(MOST_IDS, 1 << max(9, (text_bytes // BYTES_PER_ID).bit_length() - 1))
 
 
 def train_sentencepiece(units: Sequence[str], vocab_size: int) -> bytes:
@@ -90,13 +115,15 @@ def train_sentencepiece(units: Sequence[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(_explain(str(error), vocab_size)) from error
+        raise _explained(str(error), vocab_size) from error
     return writer.getvalue()
 
 
-def _explain(message: str, vocab_size: int) -> str:
+def _explained(message: str, vocab_size: int) -> UserError:
     if highest := re.search(r"set it to a value <= (\d+)", message):
-        return f"vocab_size {vocab_size} is above {highest[1]}, all this text supports; lower it or give more"
+        what = f"vocab_size {vocab_size} is above {highest[1]}, all this text supports; lower it or give more"
+        return VocabularySizeError(what, int(highest[1]))
     if lowest := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"vocab_size {vocab_size} is below the {lowest[1]} that this text's characters need; raise it"
-    return f"SentencePiece could not train: {message}"
+        what = f"vocab_size {vocab_size} is below the {lowest[1]} that this text's characters need; raise it"
+        return VocabularySizeError(what, 1 << int(lowest[1]).bit_length())
+    return UserError(f"SentencePiece could not train: {message}")

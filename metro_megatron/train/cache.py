@@ -144,7 +144,7 @@ class _Writer:
         micro_batch = micro_batch.to(self.layout.device)
         step = batch.step if split == "train" else self.corpus.config.train.train_steps
         sampled = self.corruptor.fill(micro_batch, sampling_at(self.corpus.config, micro_batch, step)).sampled
-        sample, position = PaddedSamples.of(micro_batch).masked
+        sample, position = PaddedSamples.of(micro_batch, self.corpus.config.model.pad_token_id).masked
         assert micro_batch.sample_places is not None
         places = micro_batch.sample_places[micro_batch.sample_places >= 0]
         order = (sample << 32 | position).argsort()

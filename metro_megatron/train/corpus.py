@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,22 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.cli.command_line import tool_command
+from metro_megatron.config.problems import row_problems
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.blending import source_weights
 from metro_megatron.data.identity import open_datasets
 from metro_megatron.data.loader import PretrainingData
+from metro_megatron.data.manifest import read_manifest
 from metro_megatron.data.replacements import CacheFolder, CachePlan
 from metro_megatron.data.samples import SampleIndex, cache_folder, sample_indices, training_index
 from metro_megatron.data.shards import Shard
 from metro_megatron.data.token_counts import cached_token_counts
+from metro_megatron.data.vocabulary import vocabulary_problems
 from metro_megatron.errors import UserError
 from metro_megatron.probing.folder import ProbeTask, read_tasks
+from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from metro_megatron.parallel.layout import Layout
 
 _MOST_EPOCHS = 1000
+
+
+_QUICK = 1_000_000
+"""Documents whose samples are found in seconds."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +67,21 @@ class Corpus:
         data, train = config.data, config.train
         tasks = tuple(read_tasks(Path(train.probe_tasks))) if train.probe_interval else ()
         train_shards, validation = open_datasets(data.train, data.validation)
-        vocab_size = train_shards[0].vocab_size
-        if vocab_size != config.model.vocab_size:
-            raise UserError(
-                f"model.vocab_size is {config.model.vocab_size}, but the shards' tokenizer has {vocab_size} ids: "
-                f"set model.vocab_size to {vocab_size}, or preprocess with another tokenizer"
-            )
+        problems = list(vocabulary_problems(config.model, train_shards[0].manifest))
+        if problems:
+            raise UserError(problems)
         train_index, validation_index = sample_indices(data, train_shards, validation)
         indices = [train_index]
         for phase in config.by_phase[1:]:
             known = next((one for one in indices if one.seq_length == phase.data.seq_length), None)
             indices.append(known or training_index(phase.data, train_shards))
         _refuse_weights(config, indices)
-        return cls(
+        found = cls(
             config, train_shards, train_index, validation or train_shards, validation_index, indices[1:],
             probe_tasks=tasks,
         )  # fmt: skip
+        _ = found.word_starts  # raises
+        return found
 
     @property
     def without_checksums(self) -> str | None:
@@ -97,6 +105,19 @@ class Corpus:
     @property
     def tokenizer_folder(self) -> Path:
         return Path(self.train_shards[0].tokenizer_path)
+
+    @cached_property
+    def word_starts(self) -> NDArray[np.bool_] | None:
+        """[V] whether an id begins a word, where whole words are masked. Raises UserError where none says so."""
+        if not self.config.objective.whole_word_masking:
+            return None
+        starts = Tokenizer.from_folder(self.tokenizer_folder).word_starts()
+        if starts is None:
+            raise UserError(
+                f"objective.whole_word_masking is true, but the tokens of {self.tokenizer_folder} do not say where "
+                "words begin (\u2581, \u0120 or ##); set it false, or preprocess with another tokenizer"
+            )
+        return starts
 
     @property
     def fingerprint(self) -> list[str]:
@@ -224,9 +245,24 @@ class Corpus:
             dp_size=layout.data.size(),
             pin_memory=layout.device.type == "cuda",
             cache=self.cache.reader(split) if self.cache else None,
+            word_starts=self.word_starts,
             phase_indices=self.phase_indices if split == "train" else (),
             phase_begins=phase_begins,
         )
+
+
+def data_problems(config: Config) -> list[str]:
+    """What is wrong with the data of a configuration that has other mistakes; not looked for in much of it.
+
+    Samples of rows that no sample fits into are not made.
+    """
+    try:
+        documents = sum(read_manifest(prefix).documents for prefix in [*config.data.train, *config.data.validation])
+        if documents < _QUICK and not list(row_problems(config)):
+            Corpus.open(config)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def _refuse_weights(config: Config, indices: Sequence[SampleIndex]) -> None:

@@ -115,7 +115,16 @@ class InitialWeights:
 
     @cached_property
     def _tokens(self) -> list[str | None]:
-        return tokens_of(self.tokenizer, self.config.model.vocab_size)
+        """The run's, special ones by the names that `Pretrained.vocabulary` has for them."""
+        found, special_ids = tokens_of(self.tokenizer, self.config.model.vocab_size), self.config.model.special_ids
+        named = {special_ids.bos: "<s>", special_ids.pad: "<pad>", special_ids.eos: "</s>", special_ids.mask: "<mask>"}
+        named |= {number: "<unk>" for number in special_ids.others if found[number] == "[UNK]"}
+        return [named.get(number, token) for number, token in enumerate(found)]
+
+    def _has_padding(self, source: Pretrained) -> bool:
+        """Whether a source has more rows than the run, all of them of no token."""
+        rows, own = source.architecture.get("vocab_size", 0), self.config.model.vocab_size
+        return bool(rows > own and source.tokenizer and not any(tokens_of(source.tokenizer, rows)[own:]))
 
     def _in_order(self, source: Pretrained) -> dict[str, Callable[[], Tensor]]:
         """A source's tensors under all their names, with the rows of a vocabulary in the order of the run's."""
@@ -124,6 +133,9 @@ class InitialWeights:
         if source.vocabulary:
             row_of = {token: row for row, token in enumerate(source.vocabulary)}
             rows = torch.tensor([row_of.get(token or "", 0) for token in self._tokens])
+            makers |= {name: partial(_rows, makers[name], rows) for name in makers if name.endswith(VOCABULARY)}
+        elif self._has_padding(source):
+            rows = torch.arange(self.config.model.vocab_size)
             makers |= {name: partial(_rows, makers[name], rows) for name in makers if name.endswith(VOCABULARY)}
         return makers
 
@@ -144,6 +156,8 @@ class InitialWeights:
             for name, value in source.architecture.items():
                 base = "hidden_size" if name == "embedding_size" else name.removeprefix("auxiliary_")
                 follows = base != name and not getattr(self.config.model, name)
+                if name == "vocab_size" and self._has_padding(source):
+                    continue
                 if name in mine and value != (main.get(base, mine[name]) if follows else mine[name]):
                     shown = f"0, model.{base}" if follows else _written(mine[name])
                     yield f"model.{name} is {shown}, {source.path} has {_written(value)}"

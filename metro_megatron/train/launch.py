@@ -17,6 +17,7 @@ from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, is_first_process
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
+from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
 from metro_megatron.train.processes import LOCK, claimed, end_with_parent, refuse_used_store, speak_or_wait
 
@@ -49,14 +50,16 @@ def pretrain(argv: Sequence[str]) -> None:
 def _prepare(argv: Sequence[str], claim: ExitStack) -> tuple[Config, Corpus, Device]:
     """Everything that can be wrong before processes are joined; `claim` holds the run folder."""
     refuse_used_store()
-    config = parse_config(argv)
+    config = with_vocabulary(parse_config(argv))
     # Late, as all of torch here, so that --help and mistakes in options do not wait for it.
     from metro_megatron.config.problems import problems
 
     device = choose_device(config)
     found = problems(config, int(os.environ.get("WORLD_SIZE", 1)), device)
     if found:
-        raise UserError(found)
+        from metro_megatron.train.corpus import data_problems
+
+        raise UserError([*found, *data_problems(config)])
     prepare_run_folder(Path(config.train.output))
     if is_first_process():
         claim.enter_context(claimed(Path(config.train.output)))

@@ -89,7 +89,8 @@ class Probes:
         if own:
             # The interleaved schedule wants some; what is read twice is the same.
             own += [own[-1]] * (RowRule.of(self.config, 1).least_micro_batches - len(own))
-        builder = MicroBatchBuilder(index, [documents.tokens], Masking(self.config.train.seed, 0.0), data.is_packed)
+        masking = Masking(self.config.train.seed, 0.0, special_ids=self.config.model.special_ids)
+        builder = MicroBatchBuilder(index, [documents.tokens], masking, data.is_packed)
         everything = np.arange(len(index))
         draws = Draws(np.zeros_like(everything), everything)
         return Reading(

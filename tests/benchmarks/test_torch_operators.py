@@ -19,7 +19,7 @@ from fused.attention import CompactBias, packed_samples, padded_samples
 from fused.attention import attention as our_attention
 from fused.layer_norm import layer_norm as our_layer_norm
 from fused.linear_cross_entropy import Sampling
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import Config, ModelConfig
 from metro_megatron.model import attention as attention_module
 from metro_megatron.model import norm as norm_module
 from metro_megatron.model.heads import Decoding
@@ -137,12 +137,14 @@ def test_samples_follow_the_logits() -> None:
     targets, keys = torch.full((4000,), 6), torch.zeros(4000, 2, dtype=torch.int32)
     decoding = Decoding(rows, weight, torch.zeros(9))
     group: object = OneRank()
-    found = vocabulary_statistics(decoding, targets, 8, group, Sampling(keys))  # type: ignore[arg-type]
+    found = vocabulary_statistics(decoding, targets, ModelConfig(vocab_size=8), group, Sampling(keys))  # type: ignore[arg-type]
     assert found.sampled is not None
     counts = found.sampled.bincount(minlength=9)
     # Ids 0 to 4 are special, id 8 only pads the table.
     assert counts[:5].sum() == counts[8] == 0
     share = torch.tensor(2.0).exp() / (2 + torch.tensor(2.0).exp())
     assert counts[6] / 4000 == pytest.approx(share.item(), abs=0.03)
-    others = vocabulary_statistics(decoding, targets, 8, group, Sampling(keys, disallow_correct=True))  # type: ignore[arg-type]
+    others = vocabulary_statistics(
+        decoding, targets, ModelConfig(vocab_size=8), group, Sampling(keys, disallow_correct=True)
+    )  # type: ignore[arg-type]
     assert others.sampled is not None and not (others.sampled == 6).any() and (found.predicted == 6).all()

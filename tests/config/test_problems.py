@@ -291,6 +291,8 @@ def test_each_mistake_is_named_with_value_limit_and_remedy(world_size, changes, 
 def test_a_resolved_device_counts():
     assert problems(configured(train__precision="fp16"), 1, device="cuda") == []
     assert "fp16" in problems(configured(train__precision="fp16"), 1, device="cpu")[0]
+    assert "finds no GPU" in problems(configured(train__precision="bf16"), 1, device="cpu")[0]
+    assert problems(configured(train__precision="bf16", train__device="cpu"), 1, device="cpu") == []
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_a_resolved_device_counts():
 def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, message):
     found = problems(configured(**changes), 1, device="cuda")
     assert len(found) == 1 and message in found[0] and "set train.fused to reference" in found[0]
-    assert problems(configured(**changes), 1, device="cpu") == []
+    assert problems(configured(train__device="cpu", **changes), 1, device="cpu") == []
     assert problems(configured(train__fused="reference", **changes), 1, device="cuda") == []
 
 

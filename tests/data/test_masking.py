@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from metro_megatron.data.masking import Masking
+from metro_megatron.data.masking import Cells, Masking
 from metro_megatron.data.order import Draws
-from metro_megatron.randomness import hash64
-from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS
+from metro_megatron.randomness import Purpose, extend64, hash64
+from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS, SpecialIds
 
 MASKING = Masking(seed=1, probability=0.15)
 
@@ -127,3 +127,67 @@ def test_what_is_read_is_a_function_of_the_place_and_leaves_the_masks_alone():
     for keep, expected in ((1.0, tokens), (0.0, np.full_like(tokens, MASK_ID))):
         found = Masking(1, 0.15, keep, 0.0, 300).readings(draws_of(50)[drawn], position, tokens)
         assert np.array_equal(found, expected)
+
+
+BERTS = SpecialIds(bos=101, pad=0, eos=102, mask=103, others=(100, 199))
+
+
+def cells_of(contents: list[np.ndarray]) -> Cells:
+    """Samples of these contents, one after another."""
+    whole = [np.concatenate([[101], content, [102]]) for content in contents]
+    return Cells(np.concatenate(whole), np.cumsum([0, *map(len, whole)])[:-1])
+
+
+def test_special_ids_in_the_text_are_masked_last_and_never_put_at_random():
+    generator = np.random.default_rng(4)
+    contents = [generator.choice([5, 100, 120, 199], size) for size in generator.integers(1, 60, 200)]
+    contents.append(np.full(30, 100))
+    lengths, draws = np.array(list(map(len, contents))), draws_of(len(contents))
+    masking = Masking(5, 0.3, 0.1, 0.5, 200, BERTS)
+    place, position = masking.positions(draws, lengths, cells_of(contents))
+    counts = masking.counts(draws, lengths)
+    assert np.bincount(place, minlength=len(contents)).tolist() == counts.tolist(), "as many as without special ids"
+    chosen = [contents[one][at - 1] for one, at in zip(place, position, strict=True)]
+    plain = [int((~np.isin(content, BERTS.others)).sum()) for content in contents]
+    is_special = np.isin(chosen, BERTS.others)
+    assert np.bincount(place, is_special, len(contents)).tolist() == np.maximum(counts - plain, 0).tolist()
+    tokens = np.full(20_000, 5)
+    read = masking.readings(draws_of(20_000), np.ones(20_000, int), tokens)
+    random = read[(read != 103) & (read != 5)]
+    assert set(random) == set(range(200)) - {0, 5, 100, 101, 102, 103, 199}
+    without = Masking(5, 0.3)
+    ordinary = [np.full(len(content), 7) for content in contents]
+    for one, other in zip(
+        without.positions(draws, lengths), without.positions(draws, lengths, cells_of(ordinary)), strict=True
+    ):
+        assert one.tolist() == other.tolist(), "without any the hashes alone decide"
+
+
+def test_whole_words_are_masked_whole_in_the_order_of_their_hashes():
+    """Against a plain loop over words; a share so small that long words do not fit."""
+    generator = np.random.default_rng(6)
+    starts = generator.random(200) < 0.5
+    contents = [generator.integers(110, 190, size) for size in generator.integers(1, 80, 150)]
+    lengths, draws = np.array(list(map(len, contents))), draws_of(len(contents))
+    masking = Masking(5, 0.15, special_ids=BERTS, word_starts=starts)
+    place, position = masking.positions(draws, lengths, cells_of(contents))
+    counts = masking.counts(draws, lengths)
+    all_of_it = Masking(5, 1.0).positions(draws, lengths)
+    assert len(all_of_it[0]) == lengths.sum()
+    states = hash64(5, Purpose.MASK, draws.epoch, draws.sample)
+    found = 0
+    for sample, content in enumerate(contents):
+        words: list[list[int]] = []
+        for at, token in enumerate(content, start=1):
+            if not words or starts[token]:
+                words.append([])
+            words[-1].append(at)
+        words.sort(key=lambda word: int(extend64(states[sample : sample + 1], np.array([word[0]], np.uint64))[0]))
+        left, expected = counts[sample], []
+        for word in words:
+            if len(word) <= left:
+                left -= len(word)
+                expected += word
+        assert position[place == sample].tolist() == sorted(expected)
+        found += len(expected)
+    assert 0.8 * counts.sum() < found < counts.sum() and np.all(np.diff(place) >= 0)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn import functional
@@ -187,14 +186,13 @@ def test_shown_sentences_are_marked_where_something_happened(pair, export_folder
 
 def test_masks_of_shown_sentences_are_whole_words_of_one_token_first(export_folder):
     """Words of several tokens are masked only where there are no others, and then all of their tokens."""
-    pieces = tokenizers.Tokenizer.from_file(str(export_folder / "tokenizer.json"))
     tokenizer = Tokenizer.from_folder(export_folder)
     for sentence in ("the old cat sees a green bird, it finds é the house.", "ééé"):
         text = held_out_text([[sentence]], tokenizer)
         batch = masked_samples(text, build_sample_index([text], 64), np.zeros(1, np.int64), seed=1)
         for seed in range(20):
-            found = whole_words(batch, pieces, seed)
-            tokens = [pieces.id_to_token(one) for one in found.ids[0].tolist()]
+            found = whole_words(batch, tokenizer, seed)
+            tokens = [tokenizer.token(one) for one in found.ids[0].tolist()]
             masked = found.is_masked[0].tolist()
             assert len(found.noise) == sum(masked) > 0
             begins = [i for i, token in enumerate(tokens) if token.startswith(WORD_BOUNDARY)] + [len(tokens) - 1]

@@ -59,12 +59,13 @@ def foreign(kind: type, config: object, export_folder: Path, folder: Path) -> Pa
 def slow_score(
     model: torch.nn.Module, tokenizer: Tokenizer, text: str, candidate: str, head: str, sign: float
 ) -> float:
-    """From the token of the candidate's first character to that of the character behind it, on single rows."""
+    """From the token of the candidate's first character to the first one behind it, on single rows."""
     begin = text.index(candidate)
     end = begin + len(candidate)
     encoded = tokenizer(text, split_special_tokens=True)
     ids, total = torch.tensor([encoded["input_ids"]]), 0.0
-    behind = encoded.char_to_token(end) if end < len(text) else ids.size(1) - 1
+    starts = [start for start, _ in encoded.encodings[0].offsets]  # 0 of specials, and no token has the space between
+    behind = next((i for i, start in enumerate(starts) if start >= end), ids.size(1) - 1)
     for position in range(encoded.char_to_token(begin), behind):
         read = ids.clone()
         if head == "mlm":

@@ -74,6 +74,7 @@ def agree(parts, targets, shard, keys, tolerance, **how):
     ids = torch.arange(shard.first, shard.first + logits.size(1)).int()
     scores = logits + how.get("temperature", 1.0) * gumbel_noise(keys, ids)
     scores[:, : shard.num_specials] = -1e30
+    scores[:, list(shard.scattered)] = -1e30
     if how.get("disallow_correct"):
         scores.scatter_(1, targets[:, None], -1e30)
         assert not bool((got.sampled == targets).any())
@@ -90,6 +91,15 @@ def test_values_and_gradients_equal_the_reference(dtype, with_bias, with_noise):
     parts, targets, keys = make(13, 40, 120, 110, dtype)
     parts = parts if with_bias else parts[:2]
     agree(parts, targets, VocabularyShard(0, 110, SPECIALS), keys if with_noise else None, TOLERANCE[dtype])
+
+
+def test_special_ids_among_the_others_are_never_drawn():
+    """As in BERT's vocabulary; where they would be drawn most often, in the first chunk and in others."""
+    parts, targets, keys = make(13, 40, 120, 110, seed=4)
+    scattered = tuple(sorted(set(functional.linear(*parts)[:, :110].argmax(1).tolist()) - {0}))
+    shard = VocabularyShard(0, 110, 1, scattered)
+    agree(parts, targets, shard, keys, 1e-5)
+    assert not set(run(parts, targets, shard, keys)[0].sampled.tolist()) & {0, *scattered}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -284,7 +294,7 @@ def test_operators_obey_torch():
     lse, loss = torch.full((3,), 9.0), torch.ones(3)
     torch.library.opcheck(head.vocabulary_loss, (*leaves, targets, lse, loss, 0, 50))
     fixed = [part.detach() for part in parts]
-    torch.library.opcheck(head.vocabulary_statistics, (*fixed, targets, keys, 0, 50, SPECIALS, 2.0, True))
+    torch.library.opcheck(head.vocabulary_statistics, (*fixed, targets, keys, 0, 50, SPECIALS, [7, 40], 2.0, True))
     torch.library.opcheck(head.vocabulary_gradients, (loss, *fixed, targets, lse, 0, 50))
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -189,6 +191,29 @@ def test_the_same_model_with_other_ids(tmp_path: Path, tokenizer: Path) -> None:
         torch.testing.assert_close(found[f"{name}_logits"], theirs, rtol=0, atol=1e-5)
     with_contrast = small_config(model=vars(config.model), objective={"main": ["rtd", "scl"]}, train=vars(config.train))
     assert {"main.scl_head.dense.weight", "main.scl_head.norm.bias"} < set(initial(with_contrast, tokenizer).tensors)
+
+
+def test_special_tokens_are_known_by_what_they_are_for(tmp_path: Path) -> None:
+    """Its own names, on ids elsewhere: rows 0 to 3 and the last one of the file."""
+    specials = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": VOCAB_SIZE - 1}
+    others = iter(sorted(set(range(VOCAB_SIZE)) - set(specials.values())))
+    words = {f"\u2581w{number}": number for number in others}
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    Tokenizer(models.WordLevel({**words, **specials}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+    lines = [*words, *(f"madeupword{number:04d}" for number in range(4))]
+    (tmp_path / "dict.txt").write_text("".join(f"{line} 1\n" for line in lines))
+    torch.save({"args": ARGS, "model": random_model().state_dict()}, tmp_path / "model.pt")
+    ids = {"bos_token_id": 101, "pad_token_id": 0, "eos_token_id": 102, "mask_token_id": VOCAB_SIZE - 1}
+    base = cocolm_run(tmp_path / "model.pt")
+    config = replace(base, model=replace(base.model, **ids, other_special_ids=[100]))
+    weights = initial(config, folder)
+    weights.refuse_misfits()
+    table = random_model().state_dict()["encoder.sentence_encoder.embed_tokens.weight"]
+    found = weights.tensors["tied.word.weight"]
+    rows = {"[CLS]": 0, "[PAD]": 1, "[SEP]": 2, "[UNK]": 3, "[MASK]": ROWS - 1}
+    for token, row in {**rows, "\u2581w1": 4, f"\u2581w{VOCAB_SIZE - 2}": ROWS - 6}.items():
+        assert found[{**words, **specials}[token]].equal(table[row]), token
 
 
 def test_buckets_of_its_sizes_are_ours() -> None:

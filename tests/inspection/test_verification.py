@@ -125,7 +125,8 @@ def test_ids_that_no_text_has(prefix: str, wrong: int) -> None:
     ids[[7, -1]] = wrong
     ids.tofile(path)
     agree(prefix, 1)
-    assert problems(prefix)[0].startswith(f"{path}: 2 ids outside 5 to 1999, the first is {wrong} at token 7;")
+    said = f"{path}: 2 ids that no text of 2,000 ids has, the first is {wrong} at token 7;"
+    assert problems(prefix)[0].startswith(said)
 
 
 def damage_index(prefix: str, number: int, section: str, place: int, value: int) -> Path:
@@ -216,7 +217,7 @@ def test_ids_of_a_large_vocabulary(tmp_path: Path) -> None:
     write(tmp_path / "s", INT32, [[[[7, 127_999, 128_000, 9]], [[-1, 5]]], [[[1999]]]])
     found = problems(str(tmp_path / "s"))
     assert [one for one in found if "_0000" in one] == [
-        f"{tmp_path}/s_00000.bin: 2 ids outside 5 to 127999, the first is 128000 at token 2; {REMEDY}"
+        f"{tmp_path}/s_00000.bin: 2 ids that no text of 128,000 ids has, the first is 128000 at token 2; {REMEDY}"
     ]
 
 

@@ -112,6 +112,22 @@ def test_any_text_survives(tokenizer_folder: Path, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("\u2581", " ")
 
 
+def test_added_tokens_are_found_anywhere_and_offsets_are_those_of_words(tokenizer_folder: Path) -> None:
+    """As the entity markers that relation extraction adds to a tokenizer."""
+    fast = tokenizers.Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    text = "Paris (https) is a  good\tcity, the best <mask> of all."
+    before = fast.encode(text)
+    words = {text[begin:end] for begin, end in before.offsets if end > begin}
+    assert not any(word != word.strip(" ") for word in words) and {"the", "good", "of", "all", "<mask>"} <= words
+    reached = sorted({place for begin, end in before.offsets for place in range(begin, end)})
+    assert reached == [place for place, one in enumerate(text) if one != " "]
+    assert fast.add_tokens(["<e1>", "</e1>", "https"]) == 3
+    for marked in ("<e1>Paris</e1> (https) is", "Paris</e1>(https)<e1>"):
+        found = fast.encode(marked, add_special_tokens=False)
+        assert {marked[slice(*offsets)] for offsets in found.offsets} >= {"</e1>", "https", "<e1>"}, found.tokens
+        assert fast.decode(found.ids, skip_special_tokens=False).replace(" ", "") == marked.replace(" ", "")
+
+
 def test_auto_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> None:
     code = """
 import sys
@@ -185,9 +201,10 @@ def test_foreign_models_are_refused(tokenizer_folder: Path, tmp_path: Path) -> N
         Tokenizer.from_folder(tmp_path)
     assert "ids 0 to 4" in str(refused.value)
     assert "byte" in str(refused.value)
-    (tmp_path / "tokenizer.json").unlink()
+    copy_tokenizer(tokenizer_folder, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"lacks tokenizer\.json"):
-        Tokenizer.from_folder(tmp_path)
+        Tokenizer.from_folder(tmp_path / "copy")
 
 
 def test_reproducible_whatever_the_text(reviews: list[list[str]]) -> None:

@@ -10,6 +10,7 @@ from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.commands.train_tokenizer import Options, main
 from metro_megatron.errors import UserError
 from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.tokenizer.training import fitting_vocab_size, train_tokenizer
 
 
 def test_sources_are_sampled_and_reported(
@@ -41,10 +42,20 @@ def test_sources_are_sampled_and_reported(
     assert json.loads((output / "report.json").read_text()) == report
 
 
+def test_a_size_that_is_not_said_fits_the_text(reviews: list[list[str]], tmp_path: Path) -> None:
+    """From a power of two by the bytes; fewer for a text that repeats itself, more for many characters."""
+    assert [fitting_vocab_size(size) for size in (0, 1_000_000, 33_000_000, 10**9)] == [512, 1024, 65536, 128_000]
+    texts = {"plain": reviews[:30], "repeated": [["a b"] * 3], "many": [[" ".join(map(chr, range(0x4E00, 0x5300)))]]}
+    sizes = {name: train_tokenizer(text, 0, tmp_path / name).vocab_size for name, text in texts.items()}
+    assert sizes["plain"] == 512 and sizes["repeated"] < 512 and sizes["many"] == 2048
+    for name, size in sizes.items():
+        assert Tokenizer.from_folder(tmp_path / name).vocab_size == size
+
+
 def test_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("few words")
     with pytest.raises(UserError, match=r"128000 is above \d+"):
-        main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t")))
+        main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t"), vocab_size=128000))
     with pytest.raises(UserError, match="no documents"):
         main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t"), max_document_bytes=3))
     with pytest.raises(UserError, match="--sample_bytes is 0, must be at least 1"):
