@@ -25,7 +25,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron.config.schema import Config, EncoderSizes, OptimizerConfig, ParallelConfig
-from metro_megatron.nvidia import describe, transformer_impl
+from metro_megatron.nvidia import describe, linear_layers, transformer_impl
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -46,6 +46,11 @@ def main_config(config: Config, device: torch.device) -> TransformerConfig:
     """This rank's part of the main encoder."""
     dropout = (config.model.hidden_dropout, config.model.attention_dropout)
     return _transformer_config(config, config.parallel, config.model.main, device, dropout)
+
+
+def whose_layers(config: Config, device: torch.device) -> str:
+    """Whose linear layers a run has on this machine."""
+    return linear_layers(config.parallel.transformer_impl, device.type, config.train.precision)
 
 
 def implementations(config: Config, device: torch.device) -> str:
