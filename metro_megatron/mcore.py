@@ -18,7 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from metro_megatron.config.schema import Config, EncoderSizes, OptimizerConfig, ParallelConfig
-from metro_megatron.nvidia import describe, transformer_impl
+from metro_megatron.nvidia import describe, linear_layers, transformer_impl
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -46,6 +46,11 @@ def main_config(config: Config, device: torch.device, chunk_layers: Sequence[int
         chunks = [["embedding", *chunks[0]], *chunks[1:]]
         chunks[-1].append("loss")
     return _transformer_config(config, config.parallel, config.model.main, device, dropout, chunks)
+
+
+def whose_layers(config: Config, device: torch.device) -> str:
+    """Whose linear layers a run has on this machine."""
+    return linear_layers(config.parallel.transformer_impl, device.type, config.train.precision)
 
 
 def implementations(config: Config, device: torch.device) -> str:

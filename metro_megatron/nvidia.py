@@ -126,13 +126,18 @@ def _fp8_obstacle() -> str:
     return "" if works else str(reason)
 
 
+def linear_layers(asked: str, device: str, precision: str) -> str:
+    """Whose linear layers parallel.transformer_impl means, with the release."""
+    if transformer_impl(asked, device, precision) == "local":
+        return "megatron-core's linear layers"
+    return f"Transformer Engine {metadata.version('transformer_engine')}'s linear layers"
+
+
 def describe(asked: str, device: str, precision: str, fp8_recipe: str, adam_impl: str) -> str:
     """One sentence for the start of a run: which linear layers and which Adam it has, and why."""
-    layers = "megatron-core's linear layers"
-    if transformer_impl(asked, device, precision) == "transformer_engine":
-        layers = f"Transformer Engine {metadata.version('transformer_engine')}'s linear layers"
-        if fp8_recipe != "none":
-            layers += f" in FP8 ({fp8_recipe} scaling; the first and last of each encoder in bf16)"
-    elif asked == "auto" and device == "cuda":
+    layers = linear_layers(asked, device, precision)
+    if fp8_recipe != "none":
+        layers += f" in FP8 ({fp8_recipe} scaling; the first and last of each encoder in bf16)"
+    elif asked == "auto" and device == "cuda" and transformer_impl(asked, device, precision) == "local":
         layers += f" ({transformer_engine_fault() or 'Transformer Engine computes fp32 in TF32'})"
     return f"Implementations: {layers}; {ADAMS[adam_impl]}."

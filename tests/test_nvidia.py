@@ -51,7 +51,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     ],
 )
 def test_a_part_that_is_missing_is_named_and_hidden_from_megatron_core(install: Install, error: str) -> None:
-    """What an import raises where one of the three packages is not there or is another release: docs of each."""
+    """By what an import raises where one of the three packages is not there, or is of another release or torch."""
     install("transformer_engine", f"raise {error}")
     fault = nvidia.transformer_engine_fault()
     assert error.split("'")[1] in fault and error.split("(")[0] in fault

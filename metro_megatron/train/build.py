@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
 from torch import Tensor
 
 from metro_megatron import mcore
@@ -18,6 +19,7 @@ from metro_megatron.corruption.corruptor import Corruptor, MaskedText
 from metro_megatron.corruption.main import MainLayers
 from metro_megatron.corruption.uniform import Uniform
 from metro_megatron.corruption.unigram import Unigram
+from metro_megatron.errors import UserError
 from metro_megatron.model.encoder import TIED, MainModel, Pair, TiedParameters
 from metro_megatron.model.init import initialize
 from metro_megatron.objective.term import Term
@@ -67,6 +69,21 @@ class Parts:
             initialize(module, prefix, config.model, config.train.seed, layout.tensor, given)
             module.to(device=layout.device, dtype=mcore.DTYPES[config.train.precision])
         return cls(pair, corruptor, terms)
+
+
+def refuse_mixed_libraries(config: Config, layout: Layout) -> None:
+    """Raise UserError, on every rank, where machines differ in what is installed and auto chose differently.
+
+    Layers of two libraries communicate differently, so that tensor-parallel ranks would wait for each other for ever. A
+    collective call.
+    """
+    chosen: list[str] = [""] * layout.world.size()
+    dist.all_gather_object(chosen, mcore.whose_layers(config, layout.device), group=layout.world)
+    found = {said: [rank for rank, one in enumerate(chosen) if one == said] for said in dict.fromkeys(chosen)}
+    if len(found) > 1:
+        lines = [f"ranks {', '.join(map(str, ranks[:8]))}: {said}" for said, ranks in found.items()]
+        remedy = "install the same on all machines, or set parallel.transformer_impl local"
+        raise UserError([*lines, f"machines differ in their libraries; {remedy}"])
 
 
 def initial_weights(config: Config, tokenizer: Path) -> InitialWeights | None:

@@ -39,7 +39,7 @@ from metro_megatron.parallel.optim import Optimizer, Update
 from metro_megatron.plan.flops import Amount, achieved_tflops
 from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
-from metro_megatron.train.build import Parts, initial_weights
+from metro_megatron.train.build import Parts, initial_weights, refuse_mixed_libraries
 from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.journal import note, note_rollback, note_spike, rolled_back
@@ -70,6 +70,7 @@ class Trainer:
         self.run = Path(config.train.output)
         self.corpus = corpus
         self.layout = Layout.create(config.parallel, device)
+        refuse_mixed_libraries(config, self.layout)
         self.initial = initial_weights(config, corpus.tokenizer_folder)
         """None: all starts at random, or is loaded by `restore`."""
         self.parts = Parts.build(config, self.layout, corpus, self.initial.tensors if self.initial else None)

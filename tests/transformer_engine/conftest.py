@@ -14,7 +14,7 @@ from tests.distributed import end_with_parent, run_ranks
 
 RELEASE = "2.11.0"
 """That of docs/transformer_engine.md."""
-LOADING = 120.0
+LOADING = 250.0
 """Seconds."""
 
 
@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def with_te(site: str) -> Iterator[Callable[..., list[Any]]]:
-    """Call a function of tests/transformer_engine/runs.py, by name, on so many ranks; what each returned."""
+    """Call a function of runs.py, by name, on so many ranks; what each returned."""
     context = multiprocessing.get_context("spawn")
     own, other = context.Pipe()
     server = context.Process(target=_serve, args=(site, other))
