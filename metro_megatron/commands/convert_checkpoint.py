@@ -47,7 +47,10 @@ def main(options: Options) -> None:
     config = stored_config(iteration)
     objective = config.objective
     write: Callable[..., None] = partial(
-        write_hf_folder, rtd_weight=objective.rtd_weight, clm_weight=objective.clm_weight
+        write_hf_folder,
+        rtd_weight=objective.rtd_weight,
+        clm_weight=objective.clm_weight,
+        mask_probability=config.by_phase[-1].objective.mask_probability,
     )
     folders = [target]
     if options.format == "electra":

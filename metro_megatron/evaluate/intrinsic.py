@@ -33,7 +33,6 @@ from metro_megatron.randomness import Purpose, uniform
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
-MASK_PROBABILITY = 0.15
 DISTRACTORS = OneChoiceCloze.num_distractors
 OF_ROWS = ("tokens", "non_pad_fraction")
 """Figures of training that tell of batches, not of the pair."""
@@ -84,6 +83,7 @@ def masked_samples(
     ids: NDArray[np.int64],
     seed: int,
     special_ids: SpecialIds = TRAINED_IDS,
+    mask_probability: float = 0.15,
 ) -> MaskedSamples:
     """The samples with numbers `ids` of `index`, masked as in pretraining."""
     lengths = index.length[ids]
@@ -94,7 +94,7 @@ def masked_samples(
         tokens[number, 1 : length + 1] = text.tokens[start : start + length]
         tokens[number, length + 1] = special_ids.eos
     begins = np.arange(len(ids)) * tokens.shape[1]
-    masking = Masking(seed, MASK_PROBABILITY, special_ids=special_ids)
+    masking = Masking(seed, mask_probability, special_ids=special_ids)
     row, position = masking.positions(draws, lengths, Cells(tokens.ravel(), begins))
     is_masked = np.zeros_like(tokens, dtype=bool)
     is_masked[row, position] = True
@@ -116,8 +116,9 @@ def guess(model: MetroForPreTraining, batch: MaskedSamples) -> Guesses:
         logits[filler.name] = distribution = filler.exported_logits(model, auxiliary, is_masked)
     elif kind == "uniform":
         distribution = torch.zeros(len(noise), model.config.vocab_size, device=model.device)
-        distribution[:, list(batch.special_ids.all)] = -math.inf
     if kind != "none":
+        specials = torch.tensor(batch.special_ids.all, device=model.device)
+        distribution = distribution.index_fill(1, specials, -math.inf)
         noised = ids.masked_scatter(is_masked, sample_softmax(distribution, noise[:, 0]))
     hidden = model.metro(noised, attention_mask).last_hidden_state
     logits |= {term.name: term.exported_logits(model, hidden, is_masked) for term in terms}
@@ -186,7 +187,7 @@ def evaluate(
     special_ids = model_config_of(model.config).special_ids
     terms, sums, targets = terms_of(model.config), {name: torch.zeros(size) for name, size in COUNTS.items()}, []
     for done, ids in enumerate(batches, start=1):
-        batch = masked_samples(text, index, ids, seed, special_ids)
+        batch = masked_samples(text, index, ids, seed, special_ids, model.config.mask_probability)
         guesses = guess(model, batch)
         for name, value in _sums(terms, batch, guesses).items():
             sums[name] = sums.get(name, 0) + value.double()

@@ -40,7 +40,8 @@ class MetroConfig(PretrainedConfig):
     shared_embeddings is "none", "token", "token_position" or "token_position_norm"; shared_lm_bias: both language
     modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
     "normal" or "decay", position_init "normal" or "zero"; they matter only where weights start at random.
-    rtd_weight and clm_weight are those of the losses in a pair's whole loss (METRO eq. 9).
+    rtd_weight and clm_weight are those of the losses in a pair's whole loss (METRO eq. 9), mask_probability is the share
+    of masked tokens that it was pretrained with.
     other_special_ids: of tokens that are no words either, such as <unk>; [3] if None.
     classifier_dropout None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none.
     Raises ValueError when heads do not divide a width, a choice is unknown, or positions shall be shared that the input
@@ -84,6 +85,7 @@ class MetroConfig(PretrainedConfig):
         objectives: list[str] | None = None,
         rtd_weight: float = 50.0,
         clm_weight: float = 1.0,
+        mask_probability: float = 0.15,
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -151,6 +153,7 @@ class MetroConfig(PretrainedConfig):
         self.objectives = objectives
         self.rtd_weight = rtd_weight
         self.clm_weight = clm_weight
+        self.mask_probability = mask_probability
         self.mask_token_id = mask_token_id
         self.other_special_ids = [3] if other_special_ids is None else other_special_ids
         for prefix, sizes in (("", self.main), ("auxiliary_", self.auxiliary)):
@@ -183,6 +186,11 @@ class MetroConfig(PretrainedConfig):
         return {"AutoConfig": "configuration_metro.MetroConfig"} | {
             name: f"modeling_metro.{model}" for name, model in models.items()
         }
+
+    @property
+    def unsampled_ids(self) -> list[int]:
+        """Ids of tokens that are no words, which never replace one."""
+        return [self.bos_token_id, self.pad_token_id, self.eos_token_id, self.mask_token_id, *self.other_special_ids]
 
     @property
     def main(self) -> EncoderSizes:

@@ -53,18 +53,15 @@ WITHOUT_COUNTERPART = ("auxiliary_dropout",)
 """Fields of ModelConfig that say nothing of an exported model, whose auxiliary has no dropout."""
 
 
-def metro_config(
-    model_config: ModelConfig, objectives: Collection[str] = METRO, rtd_weight: float = 50.0, clm_weight: float = 1.0
-) -> MetroConfig:
+def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO, **options: float) -> MetroConfig:
     """The transformers configuration of a model configuration whose main encoder learns objectives.
 
-    The weights are those of `ObjectiveConfig`.
+    options: those of `ObjectiveConfig` that MetroConfig has, too.
     """
     return MetroConfig(
         **{theirs: getattr(model_config, ours) for ours, theirs in _both_names()},
         objectives=list(objectives),
-        rtd_weight=rtd_weight,
-        clm_weight=clm_weight,
+        **options,
     )
 
 
@@ -97,12 +94,12 @@ def write_hf_folder(
     card: Mapping[str, object],
     verify: Callable[[Path], Mapping[str, object]] | None = None,
     objectives: Collection[str] = METRO,
-    **loss_weights: float,
+    **options: float,
 ) -> None:
     """Write a folder that transformers' Auto classes load: weights, code, tokenizer, model card with facts.
 
     It appears as `output` when all is written and `verify` has accepted it (by not raising); the facts that verify
-    returns join the card. loss_weights are those of `metro_config`. An earlier export at `output` is replaced. Raises
+    returns join the card. options are those of `metro_config`. An earlier export at `output` is replaced. Raises
     UserError if output holds anything else, or tensors or tokenizer do not fit the configuration; nothing is written
     then.
     """
@@ -111,7 +108,7 @@ def write_hf_folder(
     exported = hf_tensors(tensors, model_config, objectives)
     with whole_folder(output, EXPORTED_FILES, MARK) as folder:
         with torch.device("meta"):
-            model = MetroForPreTraining(metro_config(model_config, objectives, **loss_weights))
+            model = MetroForPreTraining(metro_config(model_config, objectives, **options))
         model.save_pretrained(folder, state_dict={})  # all but weights
         write_weights(folder, exported, model)
         finish_folder(folder)

@@ -394,7 +394,7 @@ class MetroForPreTraining(MetroPreTrainedModel):
     ) -> MetroForPreTrainingOutput:
         """All logits for masked input_ids [B, S] (the auxiliary's input) and noised_input_ids [B, S] (main's).
 
-        Without noised_input_ids, every masked token is replaced by a sample from the auxiliary model (torch's
+        Without noised_input_ids, every masked token is replaced by a word that the auxiliary model samples (torch's
         generator); if there is no auxiliary, main reads input_ids as they are. Masked are <mask>, or, if they are
         given, labels [B, S] other than -100: the originals. With labels there is METRO's loss (eq. 9), of weights
         rtd_weight and clm_weight of the configuration. Raises ValueError if it learned what needs more than that, and
@@ -409,7 +409,9 @@ class MetroForPreTraining(MetroPreTrainedModel):
         if self.config.num_auxiliary_layers:
             logits["mlm_logits"] = self.auxiliary_head(self.encode_auxiliary(input_ids, **rows))
         if noised_input_ids is None and "mlm_logits" in logits:
-            samples = logits["mlm_logits"][is_masked].detach().float().softmax(-1).multinomial(1).squeeze(-1)
+            words = logits["mlm_logits"][is_masked].detach().float()
+            words[:, self.config.unsampled_ids] = -torch.inf
+            samples = words.softmax(-1).multinomial(1).squeeze(-1)
             noised_input_ids = input_ids.masked_scatter(is_masked, samples)
         elif noised_input_ids is None:
             noised_input_ids = input_ids

@@ -30,9 +30,10 @@ from tests.hf.pair import MODEL, trainer_tensors, write_tokenizer
 from tests.hf.test_convert_checkpoint import convert_all, train_two_steps
 from tests.parity.small_run import VOCAB_SIZE, small_config
 
+RATE = 0.2
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "mlm": {"main": ["mlm"], "mask_probability": 0.3},
-    "rtd": {"main": ["rtd"]},
+    "rtd": {"main": ["rtd"], "mask_probability": RATE},
     "cloze": {"main": ["cloze", "scl"]},
     "full_clm": {"main": ["rtd", "clm"], "clm": "mixture"},
 }
@@ -153,6 +154,22 @@ def test_what_cloze_offers(exports: dict[str, Path]) -> None:
     logits = guess(model, everything).logits["cloze"]
     expected = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
     assert figures["cloze_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_specials_replace_no_token_however_likely_the_auxiliary_holds_them(exports: dict[str, Path]) -> None:
+    """As in training; the configuration says at which share of masks."""
+    model = load_pair(exports["rtd"]).eval()
+    assert model.config.mask_probability == RATE and model.config.unsampled_ids == [0, 1, 2, 4, 3]
+    with torch.no_grad():
+        model.auxiliary_head.decoder.bias[:NUM_SPECIALS] = 50.0
+    text = held_out_text(DOCUMENTS, Tokenizer.from_folder(exports["rtd"]))
+    index = build_sample_index([text], 64)
+    batch = masked_samples(text, index, np.arange(40), seed=1, mask_probability=RATE)
+    assert float(batch.is_masked.sum() / index.length[:40].sum()) == pytest.approx(RATE, abs=0.01)
+    assert int(guess(model, batch).noised[batch.is_masked].min()) >= NUM_SPECIALS
+    with torch.no_grad():
+        noised = model(batch.ids.masked_fill(batch.is_masked, MASK_ID), batch.is_real).noised_input_ids
+    assert int(noised[batch.is_masked].min()) >= NUM_SPECIALS
 
 
 def test_without_auxiliary_masks_are_filled_with_any_words(exports: dict[str, Path]) -> None:
