@@ -80,9 +80,11 @@ def counts(attempts: Iterable[Row]) -> dict[str, Count]:
         count.faults += row["hit"]
         count.late += not row["hit"]
         count.problems += [f"attempt {row['attempt']}: {problem}" for problem in row["problems"]]
+        if not row["steps"]:  # ended before it said where it begins
+            continue
         before = last.get((row["series"], row["run"]))
-        if before and before["steps"]:
-            found[before["kind"]].lost += max(before["steps"][-1] - row["began"], 0)
+        if before:
+            found[(row if row["kind"] == "flipped bit" else before)["kind"]].lost += before["steps"][-1] - row["began"]
         last[row["series"], row["run"]] = row
     return dict(sorted(found.items()))
 
