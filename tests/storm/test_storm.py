@@ -111,6 +111,7 @@ def test_the_journal_goes_on_after_a_line_that_was_cut_and_counts_what_came(tmp_
     journal = Journal(path, about)
     journal.add({"undisturbed": 4.0})
     journal.add(row(0, "kill tree", steps=[1, 2, 3, 4, 5]))
+    journal.add(row(3, "kill rank"))
     journal.add(row(1, "EIO", "other layouts", hit=False, steps=[1, 2], problems=["hangs: not over after 9 s"]))
     journal.add(row(2, "flipped bit", began=3, steps=[4, 5, 6], damaged={"file": "0a"}))
     assert journal.damaged("one layout") == {"file": "0a"} and journal.damaged("other layouts") == {}
@@ -119,20 +120,21 @@ def test_the_journal_goes_on_after_a_line_that_was_cut_and_counts_what_came(tmp_
     with path.open("a") as file:
         file.write('{"attempt": 3, "kind"')
     again = Journal(path, about)
-    assert again.rows == journal.rows and again.hits == 2 and again.undisturbed_seconds == 4.0
+    assert again.rows == journal.rows and again.hits == 3 and again.undisturbed_seconds == 4.0
     assert again.damaged("one layout") == {}, "another run has begun"
     found = counts(again.attempts)
     assert {kind: (one.faults, one.late, one.lost) for kind, one in found.items()} == {
         "EIO": (0, 1, 0),
-        "flipped bit": (1, 0, 0),
-        "kill tree": (1, 0, 2),
+        "flipped bit": (1, 0, 2),
+        "kill rank": (1, 0, 0),
+        "kill tree": (1, 0, 0),
     }
     assert problems(again) == ["attempt 1: hangs: not over after 9 s", "other layouts, run 1: ends early"]
     page = report(again, 6, ["a line"])
     assert "- one layout: 1 of 1 runs equal to the undisturbed one bit for bit\n" in page
     assert "- other layouts: 0 of 1 runs equal to the undisturbed one within 1e-6\n" in page
     assert "- 0 corrupt loads, 1 hangs, 0 other promises broken\n" in page
-    assert "12 steps of use of 10 done" in page and "| kill tree | 1 | 0 | 2 | 0 |" in page
+    assert "12 steps of use of 10 done" in page and "| flipped bit | 1 | 0 | 2 | 0 |" in page
     with pytest.raises(UserError, match="is of the storm"):
         Journal(path, {**about, "seed": 2})
 

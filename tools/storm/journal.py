@@ -67,7 +67,7 @@ class Count:
     late: int = 0
     """Drawn, but the run was at its end before."""
     lost: int = 0
-    """Steps that had to be done again."""
+    """Steps that had to be done again, by the fault that came before."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -80,10 +80,14 @@ def counts(attempts: Iterable[Row]) -> dict[str, Count]:
         count.faults += row["hit"]
         count.late += not row["hit"]
         count.problems += [f"attempt {row['attempt']}: {problem}" for problem in row["problems"]]
-        before = last.get((row["series"], row["run"]))
-        if before and before["steps"]:
-            found[before["kind"]].lost += max(before["steps"][-1] - row["began"], 0)
-        last[row["series"], row["run"]] = row
+        run = row["series"], row["run"]
+        if row["kind"] == "flipped bit" and row["hit"] and run in last:
+            last[run] = {**last[run], "kind": row["kind"]}
+        if not row["steps"]:  # ended before it said where it begins
+            continue
+        if run in last:
+            found[last[run]["kind"]].lost += last[run]["steps"][-1] - row["began"]
+        last[run] = row
     return dict(sorted(found.items()))
 
 
