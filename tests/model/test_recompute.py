@@ -64,6 +64,7 @@ def test_gradients_are_equal_to_the_bit(world_size: int, parallel: dict[str, Any
                     assert torch.equal(gradients[name], gradient), (modules, name)
 
 
+@pytest.mark.long
 def test_early_exits_attention_is_made_again() -> None:
     exits = EarlyExitConfig(layers=[1, 3], share="0.7")
     configs = [replace(dropping(False, modules), early_exit=exits) for modules in ([], ["core_attn"])]

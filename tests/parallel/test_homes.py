@@ -142,6 +142,7 @@ def test_collectives_are_in_flight_while_others_work(parallel: dict[str, Any]) -
         assert max(at["gather tied ends"], at["gather aux ends"]) < at["phase 1 begins"], "which reads them"
 
 
+@pytest.mark.long
 def test_without_overlap_nothing_is_in_flight() -> None:
     for events in run_ranks(flights, 2, small_config(parallel={"overlap": False})):
         assert events == ["phase 1 begins", "phase 1 ends", "phase 2 begins", "phase 2 ends"]
