@@ -150,6 +150,7 @@ def save_until_killed(config: Config, when: float) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(100 + 10 * KILLS)
 def test_killed_at_any_moment_of_saves_the_newest_whole_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     """KILLS times, each in a new process of the same run."""
     config, rng = config_for(tmp_path), random.Random(1)
