@@ -18,7 +18,7 @@ BYTES_PER_PARAMETER = 16  # 4 numbers of 4 bytes
 SET_ASIDE = ".set_aside"
 """Ends the name of a checkpoint that lies ahead of one that the run went back to."""
 UNFINISHED = ".unfinished"
-"""Ends the name of a checkpoint that is being written."""
+"""Ends the name of a checkpoint that is being written, or removed."""
 
 
 def unfinished_folder(run: Path, step: int) -> Path:
@@ -30,7 +30,7 @@ def unfinished_folder(run: Path, step: int) -> Path:
 def prepare(run: Path, step: int, num_parameters: int) -> None:
     """Make an empty folder for a checkpoint; what an earlier save has left goes. Raises UserError as check_room."""
     for leftover in run.glob(f"iter_*{UNFINISHED}"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     check_room(run, num_parameters)
     unfinished_folder(run, step).mkdir(parents=True)
 
@@ -81,7 +81,10 @@ def retire(run: Path, step: int, keep_last: int) -> list[str]:
             if old.is_symlink():
                 old.unlink()
             else:
-                shutil.rmtree(old)
+                # Under its name it is whole, or not there: a process may be killed while it removes files.
+                going = old.with_name(old.name + UNFINISHED)
+                move_whole(old, going)
+                shutil.rmtree(going)
         except OSError as error:
             remarks.append(f"warning: {error}; {old} stays")
     for folder in (folder for saved, folder in folders.items() if saved > step):

@@ -40,8 +40,8 @@ class MetroConfig(PretrainedConfig):
     shared_embeddings is "none", "token", "token_position" or "token_position_norm"; shared_lm_bias: both language
     modeling heads have one bias. scaled_init_targets is "ffn", "ffn_out", "residual_out" or "none", relative_bias_init
     "normal" or "decay", position_init "normal" or "zero"; they matter only where weights start at random.
-    rtd_weight and clm_weight are those of the losses in a pair's whole loss (METRO eq. 9), mask_probability is the share
-    of masked tokens that it was pretrained with.
+    rtd_weight and clm_weight are those of the losses in a pair's whole loss (METRO eq. 9), mask_probability is the
+    share of masked tokens that it was pretrained with.
     other_special_ids: of tokens that are no words either, such as <unk>; [3] if None.
     classifier_dropout None means hidden_dropout_prob. Dropout belongs to the main encoder; the auxiliary has none.
     Raises ValueError when heads do not divide a width, a choice is unknown, or positions shall be shared that the input

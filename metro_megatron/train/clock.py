@@ -1,4 +1,4 @@
-"""How long steps take, and saves."""
+"""How long steps take."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ Batch = TypeVar("Batch")
 
 
 class Clock:
-    """Seconds of training between log lines, and how many of them waited for data; the longest step and save."""
+    """Seconds of training between log lines, and how many of them waited for data; the longest step."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.started = time.monotonic()
         self.waited = 0.0
         self.longest_step = 0.0
-        self.longest_save = 0.0
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, with the time spent on getting each counted."""
@@ -36,12 +35,6 @@ class Clock:
         action()
         self.started += time.monotonic() - start
 
-    def save(self, action: Callable[[], Any]) -> None:
-        """`pause` for a checkpoint."""
-        start = time.monotonic()
-        self.pause(action)
-        self.longest_save = max(self.longest_save, time.monotonic() - start)
-
     def lap(self) -> tuple[float, float, int]:
         """(seconds, seconds waited for data, steps) since the last lap."""
         now = time.monotonic()
@@ -49,8 +42,3 @@ class Clock:
         self.longest_step = max(self.longest_step, result[0] / max(self.steps, 1))
         self.started, self.waited, self.steps = now, 0.0, 0
         return result
-
-    def seconds_to_stop(self) -> float:
-        """The most that two steps, after which all ranks know that they shall stop, and two saves, of which one has
-        begun, will take; 0: no step's time is known."""
-        return 2 * (self.longest_step + self.longest_save)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
 from metro_megatron.checkpoint.resume import is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
-from metro_megatron.checkpoint.saving import Saved
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
@@ -48,18 +46,13 @@ from metro_megatron.train.past_updates import BadStep, PastUpdates
 from metro_megatron.train.probes import Probes
 from metro_megatron.train.progress import Progress
 from metro_megatron.train.report import Report
+from metro_megatron.train.saves import Diverged, Saves, Say
 from metro_megatron.train.step import Step
 from metro_megatron.train.stop import StopRequest
 from metro_megatron.train.watchdog import Watchdog
 
-LONG_WAIT = 1.0
-"""Seconds for a save before, of which more are said."""
 MAX_ROLLBACKS = 3
 """Times that a run goes back to one checkpoint."""
-
-
-class Diverged(UserError):
-    """Ranks that should hold the same parameters do not."""
 
 
 class Trainer:
@@ -82,14 +75,13 @@ class Trainer:
         self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
         self.probes = Probes(config, self.layout, corpus)
         self.checkpoints = Checkpoints(config, self.layout, self.pair, self.optimizer)
+        self.saves = Saves(self.checkpoints, config.checkpoint)
         self.rolled_back: list[range] = []
         """Steps, counted from 0, that the run went back from and passes over."""
         self._begin()
         self.clock = Clock()
         self.stop: StopRequest | None = None
         self.watchdog: Watchdog | None = None
-        self.failed_saves = 0
-        """Saves in a row that failed."""
         self.remarks: list[str] = []
         """What there is to say about the checkpoint that the run goes on from."""
         self.told: dict[str, tuple[Any, Any]] = {}
@@ -174,7 +166,7 @@ class Trainer:
             self._check(report, data)
         norms = WeightNorms(self.pair, self.optimizer, self.layout)
         clock = self.clock = Clock()
-        self.stop = StopRequest(self.layout.rank == 0, clock.seconds_to_stop)
+        self.stop = StopRequest(self.layout.rank == 0, self._seconds_to_stop)
         self.watchdog = self._new_watchdog()
         batches = data.prefetch(self.progress.done, self.config.train.train_steps, self.progress.seen_samples)
         try:
@@ -203,7 +195,7 @@ class Trainer:
             self.stop.restore()
             self.checkpoints.close()
             if report:
-                self._tell_of_save(report)
+                self.saves.tell(report.say_all)
                 report.close()
 
     def passes_over(self, step: int) -> bool:
@@ -221,7 +213,7 @@ class Trainer:
         self.progress.trained(batch)
         if self.report:
             self.report.first(step)
-            self._tell_of_save(self.report)
+            self.saves.tell(self.report.say_all)
 
     def _look_up(self, report: Report | None, is_last: bool) -> None:
         """Evaluate, probe and save what is due after a step."""
@@ -232,7 +224,7 @@ class Trainer:
             self.clock.pause(lambda: self._probe(report))
         is_end = is_last or self.stop.is_agreed
         if self._is_due(self.config.checkpoint.save_interval, is_end):
-            self.clock.save(lambda: self._try_to_save(report, is_end))
+            self.clock.pause(lambda: self._keep(report, is_end))
 
     def _roll_back(self, bad: BadStep) -> None:
         """Go back to the newest checkpoint, and pass over the samples from there to the bad step. A collective call.
@@ -290,25 +282,20 @@ class Trainer:
 
     def save(self, report: Report | None = None) -> None:
         """Save the state after the steps done so far, and wait for it. A collective call."""
-        saved = self.checkpoints.save(self.progress.done, self._progress())
-        if report:
-            report.say_all(saved.lines)
-            self.clock.longest_save = max(self.clock.longest_save, saved.seconds)
+        self.saves.now(self.progress.done, self._state, _saying(report))
 
-    def _begin_to_save(self) -> None:
-        since = time.monotonic()
-        self.checkpoints.begin(self.progress.done, self._progress(), since)
+    def _keep(self, report: Report | None, is_end: bool) -> None:
+        """Save, or begin to."""
+        self._sign("to save", self.saves.longest)
+        self.past.read()  # what they say may end the run, and is no failed save
+        self.saves.keep(self.progress.done, self._state, _saying(report), is_end)
 
-    def _tell_of_save(self, report: Report) -> None:
-        """Say what has become of a save beside the training, once."""
-        ended = self.checkpoints.ended()
-        if isinstance(ended, Saved):
-            report.say_all(ended.lines)
-            self.clock.longest_save = max(self.clock.longest_save, ended.seconds)
-        elif ended:
-            report.say_all(f"warning: not saved: {problem}" for problem in ended)
+    def _seconds_to_stop(self) -> float:
+        """The most that two steps, after which all ranks know that they shall stop, and two saves, of which one has
+        begun, will take; 0: no step's time is known."""
+        return 2 * (self.clock.longest_step + self.saves.longest)
 
-    def _progress(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """progress.json of a checkpoint at this step, whose parameters are fetched. A collective call."""
         self._sign("to save")
         self.past.read()
@@ -332,46 +319,6 @@ class Trainer:
                 f"{', '.join(names[:3])} ({len(names)} parameters in all), of which no checkpoint is made: a GPU may "
                 "calculate wrongly; go on from the last checkpoint, on other machines if it comes again"
             )
-
-    def _try_to_save(self, report: Report | None, is_end: bool) -> None:
-        """Save; what was in its way is said, and ends the run at its end, or if it was there too often."""
-        self.past.read()  # what they say may end the run, and is no failed save
-        self._end_save(report, is_end)
-        try:
-            if is_end or not self.config.checkpoint.async_save:
-                self.save(report)
-                self.failed_saves = 0
-            else:
-                self._begin_to_save()
-        except Diverged:
-            raise
-        except UserError as error:
-            if self._failed_too_often() or is_end:
-                raise
-            if report:
-                report.say_all(f"warning: not saved: {problem}" for problem in error.problems)
-
-    def _end_save(self, report: Report | None, is_end: bool) -> None:
-        """Wait for the save beside the training, if there is one, and count it. Its failure is no reason to leave out
-        the run's last save."""
-        self._sign("to save", self.clock.longest_save)
-        start = time.monotonic()
-        try:
-            if self.checkpoints.wait():
-                self.failed_saves = 0
-        except UserError:
-            if self._failed_too_often() and not is_end:
-                raise
-        waited = time.monotonic() - start
-        if report:
-            self._tell_of_save(report)
-            if waited > LONG_WAIT and not is_end:
-                report.say(f"warning: waited {waited:.1f} s for the save before; checkpoint.save_interval is short")
-
-    def _failed_too_often(self) -> bool:
-        """Count a save that failed."""
-        self.failed_saves += 1
-        return self.failed_saves > self.config.checkpoint.failed_saves
 
     def close(self) -> None:
         """Leave the process groups."""
@@ -514,3 +461,7 @@ class Trainer:
         figures = self.probes.figures(self.step)
         if report:
             report.probes(self.progress.done, figures)
+
+
+def _saying(report: Report | None) -> Say:
+    return report.say_all if report else lambda lines: None

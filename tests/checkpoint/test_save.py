@@ -417,13 +417,13 @@ def test_an_old_checkpoint_that_cannot_be_removed_keeps_nothing_else(saved: Path
     remove = shutil.rmtree
 
     def stubborn(folder: Path, *others: Any, **named: Any) -> None:
-        if Path(folder).name == "iter_0000000":
+        if Path(folder).name == "iter_0000000.unfinished":
             raise OSError(16, "Device or resource busy")
         remove(folder, *others, **named)
 
     with patch.object(shutil, "rmtree", stubborn):
         remarks = retire(run, HALF, keep_last=1)
     assert sorted(path.name for path in run.glob("iter_*")) == [
-        *("iter_0000000", f"iter_{HALF:07d}", f"iter_{HALF + 9:07d}.set_aside")
+        *("iter_0000000.unfinished", f"iter_{HALF:07d}", f"iter_{HALF + 9:07d}.set_aside")
     ]
     assert len(remarks) == 2 and "busy" in remarks[0]

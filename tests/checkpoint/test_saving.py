@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +26,7 @@ from metro_megatron.checkpoint.files import newest_step, tracked_step, verify_in
 from metro_megatron.checkpoint.publish import UNFINISHED
 from metro_megatron.checkpoint.writing import HashedFile
 from metro_megatron.config.schema import Config
-from metro_megatron.train import trainer as module
+from metro_megatron.train import saves as module
 from metro_megatron.train.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.parity.small_run import run_steps, small_config, start, use_small_buckets
@@ -42,7 +41,7 @@ def config_for(run: Path, tp: int = 1) -> Config:
 
 def begin(trainer: Trainer, step: int) -> None:
     trainer.progress.done = step
-    trainer._begin_to_save()
+    trainer.saves.keep(step, trainer._state, lambda lines: None, is_end=False)
 
 
 def save_both_ways(config: Config, copy: Path) -> tuple[bool, list[str]]:
@@ -56,7 +55,6 @@ def save_both_ways(config: Config, copy: Path) -> tuple[bool, list[str]]:
     trainer.checkpoints.run = Path(config.train.output)
     goes_on, write = threading.Event(), filesystem_async._write_item
     said: list[str] = []
-    report: Any = SimpleNamespace(say=said.append, say_all=said.extend) if trainer.layout.rank == 0 else None
 
     def slow(*arguments: Any) -> Any:
         goes_on.wait()
@@ -67,7 +65,7 @@ def save_both_ways(config: Config, copy: Path) -> tuple[bool, list[str]]:
         run_steps(trainer, 2, 4)
         is_early = newest_step(trainer.run) is not None
         threading.Timer(0.2, goes_on.set).start()
-        trainer._end_save(report, is_end=False)
+        trainer.saves._end_save_before(said.extend, is_end=False)
     trainer.close()
     return is_early, said
 
@@ -150,6 +148,7 @@ def save_until_killed(config: Config, when: float) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(100 + 10 * KILLS)
 def test_killed_at_any_moment_of_saves_the_newest_whole_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     """KILLS times, each in a new process of the same run."""
     config, rng = config_for(tmp_path), random.Random(1)
