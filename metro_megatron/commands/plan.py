@@ -78,7 +78,7 @@ def main(options: Options, others: list[str]) -> None:
     for one in wrong:
         print(f"\nnot as configured: {one}")
     print()
-    print(f"next:\n  {_command(options.gpus, others, _changes(config, best[0].options))}")
+    print(f"next:\n  {launch_command(options.gpus, others, _changes(config, best[0].options))}")
 
 
 def _with_paths(config: Config) -> Config:
@@ -102,7 +102,8 @@ def _changes(config: Config, layout: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in layout.items() if value != values[name]}
 
 
-def _command(gpus: int, others: list[str], changes: Mapping[str, object]) -> str:
+def launch_command(gpus: int, others: list[str], changes: Mapping[str, object]) -> str:
+    """How to start the planned run."""
     nodes = -(-gpus // NODE)
     processes = f"{f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc-per-node {gpus // nodes}"
     script = pretraining_command().partition(" --config")[0].replace("--nproc-per-node 1", processes)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from metro_megatron.cli.command_line import pretraining_command
 from metro_megatron.cli.options import Range, at_least
+from metro_megatron.commands.plan import launch_command
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -75,7 +75,7 @@ def rehearse(options: Options, others: list[str]) -> int:
     print(
         f"\nrehearsed {rehearsal.ranks} by {len(rehearsal.traces)} of them in {time.monotonic() - begun:,.0f} s: "
         f"all make the same calls in the same order{f'; made {options.picture}' if options.picture else ''}\n"
-        f"next: {pretraining_command()} ..."
+        f"next:\n  {launch_command(options.world_size, others, {})}"
     )
     return 0
 

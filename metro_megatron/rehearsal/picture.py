@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metro_megatron.errors import UserError
 from metro_megatron.rehearsal.ranks import Ranks
-from metro_megatron.rehearsal.timeline import COMMUNICATING, WAITING, Span
+from metro_megatron.rehearsal.timeline import BUBBLE, COMMUNICATING, WAITING, Span
 
 COLORS = {
     "corrupt": ("#0f766e", "phase 1: the auxiliary"),
@@ -15,7 +15,8 @@ COLORS = {
     "reduce": ("#c2410c", ""),
     "update": ("#697586", "optimizer"),
     COMMUNICATING: ("#c9d1da", "communicating, nothing beside it"),
-    WAITING: ("#fde68a", "waiting"),
+    BUBBLE: ("#f3f5f7", "pipeline bubble"),
+    WAITING: ("#fde68a", "waiting for parameters, gradients, others"),
 }
 """By what a span is, with its label. What is empty has no label: it is rare and short."""
 

@@ -9,7 +9,7 @@ from metro_megatron.plan.layouts import Estimate
 from metro_megatron.plan.report import table
 from metro_megatron.rehearsal.ranks import Ranks
 from metro_megatron.rehearsal.recording import Call, calls
-from metro_megatron.rehearsal.timeline import COMMUNICATING, WAITING, Play
+from metro_megatron.rehearsal.timeline import BUBBLE, COMMUNICATING, WAITING, Play
 from metro_megatron.rehearsal.tracing import Trace
 
 Traces = Mapping[int, Trace]
@@ -82,9 +82,12 @@ def time(play: Play, own: Estimate, traces: Traces, ranks: Ranks) -> Iterator[st
         f"({one.real_tokens / places:.0%})"
     )
     yield (
-        f"a step takes {1e3 * play.seconds:,.1f} ms as played, {1e3 * own.seconds.total:,.1f} by the plan: "
-        f"{one.real_tokens / play.seconds:,.0f} tokens/s; ranks wait {play.share(WAITING):.1%} of it, and communicate "
-        f"{play.share(COMMUNICATING):.1%} with nothing beside it"
+        f"a step takes {1e3 * play.seconds:,.2f} ms as played, {1e3 * own.seconds.total:,.2f} by the plan: "
+        f"{one.real_tokens / play.seconds:,.0f} tokens/s"
+    )
+    yield (
+        f"of it pipeline bubble {play.share(BUBBLE):.1%}, waiting for parameters, gradients and others "
+        f"{play.share(WAITING):.1%}, communicating with nothing beside it {play.share(COMMUNICATING):.1%}"
     )
 
 

@@ -68,7 +68,7 @@ class Rehearsal:
         yield report.communication(report.second_steps(self.traces), self.ranks)
         yield list(report.time(play, own, self.traces, self.ranks))
         if picture:
-            title = f"a step of {self.cluster.gpus:,} ranks: {1e3 * play.seconds:,.1f} ms, by a simple model"
+            title = f"a step of {self.cluster.gpus:,} ranks: {1e3 * play.seconds:,.2f} ms, by a simple model"
             draw(play.spans, self.ranks, title, picture)
 
     def _play(self, number: int) -> Play:

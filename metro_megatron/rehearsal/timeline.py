@@ -15,7 +15,8 @@ from metro_megatron.plan.layouts import Cluster
 from metro_megatron.rehearsal.ranks import Ranks
 from metro_megatron.rehearsal.recording import RECEIVE, SEND, Arrival, Call, Event, Mark
 
-COMMUNICATING, WAITING = "communicating", "waiting"
+COMMUNICATING, WAITING, BUBBLE = "communicating", "waiting", "bubble"
+"""Nothing beside it; for parameters, gradients or other ranks; for the stage before or behind."""
 DATA_KINDS = ("data", "replica")
 """Groups over which parameters and gradients travel."""
 
@@ -176,7 +177,7 @@ class Play:
         key = source, player.rank, player.asked[:number].count(source)
         if key not in self._sent:
             return False
-        player.until(self._sent[key], WAITING)
+        player.until(self._sent[key], BUBBLE)
         return True
 
     def _meet(self, player: _Player, call: Call) -> bool:
