@@ -227,8 +227,8 @@ def _of_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     class Extractor(SentencePieceExtractor):  # type: ignore[misc]  # transformers has no types
         """Called as SpmConverter calls it, which transformers' own no longer allows."""
 
-        def extract(self, scores: object) -> tuple[object, object]:
-            found = super().extract(models.BPE)
+        def extract(self, scores: object) -> tuple[object, object]:  # type: ignore[override]
+            found: Any = super().extract(models.BPE)
             return found["vocab"], found["merges"]
 
     class Converter(SpmConverter):  # type: ignore[misc]
