@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 BOS_ID, PAD_ID, EOS_ID, UNK_ID, MASK_ID = range(5)
 NUM_SPECIALS = 5
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -64,11 +61,6 @@ class SpecialIds:
     def number(self, word: Any) -> Any:
         """The inverse of `word`; of a special id the number of the next word."""
         return word - sum((word > one) * 1 for one in self.all)
-
-    def is_special(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Of ids of any shape."""
-        found: NDArray[np.bool_] = np.isin(ids, self.all)
-        return found
 
 
 TRAINED_IDS = SpecialIds()

@@ -149,10 +149,10 @@ def _assemble(journal: Journal, prefixes: Sequence[str], manifests: Sequence[Man
     return dataset_manifest(
         first.tokenizer_sha256,
         first.vocab_size,
-        first.special_ids,
         PlanOptions(shard_bytes=shard_bytes).planned(),
         join_sources(sources),
         assembled.shards,
+        first.special_ids,
     )
 
 

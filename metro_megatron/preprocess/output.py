@@ -33,7 +33,7 @@ from metro_megatron.preprocess.assembly import shard_name
 from metro_megatron.preprocess.journal import DUPLICATE, AnyPlan, ChunkEntry, Journal, Plan, PlannedFile, PlannedOptions
 from metro_megatron.text.inputs import Chunk, InputFile
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
-from metro_megatron.vocabulary import SpecialIds
+from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 MANIFEST = "manifest.json"
 """Journal entry of an assembled dataset: only its final names are missing."""
@@ -181,10 +181,10 @@ def source_entry(
 def dataset_manifest(
     tokenizer_sha256: str,
     vocab_size: int,
-    special_ids: SpecialIds,
     options: PlannedOptions,
     sources: Sequence[SourceEntry],
     shards: Sequence[ShardContent],
+    special_ids: SpecialIds = TRAINED_IDS,
 ) -> Manifest:
     """The manifest of a dataset of these sources in these shards; `options` say how documents were shared out."""
     rejects: Counter[str] = Counter()

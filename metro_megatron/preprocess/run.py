@@ -268,8 +268,8 @@ class SourceRun:
         encoded = list(zip(self._chunks, entries, strict=True))
         source = source_entry(self._plan, self._files, encoded, statistics, self._evaluation_files)
         tokenizer, options = self._tokenizer, self._plan.options
-        facts = (tokenizer.sha256, tokenizer.vocab_size, tokenizer.special_ids)
-        return dataset_manifest(*facts, options, [source], assembled.shards)
+        facts = (tokenizer.sha256, tokenizer.vocab_size, options, [source], assembled.shards)
+        return dataset_manifest(*facts, tokenizer.special_ids)
 
     def _check_strict(self, entry: ChunkEntry) -> None:
         if self._options.strict and entry.examples:

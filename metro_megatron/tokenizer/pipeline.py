@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import processors
+from tokenizers import models, processors
 
 from metro_megatron.errors import UserError
-from metro_megatron.tokenizer.roles import special_ids_of, stored_settings, tokens_of_roles
+from metro_megatron.tokenizer.roles import id_of, special_ids_of, stored_settings, tokens_of_roles
 from metro_megatron.tokenizer.tokenizer import (
     CONFIG_FILE,
     JSON_FILE,
@@ -49,8 +49,9 @@ class PipelineTokenizer(Tokenizer):
         self._pipeline = pipeline
         size = max(pipeline.get_vocab(with_added_tokens=True).values()) + 1
         super().__init__(folder, hashlib.sha256(self._content).hexdigest(), size, special_ids)
-        unknown_id = None if self.unknown is None else pipeline.token_to_id(self.unknown)
-        self._in_no_text = set(special_ids.all) - {unknown_id}
+        self._in_no_text = set(special_ids.all)
+        if self.unknown is not None:
+            self._in_no_text.discard(id_of(pipeline, self.unknown))
         pipeline.encode_special_tokens = True
 
     @classmethod
@@ -159,21 +160,20 @@ class PipelineTokenizer(Tokenizer):
         """Unigram models find special tokens in text by their vocabulary: there, their characters."""
         if self._in_no_text.isdisjoint(ids):
             return ids
-        unknown = None if self.unknown is None else self._pipeline.token_to_id(self.unknown)
+        unknown = [] if self.unknown is None else [id_of(self._pipeline, self.unknown)]
         spelled: list[int] = []
         for one in ids:
             if one not in self._in_no_text:
                 spelled.append(one)
                 continue
-            known = (self._pipeline.token_to_id(character) for character in self.token(one))
-            spelled += [
-                unknown if found is None else found for found in known if found is not None or unknown is not None
-            ]
+            for character in self.token(one):
+                known = self._pipeline.token_to_id(character)
+                spelled += unknown if known is None else [known]
         return spelled
 
     def _mask(self) -> dict[str, object]:
         """As tokenizer.json has it: whether it takes the space before it along."""
-        number = self._pipeline.token_to_id(self.tokens["mask"])
+        number = id_of(self._pipeline, self.tokens["mask"])
         added = self._pipeline.get_added_tokens_decoder().get(number) or tokenizers.AddedToken(self.tokens["mask"])
         flags = {name: getattr(added, name) for name in ("content", "lstrip", "rstrip", "normalized", "single_word")}
         return {"__type": "AddedToken", "special": True, **flags}
@@ -192,7 +192,7 @@ def _finished(pipeline: tokenizers.Tokenizer, content: bytes, tokens: Mapping[st
             pipeline.model.dropout = None
         changes = True
     bos, eos = tokens["bos"], tokens["eos"]
-    ends = [pipeline.token_to_id(bos), pipeline.token_to_id(eos)]
+    ends = [id_of(pipeline, bos), id_of(pipeline, eos)]
     if pipeline.encode("", add_special_tokens=True).ids != ends:
         template = processors.TemplateProcessing(
             single=f"{bos} $A {eos}",
@@ -210,9 +210,9 @@ def _converted(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """From files of a class of transformers, or from a SentencePiece model alone."""
     from transformers import AutoTokenizer  # late, as it takes a second
 
-    models = [path for path in sorted(folder.iterdir()) if path.suffix == ".model"]
-    if len(models) == 1 and not any((folder / name).is_file() for name in ("config.json", CONFIG_FILE)):
-        return _of_sentencepiece(models[0]), {}
+    alone = [path for path in sorted(folder.iterdir()) if path.suffix == ".model"]
+    if len(alone) == 1 and not any((folder / name).is_file() for name in ("config.json", CONFIG_FILE)):
+        return _of_sentencepiece(alone[0]), {}
     try:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         pipeline: tokenizers.Tokenizer = found.backend_tokenizer
@@ -222,10 +222,21 @@ def _converted(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 
 def _of_sentencepiece(path: Path) -> tokenizers.Tokenizer:
-    from transformers.convert_slow_tokenizer import SpmConverter
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor, SpmConverter
+
+    class Extractor(SentencePieceExtractor):  # type: ignore[misc]  # transformers has no types
+        """Called as SpmConverter calls it, which transformers' own no longer allows."""
+
+        def extract(self, scores: object) -> tuple[object, object]:  # type: ignore[override]
+            found: Any = super().extract(models.BPE)
+            return found["vocab"], found["merges"]
+
+    class Converter(SpmConverter):  # type: ignore[misc]
+        SpmExtractor = Extractor
+        handle_byte_fallback = True
 
     try:
-        pipeline: tokenizers.Tokenizer = SpmConverter(SimpleNamespace(vocab_file=str(path))).converted()
+        pipeline: tokenizers.Tokenizer = Converter(SimpleNamespace(vocab_file=str(path))).converted()
     except Exception as error:  # of protobuf, of transformers, plain ones
         raise unreadable(path, error) from error
     return pipeline

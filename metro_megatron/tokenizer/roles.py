@@ -82,12 +82,19 @@ def special_ids_of(pipeline: tokenizers.Tokenizer, tokens: Mapping[str, str], un
 
     Ids that no token has are counted below the largest that has one.
     """
-    ids = {name: pipeline.token_to_id(token) for name, token in tokens.items()}
+    ids = {name: id_of(pipeline, token) for name, token in tokens.items()}
     used = set(pipeline.get_vocab(with_added_tokens=True).values())
     others = set(range(max(used) + 1)) - used
     others |= {number for number, token in pipeline.get_added_tokens_decoder().items() if token.special}
-    others |= {pipeline.token_to_id(unknown)} if unknown is not None else set()
+    others |= {id_of(pipeline, unknown)} if unknown is not None else set()
     return SpecialIds(**ids, others=tuple(sorted(others - set(ids.values()))))
+
+
+def id_of(pipeline: tokenizers.Tokenizer, token: str) -> int:
+    """Of a token that is in the vocabulary."""
+    found = pipeline.token_to_id(token)
+    assert found is not None
+    return found
 
 
 def _token(pipeline: tokenizers.Tokenizer, settings: Mapping[str, Any], role: Role) -> str | None:
