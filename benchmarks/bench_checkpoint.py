@@ -113,7 +113,7 @@ def _round(trainer: Trainer, step: int) -> dict[str, float]:
     trainer.progress.done = step
     seconds = {"save": _timed(trainer.save)}
     begin = time.perf_counter()
-    trainer._begin_to_save()
+    trainer.saves.keep(step, trainer._state, lambda lines: None, is_end=False)
     seconds["stopped"] = time.perf_counter() - begin
     trainer.checkpoints.wait()
     files = _files(trainer, step)
