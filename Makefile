@@ -11,7 +11,7 @@ MODEL ?= runs/demo/model
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu zoo citizen clean
+.PHONY: help venv test test-all fuzz check demo learn figure3 ledger bench wheels bench-cpu zoo citizen clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
 	@echo "make test    a test of everything (11 to 12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (9 to 10 more)"
+	@echo "make fuzz    damage files of every kind: refused in a line, or read as they are (30 minutes on 2 cores)"
 	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
 	@echo "make citizen check an exported folder with the libraries that its users have (1 minute; MODEL=FOLDER)"
 	@echo "make check   lint, types, import arrows"
@@ -44,6 +45,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(PYTEST) -m long
+
+fuzz: $(STAMP)
+	FUZZ=1000 FLIPS=10000 $(PYTEST) tests/fuzz tests/inspection/test_flips.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

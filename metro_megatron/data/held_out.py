@@ -26,7 +26,7 @@ def held_out_by_content(
     first, last = int(token_starts[0]), int(token_starts[-1])
     TokenStreams([shard]).check(np.zeros(1, np.int64), token_starts[:1], token_starts[-1:] - first)
     # The same bytes whatever the ids are stored in.
-    ids = memoryview(np.ascontiguousarray(shard.tokens[first:last], "<i4")).cast("B")
+    ids = np.ascontiguousarray(shard.tokens[first:last], "<i4").data.cast("B")
     bounds = (4 * (token_starts - first)).tolist()
     digests = (
         hashlib.blake2b(ids[begin:end], digest_size=_KEY_BYTES).digest()
