@@ -14,7 +14,7 @@ OUTPUT ?= runs/storm
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all check demo learn figure3 ledger bench wheels bench-cpu bench-checkpoint zoo storm parity citizen clean
+.PHONY: help venv test test-all fuzz check demo learn figure3 ledger bench wheels bench-cpu bench-checkpoint zoo storm parity citizen clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-checkpoint  measure saving and loading beside the disk alone (1 minute)"
 	@echo "make test    a test of everything (11 to 12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (9 to 10 more)"
+	@echo "make fuzz    damage files of every kind: refused in a line, or read as they are (30 minutes on 2 cores)"
 	@echo "make zoo     plant faults into tiny runs and see which are named (10 minutes of one core)"
 	@echo "make parity  each of 540 ways to spread a run against one process (hours on 2 cores, 16 GB); resumes"
 	@echo "make storm   disturb tiny runs FAULTS=300 times: what comes out must be equal (15 minutes of 2 cores); resumes"
@@ -50,6 +51,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(PYTEST) -m long
+
+fuzz: $(STAMP)
+	FUZZ=1000 FLIPS=10000 $(PYTEST) tests/fuzz tests/inspection/test_flips.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

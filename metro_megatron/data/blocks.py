@@ -49,13 +49,11 @@ def num_blocks(num_bytes: int) -> int:
     return -(-num_bytes // BLOCK_BYTES)
 
 
-def damage_of_block(name: str, block: int, content: memoryview, expected: int) -> str | None:
-    """What is wrong with the content of a file's block, whose checksum was `expected`; None if it is whole."""
-    found, begin = zlib.crc32(content), block * BLOCK_BYTES
-    if found == expected:
-        return None
+def describe_damage(name: str, block: int, size: int, found: int, expected: int) -> str:
+    """A line about a block of a file, whose checksum was `expected` when it was written."""
+    begin = block * BLOCK_BYTES
     return (
-        f"{name}: block {block:,} (bytes {begin:,} to {begin + len(content):,}) is damaged: CRC-32 {found:08x}, was "
+        f"{name}: block {block:,} (bytes {begin:,} to {begin + size:,}) is damaged: CRC-32 {found:08x}, was "
         f"{expected:08x} when written; {REMEDY}"
     )
 
@@ -88,20 +86,27 @@ class TokenStreams:
         last = (begin + length * self._item_bytes[shard] - 1) // BLOCK_BYTES
         before = self._first_blocks[shard]
         steps = range(int((last - first).max(initial=0)) + 1)
-        blocks = np.unique(np.concatenate([before + np.minimum(first + step, last) for step in steps]))
-        blocks = blocks[self._is_pending[blocks]]
+        blocks = np.concatenate([before + np.minimum(first + step, last) for step in steps])
+        blocks = np.unique(blocks[self._is_pending[blocks]])
         numbers = np.searchsorted(self._first_blocks, blocks, side="right") - 1
-        inside = blocks - self._first_blocks[numbers]
-        problems = [*filter(None, map(self._damage, numbers.tolist(), inside.tolist()))]
+        problems: list[str] = []
+        for number in np.unique(numbers).tolist():
+            problems += self._damages(number, blocks[numbers == number] - self._first_blocks[number])
         if problems:
             more = [f"{len(problems):,} blocks are damaged in all"] if len(problems) > _SHOWN else []
             raise UserError(problems[:_SHOWN] + more)
         self._is_pending[blocks] = False
         self._num_pending -= len(blocks)
 
-    def _damage(self, number: int, block: int) -> str | None:
-        """What is wrong with a block of shard `number`; None if it is whole."""
-        shard, begin = self._shards[number], block * BLOCK_BYTES
+    def _damages(self, number: int, blocks: NDArray[np.int64]) -> list[str]:
+        """What is wrong with blocks [n] of shard `number`."""
+        shard, content = self._shards[number], self.arrays[number].data.cast("B")
         assert shard.checksums is not None
-        content = memoryview(self.arrays[number]).cast("B")[begin : begin + BLOCK_BYTES]
-        return damage_of_block(shard.name, block, content, int(shard.checksums[block]))
+        # As little Python as can be: each token of a corpus passes here once.
+        found = [zlib.crc32(content[begin : begin + BLOCK_BYTES]) for begin in (blocks * BLOCK_BYTES).tolist()]
+        expected = shard.checksums[blocks].tolist()
+        if found == expected:
+            return []
+        sizes = np.minimum(BLOCK_BYTES, len(content) - blocks * BLOCK_BYTES).tolist()
+        each = zip(blocks.tolist(), sizes, found, expected, strict=True)
+        return [describe_damage(shard.name, *one) for one in each if one[2] != one[3]]

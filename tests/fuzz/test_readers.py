@@ -24,7 +24,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.text.documents import ReadOptions, Reject, read_documents
 from metro_megatron.text.inputs import find_inputs
 
-FUZZ = int(os.environ.get("FUZZ", 40))
+FUZZ = int(os.environ.get("FUZZ", 20))
 fuzzed = settings(
     max_examples=FUZZ,
     deadline=None,

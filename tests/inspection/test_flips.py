@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from metro_megatron.config.schema import Config, DataConfig, ModelConfig
 from metro_megatron.data.blocks import BLOCK_BYTES, TokenStreams
@@ -19,7 +20,7 @@ from metro_megatron.preprocess.merging import merge
 from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, preprocess
 from tests.data.two_sources import texts_of
 
-FLIPS = int(os.environ.get("FLIPS", 150))
+FLIPS = int(os.environ.get("FLIPS", 120))
 """`make fuzz` sets 10,000."""
 
 
@@ -167,8 +168,13 @@ def test_damaged_ids_are_not_trained_on(dataset: str) -> None:
 def test_blocks_are_compared_once_and_only_those_that_are_read(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[int, int]] = []
     streams = TokenStreams(open_shards([dataset]))
-    damage = streams._damage
-    monkeypatch.setattr(streams, "_damage", lambda *block: [compared.append(block), damage(*block)][1])
+    damages = streams._damages
+
+    def record(number: int, blocks: NDArray[np.int64]) -> list[str]:
+        compared.extend((number, block) for block in blocks.tolist())
+        return damages(number, blocks)
+
+    monkeypatch.setattr(streams, "_damages", record)
     zero, one, half = np.zeros(1, np.int64), np.ones(1, np.int64), BLOCK_BYTES // 2
     streams.check(zero, zero, one)
     streams.check(zero, zero + 5, one)

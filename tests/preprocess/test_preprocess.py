@@ -433,7 +433,7 @@ def test_what_changed_is_refused_by_name(tmp_path: Path, tokenizer_folder: Path)
     }
     assert run([str(path)], tokenizer_folder, prefix, overwrite=True).manifest.documents == 60
     assert sorted(one.name for one in tmp_path.iterdir()) == [
-        *("a.jsonl", "s.manifest.json", "s.tokenizer", "s_00000.bin", "s_00000.idx")
+        *("a.jsonl", "s.manifest.json", "s.tokenizer", "s_00000.bin", "s_00000.crc", "s_00000.idx")
     ]
 
 
