@@ -33,8 +33,8 @@ def vocabulary_problems(model_config: ModelConfig, manifest: Manifest) -> Iterat
         given = getattr(model_config, name)
         if given != value:
             yield (
-                f"model.{name} is {given}, but that of the shards' tokenizer is {value}: leave it out, and it is taken "
-                "from the data, or preprocess with another tokenizer"
+                f"model.{name} is {given}, but that of the shards' tokenizer is {value}: set model.{name} to {value}, "
+                "or preprocess with another tokenizer"
             )
 
 

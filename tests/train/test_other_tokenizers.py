@@ -177,5 +177,5 @@ def test_a_vocabulary_that_is_said_must_be_the_datas(datasets: dict[str, str]) -
     assert config.model.mask_token_id == 103
     wrong = replace(config, model=replace(config.model, vocab_size=777, pad_token_id=1))
     assert with_vocabulary(wrong).model.vocab_size == 777 and with_vocabulary(wrong).model.pad_token_id == 0
-    with pytest.raises(Exception, match=r"model\.vocab_size is 777, but that of the shards' tokenizer is \d+: leave"):
+    with pytest.raises(Exception, match=r"model\.vocab_size is 777, but that of the shards' tokenizer is \d+: set"):
         Corpus.open(with_vocabulary(wrong))
