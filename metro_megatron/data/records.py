@@ -44,7 +44,9 @@ def unsealed(content: bytes) -> Any:
     """
     try:
         value = json.loads(content)
-        is_sealed = isinstance(value, dict) and value.pop(SEAL, None) is not None
+        is_sealed = isinstance(value, dict) and SEAL in value
+        if is_sealed:
+            del value[SEAL]
         is_whole = not is_sealed or sealed(value) == content
     except (ValueError, RecursionError) as error:
         raise DamagedRecord(str(error)) from error

@@ -92,6 +92,12 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return damage
 
 
+def _beside_texts(document: str) -> str:
+    for text in TEXTS:
+        document = document.replace(text, "")
+    return document
+
+
 @pytest.mark.parametrize("name", FILES)
 @fuzzed
 @given(damage=damages())
@@ -103,8 +109,8 @@ def test_damaged_files(tmp_path: Path, name: str, damage: Callable[[bytes], byte
     if damage(whole) == whole:
         assert found == (TEXTS, Counter())
     elif not isinstance(found, UserError) and name.endswith((".gz", ".zst", ".bz2", ".parquet")):
-        # Formats with checksums: what is read is what was written, once more or less of it.
-        assert set(found[0]) <= set(TEXTS)
+        # Formats with checksums: what is read is what was written, some of it more than once.
+        assert all(not _beside_texts(document) for document in found[0])
 
 
 @pytest.mark.parametrize("name", ["f.jsonl", "f.txt"])
