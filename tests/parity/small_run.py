@@ -48,6 +48,7 @@ class MemoryShard:
     index_sha256: str = "memory"
     tokenizer_sha256: str = "memory"
     manifest: dict[str, Any] = field(default_factory=lambda: {"vocab_size": VOCAB_SIZE})
+    checksums: None = None
 
 
 def memory_shard(seed: int, num_documents: int = 200) -> MemoryShard:
