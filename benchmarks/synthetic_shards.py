@@ -17,7 +17,7 @@ from metro_megatron.preprocess.assembly import shard_writer
 from metro_megatron.preprocess.journal import Plan
 from metro_megatron.preprocess.options import PlanOptions
 from metro_megatron.preprocess.output import dataset_manifest, source_entry
-from metro_megatron.vocabulary import NUM_SPECIALS, TRAINED_IDS
+from metro_megatron.vocabulary import NUM_SPECIALS
 
 _MEAN_TOKENS = 500
 
@@ -48,5 +48,5 @@ def write_dataset(prefix: Path, made: TokenizedDocuments, vocab_size: int) -> No
     plan = Plan("", "synthetic", PlanOptions().planned(), ())
     token_starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[made.document_index]
     source = source_entry(plan, [], [], Statistics.of(np.diff(token_starts), lengths), [])
-    manifest = dataset_manifest("", vocab_size, TRAINED_IDS, plan.options, [source], [shard])
+    manifest = dataset_manifest("", vocab_size, plan.options, [source], [shard])
     paths.manifest.write_bytes(to_json(manifest))

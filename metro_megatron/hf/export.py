@@ -58,11 +58,8 @@ def metro_config(model_config: ModelConfig, objectives: Collection[str] = METRO,
 
     options: those of `ObjectiveConfig` that MetroConfig has, too.
     """
-    return MetroConfig(
-        **{theirs: getattr(model_config, ours) for ours, theirs in _both_names()},
-        objectives=list(objectives),
-        **options,
-    )
+    model: dict[str, Any] = {theirs: getattr(model_config, ours) for ours, theirs in _both_names()}
+    return MetroConfig(**model | options, objectives=list(objectives))
 
 
 def model_config_of(config: MetroConfig) -> ModelConfig:
