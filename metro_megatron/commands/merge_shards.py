@@ -3,6 +3,8 @@
 import shlex
 from dataclasses import dataclass
 from functools import partial
+from glob import glob
+from pathlib import Path
 from typing import Annotated
 
 from metro_megatron.cli.command_line import pretraining_command, run_tool
@@ -16,7 +18,7 @@ class Options:
     """What to join."""
 
     input: list[str]
-    """Prefixes of datasets; PREFIX.manifest.json is accepted, so that a glob can be given."""
+    """Prefixes of datasets; PREFIX.manifest.json is accepted, so that a glob can be given, quoted or not."""
     output_prefix: str
     """Prefix of the joined dataset."""
     shard_bytes: Annotated[int, at_least(1)] = SHARD_BYTES
@@ -31,7 +33,8 @@ def main(options: Options) -> None:
     All parts of a run, in order, give the very bytes of one run without parts. Exit codes: 0 done, 2 refused or
     impossible, with the reason, 130 Ctrl-C; the same command goes on where it was.
     """
-    prefixes = [name.removesuffix(".manifest.json") for name in options.input]
+    matches = [[name] if Path(name).exists() else sorted(glob(name)) or [name] for name in options.input]
+    prefixes = [path.removesuffix(".manifest.json") for paths in matches for path in paths]
     manifest = merge(prefixes, options.output_prefix, options.shard_bytes, options.overwrite)
     print(
         f"{options.output_prefix}: {manifest.documents:,} documents, {manifest.units:,} units, "

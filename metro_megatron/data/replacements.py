@@ -43,7 +43,7 @@ class CachePlan:
     """SHA-256 of the training shards."""
     weights: str
     validation: tuple[str, ...]
-    """SHA-256 of the validation shards, or the fraction held out; empty without validation."""
+    """SHA-256 of the validation shards, or the fraction held out, and by what; empty without either."""
     validation_samples: int
     seed: int
     seq_length: int
@@ -102,7 +102,7 @@ class CachePlan:
         A run may evaluate fewer samples than are cached, and a cached run need not name its model.
         """
         skipped = {"validation_samples"} if self.validation_samples <= cached.validation_samples else set()
-        skipped |= set() if self.validation_samples else {"validation"}
+        skipped |= set() if self.validation else {"validation"}
         skipped |= set() if self.frozen_model else {"frozen_model"}
         return [
             f"{one.name.replace('_', ' ')} is {_shown(getattr(self, one.name))}, in the cache "

@@ -137,12 +137,14 @@ class Corpus:
     def cache_plan(self, frozen_model: str) -> CachePlan:
         """What cached replacements of this run depend on; frozen_model: the model's hash, empty if not known."""
         fraction, by = self.config.data.validation_fraction, self.config.data.held_out_by
-        by_fraction = [str(fraction)] if by == "place" else [str(fraction), by]
-        held_out = by_fraction if fraction else [shard.sha256 for shard in self.validation_shards]
         tokenizer, samples = self.train_shards[0].tokenizer_sha256, self.evaluated_samples
-        return CachePlan.of(
-            self.config, tokenizer, self.fingerprint, held_out if samples else [], samples, frozen_model
-        )
+        if fraction and by == "content":  # which decides what is trained on, also where nothing is evaluated
+            held_out = [str(fraction), by]
+        elif samples:
+            held_out = [str(fraction)] if fraction else [shard.sha256 for shard in self.validation_shards]
+        else:
+            held_out = []
+        return CachePlan.of(self.config, tokenizer, self.fingerprint, held_out, samples, frozen_model)
 
     def with_cache(self, path: Path, frozen_model: str) -> Corpus:
         """The same with the replacements of a cache. Raises UserError naming all that makes it another run's."""

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from metro_megatron.config.schema import Config, DataConfig
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.identity import open_datasets
 from metro_megatron.data.mapping import mapped
-from metro_megatron.data.samples import SampleIndex, SampleRule, build_sample_index, sample_indices
+from metro_megatron.data.samples import SampleIndex, SampleRule, build_sample_index, sample_blocks, sample_indices
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.merging import merge
@@ -106,6 +107,8 @@ def test_documents_are_held_out_by_their_ids_alone() -> None:
     joined = TokenizedDocuments.from_units([[sum(document, [])] for document in documents[::-1]])
     found = [texts([one], build_sample_index([one], 64, "validation", FRACTION)) for one in (wide, narrow, joined)]
     assert found[0] == found[1] == found[2] and 30 < len(found[0]) < 90
+    empty = TokenizedDocuments.from_units([[[], []], []])
+    assert not any(len(block.start) for block in islice(sample_blocks([empty], SampleRule(64, "train", FRACTION)), 1))
 
 
 def test_a_resumed_run_names_what_changed(folder: Path) -> None:
@@ -122,6 +125,20 @@ def test_a_resumed_run_names_what_changed(folder: Path) -> None:
     backwards = run.changed_shards(run.fingerprint[::-1], run.index_fingerprint[::-1])
     assert backwards == ["the same shards in another order"]
     assert run.changed_shards(run.fingerprint[1:], None) == [f"{count} shards, were {count - 1}"]
+
+
+def test_a_cache_of_replacements_is_of_the_same_held_out_documents() -> None:
+    """Also where nothing is evaluated, as what is held out is not trained on."""
+    shard: MemoryShard = memory_shard(seed=1)
+    index = build_sample_index([shard], 512)  # type: ignore[list-item]
+    plans = {}
+    for by, fraction in (("content", 0.1), ("content", 0.2), ("place", 0.1), ("content", 0.0)):
+        config = replace(Config(), data=DataConfig(validation_fraction=fraction, held_out_by=by))  # type: ignore[arg-type]
+        plans[by, fraction] = Corpus(config, [shard], index, [], None).cache_plan("")  # type: ignore[list-item]
+    mine = plans["content", 0.1]
+    assert mine.differences(mine) == [] and plans["place", 0.1].differences(plans["content", 0.0]) == []
+    for other in (("content", 0.2), ("place", 0.1), ("content", 0.0)):
+        assert [line.split(" is ")[0] for line in mine.differences(plans[other])] == ["validation"]
 
 
 def test_an_absurd_number_of_epochs_is_said() -> None:

@@ -20,6 +20,7 @@ import pytest
 import sentencepiece
 import zstandard
 
+from metro_megatron.commands import merge_shards
 from metro_megatron.data.manifest import DatasetPaths, read_manifest
 from metro_megatron.data.records import to_json
 from metro_megatron.data.samples import build_sample_index
@@ -217,7 +218,8 @@ def test_tasks_that_are_missing_or_out_of_order_are_named(
     )
     assert refusal(0, 2, 1, 3) == [f"tasks 0, 2, 1, 3 of 4 beside {parts[0]}: give each once and in order"]
     assert len(refusal(0, 1, 2, 3, 0)) == 2
-    assert merge(parts, str(tmp_path / "m"), 10**6).documents == 160
+    merge_shards.main(merge_shards.Options([f"{out}.part-*.manifest.json"], str(tmp_path / "m")))
+    assert read_manifest(str(tmp_path / "m")).documents == 160
     verify(str(tmp_path / "m"))
     verify(parts[1])
     # As an earlier release merged what was given.
