@@ -44,11 +44,11 @@ def transformer_engine_fault() -> str:
     try:
         import transformer_engine.pytorch  # noqa: F401
         from megatron.core.extensions.transformer_engine import HAVE_TE
-    except (ImportError, RuntimeError, OSError, AssertionError) as error:
+    except Exception as error:  # of another torch's extension, a part that is missing, an assertion: its imports raise any
         _hide("transformer_engine")
-        reason = str(error).strip().splitlines()[0]
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         return (
-            f"Transformer Engine is installed but does not load ({type(error).__name__}: {reason}); its three packages "
+            f"Transformer Engine is installed but does not load ({reason}); its three packages "
             f"must be of one release, built for this torch and its CUDA: {TE_COMMAND}, or without it: "
             "pip uninstall transformer_engine"
         )

@@ -48,6 +48,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         "OSError('libcuda.so.1: cannot open shared object file')",
         "AssertionError('Transformer Engine package version mismatch')",
         "ImportError('undefined symbol: _ZN3c10')",
+        "AttributeError('module torch has no attribute')",
+        "AssertionError('')",
     ],
 )
 def test_a_part_that_is_missing_is_named_and_hidden_from_megatron_core(install: Install, error: str) -> None:

@@ -12,6 +12,7 @@ from metro_megatron.cli.options import Range, at_least
 from metro_megatron.commands.plan import launch_command
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
+from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
 from metro_megatron.plan.gpus import GPUS, NODE
 
@@ -47,7 +48,7 @@ def rehearse(options: Options, others: list[str]) -> int:
     docs/rehearsal.md says what is shown by it. Exit codes: 0 rehearsed, 1 ranks would wait for each other, 2 something
     is wrong with the options, with the reason.
     """
-    config = _with_paths(parse_config(others))
+    config = _with_paths(with_vocabulary(parse_config(others)))
     _refuse(config, options.world_size)
     # Late: all of this loads torch.
     from metro_megatron.train.launch import import_megatron
@@ -55,8 +56,12 @@ def rehearse(options: Options, others: list[str]) -> int:
     import_megatron()
     from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster
     from metro_megatron.rehearsal.documents import Documents
+    from metro_megatron.rehearsal.picture import refuse_picture
     from metro_megatron.rehearsal.run import Rehearsal
 
+    picture = Path(options.picture) if options.picture else None
+    if picture:
+        refuse_picture(picture)
     gpu, begun = GPUS[options.gpu], time.monotonic()
     network = 1e9 * options.network_gb_per_s or NETWORK_SHARE * gpu.network
     documents = Documents.find(config)
@@ -70,11 +75,11 @@ def rehearse(options: Options, others: list[str]) -> int:
     if faults:
         print(*(f"error: {fault}" for fault in faults), sep="\n", file=sys.stderr)
         return 1
-    for section in rehearsal.sections(Path(options.picture) if options.picture else None):
+    for section in rehearsal.sections(picture):
         print("", *section, sep="\n")
     print(
         f"\nrehearsed {rehearsal.ranks} by {len(rehearsal.traces)} of them in {time.monotonic() - begun:,.0f} s: "
-        f"all make the same calls in the same order{f'; made {options.picture}' if options.picture else ''}\n"
+        f"all make the same calls in the same order{f'; made {picture}' if picture else ''}\n"
         f"next:\n  {launch_command(options.world_size, others, {})}"
     )
     return 0

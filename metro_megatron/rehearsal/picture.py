@@ -21,8 +21,18 @@ COLORS = {
 """By what a span is, with its label. What is empty has no label: it is rare and short."""
 
 
+def refuse_picture(output: Path) -> None:
+    """Raise UserError where matplotlib is missing, or draws nothing of the name's ending."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise UserError("--picture needs matplotlib; pip install 'metro_megatron[demo]'") from error
+    if output.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"--picture {output}: its ending is none of a picture; name a .png, .svg or .pdf file")
+
+
 def draw(spans: Mapping[int, Sequence[Span]], ranks: Ranks, title: str, output: Path) -> None:
-    """Write the picture; its kind is that of the name's ending. Raises UserError where that is none of a picture."""
+    """Write the picture, which `refuse_picture` has let pass; its kind is that of the name's ending."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -40,10 +50,7 @@ def draw(spans: Mapping[int, Sequence[Span]], ranks: Ranks, title: str, output: 
     labels = [Patch(facecolor=color, label=label) for color, label in COLORS.values() if label]
     figure.legend(handles=labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(output, dpi=120)
-    except ValueError as error:
-        raise UserError(f"--picture {output}: {error}; name a .png, .svg or .pdf file") from error
+    figure.savefig(output, dpi=120)
 
 
 def _label(rank: int, ranks: Ranks) -> str:

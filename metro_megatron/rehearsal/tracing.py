@@ -106,8 +106,15 @@ def trace(config: Config, world_size: int, rank: int, batches: Sequence[StepBatc
     """Trace the steps that read these batches as `rank` of world_size does them.
 
     In a process that has joined no others. Nothing is dropped: masks are hundreds of small operations, and call nobody.
+    Layers and Adam are those that need no GPU.
     """
-    config = replace(config, model=replace(config.model, hidden_dropout=0.0, attention_dropout=0.0))
+    config = replace(
+        config,
+        model=replace(config.model, hidden_dropout=0.0, attention_dropout=0.0),
+        parallel=replace(config.parallel, transformer_impl="local"),
+        optimizer=replace(config.optimizer, adam_impl="torch"),
+        train=replace(config.train, fp8_recipe="none"),
+    )
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     recorder = Recorder()
     with ExitStack() as stack:

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from metro_megatron.config.file import parse_config
+from metro_megatron.errors import UserError
 from metro_megatron.rehearsal.documents import Documents
+from metro_megatron.rehearsal.picture import refuse_picture
 from tests.distributed import run_program
 
 SCRIPT = Path(__file__).parents[2] / "pretrain_metro.py"
@@ -26,7 +28,8 @@ def test_a_run_without_data_or_gpus(tmp_path: Path) -> None:
     """Eight ranks, of which four are traced."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     picture = tmp_path / "step.png"
-    options = ("--config", tmp_path / "tiny.yaml", "--world_size", 8, "--picture", picture)
+    gpu_only = ("--parallel.transformer_impl", "transformer_engine", "--optimizer.adam_impl", "apex")
+    options = ("--config", tmp_path / "tiny.yaml", "--world_size", 8, "--picture", picture, *gpu_only)
     result = run_program(SCRIPT, "--dry_run", *options)
     assert result.returncode == 0, result.stderr
     assert "rehearsed 8 ranks in 7 groups by 4 of them" in result.stdout
@@ -38,7 +41,7 @@ def test_a_run_without_data_or_gpus(tmp_path: Path) -> None:
 def test_what_cannot_be_rehearsed_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     options = ("--config", tmp_path / "tiny.yaml", "--world_size", 10, "--corruption.source", "unigram")
-    result = run_program(SCRIPT, "--dry_run", *options, "--model.num_layers", 3)
+    result = run_program(SCRIPT, "--dry_run", *options, "--model.num_layers", 1)
     assert result.returncode == 2 and result.stdout == ""
     problems = result.stderr.splitlines()
     assert [problem.partition(" is ")[0] for problem in problems] == [
@@ -46,6 +49,12 @@ def test_what_cannot_be_rehearsed_is_said_at_once(tmp_path: Path) -> None:
         "error: --world_size",
         "error: corruption.source",
     ]
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_rehearsal() -> None:
+    refuse_picture(Path("step.PNG"))
+    with pytest.raises(UserError, match="its ending is none of a picture"):
+        refuse_picture(Path("step.mp4"))
 
 
 @pytest.mark.parametrize(("world_size", "is_full"), [(512, True), (4096, False)])
