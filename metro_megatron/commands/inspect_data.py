@@ -48,7 +48,7 @@ class Options:
     """Read everything and compare sizes, hashes, indices, checksums, ids, counts and tokenizer with the manifest; look
     at the sample indices beside it, and at the journal of an unfinished run."""
     add_checksums: bool = False
-    """Write the checksums of blocks (12 bytes for 100,000) that a dataset of an earlier version lacks, by which
+    """Write the checksums of blocks (4 bytes for 16 KiB of ids) that a dataset of an earlier version lacks, by which
     training notices damage; its ids are compared with the manifest before."""
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.data.documents import TokenizedDocuments
+from metro_megatron.data.manifest import REMEDY
 from metro_megatron.errors import UserError
 
 BLOCK_BYTES, CHECKSUM_BYTES = 1 << 14, 4
-REMEDY = "copy the shard again from where it is whole, or write it again with tools/preprocess_data.py"
 
 _SHOWN = 5
 

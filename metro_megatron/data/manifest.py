@@ -20,7 +20,9 @@ from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, FORMAT_VERSION)
 """Manifests of version 2 have no seal, and know neither checksums of blocks nor the tokenizer's files."""
-REMEDY = "write the shard again with tools/preprocess_data.py"
+_TOOL = "with tools/preprocess_data.py"
+REMEDY = f"copy it again from where it is whole, or write it again {_TOOL}"
+"""Of a file that is damaged."""
 
 _LAST_POWER = 62
 EDGES: NDArray[np.int64] = np.unique(np.ceil(2.0 ** (np.arange(_LAST_POWER + 1) / 2)).astype(np.int64))
@@ -279,7 +281,7 @@ def read_manifest(prefix: str) -> Manifest:
         begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
         what = "it was not finished" if begun else "there is no such dataset"
         near = near_prefixes(prefix)
-        remedy = f"did you mean {' or '.join(near)}?" if near else REMEDY
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"write it {_TOOL}"
         raise UserError(f"{path}: no such file, so {what}; {remedy}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -288,7 +290,7 @@ def read_manifest(prefix: str) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in _READ_VERSIONS:
         versions = " and ".join(map(str, _READ_VERSIONS))
-        raise UserError(f"{path}: format_version {version}, this program reads {versions}; {REMEDY}")
+        raise UserError(f"{path}: format_version {version}, this program reads {versions}; write it again {_TOOL}")
     try:
         manifest = from_plain(Manifest, content)
         # Names are those of files: one that leads out of the dataset's folder must never be opened.
@@ -299,6 +301,19 @@ def read_manifest(prefix: str) -> Manifest:
     except DamagedRecord as error:
         raise UserError(f"{path}: damaged ({error}); {REMEDY}") from error
     return manifest
+
+
+def other_tokenizer(prefix: str, manifest: Manifest, first_prefix: str, first: Manifest) -> str | None:
+    """What to say of two datasets whose ids do not mean the same; None where they do."""
+    (theirs, their_ids), (ours, our_ids) = (
+        (f"tokenizer {one.tokenizer_sha256[:12]} with {one.vocab_size:,} ids", one.special_ids)
+        for one in (manifest, first)
+    )
+    if manifest.tokenizer_sha256 == first.tokenizer_sha256 and (theirs, their_ids) == (ours, our_ids):
+        return None
+    if their_ids != our_ids:
+        theirs, ours = f"{theirs} ({their_ids})", f"{ours} ({our_ids})"
+    return f"{prefix} has {theirs}, {first_prefix} has {ours}; preprocess both with one tokenizer"
 
 
 def near_prefixes(given: str) -> list[str]:

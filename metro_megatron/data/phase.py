@@ -73,8 +73,9 @@ class PhaseData:
         count = self._dp_size
         of_all_ranks = [rows.micro_batches[begin : begin + count] for begin in range(0, len(rows.micro_batches), count)]
         own = [row for of_ranks in of_all_ranks for row in of_ranks[self._dp_rank]]
-        samples = draws.sample[np.concatenate(own)]
-        self._streams.check(self._index.shard[samples], self._index.start[samples], self._index.length[samples])
+        # Whole words are counted over all samples of the step.
+        read = draws.sample if self._builder.masking.word_starts is not None else draws.sample[np.concatenate(own)]
+        self._streams.check(self._index.shard[read], self._index.start[read], self._index.length[read])
         micro_batches = [
             replace(
                 self._builder.build(of_ranks[self._dp_rank], rows.length, draws, first),

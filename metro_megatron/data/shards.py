@@ -26,6 +26,7 @@ from metro_megatron.data.manifest import (
     Manifest,
     ShardEntry,
     ShardPaths,
+    other_tokenizer,
     read_manifest,
 )
 from metro_megatron.data.mapping import mapped
@@ -165,13 +166,8 @@ def open_shards(prefixes: Sequence[str]) -> list[Shard]:
             problems += error.problems
     for shard, *_ in datasets[1:]:
         first = datasets[0][0]
-        theirs, ours = ((one.tokenizer_sha256, one.vocab_size, one.special_ids) for one in (shard, first))
-        if theirs != ours:
-            problems.append(
-                f"{shard.dataset} has tokenizer {shard.tokenizer_sha256[:12]} with {shard.vocab_size:,} ids, "
-                f"{first.dataset} has {first.tokenizer_sha256[:12]} with {first.vocab_size:,}; "
-                "preprocess both with one tokenizer"
-            )
+        if problem := other_tokenizer(shard.dataset, shard.manifest, first.dataset, first.manifest):
+            problems.append(problem)
     if problems:
         raise UserError(problems)
     return [shard for shards in datasets for shard in shards]

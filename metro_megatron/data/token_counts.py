@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
@@ -18,18 +19,20 @@ _CHUNK = 1 << 24
 
 
 def count_tokens(shards: Sequence[TokenizedDocuments], vocab_size: int) -> NDArray[np.int64]:
-    """Counts [V] over all ids of the shards, in bounded memory."""
-    counts = np.zeros(vocab_size, np.int64)
-    for shard in shards:
-        for first in range(0, len(shard.tokens), _CHUNK):
-            counts += np.bincount(shard.tokens[first : first + _CHUNK], minlength=vocab_size)
+    """Counts [V] over all ids of the shards, in bounded memory. Raises UserError where they are damaged on the disk."""
+    counts, streams = np.zeros(vocab_size, np.int64), TokenStreams(shards)
+    for number, tokens in enumerate(streams.arrays):
+        for first in range(0, len(tokens), _CHUNK):
+            chunk = tokens[first : first + _CHUNK]
+            streams.check(*(np.array([one]) for one in (number, first, len(chunk))))
+            counts += np.bincount(chunk, minlength=vocab_size)
     return counts
 
 
 def cached_token_counts(shards: Sequence[Shard], vocab_size: int, folder: Path) -> NDArray[np.int64]:
     """`count_tokens`, from `folder` or counted into it; processes wait for each other as for a sample index.
 
-    Raises UserError if the folder cannot be written or a file in it is damaged.
+    Raises UserError if the folder cannot be written or a file in it is damaged, and as `count_tokens`.
     """
     facts = json.dumps([vocab_size, [shard.sha256 for shard in shards]])
     path = folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.counts.npy"

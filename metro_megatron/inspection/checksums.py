@@ -7,11 +7,10 @@ from pathlib import Path
 
 from metro_megatron.data.blocks import BlockSums
 from metro_megatron.data.file_hashes import file_entries, file_entry
-from metro_megatron.data.manifest import FORMAT_VERSION, DatasetPaths, Manifest, read_manifest
+from metro_megatron.data.manifest import FORMAT_VERSION, REMEDY, DatasetPaths, Manifest, read_manifest
 from metro_megatron.data.records import sealed
 from metro_megatron.errors import UserError
 from metro_megatron.files import write_whole
-from metro_megatron.inspection.index_check import REMEDY
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 _BLOCK_BYTES = 4 << 20

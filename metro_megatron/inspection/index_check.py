@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.data.manifest import ShardEntry
+from metro_megatron.data.manifest import REMEDY, ShardEntry
 from metro_megatron.data.shards import DTYPE_CODES, INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
 from metro_megatron.preprocess.parts import Section
-
-REMEDY = "copy it again from where it is whole, or write it again with tools/preprocess_data.py"
 
 _BLOCK_ENTRIES = 1 << 19
 

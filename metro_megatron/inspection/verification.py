@@ -14,12 +14,20 @@ import numpy as np
 from metro_megatron.cli.command_line import describe_os_error
 from metro_megatron.data.file_hashes import damaged_files
 from metro_megatron.data.index_files import index_folder_problems
-from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, FileEntry, Manifest, Statistics, read_manifest
+from metro_megatron.data.manifest import (
+    NO_DOCUMENTS,
+    REMEDY,
+    DatasetPaths,
+    FileEntry,
+    Manifest,
+    Statistics,
+    read_manifest,
+)
 from metro_megatron.data.samples import cache_folder
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.completeness import missing_inputs
-from metro_megatron.inspection.index_check import REMEDY, index_problems
+from metro_megatron.inspection.index_check import index_problems
 from metro_megatron.preprocess.journal import Journal
 from metro_megatron.preprocess.parts import source_blocks
 from metro_megatron.tokenizer.tokenizer import Tokenizer

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from metro_megatron.data.file_hashes import damaged_files
 from metro_megatron.data.identity import shared
 from metro_megatron.data.manifest import (
     NO_DOCUMENTS,
+    REMEDY,
     DatasetPaths,
     Manifest,
     SourceEntry,
     Statistics,
+    other_tokenizer,
     read_manifest,
 )
 from metro_megatron.data.shards import Shard, token_dtype
@@ -51,8 +54,8 @@ def merge(prefixes: Sequence[str], output: str, shard_bytes: int, overwrite: boo
     """Write the documents of all datasets in order as dataset `output`; returns its manifest.
 
     All tasks of a run, merged in order, give the bytes of the run in one piece. Raises UserError if a dataset is
-    damaged, tokenizers differ, datasets share documents, tasks of a run are missing, out of order, or, with
-    --drop_duplicates, joined with others, or `output` is taken.
+    damaged, tokenizers or special ids differ, datasets share documents, tasks of a run are missing, out of order, or,
+    with --drop_duplicates, joined with others, or `output` is taken.
     """
     prefix = output_prefix(output, "")
     manifests = [read_manifest(one) for one in prefixes]
@@ -79,11 +82,8 @@ def _check(prefixes: Sequence[str], output: str, manifests: Sequence[Manifest], 
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         if Path(f"{prefix}.bin").absolute() == Path(f"{output}.bin").absolute():
             problems.append(f"{prefix}: is both input and output; choose another --output_prefix")
-        if manifest.tokenizer_sha256 != first.tokenizer_sha256:
-            problems.append(
-                f"{prefix} has tokenizer {manifest.tokenizer_sha256[:12]}, {prefixes[0]} has "
-                f"{first.tokenizer_sha256[:12]}; preprocess both with one tokenizer"
-            )
+        if problem := other_tokenizer(prefix, manifest, prefixes[0], first):
+            problems.append(problem)
         if manifest.has_pending_duplicates != first.has_pending_duplicates:
             problems.append(
                 f"{prefix} and {prefixes[0]}: only one of them still has its duplicates, as a task of a run with "
@@ -138,6 +138,7 @@ def _assemble(journal: Journal, prefixes: Sequence[str], manifests: Sequence[Man
             parts.append(part)
             part_sources.append(first_source + source)
         first_source += len(manifest.sources)
+    _refuse_damage(prefixes, manifests)
     duplicates = journal.folder / "duplicates" if first.has_pending_duplicates else None
     if duplicates:
         find_duplicates(parts, duplicates)
@@ -154,6 +155,21 @@ def _assemble(journal: Journal, prefixes: Sequence[str], manifests: Sequence[Man
         assembled.shards,
         first.special_ids,
     )
+
+
+def _refuse_damage(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> None:
+    """Raise UserError for what nobody compares while it is copied: ids without checksums of blocks, and hashes."""
+    problems: list[str] = []
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        paths = DatasetPaths(prefix)
+        shards = {paths.shard(number).bin: shard for number, shard in enumerate(manifest.shards)}
+        problems += damaged_files({path: shard.bin for path, shard in shards.items() if not shard.crc}, REMEDY)
+        expected = HASH_BYTES * manifest.documents if manifest.has_pending_duplicates else 0
+        found = paths.hashes.stat().st_size if expected and paths.hashes.exists() else 0
+        if found != expected:
+            problems.append(f"{paths.hashes}: {found:,} bytes, not {expected:,}: damaged or missing; {REMEDY}")
+    if problems:
+        raise UserError(problems)
 
 
 def _parts(prefix: str, manifest: Manifest) -> list[tuple[Part, int]]:

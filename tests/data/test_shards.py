@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from metro_megatron.data.records import plain, to_json
 from metro_megatron.data.shards import open_shards, token_dtype
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.assembly import shard_writer
+from metro_megatron.preprocess.merging import merge
+from metro_megatron.vocabulary import SpecialIds
 
 DOCUMENTS = [[[7, 8, 9], [10]], [[1999]], [[300] * 40, [5, 6], [11, 12]]]
 UINT16, INT32 = 2000, 128_000
@@ -164,6 +167,17 @@ def test_datasets_must_share_their_tokenizer_and_all_problems_are_told(tmp_path:
     assert "preprocess both with one tokenizer" in refused.value.problems[1]
     with pytest.raises(UserError, match="no shards"):
         open_shards([])
+
+
+def test_the_same_ids_under_other_special_ids_are_not_joined(tmp_path: Path) -> None:
+    """As `tokenizer_config.json` beside one and the same `tokenizer.json` may say."""
+    prefixes = [str(tmp_path / name) for name in "ab"]
+    write(Path(prefixes[0]))
+    other = replace(write(Path(prefixes[1]), shards=(DOCUMENTS[:1],)), special_ids=SpecialIds(bos=2, eos=0))
+    DatasetPaths(prefixes[1]).manifest.write_bytes(to_json(other))
+    for action in (open_shards, lambda prefixes: merge(prefixes, str(tmp_path / "m"), 10**6)):
+        with pytest.raises(UserError, match=r"b has tokenizer .* \(SpecialIds\(bos=2, .*a has .*preprocess both"):
+            action(prefixes)
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:

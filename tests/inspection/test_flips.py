@@ -2,18 +2,20 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from metro_megatron.config.schema import Config, DataConfig, ModelConfig
+from metro_megatron.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from metro_megatron.data.blocks import BLOCK_BYTES, TokenStreams
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import DatasetPaths
 from metro_megatron.data.samples import SampleRule, cache_folder, cached_sample_index
 from metro_megatron.data.shards import open_shards
+from metro_megatron.data.token_counts import count_tokens
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.verification import verify
 from metro_megatron.preprocess.merging import merge
@@ -154,15 +156,44 @@ def test_damaged_ids_are_not_trained_on(dataset: str) -> None:
         except UserError as error:
             refused[sample] = True
             assert f"{path}: block 1 (bytes 16,384 to 32,768) is damaged" in str(error), error
-            assert "copy the shard again" in str(error)
+            assert "copy it again from where it is whole" in str(error)
     assert refused.any() and refused.tolist() == in_block.tolist()
     with pytest.raises(UserError, match="block 1 "):
         merge([dataset], f"{dataset}-merged", 10_000)
     with pytest.raises(UserError, match="block 1 "):
         list(PretrainingData(index, shards, config).evaluation_batches(len(index), 16))
+    with pytest.raises(UserError, match="block 1 "):
+        count_tokens(shards, 2000)
     flip(path, 8 * place)
     assert merge([dataset], f"{dataset}-merged", 10_000).tokens == sum(len(shard.tokens) for shard in shards)
     list(PretrainingData(index, shards, config).evaluation_batches(len(index), 64))
+
+
+def test_ids_that_are_only_counted_are_compared(dataset: str) -> None:
+    """Where whole words are masked, a rank reads the samples of others, too: for the counts of the step."""
+    shards = open_shards([dataset])
+    index = cached_sample_index(shards, SampleRule(64), cache_folder("", [dataset]))
+    data = DataConfig(train=[dataset], seq_length=64, micro_batch_tokens=64)
+    config = Config(model=ModelConfig(vocab_size=2000), data=data, train=TrainConfig(global_batch_size=2))
+    whole_words = replace(config, objective=ObjectiveConfig(whole_word_masking=True))
+    path = DatasetPaths(dataset).shard(0).bin
+
+    def refused(config: Config, dp_rank: int) -> list[int]:
+        starts = np.ones(2000, np.bool_)
+        loader = PretrainingData(index, shards, config, dp_rank=dp_rank, dp_size=2, word_starts=starts)
+        found = []
+        for first in range(0, 400, 2):
+            try:
+                loader.step_batch(0, first)
+            except UserError:
+                found.append(first)
+        return found
+
+    flip(path, 8 * BLOCK_BYTES + 15)  # an id beyond the vocabulary
+    own, counted = ([refused(one, rank) for rank in range(2)] for one in (config, whole_words))
+    flip(path, 8 * BLOCK_BYTES + 15)
+    assert own[0] != own[1]
+    assert counted == [sorted({*own[0], *own[1]})] * 2
 
 
 def test_blocks_are_compared_once_and_only_those_that_are_read(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from metro_megatron.data.shards import INDEX_HEADER, open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.index_check import REMEDY
 from metro_megatron.inspection.verification import verify
+from metro_megatron.preprocess.merging import merge
 from tests.data.test_shards import INT32, write
 from tests.data.two_sources import write_two_sources
 
@@ -114,7 +115,7 @@ def test_missing_swapped_and_stray_shards_are_all_told(prefix: str, capsys: pyte
     assert found[2].startswith(f"{third.idx}: no such file") and str(stray) in found[3] and len(found) == 4
     assert exit_code(lambda: tool.main(tool.Options([prefix, f"{prefix}-none"], verify=True))) == 2
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")][-1].endswith(
-        "write the shard again with tools/preprocess_data.py"
+        "write it with tools/preprocess_data.py"
     )
 
 
@@ -240,6 +241,8 @@ def test_a_dataset_of_an_earlier_version_gets_its_checksums(prefix: str, capsys:
     path.write_bytes(b"\0" + before[path][1:])
     with pytest.raises(UserError, match=f"{path}: SHA-256 "):
         tool.main(tool.Options([prefix], add_checksums=True))
+    with pytest.raises(UserError, match=f"{path}: SHA-256 "):  # else damage would get checksums there
+        merge([prefix], f"{prefix}-merged", 70_000)
     path.write_bytes(before[path])
     tool.main(tool.Options([prefix], add_checksums=True))
     assert {path: path.read_bytes() for path in before} == before

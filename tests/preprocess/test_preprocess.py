@@ -180,6 +180,13 @@ def test_parts_merge_to_the_same_bytes(
     for index in range(15):
         share = {**plan, "shard_index": index, "num_shards": 15}
         parts.append(run(files, tokenizer_folder, tmp_path / "parts" / "s", share, max_reject_fraction=0.1).prefix)
+    if plan:
+        hashes = Path(f"{parts[7]}.hashes")
+        whole = hashes.read_bytes()
+        hashes.write_bytes(whole[:-16])
+        with pytest.raises(UserError, match=f"{hashes}: .* damaged or missing"):
+            merge(parts, str(tmp_path / "merged" / "s"), SMALL["shard_bytes"])
+        hashes.write_bytes(whole)
     result = run_tool(
         "merge_shards",
         *("--input", *(f"{part}.manifest.json" for part in parts)),
