@@ -12,6 +12,7 @@ from metro_megatron.cli.options import Range, at_least
 from metro_megatron.commands.plan import launch_command
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
+from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
 from metro_megatron.plan.gpus import GPUS, NODE
 
@@ -47,7 +48,7 @@ def rehearse(options: Options, others: list[str]) -> int:
     docs/rehearsal.md says what is shown by it. Exit codes: 0 rehearsed, 1 ranks would wait for each other, 2 something
     is wrong with the options, with the reason.
     """
-    config = _with_paths(parse_config(others))
+    config = _with_paths(with_vocabulary(parse_config(others)))
     _refuse(config, options.world_size)
     # Late: all of this loads torch.
     from metro_megatron.train.launch import import_megatron

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
@@ -34,6 +35,8 @@ class Documents:
     shards: Sequence[TokenizedDocuments]
     index: SampleIndex
     description: str
+    word_starts: NDArray[np.bool_] | None = None
+    """[V], where whole words are masked."""
 
     @classmethod
     def find(cls, config: Config) -> Documents:
@@ -46,9 +49,8 @@ class Documents:
     @classmethod
     def of(cls, corpus: Corpus) -> Documents:
         """A corpus's."""
-        return cls(
-            corpus.config, corpus.train_shards, corpus.train_index, f"those of {', '.join(corpus.config.data.train)}"
-        )
+        description = f"those of {', '.join(corpus.config.data.train)}"
+        return cls(corpus.config, corpus.train_shards, corpus.train_index, description, corpus.word_starts)
 
     @classmethod
     def assumed(cls, config: Config) -> Documents:
@@ -65,7 +67,9 @@ class Documents:
             document_index=np.cumsum([0, *map(len, units)], dtype=np.int64),
         )
         index = build_sample_index([documents], config.data.seq_length)
-        return cls(config, [documents], index, "data.train is not here: as long as Wikipedia's are assumed to be")
+        description = "data.train is not here: as long as Wikipedia's are assumed to be"
+        each_token = np.ones(config.model.vocab_size, dtype=np.bool_) if config.objective.whole_word_masking else None
+        return cls(config, [documents], index, description, each_token)
 
     @property
     def fill(self) -> float:
@@ -81,4 +85,6 @@ class Documents:
         return self._data(0, dp_size).advice(0)
 
     def _data(self, dp_rank: int, dp_size: int) -> PretrainingData:
-        return PretrainingData(self.index, self.shards, self.config, dp_rank=dp_rank, dp_size=dp_size)
+        return PretrainingData(
+            self.index, self.shards, self.config, dp_rank=dp_rank, dp_size=dp_size, word_starts=self.word_starts
+        )
