@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NEEDED = "77"
 """The setuptools that pyproject.toml asks for."""
 NOT_COPIED = {".git", ".venv", "runs", "data", "build", "metro_megatron.egg-info", ".hypothesis"}
-NOT_SHIPPED = {".ci", ".gitignore"}
+NOT_SHIPPED = {".ci", ".dockerignore", ".gitignore"}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_every_command_of_the_wheel_exists_and_every_command_is_in_it(built: Pat
     }
     head = message_from_string(metadata)
     assert head["Requires-Python"] == "<3.14,>=3.11"
-    assert set(head.get_all("Provides-Extra") or ()) == {"finetune", "demo", "citizen", "parquet", "ray", "dev"}
+    assert set(head.get_all("Provides-Extra") or ()) == {"finetune", "demo", "citizen", "parquet", "ray", "te", "dev"}
 
 
 def test_the_sdist_is_the_checkout(built: Path) -> None:
