@@ -60,6 +60,7 @@ def test_every_command_of_the_wheel_exists_and_every_command_is_in_it(built: Pat
         entries.read_string(wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode())
         metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
     commands = {path.stem for path in (ROOT / "metro_megatron" / "commands").glob("*.py")} - {"__init__"}
+    commands.remove("rehearse")  # metro-pretrain --dry_run
     assert dict(entries["console_scripts"]) == {
         f"metro-{name.replace('_', '-')}": f"metro_megatron.commands.{name}:run" for name in commands
     }
