@@ -15,7 +15,8 @@
 #SBATCH --output=%x_%j.log
 set -euo pipefail
 
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# sed reads all of it: to a reader that ends early, scontrol's end would be the script's.
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export OMP_NUM_THREADS=8
 # Sequence parallelism overlaps communication as intended only with one queue to the GPU.
 export CUDA_DEVICE_MAX_CONNECTIONS=1

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NEEDED = "77"
 """The setuptools that pyproject.toml asks for."""
 NOT_COPIED = {".git", ".venv", "runs", "data", "build", "metro_megatron.egg-info", ".hypothesis"}
-NOT_SHIPPED = {".ci", ".gitignore"}
+NOT_SHIPPED = {".ci", ".dockerignore", ".gitignore"}
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,13 @@ def test_every_command_of_the_wheel_exists_and_every_command_is_in_it(built: Pat
         entries.read_string(wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode())
         metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
     commands = {path.stem for path in (ROOT / "metro_megatron" / "commands").glob("*.py")} - {"__init__"}
+    commands.remove("rehearse")  # metro-pretrain --dry_run
     assert dict(entries["console_scripts"]) == {
         f"metro-{name.replace('_', '-')}": f"metro_megatron.commands.{name}:run" for name in commands
     }
     head = message_from_string(metadata)
     assert head["Requires-Python"] == "<3.14,>=3.11"
-    assert set(head.get_all("Provides-Extra") or ()) == {"finetune", "demo", "citizen", "parquet", "ray", "dev"}
+    assert set(head.get_all("Provides-Extra") or ()) == {"finetune", "demo", "citizen", "parquet", "ray", "te", "dev"}
 
 
 def test_the_sdist_is_the_checkout(built: Path) -> None:

@@ -2,7 +2,6 @@
 
 import platform
 import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -57,19 +56,23 @@ def page_lines(finding: Finding) -> str:
 
 def _findings(options: Options) -> Iterator[Finding]:
     # Late: torch loads for seconds, and the page's first line shall stand before.
-    from metro_megatron.machine.gpus import driver_lines, gpus
-    from metro_megatron.machine.software import packages
+    from metro_megatron.machine.driver import DriverError, driver, driver_lines
+    from metro_megatron.machine.software import packages, torch_fault
     from metro_megatron.machine.system import system
 
     try:
-        known = len(list(driver_lines()))
-    except (OSError, subprocess.SubprocessError):
+        known = len(driver_lines())
+    except DriverError:
         known = 0
     wanted = options.gpus or known
     yield from packages(wants_gpu=wanted > 0)
     if wanted:
+        yield from driver()
+    if known and wanted and not torch_fault():
+        from metro_megatron.machine.gpus import gpus
+
         yield from gpus(wanted)
-    else:
+    if not wanted:
         cost = "training on the CPU: for demos and tests"
         yield Finding("GPUs", "absent", "the driver knows none", cost, "a machine with GPUs; in a container --gpus all")
     yield from system(wanted, options.output)

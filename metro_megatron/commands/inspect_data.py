@@ -14,6 +14,7 @@ from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import CountLines, ReadingProgress
 from metro_megatron.config.file import parse_config
 from metro_megatron.data.manifest import Manifest, read_manifest
+from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.checksums import add_checksums
 from metro_megatron.inspection.documents import all_sources, describe, source_lengths
@@ -168,7 +169,7 @@ def _show_step(config: list[str], step: int, samples: int) -> None:
     from metro_megatron.train.past_step import past_step
 
     lines = CountLines(f"steps before {step:,}: made {{:,}}")
-    batch, corpus = past_step(parse_config(["--config", *config]), step, lines.show)
+    batch, corpus = past_step(with_vocabulary(parse_config(["--config", *config])), step, lines.show)
     text = TokenText(Tokenizer.from_folder(corpus.tokenizer_folder))
     texts = describe_step(batch, corpus.index_at(step - 1), corpus.train_shards, text)
     print(f"step {step}: {next(texts)}\n")

@@ -12,6 +12,7 @@ from metro_megatron.cli.command_line import pretraining_command, run_tool
 from metro_megatron.cli.options import Range, at_least, flatten
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
+from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
 from metro_megatron.plan.gpus import GPUS, NODE
 
@@ -42,7 +43,7 @@ def main(options: Options, others: list[str]) -> None:
     Options that are not listed here are those of pretrain_metro.py (--config YAML..., --section.name VALUE...).
     docs/plan.md says what is assumed. Exit codes: 0 planned, 2 nothing fits or something is wrong, with the reason.
     """
-    config = _with_paths(parse_config(others))
+    config = _with_paths(with_vocabulary(parse_config(others)))
     # Late: the configuration's checks load torch.
     from metro_megatron.config.problems import problems
     from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster, estimate, layouts

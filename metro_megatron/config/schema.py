@@ -84,7 +84,7 @@ class ModelConfig:
     mask_token_id: Annotated[int, at_least(0)] = MASK_ID
     """What is read at masked positions."""
     other_special_ids: list[int] = field(default_factory=lambda: [UNK_ID])
-    """Ids that are no words either: they are never masked and never drawn."""
+    """Ids that are no words either: masked only where a sample has too few words, and never drawn."""
     max_position_embeddings: Annotated[int, at_least(3)] = 512
     """Rows of the learned absolute position tables: the longest sample, specials included."""
     relative_attention_num_buckets: Annotated[int, at_least(4)] = 64

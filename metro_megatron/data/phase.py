@@ -31,6 +31,7 @@ class PhaseData:
         self._samples = samples
         self._index = index
         objective = config.objective
+        assert word_starts is not None or not objective.whole_word_masking, "masks would be others"
         masking = Masking(
             samples.order.seed,
             objective.mask_probability,

@@ -1,27 +1,17 @@
-"""GPUs: what the driver says of them, and what they do when asked to compute and to talk."""
+"""GPUs: what they do when asked to compute and to talk."""
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 
 import torch
 
 from fused.dispatch import describe
+from metro_megatron.machine.driver import SMI
 from metro_megatron.machine.finding import Finding
 from metro_megatron.plan.gpus import peak_tflops
 
-SMI = "nvidia-smi"
-ASKED = ("index", "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks_event_reasons.active")
-MORE = ("ecc.errors.uncorrected.volatile.total", "temperature.gpu")
-SLOWED = {
-    0x08: "hardware slowdown",
-    0x20: "too hot (software)",
-    0x40: "too hot (hardware)",
-    0x80: "power brake",
-}
-"""Bits of clocks_event_reasons.active that a machine's keeper has to look at; limits of power and idling are none."""
 LEAST_SHARE = 0.5
 """Of the data sheet's rate, that large products in bf16 reach on a healthy GPU; they reach some 0.7."""
 SIZE = 8192
@@ -31,15 +21,7 @@ SUMMED = 64 << 20
 
 
 def gpus(wanted: int) -> Iterator[Finding]:
-    """What there is of the GPUs that are wanted, and whether each works."""
-    try:
-        lines = list(driver_lines())
-    except (OSError, subprocess.SubprocessError) as error:
-        remedy = "install NVIDIA's driver; in a container, start it with the GPUs (--gpus all)"
-        yield Finding("driver", "wrong", f"{SMI} does not run ({error})", "no GPU is used", remedy, is_needed=True)
-        return
-    for line in lines:
-        yield from _as_the_driver_says(line)
+    """Whether those that are wanted can be used, and each works."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
@@ -48,38 +30,12 @@ def gpus(wanted: int) -> Iterator[Finding]:
         return
     count = torch.cuda.device_count()
     if count < wanted:
-        found = f"{count} GPUs can be used, {wanted} are wanted ({len(lines)} are known to the driver)"
+        found = f"{count} GPUs can be used, {wanted} are wanted"
         yield Finding("GPUs", "wrong", found, "", f"CUDA_VISIBLE_DEVICES, or --gpus {count}", is_needed=True)
     for number in range(count):
         yield _at_work(torch.device("cuda", number))
     if count > 1:
         yield _in_talk(count)
-
-
-def driver_lines() -> Iterator[dict[str, str]]:
-    """What nvidia-smi says of each GPU. Raises OSError or SubprocessError where it does not run."""
-    asked = (*ASKED, *MORE)
-    command = [SMI, f"--query-gpu={','.join(asked)}", "--format=csv,noheader,nounits"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    for line in output.splitlines():
-        yield dict(zip(asked, (part.strip() for part in line.split(",")), strict=True))
-
-
-def _as_the_driver_says(line: dict[str, str]) -> Iterator[Finding]:
-    subject = f"GPU {line['index']}"
-    clock = f"{line['clocks.sm']} of {line['clocks.max.sm']} MHz, {line['temperature.gpu']} degrees"
-    yield Finding(subject, "works", f"{line['name']}, driver {line['driver_version']}, {clock}")
-    active = line["clocks_event_reasons.active"]
-    bits = int(active, 16) if active.startswith("0x") else 0
-    slowed = [reason for bit, reason in SLOWED.items() if bits & bit]
-    if slowed:
-        cost = "all ranks wait for the slowest GPU"
-        yield Finding(subject, "wrong", f"is slowed down: {', '.join(slowed)}", cost, "look at cooling and power")
-    errors = line["ecc.errors.uncorrected.volatile.total"]
-    if errors.isdigit() and int(errors):
-        cost = "values may be wrong, and kernels fail"
-        remedy = f"{SMI} --gpu-reset --id={line['index']} while nothing uses it; another machine if it comes again"
-        yield Finding(subject, "wrong", f"{errors} memory errors that were not corrected", cost, remedy, is_needed=True)
 
 
 @torch.no_grad()

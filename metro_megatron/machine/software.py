@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -24,11 +25,26 @@ def packages(wants_gpu: bool) -> Iterator[Finding]:
     """Everything that is installed, or might be."""
     yield from _torch(wants_gpu)
     yield _required()
-    yield from _kernels(wants_gpu)
+    if not torch_fault():
+        yield from _kernels(wants_gpu)
     yield from _extras()
 
 
+@cache
+def torch_fault() -> str:
+    """Why torch does not load; empty where it does."""
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""
+
+
 def _torch(wants_gpu: bool) -> Iterator[Finding]:
+    if fault := torch_fault():
+        remedy = f"pip uninstall torch, and again: {SOURCE}"
+        yield Finding("torch", "wrong", fault, "nothing can be trained", remedy, is_needed=True)
+        return
     import torch
 
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
@@ -51,7 +67,7 @@ def _torch(wants_gpu: bool) -> Iterator[Finding]:
 def _required() -> Finding:
     """What setup.cfg requires, by release."""
     try:
-        requirements = [Requirement(line) for line in metadata.requires("metro_megatron") or []]
+        requirements = requirements_of("metro_megatron")
     except metadata.PackageNotFoundError:
         return Finding("packages", "wrong", "metro_megatron itself is not installed", "", SOURCE, is_needed=True)
     always = [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
@@ -59,6 +75,11 @@ def _required() -> Finding:
     if misfits:
         return Finding("packages", "wrong", "; ".join(misfits), "it may fail anywhere", SOURCE, is_needed=True)
     return Finding("packages", "works", f"all {len(always)} that setup.cfg requires, in its ranges")
+
+
+def requirements_of(package: str) -> list[Requirement]:
+    """What an installed package requires, its extras too. Raises PackageNotFoundError."""
+    return [Requirement(line) for line in metadata.requires(package) or []]
 
 
 def misfit(requirement: Requirement) -> str:
@@ -81,7 +102,7 @@ def _kernels(wants_gpu: bool) -> Iterator[Finding]:
         cost = "attention, LayerNorm and the vocabulary's loss in plain torch: slower, and more memory"
         yield Finding("Triton", "absent", MISSING, cost if wants_gpu else "", f"pip install 'triton>={least}'")
     else:
-        yield Finding("Triton", "works", metadata.version("triton"))
+        yield Finding("Triton", "works", _version("triton"))
     if not wants_gpu:
         return
     for subject, package, fault, cost in (
@@ -91,9 +112,9 @@ def _kernels(wants_gpu: bool) -> Iterator[Finding]:
         if not fault:
             yield Finding(subject, "works", _version(package))
             continue
-        reason, _, remedy = fault.partition(": ")
+        # A fault that quotes an error is one of something that is there: both name what mends it.
         is_there = importlib.util.find_spec(package) is not None
-        yield Finding(subject, "wrong" if is_there else "absent", reason, cost, remedy)
+        yield Finding(subject, "wrong" if is_there else "absent", fault, cost)
 
 
 def _extras() -> Iterator[Finding]:
@@ -105,7 +126,10 @@ def _extras() -> Iterator[Finding]:
         )
     else:
         yield Finding("gigatoken", "works", metadata.version("gigatoken"))
-    requirements = [Requirement(line) for line in metadata.requires("metro_megatron") or []]
+    try:
+        requirements = requirements_of("metro_megatron")
+    except metadata.PackageNotFoundError:
+        return  # said above
     for extra, purpose in EXTRAS.items():
         own = [one for one in requirements if one.marker and one.marker.evaluate({"extra": extra})]
         own = [one for one in own if not one.marker or not one.marker.evaluate({"extra": ""})]

@@ -65,7 +65,12 @@ def _limits(gpus: int) -> Iterator[Finding]:
 
 
 def _environment(gpus: int) -> Iterator[Finding]:
-    temporary = tempfile.gettempdir()
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        remedy = "export TMPDIR=, a folder that can be written and is not full"
+        yield Finding("TMPDIR", "wrong", str(error), "processes cannot be joined", remedy, is_needed=True)
+        temporary = ""
     if len(temporary) > DISTANT_TEMPORARY:
         cost = "sockets of helpers cannot be made below it"
         yield Finding("TMPDIR", "wrong", f"{temporary} is long", cost, "export TMPDIR=/tmp")
@@ -78,9 +83,9 @@ def _environment(gpus: int) -> Iterator[Finding]:
 def _storage(folder: Path) -> Iterator[Finding]:
     """Write, sync, rename and remove below the folder, as a save does."""
     subject, there = f"storage of {folder}", folder
-    while not there.exists():
-        there = there.parent
     try:
+        while not there.exists():
+            there = there.parent
         rate = _written_per_second(there)
     except OSError as error:
         remedy = "choose a folder that can be written"
@@ -113,5 +118,6 @@ def _written_per_second(folder: Path) -> float:
 def file_system(folder: Path) -> str:
     """Type of the file system that a folder is on, as the system calls it."""
     place = folder.resolve()
+    # Of several mounted on one folder the last is seen: an automounter's, then what it has mounted.
     mounts = [one for one in psutil.disk_partitions(all=True) if place.is_relative_to(one.mountpoint)]
-    return max(mounts, key=lambda one: len(Path(one.mountpoint).parts)).fstype if mounts else "unknown"
+    return max(reversed(mounts), key=lambda one: len(Path(one.mountpoint).parts)).fstype if mounts else "unknown"

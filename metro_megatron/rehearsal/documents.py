@@ -36,7 +36,7 @@ class Documents:
     index: SampleIndex
     description: str
     word_starts: NDArray[np.bool_] | None = None
-    """As PretrainingData has them."""
+    """[V], where whole words are masked."""
 
     @classmethod
     def find(cls, config: Config) -> Documents:
@@ -67,7 +67,9 @@ class Documents:
             document_index=np.cumsum([0, *map(len, units)], dtype=np.int64),
         )
         index = build_sample_index([documents], config.data.seq_length)
-        return cls(config, [documents], index, "data.train is not here: as long as Wikipedia's are assumed to be")
+        description = "data.train is not here: as long as Wikipedia's are assumed to be"
+        each_token = np.ones(config.model.vocab_size, dtype=np.bool_) if config.objective.whole_word_masking else None
+        return cls(config, [documents], index, description, each_token)
 
     @property
     def fill(self) -> float:

@@ -36,6 +36,7 @@ def past_step(
         corpus.train_index,
         corpus.train_shards,
         config,
+        word_starts=corpus.word_starts,
         phase_indices=corpus.phase_indices,
         phase_begins=samples.begins,
     )

@@ -326,8 +326,7 @@ def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, mes
 def test_libraries_for_gpus_are_refused_on_the_cpu(changes, message):
     config = configured(**changes)
     assert problems(config, 1, "cuda") == []
-    (found,) = problems(config, 1, "cpu")
-    assert message in found
+    assert any(message in found for found in problems(config, 1, "cpu"))
 
 
 def test_everything_wrong_is_said_together():

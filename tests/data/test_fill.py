@@ -47,7 +47,7 @@ def test_every_preset_is_full_on_8_to_512_gpus(drawn, steps):
                 assert config.train.global_batch_size < gpus / config.parallel.model_ranks
                 continue
             data, dp_size, batch = config.data, gpus // config.parallel.model_ranks, config.train.global_batch_size
-            key = data.seq_length, data.micro_batch_tokens, config.parallel, batch, dp_size
+            key = data.seq_length, data.micro_batch_tokens, str(config.parallel), batch, dp_size
             if key not in found:
                 lengths = drawn(data.seq_length, steps * batch)
                 more = drawn(data.seq_length, 64 * STEPS * dp_size)

@@ -95,7 +95,7 @@ def test_a_crop_is_a_span_of_the_original_with_its_first_token(micro_batch: Micr
     """Against slices of lists, for every beginning that the keys can give."""
     samples = [[0, 10, 11, 2], [0, 12, 2]]
     for keys in itertools.product(range(5), repeat=2):
-        cropped = crop(replace(micro_batch, crop_keys=torch.tensor(keys)), share)
+        cropped = crop(replace(micro_batch, crop_keys=torch.tensor(keys)), share, pad_id=1)
         wanted = []
         for ids, key in zip(samples, keys, strict=True):
             size = max(1, int(share * len(ids)))

@@ -14,7 +14,7 @@ import metro_megatron.commands.inspect_data as tool
 from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.config.file import save_config
 from metro_megatron.config.phases import Phase
-from metro_megatron.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from metro_megatron.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import LengthHistogram
 from metro_megatron.data.samples import build_sample_index
@@ -183,17 +183,26 @@ PHASES = [Phase(2, seq_length=32), Phase(4, weights=[0, 1])]
 
 
 @pytest.mark.parametrize(
-    "train",
-    [{}, {"global_batch_size": 24}, {"phases": PHASES}, {"phases": PHASES, "global_batch_size": 24}],
+    ("train", "whole_words"),
+    [
+        ({}, False),
+        ({"global_batch_size": 24}, True),
+        ({"phases": PHASES}, False),
+        ({"phases": PHASES, "global_batch_size": 24}, False),
+    ],
 )
-def test_a_step_is_what_the_ranks_of_the_run_read(folder: Path, tmp_path: Path, train: dict, capsys: Printed) -> None:
+def test_a_step_is_what_the_ranks_of_the_run_read(
+    folder: Path, tmp_path: Path, train: dict, whole_words: bool, capsys: Printed
+) -> None:
     config = run_config(folder, tmp_path / "run", **train)
+    config = replace(config, objective=ObjectiveConfig(whole_word_masking=whole_words))
     shards = open_shards(config.data.train)
     index, *others = [build_sample_index(shards, phase.data.seq_length) for phase in config.by_phase]
-    text = TokenText(Tokenizer.from_folder(shards[0].tokenizer_path))
+    tokenizer = Tokenizer.from_folder(shards[0].tokenizer_path)
+    text, starts = TokenText(tokenizer), tokenizer.word_starts() if whole_words else None
     expected, totals = set(), set()
     for rank in range(2):
-        data = PretrainingData(index, shards, config, dp_rank=rank, dp_size=2, phase_indices=others)
+        data = PretrainingData(index, shards, config, dp_rank=rank, dp_size=2, phase_indices=others, word_starts=starts)
         *_, batch = data.prefetch(0, 5, 0)
         totals.add((batch.num_tokens, batch.num_masked))
         for micro_batch in batch.micro_batches:
@@ -208,7 +217,9 @@ def test_a_step_is_what_the_ranks_of_the_run_read(folder: Path, tmp_path: Path, 
     ((num_tokens, num_masked),) = totals
     assert found == expected and len(blocks) == len(expected)
     assert f"{len(blocks)} samples, {num_tokens:,} tokens, {num_masked:,} masked" in head
-    assert show_step(config, 5, tmp_path, capsys, samples=3)[1:] == blocks[:3]
+    # As before a run, whose vocabulary comes from the data.
+    before = replace(config, model=replace(config.model, vocab_size=ModelConfig().vocab_size))
+    assert show_step(before, 5, tmp_path, capsys, samples=3)[1:] == blocks[:3]
 
 
 def test_padded_rows_hold_the_same_samples(folder: Path, tmp_path: Path, capsys: Printed) -> None:

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 
 from metro_megatron import nvidia
 from metro_megatron.commands.doctor import Options, main, page_lines
+from metro_megatron.machine import software
+from metro_megatron.machine.driver import driver
 from metro_megatron.machine.finding import Finding
 from metro_megatron.machine.gpus import gpus
 from metro_megatron.machine.software import misfit, packages
@@ -26,6 +28,10 @@ def with_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, code
     tool.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def denied(path: Path) -> bool:
+    raise PermissionError(13, "Permission denied", str(path))
 
 
 def said(findings: list[Finding]) -> dict[str, str]:
@@ -50,7 +56,7 @@ def test_what_the_driver_says_of_hot_and_broken_gpus(tmp_path: Path, monkeypatch
     hot = "1, NVIDIA A100-SXM4-80GB, 570.86, 705, 1410, 0x0000000000000048, 0, 93"
     broken = "2, NVIDIA A100-SXM4-80GB, 570.86, 1410, 1410, 0x0000000000000004, 3, 40"
     with_driver(tmp_path, monkeypatch, HEALTHY, hot, broken)
-    findings = list(gpus(3))
+    findings = list(driver())
     by_gpu = [(one.subject, one.state, one.is_fatal) for one in findings if one.subject.startswith("GPU ")]
     assert by_gpu == [
         ("GPU 0", "works", False),
@@ -65,8 +71,25 @@ def test_what_the_driver_says_of_hot_and_broken_gpus(tmp_path: Path, monkeypatch
 
 def test_a_driver_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_driver(tmp_path, monkeypatch, code=9)
-    (finding,) = gpus(1)
-    assert finding.is_fatal and finding.subject == "driver" and "9" in finding.found
+    (finding,) = driver()
+    assert finding.is_fatal and finding.subject == "driver" and "exit code 9" in finding.found
+
+
+@pytest.mark.parametrize("line", ["No devices were found", "Unable to determine the device handle for GPU 0", None])
+def test_a_driver_that_answers_with_something_else_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str | None
+) -> None:
+    with_driver(tmp_path, monkeypatch, *([line] if line else []))
+    assert main(Options(gpus=1)) == 1
+    page = capsys.readouterr().out
+    assert f"! wrong   driver: nvidia-smi ends with exit code 0 and says: {line or 'nothing'}" in page
+
+
+def test_a_driver_before_535_has_another_name_for_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(tmp_path, monkeypatch)
+    answer = f"case \"$*\" in *clocks_event*) echo 'not a valid field to query'; exit 2;; *) echo '{HEALTHY}';; esac"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+    assert [(one.subject, one.state) for one in driver()] == [("GPU 0", "works")]
 
 
 def test_releases_are_compared_with_the_ranges() -> None:
@@ -88,17 +111,37 @@ def test_another_project_named_apex_is_told_from_nvidias(tmp_path: Path, monkeyp
     )
 
 
+def test_a_checkout_that_is_not_installed_and_a_torch_that_does_not_load(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def requires(package: str) -> list[str]:
+        raise software.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(software.metadata, "requires", requires)
+    monkeypatch.setattr(software, "torch_fault", lambda: "libnccl.so.2: cannot open shared object file")
+    assert main(Options()) == 1
+    page = capsys.readouterr().out
+    assert "! wrong   torch: libnccl.so.2" in page and "metro_megatron itself is not installed" in page
+    assert page.splitlines()[-1] == "this machine cannot train as asked: torch, packages"
+
+
 def test_storage_that_cannot_be_written_is_fatal_and_one_of_this_machine_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("metro_megatron.machine.system.TRIED", 1 << 10)
     closed = "/proc/self"  # not even root writes there
     fatal = [one for one in system(0, closed) if one.is_fatal]
     assert len(fatal) == 1 and fatal[0].cost == "nothing can be saved"
     assert any(one.subject.endswith(", shared") for one in system(0, str(tmp_path)))
+    looked = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: looked(path) if path.name != "x" else denied(path))
+    assert [one.cost for one in system(0, str(tmp_path / "x")) if one.is_fatal] == ["nothing can be saved"]
     mounts = [("/", "ext4"), (str(tmp_path), "nfs4"), (str(tmp_path / "run" / "deep"), "tmpfs")]
     partitions = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: partitions)
     assert file_system(tmp_path / "run") == "nfs4" and file_system(Path("/")) == "ext4"
+    partitions.insert(1, SimpleNamespace(mountpoint=str(tmp_path), fstype="autofs"))
+    assert file_system(tmp_path / "run") == "nfs4", "what the automounter has mounted there"
     assert not any(one.subject.endswith(", shared") for one in system(0, str(tmp_path)))
 
 

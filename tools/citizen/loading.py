@@ -16,6 +16,8 @@ from torch import Tensor
 
 from metro_megatron.hf import modeling_metro
 from metro_megatron.hf.configuration_metro import MODELS, MetroConfig
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.tokenizer.trained import TrainedTokenizer
 from tools.citizen.subject import NUM_LABELS, Checks, Subject, Wrong, answer, close, equal, require
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +29,15 @@ IMPORTS = (
 
 
 def tokenizer(subject: Subject) -> str:
-    """AutoTokenizer, which asks nothing, and gives back texts."""
-    found = subject.tokenizer
+    """AutoTokenizer, which asks nothing, and gives the run's ids; of ours, whose texts come back."""
+    found, own = subject.tokenizer, Tokenizer.from_folder(subject.folder)
     text = "Naïve café, 北京 🙂"
-    require(found.decode(found(text)["input_ids"], skip_special_tokens=True).strip() == text, "the text is not kept")
+    ids = [own.special_ids.bos, *own.encode(text), own.special_ids.eos]
+    require(found(text)["input_ids"] == ids, f"gives {found(text)['input_ids']}, the run's are {ids}")
+    if isinstance(own, TrainedTokenizer):
+        require(found.decode(ids, skip_special_tokens=True).strip() == text, "the text is not kept")
     require(set(found(text)) == {"input_ids", "attention_mask"}, f"gives {set(found(text))}")
-    return f"{len(found)} ids, texts come back"
+    return f"{len(found)} ids, those of the run"
 
 
 def config(subject: Subject) -> str:

@@ -42,7 +42,8 @@ def token_labels(subject: Subject) -> tuple[dict[str, Tensor], Tensor]:
     """Rows, and labels of their tokens with -100 at padding and specials."""
     rows = subject.rows()
     labels = rows["input_ids"] % NUM_LABELS
-    return rows, labels.masked_fill(rows["input_ids"] < 5, -100)
+    specials = torch.tensor(subject.tokenizer.all_special_ids)
+    return rows, labels.masked_fill(torch.isin(rows["input_ids"], specials), -100)
 
 
 def token_classification(subject: Subject) -> str:
