@@ -65,7 +65,8 @@ def save_both_ways(config: Config, copy: Path) -> tuple[bool, list[str]]:
         run_steps(trainer, 2, 4)
         is_early = newest_step(trainer.run) is not None
         threading.Timer(0.2, goes_on.set).start()
-        trainer.saves._end_save_before(said.extend if trainer.layout.rank == 0 else lambda lines: None, is_end=False)
+        trainer.saves.end_save_before(said.extend if trainer.layout.rank == 0 else lambda lines: None, goes_on=True)
+    assert trainer.saves.longest > 0.2, "which every rank's watchdog knows"
     trainer.close()
     return is_early, said
 
