@@ -65,13 +65,12 @@ class Contents:
             name: Stored(tuple(entry.size), entry.properties.dtype, partial(_read, model, name))
             for name, entry in model.all_stored.items()
         }
-        progress = folder / "progress.json"
         return cls(
             folder,
             tensors,
             flatten(load_config(folder / "run_config.yaml")),
             flatten(Config()),
-            json.loads(progress.read_text(encoding="utf-8")) if progress.is_file() else {},
+            _read_object(folder / "progress.json"),
         )
 
     @classmethod
@@ -81,9 +80,7 @@ class Contents:
         for name in stored:
             tensor = stored[name]  # mapped, not read
             tensors[name] = Stored(tuple(tensor.shape), tensor.dtype, partial(stored.__getitem__, name))
-        path = folder / "config.json"
-        options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return cls(folder, tensors, options, {}, {})
+        return cls(folder, tensors, _read_object(folder / "config.json"), {}, {})
 
     @property
     def num_bytes(self) -> int:
@@ -109,6 +106,14 @@ class Contents:
         except UserError as error:
             return error.problems
         return []
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Of JSON; empty where there is no such file. Raises UserError."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged, holds no JSON object ({error}); give another copy") from error
 
 
 def _read(model: StoredModel, name: str) -> Tensor:

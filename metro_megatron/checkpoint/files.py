@@ -122,6 +122,21 @@ def verify_sizes(folder: Path) -> None:
         raise UserError([*problems, _another(folder)])
 
 
+def verify_texts(folder: Path) -> None:
+    """Compare what is read of a checkpoint before all of it is compared: its configuration, and its place in the run.
+
+    Raises UserError as verify_integrity, but for integrity.json that is missing.
+    """
+    entries = _read_integrity(folder) if (folder / INTEGRITY).is_file() else {}
+    problems = [
+        f"{folder / name}: missing or damaged"
+        for name in sorted(entries.keys() & {"run_config.yaml", "progress.json"})
+        if not (folder / name).is_file() or _sha256(folder / name) != entries[name]["sha256"]
+    ]
+    if problems:
+        raise UserError([*problems, _another(folder)])
+
+
 def verify_integrity(
     folder: Path, first: int = 0, every: int = 1, on_bytes: Callable[[int], object] = lambda size: None
 ) -> None:

@@ -15,6 +15,7 @@ from metro_megatron.checkpoint.files import (
     resumable_steps,
     saved_steps,
     tracked_step,
+    verify_texts,
 )
 from metro_megatron.cli.options import Option, flatten, options_of
 from metro_megatron.config.file import load_config
@@ -32,6 +33,7 @@ def beginning(config: Config) -> Path | None:
     problems = []
     for iteration in beginnings(config):
         try:
+            verify_texts(iteration)  # a value that a flipped bit has changed is no other run's
             load_config(iteration / "run_config.yaml")
         except UserError as error:
             problems += error.problems

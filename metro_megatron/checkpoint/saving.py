@@ -77,18 +77,21 @@ class Exchange:
             if time.monotonic() > last:
                 raise RuntimeError("other ranks have ended before their files were written")
             time.sleep(SECONDS_BETWEEN_LOOKS)
+        with suppress(RuntimeError):  # what is handed has been told, too
+            for key in (*self._keys, self._prefix):
+                self._store.delete_key(key)
         return written
 
     def _told(self) -> list[Written]:
         """Empty: not all have told."""
         with suppress(RuntimeError):
             if self._store.add(self._prefix, 0) == self._world_size:
-                keys = [f"{self._prefix}/{rank}" for rank in range(self._world_size)]
-                told = [pickle.loads(self._store.get(key)) for key in keys]
-                for key in (*keys, self._prefix):
-                    self._store.delete_key(key)
-                return told
+                return [pickle.loads(self._store.get(key)) for key in self._keys]
         return []
+
+    @property
+    def _keys(self) -> list[str]:
+        return [f"{self._prefix}/{rank}" for rank in range(self._world_size)]
 
 
 class Saving:

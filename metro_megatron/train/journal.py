@@ -3,6 +3,7 @@ step that was skipped as a spike, and each that the run went back from."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -52,7 +53,11 @@ def _write(run: Path, lines: list[dict[str, Any]], say: Callable[[str], object])
     """`say` hears of what could not be noted, which ends no run."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        with (run / JOURNAL).open("ab") as file:
+        with (run / JOURNAL).open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a crash has cut the last line short, which would take the next one with it
+                    file.write(b"\n")
             for line in lines:
                 file.write(orjson.dumps({"date": date, **line}) + b"\n")
     except OSError as error:

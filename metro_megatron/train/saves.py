@@ -46,7 +46,7 @@ class Saves:
         What was in its way is said. Raises it as a UserError, on every rank, at the run's end, or if it was there in
         more saves in a row than checkpoint.failed_saves.
         """
-        self._end_save_before(say, is_end)
+        self.end_save_before(say, goes_on=not is_end)
         try:
             if is_end or not self.options.async_save:
                 self.now(step, state, say)
@@ -68,19 +68,19 @@ class Saves:
         elif ended:
             say(f"warning: not saved: {problem}" for problem in ended)
 
-    def _end_save_before(self, say: Say, is_end: bool) -> None:
-        """Wait for the save beside the training, if there is one, and count it. Its failure is no reason to leave out
-        the run's last save."""
+    def end_save_before(self, say: Say, goes_on: bool) -> None:
+        """Wait for the save beside the training, if there is one, and count it. A failure ends the run, as `keep` says,
+        if it goes on: it is no reason to leave out the last save, or to go back no more."""
         start = time.monotonic()
         try:
-            if self.checkpoints.wait():
-                self.failed = 0
+            if saved := self.checkpoints.wait():
+                self.failed, self.longest = 0, max(self.longest, saved.seconds)
         except UserError:
-            if self._failed_too_often() and not is_end:
+            if self._failed_too_often() and goes_on:
                 raise
         waited = time.monotonic() - start
         self.tell(say)
-        if waited > LONG_WAIT and not is_end:
+        if waited > LONG_WAIT and goes_on:
             say([f"warning: waited {waited:.1f} s for the save before; checkpoint.save_interval is short"])
 
     def _say_saved(self, saved: Saved, say: Say) -> None:

@@ -147,26 +147,31 @@ class Trainer:
 
     def train(self) -> None:
         """Train to the last step, or until SIGTERM or SIGHUP; either way the state is saved."""
-        while True:
-            try:
-                self._train_on()
-                return
-            except BadStep as bad:
+        try:
+            while bad := self._train_on():
+                if self._is_told_to_end(bad):
+                    return
                 self._roll_back(bad)
+        finally:
+            if self.stop:
+                self.stop.restore()
+                self.stop = None
 
-    def _train_on(self) -> None:
+    def _train_on(self) -> BadStep | None:
+        """Returns the step that the run shall go back from; None: it has come to its end, or was told to."""
         data = self.corpus.training_data(self.layout, self.progress.phase_begins)
         report = self.report = self._open_report()
         if self.progress.done == self.config.train.train_steps:
             self._finish(report)
-            return
+            return None
         if report:
             report.warn_of_padding(data, self.progress.seen_samples)
         if self.config.train.self_check:
             self._check(report, data)
         norms = WeightNorms(self.pair, self.optimizer, self.layout)
         clock = self.clock = Clock()
-        self.stop = StopRequest(self.layout.rank == 0, self._seconds_to_stop)
+        # Kept where the run goes back: what it was told meanwhile counts.
+        self.stop = self.stop or StopRequest(self.layout.rank == 0, self._seconds_to_stop)
         self.watchdog = self._new_watchdog()
         batches = data.prefetch(self.progress.done, self.config.train.train_steps, self.progress.seen_samples)
         try:
@@ -188,15 +193,20 @@ class Trainer:
                 self._look_up(report, is_last)
                 if self.stop.is_agreed:
                     break
+        except BadStep as bad:
+            # All ranks are here, however long some of them write.
+            self._sign("to save", self.saves.longest)
+            self.saves.end_save_before(_saying(report), goes_on=False)
+            return bad
         finally:
             if self.watchdog:
                 self.watchdog.close()
             batches.close()
-            self.stop.restore()
             self.checkpoints.close()
             if report:
                 self.saves.tell(report.say_all)
                 report.close()
+        return None
 
     def passes_over(self, step: int) -> bool:
         """Whether the samples of a step, counted from 0, are left out."""
@@ -225,6 +235,15 @@ class Trainer:
         is_end = is_last or self.stop.is_agreed
         if self._is_due(self.config.checkpoint.save_interval, is_end):
             self.clock.pause(lambda: self._keep(report, is_end))
+
+    def _is_told_to_end(self, bad: BadStep) -> bool:
+        """Whether going back is the next start's. Nothing has to be saved: it comes to the same bad step again. A
+        collective call."""
+        assert self.stop
+        is_told = self.layout.any_rank(self.stop.is_asked)
+        if is_told and self.report:
+            self.report.say(f"step {bad.step}: {bad.cause}; the same command goes back from it")
+        return is_told
 
     def _roll_back(self, bad: BadStep) -> None:
         """Go back to the newest checkpoint, and pass over the samples from there to the bad step. A collective call.
@@ -297,7 +316,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """progress.json of a checkpoint at this step, whose parameters are fetched. A collective call."""
-        self._sign("to save")
+        self._sign("to save", self.saves.longest)
         self.past.read()
         self.homes.fetch_parameters()
         self._refuse_diverged()
@@ -369,7 +388,9 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.run / "run_config.yaml")
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
+        before = self.report
         report = Report(self.run, self.parts.all_terms, self.progress.done, self.config.train.train_steps)
+        report.has_begun = before is not None and before.has_begun
         report.say(self._description())
         if missing := self.corpus.without_checksums:
             report.say(f"warning: {missing}")

@@ -122,3 +122,11 @@ def test_an_exported_folder_and_what_is_nothing(tmp_path: Path, capsys: pytest.C
     assert "hidden_size: 3" in said and "no integrity.json" in said
     with pytest.raises(UserError, match="neither a checkpoint"):
         info(tmp_path)
+
+
+def test_a_damaged_progress_is_named(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run / "iter_0000001", tmp_path / "iter_0000001"))
+    for content in ('{"step": ', "[1, 2]"):
+        (folder / "progress.json").write_text(content)
+        with pytest.raises(UserError, match="progress.json: damaged"):
+            info(folder)

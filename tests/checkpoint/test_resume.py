@@ -1,11 +1,13 @@
 """What a resumed run may be told anew, and what would make it another run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from metro_megatron.checkpoint.resume import config_differences, refuse_other_run
+from metro_megatron.checkpoint.files import file_entries
+from metro_megatron.checkpoint.resume import beginning, config_differences, refuse_other_run
 from metro_megatron.config.file import save_config
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import CheckpointConfig, Config, DataConfig, ParallelConfig
@@ -54,3 +56,21 @@ def test_phases_that_have_begun_stay_where_they_began(tmp_path: Path) -> None:
     in_steps = [Phase(start=5, lr_factor=0.5)]
     save_config(replace(phased, train=replace(phased.train, phases=in_steps)), tmp_path / "run_config.yaml")
     refuse_other_run(tmp_path, replace(longer, train=replace(longer.train, phases=in_steps)))
+
+
+def test_a_first_look_takes_no_value_from_a_damaged_text(tmp_path: Path) -> None:
+    """A digit of the newest checkpoint's step, or of its options, would make it another run's."""
+    for step in (3, 6):
+        folder = tmp_path / f"iter_{step:07d}"
+        folder.mkdir()
+        save_config(SAVED, folder / "run_config.yaml")
+        (folder / "progress.json").write_text(f'{{"step": {step}}}')
+        texts = file_entries([folder / "run_config.yaml", folder / "progress.json"])
+        (folder / "integrity.json").write_text(json.dumps({"files": texts}))
+    config = replace(SAVED, train=replace(SAVED.train, output=str(tmp_path)))
+    assert beginning(config) == folder
+    (folder / "progress.json").write_text('{"step": 999999999}')
+    assert beginning(config) == tmp_path / "iter_0000003"
+    (tmp_path / "iter_0000003" / "run_config.yaml").write_text("train:\n  seed: 9\n")
+    with pytest.raises(UserError, match=r"(?s)progress.json: missing or damaged.*run_config.yaml: missing or damaged"):
+        beginning(config)

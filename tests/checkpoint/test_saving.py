@@ -24,7 +24,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from metro_megatron.checkpoint.files import newest_step, tracked_step, verify_integrity
 from metro_megatron.checkpoint.publish import UNFINISHED
-from metro_megatron.checkpoint.writing import HashedFile
+from metro_megatron.checkpoint.saving import Exchange
+from metro_megatron.checkpoint.writing import HashedFile, Written
 from metro_megatron.config.schema import Config
 from metro_megatron.train import saves as module
 from metro_megatron.train.trainer import Trainer
@@ -65,7 +66,8 @@ def save_both_ways(config: Config, copy: Path) -> tuple[bool, list[str]]:
         run_steps(trainer, 2, 4)
         is_early = newest_step(trainer.run) is not None
         threading.Timer(0.2, goes_on.set).start()
-        trainer.saves._end_save_before(said.extend if trainer.layout.rank == 0 else lambda lines: None, is_end=False)
+        trainer.saves.end_save_before(said.extend if trainer.layout.rank == 0 else lambda lines: None, goes_on=True)
+    assert trainer.saves.longest > 0.2, "which every rank's watchdog knows"
     trainer.close()
     return is_early, said
 
@@ -92,6 +94,20 @@ def test_a_save_beside_the_training_is_that_of_its_step_and_ranks_write_equal_sh
 def _tensor_files(folder: Path) -> dict[str, Any]:
     files = json.loads((folder / "integrity.json").read_text())["files"]
     return {name: entry for name, entry in files.items() if name.endswith(".distcp")}
+
+
+@pytest.mark.parametrize("is_handed", [True, False])
+def test_what_ranks_have_told_does_not_stay_in_their_store(is_handed: bool) -> None:
+    """It would grow with every save of a run."""
+    store = torch.distributed.HashStore()
+    ranks = [Exchange(store, "one", rank, 2) for rank in range(2)]
+    before = store.num_keys()
+    told = [Written(problem=f"of rank {rank}") for rank in range(2)]
+    for exchange, written in zip(ranks, told, strict=True):
+        exchange.tell(written)
+    if is_handed:
+        ranks[0].hand(told)
+    assert ranks[0].hear() == told and store.num_keys() == before
 
 
 def test_a_hash_of_what_is_written_is_the_file_s(tmp_path: Path) -> None:

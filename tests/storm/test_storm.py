@@ -115,6 +115,8 @@ def test_the_journal_goes_on_after_a_line_that_was_cut_and_counts_what_came(tmp_
     journal.add(row(1, "EIO", "other layouts", hit=False, steps=[1, 2], problems=["hangs: not over after 9 s"]))
     journal.add(row(2, "flipped bit", began=3, steps=[4, 5, 6], damaged={"file": "0a"}))
     assert journal.damaged("one layout") == {"file": "0a"} and journal.damaged("other layouts") == {}
+    last = {"seconds": 1.0, "steps": [], "problems": ["corrupt load: iter_0000003"]}
+    journal.add({"series": "one layout", "run": 1, **last})
     journal.add({"series": "one layout", "run": 1, "differences": []})
     journal.add({"series": "other layouts", "run": 1, "differences": ["ends early"]})
     with path.open("a") as file:
@@ -129,11 +131,15 @@ def test_the_journal_goes_on_after_a_line_that_was_cut_and_counts_what_came(tmp_
         "kill rank": (1, 0, 0),
         "kill tree": (1, 0, 0),
     }
-    assert problems(again) == ["attempt 1: hangs: not over after 9 s", "other layouts, run 1: ends early"]
+    assert problems(again) == [
+        "attempt 1: hangs: not over after 9 s",
+        "last of one layout: corrupt load: iter_0000003",
+        "other layouts, run 1: ends early",
+    ]
     page = report(again, 6, ["a line"])
     assert "- one layout: 1 of 1 runs equal to the undisturbed one bit for bit\n" in page
     assert "- other layouts: 0 of 1 runs equal to the undisturbed one within 1e-6\n" in page
-    assert "- 0 corrupt loads, 1 hangs, 0 other promises broken\n" in page
+    assert "- 1 corrupt loads, 1 hangs, 0 other promises broken\n" in page
     assert "12 steps of use of 10 done" in page and "| flipped bit | 1 | 0 | 2 | 0 |" in page
     with pytest.raises(UserError, match="is of the storm"):
         Journal(path, {**about, "seed": 2})

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.parallel import optim
@@ -70,9 +71,9 @@ def spike() -> Iterator[None]:
         yield
 
 
-def run_with_spike(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
+def run_with_spike(config: Config, stop_after: int = 0) -> tuple[list[dict[str, Any]], list[str]]:
     with spike():
-        return run(config)
+        return run(config, stop_after=stop_after)
 
 
 def replay_with_spike(config: Config) -> Replayed:
@@ -132,6 +133,24 @@ def test_a_run_that_goes_back_is_one_that_passes_over_these_samples(tmp_path: Pa
     assert [(line.step, line.is_same) for line in replayed.lines] == [(12, True)]
     with pytest.raises(UserError, match="was passed over, as the run went back from it"):
         replay(tmp_path / "back", SPIKE, torch.device("cpu"), lambda done, last: None)
+
+
+def test_a_run_that_is_told_to_end_at_a_bad_step_ends_and_goes_back_when_it_is_begun_again(tmp_path: Path) -> None:
+    config = small_config(
+        train={"output": str(tmp_path), "train_steps": 12, "log_interval": 3, "bad_steps": "rollback"}
+    )
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, skip_spikes=30.0),
+        checkpoint=replace(config.checkpoint, save_interval=7),
+    )
+    ((_, said),) = run_ranks(run_with_spike, 1, config, SPIKE)
+    assert f"step {SPIKE}: gradient norm" in said[-1] and said[-1].endswith("goes back from it")
+    assert tracked_step(tmp_path) == 7 and any(one.startswith(f"saved {tmp_path / 'iter_0000007'}") for one in said)
+    ((lines, said),) = run_ranks(run_with_spike, 1, config)
+    assert f"going back, and past the samples of steps 8 to {SPIKE}" in " ".join(said)
+    assert [line["step"] for line in lines] == [3, 6, 12] and tracked_step(tmp_path) == 12
+    assert len([one for one in said if "after the start of the process" in one]) == 1
 
 
 @pytest.mark.parametrize(("policy", "saves"), [("stop", 7), ("rollback", 100)])

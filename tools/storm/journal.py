@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ class Journal:
         return [row for row in self.rows if "kind" in row]
 
     @property
+    def problems(self) -> list[str]:
+        """What no fault may do, of all attempts: those that nothing disturbed, at the storm's end, have no number."""
+        return [
+            f"attempt {row['attempt']}: {problem}" if "attempt" in row else f"last of {row['series']}: {problem}"
+            for row in self.rows
+            for problem in row.get("problems", [])
+        ]
+
+    @property
     def hits(self) -> int:
         return sum(row["hit"] for row in self.attempts)
 
@@ -68,7 +77,7 @@ class Count:
     """Drawn, but the run was at its end before."""
     lost: int = 0
     """Steps that had to be done again, by the fault that came before."""
-    problems: list[str] = field(default_factory=list)
+    problems: int = 0
 
 
 def counts(attempts: Iterable[Row]) -> dict[str, Count]:
@@ -79,7 +88,7 @@ def counts(attempts: Iterable[Row]) -> dict[str, Count]:
         count = found.setdefault(row["kind"], Count())
         count.faults += row["hit"]
         count.late += not row["hit"]
-        count.problems += [f"attempt {row['attempt']}: {problem}" for problem in row["problems"]]
+        count.problems += len(row["problems"])
         run = row["series"], row["run"]
         if row["kind"] == "flipped bit" and row["hit"] and run in last:
             last[run] = {**last[run], "kind": row["kind"]}
@@ -107,7 +116,7 @@ def report(journal: Journal, train_steps: int, about: Sequence[str]) -> str:
         f"{len(ended) * usual:.0f} s of an undisturbed run's of {seconds:.0f} s ({len(ended) * usual / seconds:.1%})",
         *("", "| Fault | Came | Too late | Steps done again | Promises broken |", "|---|---|---|---|---|"),
         *(
-            f"| {kind} | {count.faults} | {count.late} | {count.lost} | {len(count.problems)} |"
+            f"| {kind} | {count.faults} | {count.late} | {count.lost} | {count.problems} |"
             for kind, count in found.items()
         ),
         "",
@@ -117,14 +126,12 @@ def report(journal: Journal, train_steps: int, about: Sequence[str]) -> str:
 
 def problems(journal: Journal) -> list[str]:
     """Everything that no fault may do."""
-    broken = [problem for count in counts(journal.attempts).values() for problem in count.problems]
-    broken += [f"{row['series']}, run {row['run']}: {one}" for row in journal.ended() for one in row["differences"]]
-    return broken
+    unequal = [f"{row['series']}, run {row['run']}: {one}" for row in journal.ended() for one in row["differences"]]
+    return journal.problems + unequal
 
 
 def _verdicts(journal: Journal) -> list[str]:
-    broken = [problem for row in journal.attempts for problem in row["problems"]]
-    lines = []
+    broken, lines = journal.problems, []
     for series in sorted({row["series"] for row in journal.ended()}):
         ended = journal.ended(series)
         equal = sum(not row["differences"] for row in ended)

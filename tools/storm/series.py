@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from metro_megatron.checkpoint.files import iteration_folder, tracked_step
 from metro_megatron.config.file import parse_config
 from metro_megatron.preprocess.run import PreprocessOptions, preprocess
 from metro_megatron.tokenizer.training import train_tokenizer
-from tools.storm.attempts import Disturbed
+from tools.storm.attempts import Disturbed, Outcome
 from tools.storm.comparison import differences
 from tools.storm.faults import draw
 from tools.storm.journal import Journal, Row
@@ -57,14 +58,12 @@ class Storm:
         series = list(SERIES)[number % len(SERIES)]
         folder, run = self._run(series)
         fault = draw(self.seed, number, SERIES[series], self.has_shim)
-        damaged = {path: sha256 for path, sha256 in self.journal.damaged(series).items() if _is(Path(path), sha256)}
+        damaged = self._damaged(series)
         outcome = self._disturbed(folder).attempt(fault.layout, fault, self._console(f"{number:04d}"))
         if fault.kind == "flipped bit" and outcome.hit:
             path, sha256 = outcome.where.split("\n")
             damaged[path] = sha256
-        loaded = iteration_folder(folder, outcome.began)
-        if loaded in {Path(path).parent for path in damaged}:
-            outcome.problems.append(f"corrupt load: {loaded}")
+        _note_corrupt_load(outcome, folder, damaged)
         row = {"attempt": number, "series": series, "run": run, **asdict(fault), **asdict(outcome)}
         self.journal.add({**row, "damaged": damaged})
         print(f"[{title}] {_described(row)}", flush=True)
@@ -77,7 +76,9 @@ class Storm:
             folder, run = self._run(series)
             if not folder.exists():
                 continue
+            damaged = self._damaged(series)
             outcome = self._disturbed(folder).attempt(layouts[0], None, self._console(f"last of {series}"))
+            _note_corrupt_load(outcome, folder, damaged)
             self.journal.add({"series": series, "run": run, **asdict(outcome)})
             self._compare(series, run, folder)
 
@@ -89,6 +90,10 @@ class Storm:
             folder.rename(folder.with_name(f"{folder.name}, differs"))
         else:
             shutil.rmtree(folder)
+
+    def _damaged(self, series: str) -> dict[str, str]:
+        """Files of the run under way that are still as they were damaged, with their SHA-256."""
+        return {path: sha256 for path, sha256 in self.journal.damaged(series).items() if _is(Path(path), sha256)}
 
     def _run(self, series: str) -> tuple[Path, int]:
         """Folder and number of the run that is under way, or comes next."""
@@ -109,6 +114,12 @@ class Storm:
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         train_tokenizer([text.splitlines() for text in texts], self.config.model.vocab_size, tokenizer)
         preprocess(PreprocessOptions([str(source)], str(tokenizer), str(self.shards), workers=1))
+
+
+def _note_corrupt_load(outcome: Outcome, run: Path, damaged: Mapping[str, str]) -> None:
+    loaded = iteration_folder(run, outcome.began)
+    if loaded in {Path(path).parent for path in damaged}:
+        outcome.problems.append(f"corrupt load: {loaded}")
 
 
 def _is(path: Path, sha256: str) -> bool:
