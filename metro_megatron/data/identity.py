@@ -60,7 +60,10 @@ def shared(datasets: Sequence[Manifest]) -> Iterator[tuple[int, int, str]]:
 
 
 def _inputs(manifest: Manifest) -> set[tuple[tuple[str, ...], str]]:
-    """What a dataset was read from: keys of its texts, and SHA-256 of each piece of a file."""
+    """What a dataset was read from: keys of its texts, and SHA-256 of each piece of a file.
+
+    Pieces of other --chunk_bytes are others; of Parquet only the one that holds the first row groups has a hash.
+    """
     return {
         (source.options.text_keys, sha256)
         for source in manifest.sources

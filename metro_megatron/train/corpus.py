@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _MOST_EPOCHS = 1000
 
-
 _QUICK = 1_000_000
 """Documents whose samples are found in seconds."""
 
