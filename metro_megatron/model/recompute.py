@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -27,48 +27,42 @@ def recomputed(
 
     A function ends with the matrix product that reads what is not kept. torch makes again what was saved, and stops
     before that product where it is torch's own; one of megatron-core's on several tensor-parallel ranks, or of
-    Transformer Engine, saves behind its product and repeats it. A function drops by keys, not by a generator whose
-    state would have to be restored.
+    Transformer Engine, saves behind its product and repeats it. The latter marks the very parameters whose gradients it
+    has added up, which torch's newer way of recomputing replaces by copies. A function drops by keys, not by a
+    generator whose state would have to be restored.
     """
     if module not in config.recompute_modules or not torch.is_grad_enabled():
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
-
-
-class _View(NamedTuple):
-    """What a product saves of a tensor that is made again."""
-
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: int
+    marks = config.gradient_accumulation_fusion
+    return checkpoint(function, *inputs, use_reentrant=marks, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 def remade(
     config: TransformerConfig,
     module: RecomputeModule,
     make: Callable[[Tensor], Tensor],
-    product: Callable[[Tensor], Result],
+    product: Callable[[Tensor], tuple[Tensor, Tensor | None]],
     x: Tensor,
-) -> Result:
+) -> tuple[Tensor, Tensor | None]:
     """product(make(x)), which keeps x in place of make(x) where config.recompute_modules names the module.
 
-    make is without dropout and costs little; whoever's product it is, it is not repeated.
+    make is without dropout and costs little; whoever's product it is, it is not repeated. What it has saved loses its
+    memory until its backward begins (as in megatron-core's CheckpointWithoutOutput).
     """
     made = make(x)
+    result, bias = product(made)
     if module not in config.recompute_modules or not torch.is_grad_enabled():
-        return product(made)
-    source, storage = x.detach(), made.untyped_storage()._cdata
+        return result, bias
+    source, emptied = x.detach(), [made.untyped_storage()]
+    size = emptied[0].nbytes()
+    emptied[0].resize_(0)
 
-    def pack(saved: Tensor) -> Tensor | _View:
-        if saved.untyped_storage()._cdata != storage:
-            return saved
-        return _View(saved.size(), saved.stride(), int(saved.storage_offset()))
-
-    def unpack(kept: Tensor | _View) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
+    def refill(gradient: Tensor) -> None:
+        storage = emptied.pop()  # no longer held here: backward frees it
         with torch.no_grad():
-            return make(source).as_strided(*kept)
+            again = make(source).untyped_storage()
+        storage.resize_(size)
+        storage.copy_(again)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return product(made)
+    result.register_hook(refill)
+    return result, bias
