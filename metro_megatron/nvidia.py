@@ -44,9 +44,7 @@ def transformer_engine_fault() -> str:
     try:
         import transformer_engine.pytorch  # noqa: F401
         from megatron.core.extensions.transformer_engine import HAVE_TE
-    except (
-        Exception
-    ) as error:  # of another torch's extension, a part that is missing, an assertion: its imports raise any
+    except Exception as error:  # its imports and their assertions raise any
         _hide("transformer_engine")
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         return (

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from fused.attention import attention, attention_qkvpacked
-from metro_megatron.model.recompute import recomputed, same
+from metro_megatron.model.recompute import recomputed, remade, same
 from metro_megatron.model.sequences import Sequences, sites_of_layer
 
 
@@ -24,14 +24,11 @@ class Attention(SelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] to the same and the bias of the last linear layer, which is not yet added; norm: pre-LN's."""
 
-        def project(hidden: Tensor) -> Tensor:
-            return self.linear_qkv(norm(hidden))[0]
-
         def attend(qkv: Tensor) -> tuple[Tensor, Tensor | None]:
             attended = self.core_attention(self.heads(qkv), sequences)
             return self.linear_proj(attended.view(*qkv.shape[:2], -1))
 
-        qkv = recomputed(self.config, "layernorm", project, hidden_states)
+        qkv, _ = remade(self.config, "layernorm", norm, self.linear_qkv, hidden_states)
         return recomputed(self.config, "core_attn", attend, qkv)
 
     def heads(self, qkv: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config, EarlyExitConfig
@@ -62,6 +63,28 @@ def test_gradients_are_equal_to_the_bit(world_size: int, parallel: dict[str, Any
                 assert gradients.keys() == plain.keys()
                 for name, gradient in plain.items():
                     assert torch.equal(gradients[name], gradient), (modules, name)
+
+
+def flops_of_a_step(configs: list[Config]) -> list[int]:
+    """On every rank: of all products."""
+    found = []
+    for config in configs:
+        trainer = start(config)
+        batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
+        with FlopCounterMode(display=False) as counter:
+            trainer.step.train(batch, MetricSums(trainer.layout, trainer.parts.all_terms))
+        found.append(counter.get_total_flops())
+        trainer.close()
+    return found
+
+
+def test_norms_and_gelu_repeat_no_product() -> None:
+    """Nor do products that tensor-parallel ranks divide, which save what they read behind themselves."""
+    configs = [
+        dropping(True, modules, {"tensor_model_parallel_size": 2}) for modules in ([], ["mlp_act"], ["layernorm"])
+    ]
+    for plain, *others in run_ranks(flops_of_a_step, 2, configs):
+        assert others == [plain, plain]
 
 
 @pytest.mark.long

@@ -17,6 +17,9 @@ from tests.parity.small_run import Record, small_config
 TE: dict[str, Any] = {"transformer_impl": "transformer_engine"}
 TP: dict[str, Any] = {"tensor_model_parallel_size": 2}
 SP: dict[str, Any] = {**TP, "sequence_parallel": True, "recompute": "full"}
+UNEVEN: dict[str, Any] = {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "Et|tttL"}
+GELU: dict[str, Any] = {"recompute": "selective"}
+MODULES: dict[str, Any] = {"recompute": "selective", "recompute_modules": ["core_attn", "mlp"]}
 WithTE = Callable[..., list[Any]]
 
 
@@ -58,7 +61,7 @@ def test_layers_have_the_same_parameters_and_shards(with_te: WithTE) -> None:
     [
         (1, [{}]),
         (2, [SP]),
-        pytest.param(2, [TP, {"pipeline_model_parallel_size": 2}], marks=pytest.mark.long),
+        pytest.param(2, [TP, {**UNEVEN, **GELU}, {**UNEVEN, **MODULES}], marks=pytest.mark.long),
     ],
 )
 def test_training_equals_local_layers_bit_for_bit(with_te: WithTE, ranks: int, layouts: list[dict[str, Any]]) -> None:
@@ -98,11 +101,13 @@ def test_fp8_changes_losses_a_little_and_recomputation_does_not(with_te: WithTE)
 
 @pytest.mark.long
 def test_fp8_in_other_layouts(with_te: WithTE) -> None:
-    """Scales are of a rank's rows: losses agree as far as FP8 goes, copies of weights are today's everywhere."""
+    """Scales are of a rank's rows: losses agree as far as FP8 goes, copies of weights are today's everywhere, and
+    main's first and last layers have none, whichever stage holds them."""
     one = with_te("fp8_runs", 1, [fp8(rate=1e-3)])[0][0][0]
-    layouts = [SP, {"pipeline_model_parallel_size": 2}]
-    for record, _, stale in with_te("fp8_runs", 2, [fp8(rate=1e-3, **layout) for layout in layouts])[0]:
-        assert stale == []
+    ranks = with_te("fp8_runs", 2, [fp8(rate=1e-3, **layout) for layout in (SP, UNEVEN)])
+    assert [stale for runs in ranks for _, _, stale in runs] == [[]] * 4
+    assert [counts["main"] for _, (_, counts, _) in ranks] == [{1: 0}, {2: 4, 3: 4, 4: 0}]
+    for record, *_ in ranks[0]:
         np.testing.assert_allclose(losses(record), losses(one), rtol=1e-2)
 
 
