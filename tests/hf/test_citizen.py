@@ -11,6 +11,8 @@ from torch import Tensor
 from metro_megatron.errors import UserError
 from metro_megatron.hf import modeling_metro
 from metro_megatron.hf.positions_metro import MetroRowTurn
+from metro_megatron.tokenizer.tokenizer import copy_tokenizer
+from tests.tokenizer.others import write_other
 from tools.citizen.calls import CALLS
 from tools.citizen.citizen import Options, main
 from tools.citizen.loading import LOADING
@@ -34,6 +36,18 @@ def test_a_check_passes(name: str, export_folder: Path, tmp_path: Path) -> None:
 def test_no_check_of_a_name_is_an_error(export_folder: Path) -> None:
     with pytest.raises(UserError, match="--only typo: no check's name holds it; the checks are AutoTokenizer"):
         main(Options(model=str(export_folder), only="typo"))
+
+
+def test_a_tokenizer_of_others_is_that_of_the_run(reviews: list[list[str]], tmp_path: Path) -> None:
+    """BERT's, which lower cases: texts do not come back as they were."""
+    write_other("wordpiece", (unit for one in reviews[:50] for unit in one), tmp_path / "theirs")
+    copy_tokenizer(tmp_path / "theirs", tmp_path / "export")
+    check = LOADING["AutoTokenizer, no prompt"]
+    assert check(Subject(tmp_path / "export", tmp_path)).endswith(" ids, those of the run")
+    path = tmp_path / "export" / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("PreTrainedTokenizerFast", "RobertaTokenizerFast"))
+    with pytest.raises(Wrong, match="the run's are"):
+        check(Subject(tmp_path / "export", tmp_path))
 
 
 def test_checks_see_faults(export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

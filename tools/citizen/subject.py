@@ -11,6 +11,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.tokenizer.trained import TrainedTokenizer
+
 TEXTS = (
     "The plot is thin, but the actors carry it with ease.",
     "Nobody asked for a sequel, and nobody will remember this one by the end of the year.",
@@ -36,6 +39,11 @@ class Subject:
     def tokenizer(self) -> Any:
         """As AutoTokenizer loads it."""
         return transformers.AutoTokenizer.from_pretrained(self.folder)
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether it is one of tools/train_tokenizer.py."""
+        return isinstance(Tokenizer.from_folder(self.folder), TrainedTokenizer)
 
     def load(self, auto: str = "AutoModel", **settings: Any) -> Any:
         """What an Auto class loads, in fp32, without dropout; fresh heads are always the same."""
