@@ -25,7 +25,7 @@ from torch.distributed import distributed_c10d
 from metro_megatron.checkpoint.files import MARKER, check_metadata, iteration_folder, verify_integrity
 from metro_megatron.checkpoint.publish import check_room, prepare, publish, unfinished_folder
 from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
-from metro_megatron.checkpoint.saving import Exchange, Saved, Saving
+from metro_megatron.checkpoint.saving import Exchange, Saved, Saving, unwritten
 from metro_megatron.checkpoint.sharded_state import load_model_state, load_state, model_state, sharded_state
 from metro_megatron.checkpoint.writing import Planner, ShardWriter, Written
 from metro_megatron.config.file import load_config
@@ -197,7 +197,7 @@ class Checkpoints:
             if is_beside or self.layout.device.type != "cpu":  # threads have a GPU of their own to start with
                 planned[0].copy()
 
-        self._agree(_attempt(plan), f"checkpoint {final} could not be written")
+        self._agree(_attempt(plan), unwritten(final))
         (writer,) = planned
 
         def finish(told: list[Written]) -> list[str]:

@@ -42,6 +42,14 @@ class Saved:
         return [f"saved {self.folder} in {self.seconds:.1f} s{beside}", *self.remarks]
 
 
+def unwritten(folder: Path) -> str:
+    """Begins a line about a checkpoint whose writing has failed, whatever the system says of it."""
+    return (
+        f"checkpoint {folder} could not be written (see that the storage of {folder.parent} has room and takes writes; "
+        "the same command goes on from the checkpoint before)"
+    )
+
+
 class Exchange:
     """How the first rank learns what others have written: through the store, without a collective, or by `hand`."""
 
@@ -148,7 +156,7 @@ class Saving:
         except UserError as error:
             self.outcome = error.problems
         except Exception as error:  # ends the save, and not the thread without a word
-            self.outcome = [f"checkpoint {self._folder} could not be written: {error}"]
+            self.outcome = [f"{unwritten(self._folder)}: {error}"]
         else:
             seconds = time.monotonic() - self._start
             self.outcome = Saved(self._folder, seconds, seconds if self._stopped is None else self._stopped, remarks)
