@@ -70,6 +70,10 @@ class ShardWriter(filesystem_async.FileSystemWriterAsync):
     metadata: Metadata | None
     """On the first rank: of all ranks' tensors, without the places in files."""
 
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Touches no storage: the folder is there; a rank that failed here would leave others in a collective."""
+        return plan
+
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
         """Called at the end of the plan."""
         shares = filesystem_async._split_by_size_and_type(self.thread_count, plan.items)

@@ -1,8 +1,10 @@
 """Resuming is exact, layouts can change in between, and nothing damages a checkpoint that is complete."""
 
+import errno
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor, serialization
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint.filesystem import FileSystem
 
 from metro_megatron.checkpoint import save
 from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
@@ -399,6 +402,21 @@ def save_without_room(config: Config, where: str) -> tuple[str, str]:
     saved = trainer.checkpoints.save(2, {"step": 2})
     trainer.close()
     return said, saved.folder.name
+
+
+def save_where_one_fails_at_the_folder(config: Config) -> str:
+    """On every rank: the folder of a save that the second rank's machine does not see yet."""
+    trainer = start(config)
+    fails = patch.object(FileSystem, "mkdir", side_effect=OSError(errno.EIO, "Input/output error"))
+    with fails if trainer.layout.rank == 1 else nullcontext():
+        saved = trainer.checkpoints.save(1, {"step": 1})
+    trainer.close()
+    return saved.folder.name
+
+
+def test_the_first_rank_alone_makes_a_checkpoint_s_folder(tmp_path: Path) -> None:
+    """Another that failed at it would leave the first one in a collective."""
+    assert list(run_ranks(save_where_one_fails_at_the_folder, 2, config_for(tmp_path))) == ["iter_0000001"] * 2
 
 
 @pytest.mark.parametrize("where", ["shard", "common", "metadata.json"])
