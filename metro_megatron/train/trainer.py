@@ -161,8 +161,12 @@ class Trainer:
         """Returns the step that the run shall go back from; None: it has come to its end, or was told to."""
         data = self.corpus.training_data(self.layout, self.progress.phase_begins)
         report = self.report = self._open_report()
-        if self.progress.done == self.config.train.train_steps:
-            self._finish(report)
+        is_finished = self.progress.done == self.config.train.train_steps
+        self._make_up(report, is_finished)
+        if is_finished:
+            if report:
+                report.say(f"{self.run} is finished: all its {self.progress.done} steps are done")
+                report.close()
             return None
         if report:
             report.warn_of_padding(data, self.progress.seen_samples)
@@ -271,17 +275,15 @@ class Trainer:
         if self.layout.rank == 0:
             note_rollback(self.run, window, bad.cause, say)
 
-    def _finish(self, report: Report | None) -> None:
-        """Say that nothing is left to do, after what a stop behind the last step has left out."""
-        evaluates = self.config.train.eval_interval > 0 and self.corpus.has_validation
-        lacks = evaluates and report is not None and not report.has_validation(self.progress.done)
+    def _make_up(self, report: Report | None, is_last: bool) -> None:
+        """Do what was due after the last step done and was left out as the run was told to stop. A collective call."""
+        is_own = self.progress.done > 0 and (self.progress.branch or {}).get("step") != self.progress.done
+        is_due = self._is_due(self.config.train.eval_interval, is_last) and self.corpus.has_validation
+        lacks = is_own and is_due and report is not None and not report.has_validation(self.progress.done)
         if self.layout.any_rank(lacks):
             self._evaluate(report)
-            if self.config.train.probe_interval:
+            if self._is_due(self.config.train.probe_interval, is_last):
                 self._probe(report)
-        if report:
-            report.say(f"{self.run} is finished: all its {self.progress.done} steps are done")
-            report.close()
 
     def evaluate(self) -> dict[str, float]:
         """Figures over the held-out samples, with masks and noise of their own; none if the run was asked to stop.

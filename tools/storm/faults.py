@@ -91,7 +91,7 @@ def draw(seed: int, number: int, layouts: Sequence[str], has_shim: bool) -> Faul
     return Fault(
         kind=kind,
         layout=str(rng.choice(possible)),
-        moment=float(rng.uniform(0, 0.7)),
+        moment=float(rng.uniform(0, 0.5)),
         rest=float(rng.uniform(0.3, 0.8)),
         rank=int(rng.integers(2)),
         place=float(rng.uniform()),
@@ -103,7 +103,7 @@ def draw(seed: int, number: int, layouts: Sequence[str], has_shim: bool) -> Faul
 def _injection(kind: str, rng: np.random.Generator) -> Injection:
     call = str(rng.choice(CALLS))
     error = {"kill writer": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}[kind]
-    number = 1 + int(rng.uniform() ** 2 * MOST_CALLS[call])
+    number = 1 + int(rng.uniform() ** 3 * MOST_CALLS[call])
     return Injection(call, number, times=int(rng.choice([1, 3, 1_000_000])), error=error)
 
 
