@@ -50,13 +50,13 @@ def main_config(config: Config, device: torch.device, chunk_layers: Sequence[int
 
 def whose_layers(config: Config, device: torch.device) -> str:
     """Whose linear layers a run has on this machine."""
-    return linear_layers(config.parallel.transformer_impl, device.type, config.train.precision)
+    return linear_layers(config.parallel.asked_layers, device.type, config.train.precision)
 
 
 def implementations(config: Config, device: torch.device) -> str:
     """One sentence for the start of a run: whose linear layers and whose Adam it has, and why."""
     optimizer, parallel, train = config.optimizer, config.parallel, config.train
-    return describe(parallel.transformer_impl, device.type, train.precision, train.fp8_recipe, optimizer.adam_impl)
+    return describe(parallel.asked_layers, device.type, train.precision, train.fp8_recipe, optimizer.adam_impl)
 
 
 def _unstaged(config: Config) -> ParallelConfig:
@@ -84,7 +84,7 @@ def _transformer_config(
     # The interleaved schedule's exchanges run beside its computation, one by one. Batched ones could not, and with two
     # stages, where "previous" and "next" are one peer, would pair up crosswise: wrong gradients without an error.
     unbatched = parallel.is_interleaved
-    implementation = transformer_impl(parallel.transformer_impl, device.type, config.train.precision)
+    implementation = transformer_impl(parallel.asked_layers, device.type, config.train.precision)
     fp8 = {"fp8": "hybrid", "fp8_recipe": config.train.fp8_recipe, "first_last_layers_bf16": True}
     made = TransformerConfig(
         num_layers=sizes.num_layers,

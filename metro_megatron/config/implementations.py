@@ -15,6 +15,11 @@ def implementation_problems(config: Config, device: str) -> Iterator[str]:
             yield "parallel.transformer_impl is transformer_engine, which needs a GPU; on the cpu use auto or local"
         if optimizer.adam_impl != "torch":
             yield f"optimizer.adam_impl is {optimizer.adam_impl}, which needs a GPU; on the cpu use torch"
+    if parallel.transformer_impl == "transformer_engine" and parallel.recompute == "selective":
+        yield (
+            "parallel.transformer_impl is transformer_engine, of whose layers no parts can be recomputed, but "
+            "parallel.recompute is selective; use full or none, or local layers"
+        )
     if config.train.fp8_recipe != "none":
         yield from _fp8(config, device)
 

@@ -26,15 +26,12 @@ def recomputed(
     """function(*inputs), of which only the inputs are kept where config.recompute_modules names the module.
 
     A function ends with the matrix product that reads what is not kept. torch makes again what was saved, and stops
-    before that product where it is torch's own; one of megatron-core's on several tensor-parallel ranks, or of
-    Transformer Engine, saves behind its product and repeats it. The latter marks the very parameters whose gradients it
-    has added up, which torch's newer way of recomputing replaces by copies. A function drops by keys, not by a
-    generator whose state would have to be restored.
+    before that product where it is torch's own; one of megatron-core's on several tensor-parallel ranks saves behind
+    its product and repeats it. A function drops by keys, not by a generator whose state would have to be restored.
     """
     if module not in config.recompute_modules or not torch.is_grad_enabled():
         return function(*inputs)
-    marks = config.gradient_accumulation_fusion
-    return checkpoint(function, *inputs, use_reentrant=marks, preserve_rng_state=False)  # type: ignore[no-any-return]
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 def remade(
@@ -46,7 +43,7 @@ def remade(
 ) -> tuple[Tensor, Tensor | None]:
     """product(make(x)), which keeps x in place of make(x) where config.recompute_modules names the module.
 
-    make is without dropout and costs little; whoever's product it is, it is not repeated. What it has saved loses its
+    make is without dropout and costs little; the product is not repeated. What it has saved loses its
     memory until its backward begins (as in megatron-core's CheckpointWithoutOutput).
     """
     made = make(x)

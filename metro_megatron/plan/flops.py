@@ -198,11 +198,10 @@ def _modules_again(name: str, where: Where, sizes: EncoderSizes, config: Config,
     """What parallel.recompute_modules multiply again for a share of the tokens.
 
     mlp: 2 H F a token, its first matrix; core_attn: scores and mix; layernorm and mlp_act multiply nothing. The matrix
-    behind the first two where tensor-parallel ranks divide it, or it is named as Transformer Engine's
-    (model/recompute.py): 2 H F and 2 H^2 more.
+    behind the first two where tensor-parallel ranks divide it (model/recompute.py): 2 H F and 2 H^2 more.
     """
     parallel = config.parallel
-    repeats = parallel.tensor_model_parallel_size > 1 or parallel.transformer_impl == "transformer_engine"
+    repeats = parallel.tensor_model_parallel_size > 1
     modules = config.parallel.recompute_modules if config.parallel.recompute == "selective" else []
     hidden, inner, layers = sizes.hidden_size, sizes.ffn_hidden_size, sizes.num_layers
     token = 2 * hidden * inner * layers * share * ("mlp" in modules) * (1 + repeats)

@@ -315,6 +315,14 @@ def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, mes
     assert problems(configured(train__fused="reference", **changes), 1, device="cuda") == []
 
 
+def test_parts_of_transformer_engine_s_layers_are_not_recomputed():
+    config = configured(**SELECTIVE, parallel__transformer_impl="transformer_engine")
+    (found,) = problems(config, 1, "cuda")
+    assert "use full or none, or local layers" in found
+    assert configured(**SELECTIVE).parallel.asked_layers == "local"
+    assert configured().parallel.asked_layers == "auto"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

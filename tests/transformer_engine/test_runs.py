@@ -18,8 +18,6 @@ TE: dict[str, Any] = {"transformer_impl": "transformer_engine"}
 TP: dict[str, Any] = {"tensor_model_parallel_size": 2}
 SP: dict[str, Any] = {**TP, "sequence_parallel": True, "recompute": "full"}
 UNEVEN: dict[str, Any] = {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "Et|tttL"}
-GELU: dict[str, Any] = {"recompute": "selective"}
-MODULES: dict[str, Any] = {"recompute": "selective", "recompute_modules": ["core_attn", "mlp"]}
 WithTE = Callable[..., list[Any]]
 
 
@@ -62,7 +60,6 @@ def test_layers_have_the_same_parameters_and_shards(with_te: WithTE) -> None:
         (1, [{}]),
         (2, [SP]),
         pytest.param(2, [TP, UNEVEN], marks=pytest.mark.long),
-        pytest.param(1, [GELU, MODULES], marks=pytest.mark.long),
     ],
 )
 def test_training_equals_local_layers_bit_for_bit(with_te: WithTE, ranks: int, layouts: list[dict[str, Any]]) -> None:
