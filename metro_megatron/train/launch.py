@@ -19,6 +19,7 @@ from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
+from metro_megatron.files import is_partial
 from metro_megatron.train.processes import LOCK, claimed, end_with_parent, refuse_used_store, speak_or_wait
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def prepare_run_folder(run: Path) -> None:
     """
     run.mkdir(parents=True, exist_ok=True)
     of_a_start = (MARKER, TRIAL)
-    foreign = [path.name for path in run.iterdir() if path.name != LOCK and not path.name.startswith(of_a_start)]
+    others = (path for path in run.iterdir() if path.name != LOCK and not path.name.startswith(of_a_start))
+    foreign = [path.name for path in others if not is_partial(path)]  # a start may have been killed while it wrote
     if foreign and not (run / "run_config.yaml").exists() and not any(run.glob("iter_*")):
         raise UserError(
             f"train.output {run} is not a run folder: it holds {', '.join(sorted(foreign)[:3])} but no "
