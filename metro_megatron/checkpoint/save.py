@@ -28,6 +28,7 @@ from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_t
 from metro_megatron.checkpoint.saving import Exchange, Saved, Saving, unwritten
 from metro_megatron.checkpoint.sharded_state import load_model_state, load_state, model_state, sharded_state
 from metro_megatron.checkpoint.writing import Planner, ShardWriter, Written
+from metro_megatron.cli.command_line import describe_os_error, is_file_mistake
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -80,7 +81,7 @@ class Checkpoints:
                 left.unlink()
             marker.touch()
 
-        self._on_first_rank(prepare)
+        self.on_first_rank(prepare)
         end = time.monotonic() + SECONDS_TO_APPEAR
         while not (is_seen := marker.exists()) and time.monotonic() < end:
             time.sleep(0.1)
@@ -89,10 +90,10 @@ class Checkpoints:
             f"{self.run.absolute()}; train.output must be one folder for all machines, on storage that they share"
         )
         unseen = next((one for one in self._of_all_ranks([] if is_seen else problem.problems) if one), None)
-        self._on_first_rank(lambda: marker.unlink(missing_ok=True))
+        self.on_first_rank(lambda: marker.unlink(missing_ok=True))
         if unseen:
             raise UserError(unseen)
-        self._on_first_rank(lambda: check_room(self.run, self._num_parameters()))
+        self.on_first_rank(lambda: check_room(self.run, self._num_parameters()))
 
     def save(self, step: int, progress: dict[str, Any]) -> Saved:
         """Save after `step` steps, and wait for it; the caller has fetched the parameters.
@@ -155,7 +156,7 @@ class Checkpoints:
         with suppress(UserError):
             self.wait()
         found: list[list[Any]] = []
-        self._on_first_rank(lambda: found.extend([beginnings(self.config), lost_tracker(self.run)]))
+        self.on_first_rank(lambda: found.extend([beginnings(self.config), lost_tracker(self.run)]))
         folders, remarks = self._of_all_ranks(found)[0]
         strict = self.config.checkpoint.strict
         if remarks and strict:
@@ -167,7 +168,7 @@ class Checkpoints:
             if damage:
                 remarks += [*damage, f"{folder} is not whole; going back to an older checkpoint"]
                 continue
-            self._on_first_rank(lambda: refuse_other_run(folder, self.config))  # noqa: B023 - called at once
+            self.on_first_rank(lambda: refuse_other_run(folder, self.config))  # noqa: B023 - called at once
             state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=True)
             load_state(self.pair, self.optimizer, dist_checkpointing.load(state, str(folder)))
             told = overridden(load_config(folder / "run_config.yaml"), self.config)
@@ -187,7 +188,7 @@ class Checkpoints:
     def _start(self, step: int, progress: dict[str, Any], since: float, is_beside: bool) -> Saving:
         final, unfinished = iteration_folder(self.run, step), unfinished_folder(self.run, step)
         text = json.dumps(progress, indent=2) + "\n"
-        self._on_first_rank(lambda: prepare(self.run, step, self._num_parameters()))
+        self.on_first_rank(lambda: prepare(self.run, step, self._num_parameters()))
         name = self._of_all_ranks(uuid.uuid4().hex)[0]
         planned: list[ShardWriter] = []
 
@@ -212,8 +213,11 @@ class Checkpoints:
         own = sum(parameter.numel() for _, module in self.pair.modules() for parameter in module.parameters())
         return own * self.layout.model.size()
 
-    def _on_first_rank(self, action: Callable[[], object]) -> None:
+    def on_first_rank(self, action: Callable[[], object]) -> None:
+        """Do something on the first rank; what was in its way is raised as a UserError on all."""
         problem = _attempt(action) if self.layout.rank == 0 else None
+        if isinstance(problem, OSError) and is_file_mistake(problem):
+            problem = UserError(describe_os_error(problem))
         self._agree(problem, f"{self.run}")
 
     def _agree(self, problem: BaseException | None, subject: str) -> None:

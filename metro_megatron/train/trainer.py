@@ -14,7 +14,7 @@ from torch.distributed import distributed_c10d
 
 from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
-from metro_megatron.checkpoint.resume import is_branch_point
+from metro_megatron.checkpoint.resume import beginning, is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
@@ -70,7 +70,7 @@ class Trainer:
         self.pair = self.parts.pair
         self.homes = Homes.build(config, self.layout, self.pair.shared, self.pair.main, both_phases=TIED)
         self.optimizer = Optimizer(config, self.homes)
-        if config.train.precision != "fp32":
+        if config.train.precision != "fp32" and beginning(config) is None:  # else a checkpoint has them
             self.optimizer.set_masters(self._starting_values())
         self.step = Step(config, self.layout, self.parts, self.homes, self.optimizer)
         self.probes = Probes(config, self.layout, corpus)
@@ -160,7 +160,8 @@ class Trainer:
     def _train_on(self) -> BadStep | None:
         """Returns the step that the run shall go back from; None: it has come to its end, or was told to."""
         data = self.corpus.training_data(self.layout, self.progress.phase_begins)
-        report = self.report = self._open_report()
+        self.checkpoints.on_first_rank(self._open_report)
+        report = self.report
         is_finished = self.progress.done == self.config.train.train_steps
         self._make_up(report, is_finished)
         if is_finished:
@@ -384,9 +385,8 @@ class Trainer:
         if report:
             report.say(line)
 
-    def _open_report(self) -> Report | None:
-        if self.layout.rank != 0:
-            return None
+    def _open_report(self) -> None:
+        """What a run says first, on the first rank."""
         self.run.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.run / "run_config.yaml")
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
@@ -411,7 +411,7 @@ class Trainer:
             begun = self.progress.branch and self.progress.branch["step"] == self.progress.done
             whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"
             report.say(f"{whence} after step {self.progress.done}")
-        return report
+        self.report = report
 
     def _description(self) -> str:
         layout, train = self.layout, self.config.train

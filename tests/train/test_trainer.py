@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -140,6 +141,31 @@ def test_an_evaluation_stops_when_it_is_asked_to(tmp_path: Path) -> None:
     ((lines, said),) = run_ranks(run_with, 1, config, "SIGTERM")
     assert [line["step"] for line in lines] == [1, 2] and tracked_step(tmp_path) == 2
     assert not any("validation" in one for one in said) and said[-1].startswith("saved")
+
+
+def test_an_evaluation_that_a_stop_amid_a_run_left_out_is_done_by_the_next_start(tmp_path: Path) -> None:
+    config = config_for(tmp_path, log_interval=1, eval_interval=2, eval_samples=90)
+    run_ranks(run_with, 1, config, "SIGTERM")
+    ((lines, _),) = run_ranks(run_with, 1, config, "0")
+    steps = [(line["step"], any(name.startswith("validation/") for name in line)) for line in lines]
+    assert steps == [(1, False), (2, False), (2, True), (3, False), (4, False), (4, True), (5, False), (5, True)]
+
+
+def run_without_room(config: Config) -> str:
+    """On every rank: what a run says whose first file finds no room."""
+    with patch.object(module, "save_config", side_effect=OSError(errno.ENOSPC, "No space left", "run_config.yaml")):
+        try:
+            run(config)
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+def test_a_beginning_that_fails_on_the_first_rank_ends_all_with_its_line(tmp_path: Path) -> None:
+    said = set(run_ranks(run_without_room, 2, config_for(tmp_path)))
+    assert said == {
+        "run_config.yaml: no space left on the device; free some or write elsewhere, and run the same command again"
+    }
 
 
 def test_an_evaluation_that_a_stop_behind_the_last_step_left_out_is_done_by_the_next_start(tmp_path: Path) -> None:
