@@ -28,15 +28,14 @@ def _fp8(config: Config, device: str) -> Iterator[str]:
     asked, train = f"train.fp8_recipe is {config.train.fp8_recipe}", config.train
     if device == "cpu":
         yield f"{asked}, which needs a GPU; on the cpu set it none"
-    elif config.parallel.transformer_impl == "local":
+    elif config.parallel.asked_layers == "local":
         yield (
-            f"{asked}, but parallel.transformer_impl is local, whose layers compute nothing in FP8; set "
-            "parallel.transformer_impl transformer_engine"
+            f"{asked}, but linear layers are local (parallel.transformer_impl {config.parallel.transformer_impl}, "
+            f"parallel.recompute {config.parallel.recompute}), which compute nothing in FP8; set "
+            "parallel.transformer_impl transformer_engine, and parallel.recompute none or full"
         )
     if train.precision != "bf16":
         yield f"{asked}, but train.precision is {train.precision}; all that is not FP8 must be bf16"
-    if config.parallel.recompute == "selective":
-        yield f"{asked}, but parallel.recompute is selective, which would scale parts of a layer anew; use none or full"
     if config.corruption.source == "main":
         yield f"{asked}, but with corruption.source main phase 1 reads layers by themselves, in bf16; set it none"
     if config.early_exit.layers:
