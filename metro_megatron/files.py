@@ -6,6 +6,7 @@ stands behind it. `sync_folder` brings the names themselves there.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -23,6 +24,12 @@ _PARTIAL = ".partial"
 def _partial_name(path: Path) -> Path:
     """A temporary name beside `path`, unique, so that two processes that write one file do not meet."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
+
+
+def file_sha256(path: Path) -> str:
+    """Of all that a file holds, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_partial(path: Path) -> bool:

@@ -6,7 +6,6 @@ to the classes that describe tensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metro_megatron.errors import UserError
+from metro_megatron.files import file_sha256
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
@@ -91,7 +91,7 @@ def file_entries(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """What integrity.json says of files, by name."""
     paths = sorted(paths)
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        hashes = list(threads.map(_sha256, paths))
+        hashes = list(threads.map(file_sha256, paths))
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha} for path, sha in zip(paths, hashes, strict=True)}
 
 
@@ -131,7 +131,7 @@ def verify_texts(folder: Path) -> None:
     problems = [
         f"{folder / name}: missing or damaged"
         for name in sorted(entries.keys() & {"run_config.yaml", "progress.json"})
-        if not (folder / name).is_file() or _sha256(folder / name) != entries[name]["sha256"]
+        if not (folder / name).is_file() or file_sha256(folder / name) != entries[name]["sha256"]
     ]
     if problems:
         raise UserError([*problems, _another(folder)])
@@ -149,7 +149,7 @@ def verify_integrity(
     problems = [problem for problem in found.values() if problem]
     whole = [path for path, problem in found.items() if not problem]
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        for path, sha in zip(whole, threads.map(_sha256, whole), strict=True):
+        for path, sha in zip(whole, threads.map(file_sha256, whole), strict=True):
             on_bytes(files[path.name]["bytes"])
             if sha != files[path.name]["sha256"]:
                 problems.append(f"{path}: damaged, its contents are not what was written (SHA-256 {sha[:12]}...)")
@@ -172,7 +172,7 @@ def _another(folder: Path) -> str:
 
 def checkpoint_sha256(folder: Path) -> str:
     """Of integrity.json, and so of all files of a checkpoint."""
-    return _sha256(folder / INTEGRITY)
+    return file_sha256(folder / INTEGRITY)
 
 
 def check_metadata(folder: Path) -> Metadata:
@@ -235,8 +235,3 @@ def _read_integrity(folder: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         problem = f"unreadable ({error})"
     raise UserError(f"{path}: {problem}; use another copy of this checkpoint, or an older one")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -135,10 +135,10 @@ def out_of_range(known: Mapping[str, Option], values: Mapping[str, Any], prefix:
 @cache
 def field_texts(options_class: type) -> dict[str, str]:
     """Docstring of every field by name, read from the source, where alone it is."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(options_class))).body
-    assert isinstance(definition, ast.ClassDef)
     texts = dict.fromkeys((one.name for one in fields(options_class)), "")
-    for one, after in pairwise(definition.body):
+    owners = [one for one in reversed(options_class.__mro__) if is_dataclass(one)]
+    bodies = [ast.parse(textwrap.dedent(inspect.getsource(one))).body[0] for one in owners]
+    for one, after in (pair for body in bodies if isinstance(body, ast.ClassDef) for pair in pairwise(body.body)):
         if isinstance(one, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             texts[ast.unparse(one.target)] = " ".join(str(after.value.value).split())
     return texts

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from metro_megatron.cli.command_line import pretraining_command, run_tool
 from metro_megatron.cli.options import Range, at_least, flatten
@@ -16,19 +16,36 @@ from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
 from metro_megatron.plan.gpus import GPUS, NODE
 
+if TYPE_CHECKING:
+    from metro_megatron.plan.layouts import Cluster
+
 
 @dataclass(frozen=True)
-class Options:
-    """What a run is planned for."""
+class Hardware:
+    """What a run's time is reckoned with."""
 
-    gpus: Annotated[int, at_least(1)] = 8
-    """GPUs: as many as a node of 8 has, or whole nodes."""
     gpu: Literal["a100-40g", "a100-80g", "h100", "h200", "b200"] = "a100-80g"
     """Which ones; metro_megatron/plan/gpus.py has their data sheets' figures."""
     efficiency: Annotated[float, Range(0, 1, has_low=False, has_high=True)] = 0.5
     """Share of the data sheet's matrix rate that compute reaches: of what bench_train.py measures, or a guess."""
     network_gb_per_s: Annotated[float, at_least(0)] = 0.0
     """What each GPU gets from collectives between nodes (nccl-tests' bus bandwidth); 0: 88% of one adapter a GPU."""
+
+    def cluster(self, gpus: int, sample_fill: float) -> "Cluster":
+        """So many of these GPUs; sample_fill: share of data.seq_length that a sample has on average."""
+        from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster
+
+        gpu = GPUS[self.gpu]
+        network = 1e9 * self.network_gb_per_s or NETWORK_SHARE * gpu.network
+        return Cluster(gpu, gpus, self.efficiency, network, sample_fill)
+
+
+@dataclass(frozen=True)
+class Options(Hardware):
+    """What a run is planned for."""
+
+    gpus: Annotated[int, at_least(1)] = 8
+    """GPUs: as many as a node of 8 has, or whole nodes."""
     sample_fill: Annotated[float, Range(0, 1, has_low=False, has_high=True)] = 1.0
     """Share of data.seq_length that a sample has on average, as build_index.py prints it."""
     runners_up: Annotated[int, at_least(0)] = 4
@@ -46,14 +63,12 @@ def main(options: Options, others: list[str]) -> None:
     config = _with_paths(with_vocabulary(parse_config(others)))
     # Late: the configuration's checks load torch.
     from metro_megatron.config.problems import problems
-    from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster, estimate, layouts
+    from metro_megatron.plan.layouts import estimate, layouts
     from metro_megatron.plan.report import chosen, plan, text
 
     if options.gpus > NODE and options.gpus % NODE:
         raise UserError(f"--gpus is {options.gpus}, must be at most {NODE} or a multiple of it: whole nodes")
-    gpu = GPUS[options.gpu]
-    network = 1e9 * options.network_gb_per_s or NETWORK_SHARE * gpu.network
-    cluster = Cluster(gpu, options.gpus, options.efficiency, network, options.sample_fill)
+    cluster = options.cluster(options.gpus, options.sample_fill)
     if config.train.phases:
         raise UserError(
             "train.phases: a plan is of a run that is all in one phase; ask for each with its options in their places, "

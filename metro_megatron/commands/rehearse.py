@@ -6,32 +6,26 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from metro_megatron.cli.options import Range, at_least
-from metro_megatron.commands.plan import launch_command
+from metro_megatron.cli.options import at_least
+from metro_megatron.commands.plan import Hardware, launch_command
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
 from metro_megatron.data.vocabulary import with_vocabulary
 from metro_megatron.errors import UserError
-from metro_megatron.plan.gpus import GPUS, NODE
+from metro_megatron.plan.gpus import NODE
 
 FROM_FILES = ("cached", "frozen", "unigram")
 """Of corruption.source: what it needs is in files of the run."""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Hardware):
     """What a run is rehearsed for."""
 
     world_size: Annotated[int, at_least(1)]
     """Processes of the run, one a GPU: as many as a node of 8 has, or whole nodes."""
-    gpu: Literal["a100-40g", "a100-80g", "h100", "h200", "b200"] = "a100-80g"
-    """Which GPUs; metro_megatron/plan/gpus.py has their data sheets' figures."""
-    efficiency: Annotated[float, Range(0, 1, has_low=False, has_high=True)] = 0.5
-    """Share of the data sheet's matrix rate that compute reaches: of what bench_train.py measures, or a guess."""
-    network_gb_per_s: Annotated[float, at_least(0)] = 0.0
-    """What each GPU gets from collectives between nodes (nccl-tests' bus bandwidth); 0: 88% of one adapter a GPU."""
     processes: Annotated[int, at_least(1)] = 2
     """Processes that trace ranks side by side, on this machine."""
     picture: str = ""
@@ -54,7 +48,6 @@ def rehearse(options: Options, others: list[str]) -> int:
     from metro_megatron.train.launch import import_megatron
 
     import_megatron()
-    from metro_megatron.plan.layouts import NETWORK_SHARE, Cluster
     from metro_megatron.rehearsal.documents import Documents
     from metro_megatron.rehearsal.picture import refuse_picture
     from metro_megatron.rehearsal.run import Rehearsal
@@ -62,10 +55,8 @@ def rehearse(options: Options, others: list[str]) -> int:
     picture = Path(options.picture) if options.picture else None
     if picture:
         refuse_picture(picture)
-    gpu, begun = GPUS[options.gpu], time.monotonic()
-    network = 1e9 * options.network_gb_per_s or NETWORK_SHARE * gpu.network
-    documents = Documents.find(config)
-    cluster = Cluster(gpu, options.world_size, options.efficiency, network, documents.fill)
+    begun, documents = time.monotonic(), Documents.find(config)
+    cluster = options.cluster(options.world_size, documents.fill)
     print(f"documents: {documents.description}")
     advice = documents.advice(options.world_size // config.parallel.model_ranks)
     if advice:

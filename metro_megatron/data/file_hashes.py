@@ -1,12 +1,11 @@
 """Whether files have the sizes and the SHA-256 that a manifest says."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metro_megatron.data.manifest import FileEntry
-from metro_megatron.files import is_partial
+from metro_megatron.files import file_sha256, is_partial
 
 _THREADS = 8
 """Hashing and reading both leave Python to other threads."""
@@ -14,9 +13,7 @@ _THREADS = 8
 
 def file_entry(path: Path) -> FileEntry:
     """Of a file as it is. Raises OSError if it cannot be read."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(file.tell(), digest)
+    return FileEntry(path.stat().st_size, file_sha256(path))
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from metro_megatron.config.problems import problems
-from metro_megatron.config.schema import Config
-from tests.checkpoint.test_save import HALF, equal_tensors, straight_run
+from tests.checkpoint.test_save import HALF, equal_tensors, pass_on, straight_run
 from tests.distributed import run_ranks
 from tests.parity import matrix
 from tests.parity.matrix import CHOICES, every_case, pairs, world_size
-from tests.parity.small_run import Record, start
+from tests.parity.small_run import Record
 from tests.parity.test_layouts import assert_same
 from tests.parity.test_stages import into
 
@@ -48,15 +47,6 @@ def test_every_pair_of_choices_equals_one_process(reference: Record, size: int) 
         assert_same(record, reference, str(case))
 
 
-def saved_again(config: Config, copy: Path) -> None:
-    """On every rank: what a run's checkpoint holds, loaded and saved without a step in between."""
-    trainer = start(config)
-    trainer.restore()
-    trainer.checkpoints.run = copy
-    trainer.save(None)
-    trainer.close()
-
-
 @pytest.mark.long
 def test_a_checkpoint_goes_round_bit_by_bit(tmp_path: Path) -> None:
     """From layout to layout of 2 and 4 ranks, no two of which cut the model alike: weights, masters and moments."""
@@ -66,6 +56,6 @@ def test_a_checkpoint_goes_round_bit_by_bit(tmp_path: Path) -> None:
         folder.mkdir()
     run_ranks(straight_run, 1, into(folders[0], matrix.alone()))
     for case, folder, copy in zip(cases, folders, folders[1:], strict=False):
-        run_ranks(saved_again, world_size(case), into(folder, matrix.config_of(case)), copy)
+        run_ranks(pass_on, world_size(case), into(folder, matrix.config_of(case)), copy)
     names, different = run_ranks(equal_tensors, 1, *(one / f"iter_{HALF:07d}" for one in (folders[0], folders[-1])))[0]
     assert not different and any("exp_avg_sq" in name for name in names) and len(cases) > 4

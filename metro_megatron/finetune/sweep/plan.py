@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_origin
 from metro_megatron import __version__
 from metro_megatron.cli.options import REQUIRED, Option, options_of, out_of_range, read_options, with_values
 from metro_megatron.errors import UserError
+from metro_megatron.files import file_sha256
 from metro_megatron.finetune.tasks import TOGETHER
 
 T = TypeVar("T")
@@ -146,8 +147,7 @@ def options_of_run(run: Run, options_class: type[T]) -> T:
 def _sha256(path: Path) -> str:
     """Of a file, or of all files below a folder with their names."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     found = hashlib.sha256()
     for one in sorted(path.rglob("*")):
         if one.is_file() and one.name != "README.md" and "__pycache__" not in one.parts:
