@@ -124,7 +124,11 @@ def test_sound_configurations_have_no_problems(world_size, changes):
             {**FP8, TP: 4, "model__ffn_hidden_size": 3088},
             ["tensorwise, but model.ffn_hidden_size is 3088, must be a multiple of 64: 16 x parallel.tensor"],
         ),
-        (1, {**FP8, "parallel__transformer_impl": "local"}, ["linear layers are local (parallel.transformer_impl local, parallel.recompute none), which compute nothing"]),
+        (
+            1,
+            {**FP8, "parallel__transformer_impl": "local"},
+            ["layers are local (parallel.transformer_impl local, parallel.recompute none), which compute nothing"],
+        ),
         (1, {**FP8, **SELECTIVE}, ["fp8_recipe is tensorwise, but linear layers are local"]),
         (1, {**FP8, "train__precision": "fp16"}, ["fp8_recipe is tensorwise, but train.precision is fp16"]),
         (1, {**FP8, "corruption__source": "main"}, ["fp8_recipe is tensorwise, but with corruption.source main"]),
