@@ -18,8 +18,8 @@ from metro_megatron.errors import UserError
 from metro_megatron.evaluate.scores import Score, write_scores
 from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
-from tools.campaign.arms import ARMS, PlannedRun, Text, chosen_runs, planned_runs
-from tools.campaign.campaign import Options, campaign, check_arms
+from tools.campaign.arms import ARMS, PlannedRun, Text, chosen_runs, planned_runs, step_flops
+from tools.campaign.campaign import Options, campaign, check_arms, with_budget
 from tools.campaign.rows import COLUMNS, append_row, keep_tasks, read_baselines, read_rows
 
 BUDGET = 1e12
@@ -177,6 +177,15 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
     with pytest.raises(UserError, match="has a row of"):
         append_row(results, rows[0])
     assert results.read_bytes() == before
+
+
+def test_minutes_are_flops_by_the_pace_of_the_first_steps_which_are_timed_once(tmp_path):
+    options, stages = Options(minutes=3, root=str(tmp_path), rates=[1e-3], arms=["metro"]), Stages()
+    budget = with_budget(options, TEXT, stages).budget
+    # As the stage says: 50 tokens a second, 100 a step.
+    assert budget == pytest.approx(3 * 60 / 2 * step_flops("metro", TEXT), rel=0.05) and len(stages.calls) == 1
+    assert with_budget(replace(options, minutes=6), TEXT, stages).budget == pytest.approx(2 * budget, rel=0.05)
+    assert len(stages.calls) == 1
 
 
 def test_some_arms_are_done_first_and_their_runs_are_the_same(tmp_path):

@@ -157,6 +157,11 @@ def figure_of(arm: str) -> str:
     return next(one.figure for one in ARMS if one.name == arm)
 
 
+def step_flops(arm: str, text: Text) -> float:
+    """Model FLOPs of one step of an arm."""
+    return _step_flops(parse_config(_arm_options(arm, text)), text)
+
+
 def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequence[Mapping[str, str]]) -> float:
     """Of the rates whose runs have rows, all of them or else the first."""
     found = {row["run"]: row["validation"] for row in rows}
@@ -172,7 +177,7 @@ def _arm_options(arm: str, text: Text) -> list[str]:
 
 
 def _step_options(arm: str, text: Text, budget: float) -> list[str]:
-    steps = max(1, round(budget / _step_flops(parse_config(_arm_options(arm, text)), text)))
+    steps = max(1, round(budget / step_flops(arm, text)))
     return ["--train.train_steps", str(steps), "--optimizer.lr_warmup_steps", str(steps // STEPS_PER_WARM_UP)]
 
 

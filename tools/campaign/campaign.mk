@@ -1,11 +1,13 @@
 # The campaign: `make learn` calls this file. Run it again to go on where it was.
-#   BUDGET  FLOPs of each run; 2e13 takes about eight minutes of two cores
+#   BUDGET  minutes of each run, for which METRO's first steps are timed; empty: FLOPS
+#   FLOPS   of each run; 2e13 takes about eight minutes of two cores
 #   SEEDS   how many of METRO, ELECTRA and MLM; other arms have 3 at most
 #   RATES   peak learning rates that seed 1 of each arm tries
 #   ARMS    those to pretrain now, all if empty: the others are left for later
 #   CONFIG  configuration files of all arms, and on how many PROCESSES: of another size are other runs
 OUTPUT := runs/campaign
-BUDGET := 2e13
+BUDGET :=
+FLOPS := 2e13
 SEEDS := 5
 RATES := 1e-3 5e-4 2e-3
 ARMS :=
@@ -45,5 +47,6 @@ $(OUTPUT)/shards/%.manifest.json: | $(tokenizer)
 		--output_prefix $(OUTPUT)/shards/$* --workers 2
 
 campaign: | $(shards)
-	$(run) -m tools.campaign.campaign --root $(OUTPUT) --results $(RESULTS) --budget $(BUDGET) --seeds $(SEEDS) \
-		--rates $(RATES) $(if $(ARMS),--arms $(ARMS)) --config $(CONFIG) --processes $(PROCESSES)
+	$(run) -m tools.campaign.campaign --root $(OUTPUT) --results $(RESULTS) \
+		$(if $(BUDGET),--minutes $(BUDGET),--budget $(FLOPS)) --seeds $(SEEDS) --rates $(RATES) \
+		$(if $(ARMS),--arms $(ARMS)) --config $(CONFIG) --processes $(PROCESSES)

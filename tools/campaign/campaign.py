@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Annotated
 
 from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.cli.command_line import run_tool
-from metro_megatron.cli.options import above, at_least
+from metro_megatron.cli.options import at_least
 from metro_megatron.commands.probe import FIGURES as PROBED
 from metro_megatron.config.file import parse_config
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, build_sample_index
@@ -28,13 +28,24 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import locked
 from metro_megatron.probing.folder import MANIFEST
 from metro_megatron.train.curves import Run
-from tools.campaign.arms import ARMS, AUXILIARY_OF, COMMON, PlannedRun, Text, chosen_runs, figure_of, planned_runs
+from tools.campaign.arms import (
+    ARMS,
+    AUXILIARY_OF,
+    COMMON,
+    PlannedRun,
+    Text,
+    chosen_runs,
+    figure_of,
+    planned_runs,
+    step_flops,
+)
 from tools.campaign.rows import FIGURES, append_row, keep_tasks, read_rows
 
 FLOPS_PER_SECOND = 4.1e10
 """Of make demo's pretraining on two quiet cores: a guess where no row of this device is there."""
 SECONDS_BESIDE = 90.0
 """Of a run, beside its steps: starting, saving, exporting, evaluating, probing."""
+TIMED_STEPS = 200
 VERSIONS = ("torch", "megatron-core", "transformers")
 
 Call = Callable[[Sequence[str]], None]
@@ -45,8 +56,10 @@ Call = Callable[[Sequence[str]], None]
 class Options:
     """How much, and where."""
 
-    budget: Annotated[float, above(0)]
-    """Model FLOPs of each run, by metro_megatron/plan/flops.py."""
+    budget: Annotated[float, at_least(0)] = 0.0
+    """Model FLOPs of each run, by metro_megatron/plan/flops.py; 0: by minutes."""
+    minutes: Annotated[float, at_least(0)] = 0.0
+    """What each run takes for its steps on this device. METRO's first steps are timed once, and kept in ROOT/pace."""
     arms: list[str] = field(default_factory=lambda: [arm.name for arm in ARMS])
     """Arms to pretrain; the others' runs are left for later."""
     config: list[str] = field(default_factory=lambda: list(COMMON))
@@ -74,11 +87,14 @@ def main(options: Options) -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
             signal.signal(number, signal.default_int_handler)
     check_arms(options.arms)
+    if bool(options.budget) == bool(options.minutes):
+        raise UserError("give either --budget, the FLOPs of each run, or --minutes of it")
     root = Path(options.root)
     try:
         with locked(root / "lock", wait=False):
             keep_tasks(root / "tasks" / MANIFEST, Path(options.results))
-            campaign(options, read_text(root, options.config), call)
+            text = read_text(root, options.config)
+            campaign(options if options.budget else with_budget(options, text, call), text, call)
     except BlockingIOError as error:
         raise UserError(f"{root}: another process runs this campaign; wait for it or end it") from error
 
@@ -107,6 +123,18 @@ def read_text(root: Path, configs: Sequence[str] = COMMON) -> Text:
     return Text(train, f"{root}/shards/validation", lengths, sha256, tuple(configs))
 
 
+def with_budget(options: Options, text: Text, call: Call) -> Options:
+    """FLOPs for minutes, by the pace of METRO's first steps, to two digits."""
+    run = planned_runs(text, TIMED_STEPS * step_flops("metro", text), 1, options.rates[:1])[0]
+    training = Path(options.root) / "pace" / run.name
+    pretrain(run, training, options, call)
+    curves = Run.read(training)
+    seconds = curves.training[-1]["consumed_tokens"] / curves.tokens_per_second()
+    budget = float(f"{60 * options.minutes * run.flops / seconds:.1e}")
+    print(f"{options.minutes:g} minutes of this device are {budget:.1e} FLOPs ({training})", flush=True)
+    return replace(options, budget=budget)
+
+
 def campaign(options: Options, text: Text, call: Call) -> None:
     """Do what has no row yet, in order, and say before each run how much is left."""
     results = Path(options.results)
@@ -132,18 +160,9 @@ def campaign(options: Options, text: Text, call: Call) -> None:
 
 def do(run: PlannedRun, options: Options, call: Call) -> None:
     """Pretrain, export, evaluate and probe. Raises UserError where a command fails or training was interrupted."""
-    root, folder = Path(options.root), Path(options.root) / run.name
-    training, steps = folder / "pretraining", run.config.train.train_steps
-    python = sys.executable
-    if tracked_step(training) != steps:
-        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes))
-        # Its processes save at SIGTERM.
-        patience = ("--shutdown-timeout", "100", "--signals-to-handle", "SIGTERM")
-        frozen = ("--corruption.frozen_model", str(root / run.auxiliary / "pretraining")) if run.auxiliary else ()
-        command = ("pretrain_metro.py", *run.options, *frozen, "--train.output", str(training))
-        call([python, *torchrun, *patience, *command])
-        if tracked_step(training) != steps:
-            raise UserError(f"{training}: interrupted; run the same command again to continue")
+    root, folder, python = Path(options.root), Path(options.root) / run.name, sys.executable
+    training = folder / "pretraining"
+    pretrain(run, training, options, call)
     call([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
     judged = ("--model", str(folder / "model"), "--device", run.config.train.device)
     for part, scores in (("validation", ()), ("test", ("--documents", str(folder / "scores" / "test.jsonl")))):
@@ -153,6 +172,32 @@ def do(run: PlannedRun, options: Options, call: Call) -> None:
     # Its scores are where tools/compare_runs.py looks for them.
     tasks = ("--tasks", str(root / "tasks"), "--output", str(folder / "scores" / "tasks"))
     call([python, "tools/probe.py", *judged, *tasks, "--random_baseline", "false"])
+
+
+def pretrain(run: PlannedRun, training: Path, options: Options, call: Call) -> None:
+    """Train to the last step, or go on to it. Raises UserError where it fails or was interrupted."""
+    steps = run.config.train.train_steps
+    if tracked_step(training) == steps:
+        return
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes))
+    # Its processes save at SIGTERM.
+    patience = ("--shutdown-timeout", "100", "--signals-to-handle", "SIGTERM")
+    auxiliary = Path(options.root) / run.auxiliary / "pretraining"
+    frozen = ("--corruption.frozen_model", str(auxiliary)) if run.auxiliary else ()
+    call(
+        [
+            sys.executable,
+            *torchrun,
+            *patience,
+            "pretrain_metro.py",
+            *run.options,
+            *frozen,
+            "--train.output",
+            str(training),
+        ]
+    )
+    if tracked_step(training) != steps:
+        raise UserError(f"{training}: interrupted; run the same command again to continue")
 
 
 def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
