@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -219,6 +220,10 @@ def distributed_optimizer(
         pg_collection=groups,
     )
     (optimizer,) = chained.chained_optimizers
+    # megatron-core counts a group's parameters in the order of the model, and hands torch those in FP32 before others.
+    for group, both in enumerate(zip(optimizer.model_fp32_groups, optimizer.model_float16_groups, strict=True)):
+        for index, parameter in enumerate(chain(*both)):
+            optimizer.model_param_group_index_map[parameter] = (group, index)
     fuse(optimizer.optimizer)
     return optimizer
 

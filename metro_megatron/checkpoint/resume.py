@@ -48,10 +48,16 @@ def beginning(config: Config) -> Path | None:
 def beginnings(config: Config) -> list[Path]:
     """The checkpoints that a run may go on from, the best first: of its own folder, else the one that it branches from.
 
-    None: it begins from nothing. Raises UserError if train.branch_from is no checkpoint.
+    None: it begins from nothing. Raises UserError if the run had checkpoints, of which none is there, and if
+    train.branch_from is no checkpoint.
     """
     run, branch = Path(config.train.output), Path(config.train.branch_from)
     steps = resumable_steps(run)
+    if not steps and (run / TRACKER).is_file():
+        raise UserError(
+            f"{run / TRACKER} says that the run was saved, but none of its checkpoints is there: bring one back, or "
+            "remove that file to begin the run anew"
+        )
     if steps or not config.train.branch_from:
         return [iteration_folder(run, step) for step in steps]
     if not (branch / METADATA).is_file():

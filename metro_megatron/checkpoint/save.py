@@ -23,7 +23,7 @@ from megatron.core import dist_checkpointing
 from torch.distributed import distributed_c10d
 
 from metro_megatron.checkpoint.files import MARKER, check_metadata, iteration_folder, verify_integrity
-from metro_megatron.checkpoint.publish import check_room, prepare, publish, unfinished_folder
+from metro_megatron.checkpoint.publish import BYTES_PER_PARAMETER, check_room, prepare, publish, unfinished_folder
 from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
 from metro_megatron.checkpoint.saving import Exchange, Saved, Saving, unwritten
 from metro_megatron.checkpoint.sharded_state import load_model_state, load_state, model_state, sharded_state
@@ -38,6 +38,9 @@ from metro_megatron.parallel.optim import Optimizer
 
 SECONDS_TO_APPEAR = 10.0
 """How long a new file may take to be seen by other machines, whose network file systems remember what was absent."""
+
+SLOW_DISK = 1e8
+"""Bytes/s."""
 
 Value = TypeVar("Value")
 
@@ -207,6 +210,11 @@ class Checkpoints:
         world_size = self.layout.world.size()
         exchange = Exchange(distributed_c10d._get_default_store(), name, self.layout.rank, world_size)
         return Saving(writer, exchange, final, finish if self.layout.rank == 0 else None, since, is_beside)
+
+    @property
+    def seconds_to_load(self) -> float:
+        """What a checkpoint takes from a slow disk."""
+        return BYTES_PER_PARAMETER * self._num_parameters() / SLOW_DISK
 
     def _num_parameters(self) -> int:
         """Parameters of this rank times the ranks that hold different ones: an upper bound."""

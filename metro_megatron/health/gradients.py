@@ -34,6 +34,9 @@ GROUPS = (
 def problems(subject: Subject, batch: StepBatch) -> Iterator[str]:
     """Of a step's batch on the host; the gradients stay behind, and the next step forgets them. Collective calls."""
     views = subject.step.gradients(batch, subject.new_sums())
+    # With the sums megatron-core forgets that parameters are there. Stages would gather them in forward passes, each
+    # when it gets to a module, and wait for each other.
+    subject.homes.fetch_parameters()
     own = list(shards(subject.pair, subject.optimizer, subject.layout))
     yield from _missing(subject, batch, own)
     exits = views[0].exits

@@ -20,6 +20,9 @@ from metro_megatron.config.position import PositionScheme
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.model.norm import LayerNorm, mark_sequence_parallel, outside_layers
 
+IN_FP32 = "stays_in_fp32"
+"""Mark of a parameter that a run in 16 bits keeps in FP32."""
+
 
 class Added(NamedTuple):
     """What attention adds to its scores, the same in all layers of an encoder."""
@@ -67,6 +70,7 @@ class Positions(MegatronModule):
             device = torch.cuda.current_device()
             self.weight = torch.nn.Parameter(torch.empty(scheme.num_rows, heads, device=device))
             set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=1, stride=1)
+            setattr(self.weight, IN_FP32, True)  # some kilobytes, which all layers' scores read
             rows = torch.tensor([*scheme.distance_rows(), *scheme.cls_rows()], device=device)
             self.register_buffer("row_of", torch.nn.functional.one_hot(rows, scheme.num_rows).float(), persistent=False)
         if scheme.is_untied:

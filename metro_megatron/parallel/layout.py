@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, Store
 
 from metro_megatron.config.schema import ParallelConfig
+from metro_megatron.errors import UserError
 from metro_megatron.parallel import cpu
 
 LATER = 1.1
@@ -45,8 +46,11 @@ class Layout:
     """Whether this layout joined the processes, and leaves them in the end."""
 
     @classmethod
-    def create(cls, config: ParallelConfig, device: torch.device) -> Layout:
-        """Make the groups, after joining the processes if nobody has (torchrun's environment, or a lone process)."""
+    def create(cls, config: ParallelConfig, device: torch.device, store: Store | None = None) -> Layout:
+        """Make the groups, after joining the processes if nobody has (torchrun's environment, or a lone process).
+
+        store: as `meet` gives it, where the processes have met.
+        """
         if device.type == "cpu":
             cpu.install()
         else:
@@ -56,7 +60,7 @@ class Layout:
         has_joined = not dist.is_initialized()
         timeout = timedelta(minutes=LATER * config.timeout_minutes)
         if has_joined:
-            _join(device, timeout)
+            _join(device, timeout, store)
         chunks = config.virtual_pipeline_model_parallel_size
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor_model_parallel_size,
@@ -125,9 +129,36 @@ class Layout:
             dist.destroy_process_group()
 
 
-def _join(device: torch.device, timeout: timedelta) -> None:
+def meet(minutes: float) -> Store:
+    """The store in which the processes of torchrun find each other; others may come later.
+
+    Raises UserError if it is not there within `minutes`.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=os.environ["RANK"] == "0" and not is_torchruns,
+            timeout=timedelta(minutes=LATER * minutes),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        whose = "torchrun of the first machine" if is_torchruns else "rank 0"
+        raise UserError(
+            f"{whose} does not answer at {host}:{port} for {minutes:g} minutes (parallel.timeout_minutes), where all "
+            f"ranks meet: see whether it runs, and whether this machine reaches it ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _join(device: torch.device, timeout: timedelta, store: Store | None) -> None:
     backend = "gloo" if device.type == "cpu" else "nccl"
-    if "RANK" in os.environ:
+    if store is not None:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    elif "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from metro_megatron.corruption.unigram import Unigram
 from metro_megatron.errors import UserError
 from metro_megatron.model.encoder import TIED, MainModel, Pair, TiedParameters
 from metro_megatron.model.init import initialize
+from metro_megatron.model.position import IN_FP32
 from metro_megatron.objective.term import Term
 from metro_megatron.objective.terms import main_terms
 from metro_megatron.parallel.layout import Layout
@@ -67,8 +69,16 @@ class Parts:
         pair = Pair({TIED: tied, **corruptor.trained}, main)
         for prefix, module in pair.modules():
             initialize(module, prefix, config.model, config.train.seed, layout.tensor, given)
-            module.to(device=layout.device, dtype=mcore.DTYPES[config.train.precision])
+            module.to(device=layout.device)
+            to_precision(module, mcore.DTYPES[config.train.precision])
         return cls(pair, corruptor, terms)
+
+
+def to_precision(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Parameters in the run's format, but for those that a module keeps in FP32. Buffers are as they are made."""
+    for parameter in module.parameters():
+        if not getattr(parameter, IN_FP32, False):
+            parameter.data = parameter.data.to(dtype)
 
 
 def refuse_mixed_libraries(config: Config, layout: Layout) -> None:

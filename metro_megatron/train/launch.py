@@ -97,9 +97,10 @@ def _train(config: Config, corpus: Corpus, device: Device) -> None:
     from fused.dispatch import reference_only
     from metro_megatron.checkpoint.trial import try_saving
     from metro_megatron.train.trainer import Trainer
+    from metro_megatron.train.watchdog import watched
 
-    with reference_only() if config.train.fused == "reference" else nullcontext():
-        trainer = Trainer(config, corpus, torch.device(device))
+    with reference_only() if config.train.fused == "reference" else nullcontext(), watched(config) as watchdog:
+        trainer = Trainer(config, corpus, torch.device(device), watchdog)
         try:
             trainer.checkpoints.check_folder()
             try_saving(Path(config.train.output), trainer.layout)

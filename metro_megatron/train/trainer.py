@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import distributed_c10d
 
 from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
@@ -58,11 +57,13 @@ MAX_ROLLBACKS = 3
 class Trainer:
     """One run on this rank. `corpus` has been opened, and with it everything a user can get wrong there."""
 
-    def __init__(self, config: Config, corpus: Corpus, device: torch.device):
+    def __init__(self, config: Config, corpus: Corpus, device: torch.device, watchdog: Watchdog | None = None):
         self.config = config
+        self.watchdog = watchdog
         self.run = Path(config.train.output)
         self.corpus = corpus
-        self.layout = Layout.create(config.parallel, device)
+        self.layout = Layout.create(config.parallel, device, watchdog.store if watchdog else None)
+        self._sign("to build the models")
         refuse_mixed_libraries(config, self.layout)
         self.initial = initial_weights(config, corpus.tokenizer_folder)
         """None: all starts at random, or is loaded by `restore`."""
@@ -81,7 +82,6 @@ class Trainer:
         self._begin()
         self.clock = Clock()
         self.stop: StopRequest | None = None
-        self.watchdog: Watchdog | None = None
         self.remarks: list[str] = []
         """What there is to say about the checkpoint that the run goes on from."""
         self.told: dict[str, tuple[Any, Any]] = {}
@@ -109,6 +109,7 @@ class Trainer:
 
         Returns whether there is one. A collective call.
         """
+        self._sign("to look for a checkpoint", self.checkpoints.seconds_to_load)
         restored = self.checkpoints.restore()
         if restored is None:
             return False
@@ -175,9 +176,9 @@ class Trainer:
             self._check(report, data)
         norms = WeightNorms(self.pair, self.optimizer, self.layout)
         clock = self.clock = Clock()
+        self._sign("to train")
         # Kept where the run goes back: what it was told meanwhile counts.
         self.stop = self.stop or StopRequest(self.layout.rank == 0, self._seconds_to_stop)
-        self.watchdog = self._new_watchdog()
         batches = data.prefetch(self.progress.done, self.config.train.train_steps, self.progress.seen_samples)
         try:
             for batch in clock.waiting(batches):
@@ -204,8 +205,7 @@ class Trainer:
             self.saves.end_save_before(_saying(report), goes_on=False)
             return bad
         finally:
-            if self.watchdog:
-                self.watchdog.close()
+            self._sign("to end", self.saves.longest)
             batches.close()
             self.checkpoints.close()
             if report:
@@ -345,14 +345,6 @@ class Trainer:
     def close(self) -> None:
         """Leave the process groups."""
         self.layout.destroy()
-
-    def _new_watchdog(self) -> Watchdog | None:
-        """None for a process that waits for no other."""
-        world_size, seconds = self.layout.world.size(), 60.0 * self.config.parallel.timeout_minutes
-        if world_size == 1:
-            return None
-        store = distributed_c10d._get_default_store()
-        return Watchdog(store, self.layout.rank, world_size, seconds, self.run / "still")
 
     def _sign(self, doing: str, usual: float = 0.0) -> None:
         if self.watchdog:

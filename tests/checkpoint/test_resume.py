@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metro_megatron.checkpoint.files import file_entries
+from metro_megatron.checkpoint.files import TRACKER, file_entries
 from metro_megatron.checkpoint.resume import beginning, config_differences, refuse_other_run
 from metro_megatron.config.file import save_config
 from metro_megatron.config.phases import Phase
@@ -73,4 +73,13 @@ def test_a_first_look_takes_no_value_from_a_damaged_text(tmp_path: Path) -> None
     assert beginning(config) == tmp_path / "iter_0000003"
     (tmp_path / "iter_0000003" / "run_config.yaml").write_text("train:\n  seed: 9\n")
     with pytest.raises(UserError, match=r"(?s)progress.json: missing or damaged.*run_config.yaml: missing or damaged"):
+        beginning(config)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
+    config = replace(SAVED, train=replace(SAVED.train, output=str(tmp_path)))
+    (tmp_path / "metrics.jsonl").touch()
+    assert beginning(config) is None
+    (tmp_path / TRACKER).write_text("500\n")
+    with pytest.raises(UserError, match="was saved, but none of its checkpoints is there: bring one back, or remove"):
         beginning(config)

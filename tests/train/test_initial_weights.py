@@ -145,9 +145,10 @@ def masters(config: Config) -> list[tuple[Tensor, Tensor]]:
     try:
         pairs = []
         for one in trainer.optimizer.both:
-            groups = zip(one.model_float16_groups, one.shard_fp32_from_float16_groups, strict=True)
+            models = (*one.model_float16_groups, *one.model_fp32_groups)
+            groups = zip(models, (*one.shard_fp32_from_float16_groups, *one.shard_fp32_groups), strict=True)
             for parameters, shards in groups:
-                pairs += [(p.detach().clone(), m.clone()) for p, m in zip(parameters, shards, strict=True)]
+                pairs += [(p.detach().clone(), m.detach().clone()) for p, m in zip(parameters, shards, strict=True)]
         return pairs
     finally:
         trainer.close()
@@ -159,7 +160,7 @@ def test_masters_have_the_values_that_weights_were_rounded_from(folders: dict[st
     assert len(pairs) == len(tensors)
     expected = {hash_of(tensor) for tensor in tensors.values()}
     assert {hash_of(master) for _, master in pairs} == expected
-    assert all(weight.reshape(-1).equal(master.bfloat16()) for weight, master in pairs)
+    assert all(weight.reshape(-1).equal(master.to(weight.dtype)) for weight, master in pairs)
     assert not all(master.equal(master.bfloat16().float()) for _, master in pairs)
 
 

@@ -38,7 +38,8 @@ def gradient_formats(configs: list[Config]) -> list[tuple[set[torch.dtype], list
     for config in configs:
         trainer = start(config)
         figures, norms = run_steps(trainer, 0, STEPS)
-        formats = {buffer.grad_data.dtype for ddp in trainer.homes.all for buffer in ddp.buffers}
+        buffers = [buffer for ddp in trainer.homes.all for buffer in ddp.buffers]
+        formats = {buffer.grad_data.dtype for buffer in buffers if buffer.param_dtype != torch.float32}
         found.append((formats, [one[name] for one in figures for name in LOSSES] + [norm for norm, *_ in norms]))
         trainer.close()
     return found
@@ -59,9 +60,11 @@ def starts(config: Config) -> list[torch.Tensor]:
     trainer = Trainer(config, small_corpus(config), torch.device("cpu"))
     found = []
     for one in trainer.optimizer.both:
-        is_fp32 = config.train.precision == "fp32"
-        groups = one.model_fp32_groups if is_fp32 else one.shard_fp32_from_float16_groups
+        groups = [*one.model_fp32_groups, *one.shard_fp32_from_float16_groups]
         found += [weight.detach().reshape(-1).clone() for group in groups for weight in group]
+    weights = [named for _, module in trainer.pair.modules() for named in module.named_parameters()]
+    in_fp32 = {name for name, weight in weights if weight.dtype == torch.float32}
+    assert config.train.precision == "fp32" or in_fp32 == {"main_table.weight", "table.weight"}
     trainer.close()
     return found
 

@@ -1,44 +1,88 @@
-"""A rank that stands still is named by the others, which end."""
+"""A rank that stands still, or never comes, is named by the others, which end."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
+import os
+import signal
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
 
-from metro_megatron.train.watchdog import EXIT_CODE
-from tests.distributed import run_program
+from metro_megatron.config.schema import Config, ParallelConfig, TrainConfig
+from metro_megatron.errors import UserError
+from metro_megatron.parallel.layout import meet
+from metro_megatron.train.watchdog import EXIT_CODE, watched
+from tests.distributed import PRELOADED
 
-WAITING = """
-import os, signal, sys, time
-from pathlib import Path
-from torch.distributed import TCPStore
-from metro_megatron.train.watchdog import Watchdog
-store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
-watchdog = Watchdog(store, 0, 2, 1.0, Path(sys.argv[2]))
-watchdog.sign("step 7")
-store.set("metro_megatron/sign/1", sys.argv[3])
-def wait_in_a_collective():
+SECONDS = 2.0
+
+
+def be_a_rank(rank: int, port: int, behaviour: str, folder: Path) -> None:
+    """One of three, which have met, or wait for who has not come."""
+    files = os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY)
+    os.dup2(files, 2)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3", TORCHELASTIC_USE_AGENT_STORE="True")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    config = Config(parallel=ParallelConfig(timeout_minutes=SECONDS / 60), train=TrainConfig(output=str(folder)))
+    with watched(config) as watchdog:
+        assert watchdog
+        watchdog.sign("step 7")
+        if behaviour == "stops":
+            time.sleep(0.3)  # its sign is there
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif behaviour == "goes on":
+            time.sleep(SECONDS / 2)
+            watchdog.sign("step 8")
+        wait_in_a_collective()
+
+
+def wait_in_a_collective() -> None:
     time.sleep(60)
-wait_in_a_collective()
-"""
 
 
 @pytest.mark.parametrize(
-    ("looks", "since"), [(3, 5.0), (20, -5.0)], ids=["stopped whole after a sign", "an older sign"]
+    ("third", "said"),
+    [
+        ("stops", "rank 2, process "),
+        ("waits", "rank 2, process "),
+        ("absent", "rank 2 did not come to where all ranks meet"),
+    ],
+    ids=["stopped whole", "an older sign than others'", "not there"],
 )
 def test_the_rank_that_others_wait_for_is_named_with_the_stacks_of_who_waits(
-    tmp_path: Path, looks: int, since: float
+    tmp_path: Path, third: str, said: str
 ) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    program = tmp_path / "waiting.py"
-    program.write_text(WAITING)
-    sign = [looks, time.time() + since, "evaluation batch 3", "gpu-17", 4711]
-    result = run_program(program, store.port, tmp_path / "stacks", json.dumps(sign), timeout=60)
-    assert result.returncode == EXIT_CODE
-    assert "rank 1, process 4711 on gpu-17, has done nothing since" in result.stderr
-    assert "when it began evaluation batch 3" in result.stderr and "timeout_minutes" in result.stderr
-    assert "wait_in_a_collective" in (tmp_path / "stacks" / "rank_0.txt").read_text()
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("forkserver")
+    behaviours = ["goes on" if third == "waits" else "waits"] * 2 + [third] * (third != "absent")
+    ranks: list[ForkServerProcess] = [
+        context.Process(target=be_a_rank, args=(rank, store.port, behaviour, tmp_path))
+        for rank, behaviour in enumerate(behaviours)
+    ]
+    for rank in ranks:
+        rank.start()
+    try:
+        for rank in ranks[:2]:
+            rank.join(60)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.exitcode for rank in ranks[:2]] == [EXIT_CODE] * 2
+    lines = [line for path in sorted(tmp_path.glob("*.err")) for line in path.read_text().splitlines()]
+    assert lines and len(set(lines)) == 1, "all say what the first has found"
+    assert said in lines[0] and "timeout_minutes" in lines[0]
+    assert third == "absent" or "when it began step 7" in lines[0]
+    for rank in range(2):
+        assert "wait_in_a_collective" in (tmp_path / "still" / f"rank_{rank}.txt").read_text()
+
+
+def test_a_store_that_nobody_opens_is_rank_0s_to_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"rank 0 does not answer at 127.0.0.1:1 for 0.01 minutes"):
+        meet(0.01)
