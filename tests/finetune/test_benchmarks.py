@@ -302,7 +302,7 @@ def test_files_that_are_not_there_and_options_of_tables_are_named(data: Path, tm
     with pytest.raises(UserError) as caught:
         Source(data=str(tmp_path)).read("ax")
     assert [problem.split(": no such file")[0] for problem in caught.value.problems] == [
-        str(tmp_path / name) for name in ("MNLI/train.tsv", "MNLI/dev_matched.tsv", "diagnostic/diagnostic.tsv")
+        str(tmp_path / name) for name in ("MNLI/train.tsv", "MNLI/dev_matched.tsv", "diagnostic/diagnostic-full.tsv")
     ]
     with pytest.raises(UserError) as caught:
         Source(train_file="a.csv").read("mnli")
