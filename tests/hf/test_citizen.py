@@ -21,7 +21,6 @@ from tools.citizen.calls import CALLS
 from tools.citizen.citizen import Options, main
 from tools.citizen.loading import LOADING
 from tools.citizen.losses import LOSSES
-from tools.citizen.neighbours import NEIGHBOURS
 from tools.citizen.rows import ROWS
 from tools.citizen.subject import Subject, Wrong
 
@@ -36,11 +35,6 @@ CHECKS = {name: check for checks in (LOADING, CALLS, ROWS, LOSSES) for name, che
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in ELSEWHERE])
 def test_a_check_passes(name: str, export_folder: Path, tmp_path: Path) -> None:
     assert CHECKS[name](Subject(export_folder, tmp_path))
-
-
-def test_tags_tile_the_text(export_folder: Path, tmp_path: Path) -> None:
-    """The one check of neighbours that transformers alone is enough for, and about our own tokenizer."""
-    assert NEIGHBOURS["pipeline token-classification"](Subject(export_folder, tmp_path))
 
 
 @pytest.mark.parametrize("module", [stranger, subject])
