@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from torch.distributed.checkpoint.planner import WriteItem
 
 from metro_megatron.checkpoint.files import AVERAGE, INTEGRITY, METADATA, write_integrity
 from metro_megatron.checkpoint.read import (
+    SEGMENTS,
     TOKENIZER,
     StoredModel,
+    find_segments,
     find_tokenizer,
     read_average,
     without_distributed_warning,
@@ -40,7 +43,17 @@ Part = Literal["pair", "main"]
 PARTS: dict[Part, str] = {"pair": "auxiliary and main", "main": "main alone"}
 AUXILIARY = "aux."
 """What the names of tensors begin with that main does without."""
-AVERAGED_FILES = ("*.distcp", METADATA, "metadata.json", "common.pt", "run_config.yaml", AVERAGE, INTEGRITY, TOKENIZER)
+AVERAGED_FILES = (
+    "*.distcp",
+    METADATA,
+    "metadata.json",
+    "common.pt",
+    "run_config.yaml",
+    AVERAGE,
+    INTEGRITY,
+    TOKENIZER,
+    SEGMENTS,
+)
 """Patterns of all that the folder of an average holds."""
 
 _FORMAT = {
@@ -149,6 +162,8 @@ class Average:
             }
             (folder / AVERAGE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             copy_tokenizer(last.tokenizer.path, folder / TOKENIZER)
+            if segments := find_segments(last.model.folder):
+                shutil.copyfile(segments, folder / SEGMENTS)
             write_integrity(folder)
 
     def _write_tensors(self, folder: Path, on_bytes: Callable[[int], object]) -> None:

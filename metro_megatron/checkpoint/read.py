@@ -31,6 +31,8 @@ from metro_megatron.errors import UserError
 OPTIMIZER_PREFIX = "optimizer."
 TOKENIZER = "tokenizer"
 """Folder of a run's tokenizer."""
+SEGMENTS = "segments.safetensors"
+"""File of a run that began with an ELECTRA."""
 
 
 def find_iteration(path: Path) -> Path:
@@ -47,6 +49,12 @@ def find_iteration(path: Path) -> Path:
             "give the folder of train.output or one of its iter_ folders"
         )
     return iteration_folder(path, step)
+
+
+def find_segments(iteration: Path) -> Path | None:
+    """The file of an ELECTRA's segments that a run began with, where its tokenizer is; None for other runs."""
+    places = (iteration / SEGMENTS, iteration.resolve().parent / SEGMENTS)
+    return next((path for path in places if path.is_file()), None)
 
 
 def find_tokenizer(iteration: Path) -> Path:

@@ -36,8 +36,8 @@ def main(options: Options) -> None:
     # Late, so that --help and mistakes do not wait for torch.
     from transformers.utils import logging
 
-    from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
-    from metro_megatron.hf.electra import electra_roles, write_electra_folders
+    from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_segments, find_tokenizer, stored_config
+    from metro_megatron.hf.electra import electra_roles, read_segments, write_electra_folders
     from metro_megatron.hf.export import EXPORTED_FILES, MARK, exported_model, exported_tensors, write_hf_folder
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # about optional packages and its own old calls
@@ -55,7 +55,8 @@ def main(options: Options) -> None:
     folders = [target]
     if options.format == "electra":
         roles = electra_roles(exported_model(config), objective.main)
-        write, folders = write_electra_folders, [target / role for role in roles]
+        write = partial(write_electra_folders, kept=read_segments(find_segments(iteration)))
+        folders = [target / role for role in roles]
     else:
         refuse_foreign(target, EXPORTED_FILES, MARK)
     stored = StoredModel.open(iteration)

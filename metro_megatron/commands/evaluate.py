@@ -105,15 +105,13 @@ def main(options: Options) -> None:
 
 
 def load_pair(folder: Path) -> MetroForPreTraining:
-    """The exported model in fp32. Raises UserError for anything but an export."""
-    import torch
-
+    """The whole pretrained model in fp32. Raises UserError for what is not an export."""
+    from metro_megatron.hf.folder import exported_config, whole_model
     from metro_megatron.hf.modeling_metro import MetroForPreTraining
 
-    missing = [name for name in ("config.json", "model*.safetensors") if not list(folder.glob(name))]
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(missing)}; give a folder that tools/convert_checkpoint.py wrote")
-    return MetroForPreTraining.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    exported_config(folder)
+    model: MetroForPreTraining = whole_model(MetroForPreTraining, folder)
+    return model
 
 
 def token_frequencies(prefix: str, model: Path, vocab_size: int) -> NDArray[np.int64]:

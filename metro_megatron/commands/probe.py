@@ -100,22 +100,19 @@ def main(options: Options) -> None:
 
 def load_encoder(folder: Path, from_scratch: bool, seed: int) -> MetroModel:
     """Main of an exported model in fp32, or random weights of its shape. Raises UserError for what is not an export."""
-    import torch
     from transformers import set_seed
     from transformers.utils import logging
 
-    from metro_megatron.hf.configuration_metro import MetroConfig
+    from metro_megatron.hf.folder import exported_config, whole_model
     from metro_megatron.hf.modeling_metro import MetroModel
 
-    needed = ["config.json", *([] if from_scratch else ["model*.safetensors"])]
-    missing = [name for name in needed if not list(folder.glob(name))]
-    if missing:
-        raise UserError(f"{folder}: lacks {', '.join(missing)}; give a folder that tools/convert_checkpoint.py wrote")
+    config = exported_config(folder)
     logging.disable_progress_bar()
     if from_scratch:
         set_seed(seed)
-        return MetroModel(MetroConfig.from_pretrained(folder))
-    return MetroModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        return MetroModel(config)
+    model: MetroModel = whole_model(MetroModel, folder)
+    return model
 
 
 def figures(task: ProbeTask, scores: dict[str, Scores], random: dict[str, Scores]) -> dict[str, Any]:

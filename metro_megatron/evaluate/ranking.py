@@ -25,7 +25,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     ElectraConfig,
     ElectraForPreTraining,
     PreTrainedConfig,
@@ -36,7 +35,7 @@ from transformers import (
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.prompts import Filled, Prompt
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.folder import folder_config
+from metro_megatron.hf.folder import folder_config, folder_model, folder_tokenizer
 from metro_megatron.hf.modeling_metro import (
     MetroForAuxiliaryMaskedLM,
     MetroForMaskedLM,
@@ -174,8 +173,7 @@ def open_scorer(folder: Path, wanted: Sequence[HeadName] = ()) -> Scorer:
         raise UserError(
             f"{folder}: {has}{f', not {missing[0]}' if missing else ''}; give a folder as it was pretrained"
         )
-    is_ours = isinstance(config, MetroConfig)
-    tokenizer = (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
+    tokenizer = folder_tokenizer(folder, config)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{folder}: its tokenizer has no tokenizer.json, which says where tokens stand in a text")
     if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
@@ -209,5 +207,5 @@ def _other_heads(folder: Path, config: PreTrainedConfig) -> Iterator[Head]:
 
 def _whole(kind: Any, folder: Path) -> PreTrainedModel | None:
     """The folder's model in FP32, or None where weights of its head would be drawn at random."""
-    model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, report = folder_model(kind, folder)
     return None if report["missing_keys"] else model

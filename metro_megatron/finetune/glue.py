@@ -11,12 +11,18 @@ from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Part
 from metro_megatron.finetune.examples import LabelledTexts, class_label, labelled_texts, text_of
 from metro_megatron.finetune.tasks.classification import Classification
+from metro_megatron.finetune.tasks.grouped import CATEGORIES, Diagnostic
 from metro_megatron.finetune.tasks.regression import Regression, number_label
 from metro_megatron.text.rows import Row, each_row, text_file
 
 _SENTENCES = ("sentence1", "sentence2")
 _COLA_HEADER = ("source", "label", "mark", "sentence")
 _ID_COLUMNS = ("index", "id")
+_FULL_COLUMNS = ("Premise", "Hypothesis", "Label")
+_CATEGORIES = dict(
+    zip(("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge"), CATEGORIES, strict=True)
+)
+"""Of diagnostic-full.tsv by their columns, which hold the phenomena."""
 
 
 def read_glue(
@@ -92,9 +98,38 @@ def _task(
     )
 
 
+def read_diagnostic(path: Path) -> LabelledTexts[str]:
+    """AX's pairs: without labels as the server hands them out, with labels and categories from diagnostic-full.tsv.
+
+    Rows of the latter, which has no ids, are the server's in their order.
+    """
+    if "full" not in path.name:
+        return read_glue(path, _SENTENCES, None)
+    rows, ragged = _rows(path, (*_CATEGORIES, *_FULL_COLUMNS), None)
+    if ragged:
+        raise UserError(f"{path}, {ragged[0]}: has not as many fields as the header; fetch the file again")
+
+    def read(row: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
+        first, second, label = (text_of(row, name) for name in _FULL_COLUMNS)
+        return first, second, class_label(label), tuple(_CATEGORIES[name] for name in _CATEGORIES if row[name].strip())
+
+    first, second, labels, groups = map(list, zip(*each_row(path, rows, read), strict=True))
+    return LabelledTexts(first, second, labels, [str(number) for number in range(len(first))], groups)
+
+
 _MNLI_LABELLED = partial(read_glue, columns=_SENTENCES, label="gold_label")
 _UNLABELLED_PAIRS = partial(read_glue, columns=_SENTENCES, label=None)
-_DIAGNOSTIC = Part(("../diagnostic/diagnostic.tsv", "../AX/AX.tsv", "diagnostic.tsv", "AX.tsv"), _UNLABELLED_PAIRS)
+_DIAGNOSTIC = Part(
+    tuple(
+        f"{folder}{name}"
+        for names in (("diagnostic-full.tsv",), ("diagnostic.tsv", "AX.tsv"))
+        for folder in ("../diagnostic/", "../diagnostics/", "../AX/", "")
+        for name in names
+    ),
+    read_diagnostic,
+    Diagnostic,
+    Diagnostic.own_scores,
+)
 _MNLI = replace(
     _task(
         "MNLI",

@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors import SafetensorError
+from torch import nn
+from torch.nn import functional
 from transformers import (
     AutoModel,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import finish_folder
-from metro_megatron.hf.folder import folder_config
+from metro_megatron.hf.folder import folder_config, folder_model, folder_tokenizer
 from metro_megatron.hf.modeling_metro import (
     MetroForMultipleChoice,
     MetroForQuestionAnswering,
@@ -47,6 +48,11 @@ METRO_MODELS: dict[Head, type[PreTrainedModel]] = {
     "multiple_choice": MetroForMultipleChoice,
     "question_answering": MetroForQuestionAnswering,
 }
+HEAD_DROPOUTS = (
+    *("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "qa_dropout"),
+    *("pooler_dropout", "cls_dropout", "head_dropout"),
+)
+"""What configurations call the dropout of heads; of some it is the encoder's, which stays."""
 _SHORTEST = 8
 _LONGEST = 1_000_000
 """Tokens; transformers writes 1e30 where a tokenizer knows no limit."""
@@ -70,12 +76,7 @@ def read_tokenizer(folder: Path, config: PreTrainedConfig, max_length: int) -> P
 
     Raises UserError for a folder without one, one that does not fit the model, and a length that the model cannot read.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise UserError(
-            f"{folder}: has no tokenizer.json; copy the files of the model's tokenizer there, or give their folder "
-            "with --tokenizer"
-        )
-    tokenizer = _load_tokenizer(folder, config)
+    tokenizer: Any = _load_tokenizer(folder, config)
     problems = []
     if not tokenizer.is_fast:
         problems.append(f"{folder}: its tokenizer has no tokenizer.json, which says where tokens stand in a text")
@@ -104,17 +105,17 @@ def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch
     or a weight of the encoder is not in the folder; its pooler may be: some pretraining has none.
     """
     kind = model_class(head, folder, config)
-    if from_scratch:
-        return kind(config)
+    model = kind(config) if from_scratch else _with_fresh_head(kind, folder, config)
+    if head == "multiple_choice":
+        ignore_missing_choices(model)
+    return model
+
+
+def _with_fresh_head(kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     try:
-        loaded: Any = kind.from_pretrained(
-            folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: its weights are unreadable ({error}); write it again, or use --from_scratch"
-        ) from error
-    model, info = loaded
+        model, info = folder_model(kind, folder, config=config, ignore_mismatched_sizes=True)
+    except UserError as error:
+        raise UserError([f"{problem}, or use --from_scratch" for problem in error.problems]) from error
     encoder = f"{model.base_model_prefix}."
     fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     lacking = sorted(name for name in fresh if name.startswith(encoder) and not name.startswith(f"{encoder}pooler."))
@@ -132,6 +133,37 @@ def build_model(head: Head, folder: Path, config: PreTrainedConfig, from_scratch
     return model
 
 
+def ignore_missing_choices(model: PreTrainedModel) -> None:
+    """From now on choices that attention_mask [B, A, S] shows no token of get the lowest score, and no share of a loss.
+
+    So a batch may have texts of different numbers of choices, whatever the architecture.
+    """
+
+    def ignore(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        is_missing = None if mask is None else ~mask.any(-1)
+        if is_missing is None or not is_missing.any():
+            return output
+        logits = output.logits.masked_fill(is_missing, torch.finfo(output.logits.dtype).min)
+        output.logits = logits
+        if kwargs.get("labels") is not None:
+            output.loss = functional.cross_entropy(logits.float(), kwargs["labels"])
+        return output
+
+    model.register_forward_hook(ignore, with_kwargs=True)
+
+
+def set_task_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Give it to all dropout that stands on the encoder, and to the configuration, by the names that heads have."""
+    of_encoder = set(model.base_model.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module not in of_encoder:
+            module.p = probability
+    for name in HEAD_DROPOUTS:
+        if hasattr(model.config, name):
+            setattr(model.config, name, probability)
+
+
 def write_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) -> None:
     """Write a folder that Auto classes load: the model, and a copy of its tokenizer."""
     model.save_pretrained(output)
@@ -143,13 +175,11 @@ def write_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) ->
         _load_tokenizer(tokenizer_folder, model.config).save_pretrained(output)
 
 
-def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+def _load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     try:
-        if isinstance(config, MetroConfig):
-            return PreTrainedTokenizerFast.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder, config=config)  # type: ignore[return-value]
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise UserError(f"{folder}: its tokenizer is unreadable ({error}); give its folder with --tokenizer") from error
+        return folder_tokenizer(folder, config)
+    except UserError as error:
+        raise UserError([f"{problem}, or give their folder with --tokenizer" for problem in error.problems]) from error
 
 
 def model_class(head: Head, folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:

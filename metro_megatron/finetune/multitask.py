@@ -25,7 +25,7 @@ from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.finetune.lesson import Lesson
-from metro_megatron.finetune.models import build_model
+from metro_megatron.finetune.models import build_model, set_task_dropout
 from metro_megatron.finetune.others import ask_others
 from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
@@ -154,6 +154,8 @@ def finetune_together(
         name: build_model(lesson.task.head, model_folder, lesson.config, recipe.from_scratch)
         for name, lesson in lessons.items()
     }
+    for model in models.values():
+        set_task_dropout(model, recipe.task_dropout)
     trainer, progress = _train(lessons, MultiTaskModel(models), recipe)
     result: dict[str, Any] = {
         "model": str(model_folder),

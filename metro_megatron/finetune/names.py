@@ -1,9 +1,12 @@
 """Names of classes, tags and labels: their order, and what is wrong with them."""
 
 import math
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+BOOLEAN = ("false", "true")
+"""Classes of yes and no, in the order of the numbers 0 and 1."""
 _SHOWN = 5
 
 
@@ -19,15 +22,16 @@ def id2label(names: Sequence[str]) -> dict[str, Any]:
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """A problem for each group of names that differ only in case, white space, or how a number is written."""
+    """A problem for each group of names that differ only in case, white space, forms of a character, or how a number is
+    written."""
     groups: dict[str | float, set[str]] = {}
     for label in labels:
         groups.setdefault(_essence(label), set()).add(label)
+    alike = [", ".join(map(_written(group), sorted(group))) for group in groups.values() if len(group) > 1]
     return [
-        f"the labels {', '.join(map(repr, sorted(group)))} differ only in case, white space or how a number is "
-        "written; write them alike in both files"
-        for group in groups.values()
-        if len(group) > 1
+        f"the labels {names} differ only in case, white space, characters or how a number is written; write them alike "
+        "in both files"
+        for names in alike
     ]
 
 
@@ -49,9 +53,18 @@ def finite_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _written(group: Iterable[str]) -> Callable[[str], str]:
+    """How names are shown: by numbers of characters where they would look alike otherwise."""
+    composed = [unicodedata.normalize("NFC", name) for name in group]
+    return repr if len(set(composed)) == len(composed) else ascii
+
+
 def _essence(label: str) -> str | float:
     number = finite_number(label)
-    return " ".join(label.split()).casefold() if number is None else number
+    if number is not None:
+        return number
+    seen = (one for one in unicodedata.normalize("NFKC", label) if unicodedata.category(one) != "Cf")
+    return " ".join("".join(seen).split()).casefold()
 
 
 def _is_integer(text: str) -> bool:

@@ -34,6 +34,8 @@ class Recipe:
     """Steps of linear warm-up, at most half of all steps."""
     weight_decay: Annotated[float, at_least(0)] = 0.01
     """Decoupled weight decay of matrices."""
+    task_dropout: Annotated[float, Range(0, 1)] = 0.1
+    """Dropout of the head, whatever the model's configuration says; METRO 0.1, and at its largest sizes also 0.15."""
     clip_grad: Annotated[float, at_least(0)] = 1.0
     """Largest gradient norm; 0 switches clipping off."""
     class_weights: list[str] = field(default_factory=list)

@@ -19,7 +19,7 @@ from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.finetune.lesson import Lesson
-from metro_megatron.finetune.models import build_model, write_model
+from metro_megatron.finetune.models import build_model, set_task_dropout, write_model
 from metro_megatron.finetune.others import Asked, ask_others
 from metro_megatron.finetune.progress import Progress
 from metro_megatron.finetune.recipe import Recipe
@@ -48,6 +48,7 @@ def finetune(task: Task[Any], model_folder: Path, output: Path, recipe: Recipe) 
     # The head, the order of the rows and dropout follow from here: nothing random may come before.
     set_seed(recipe.seed)
     model = build_model(task.head, model_folder, lesson.config, recipe.from_scratch)
+    set_task_dropout(model, recipe.task_dropout)
     with _saved_epochs(output) as scratch:
         trained = _train(lesson, model, recipe, weights, scratch)
     result = {

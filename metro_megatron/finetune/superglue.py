@@ -10,14 +10,21 @@ from typing import Any
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Line, Pair, Part, each_line, pairs
-from metro_megatron.finetune.examples import class_label, text_of
+from metro_megatron.finetune.examples import LabelledTexts, class_label, text_of
+from metro_megatron.finetune.glue import read_glue
+from metro_megatron.finetune.names import BOOLEAN
 from metro_megatron.finetune.tasks.classification import Classification
-from metro_megatron.finetune.tasks.grouped import GroupedAnswers, MinimalPairs
+from metro_megatron.finetune.tasks.grouped import CATEGORIES, Diagnostic, GroupedAnswers, MinimalPairs
 from metro_megatron.finetune.tasks.multiple_choice import Choice, MultipleChoice, choice_label
 from metro_megatron.finetune.tasks.ranking import Query, Ranking
 
 _CONNECTIVES = {"cause": "because", "effect": "so"}
 _GAP = "@placeholder"
+_CATEGORIES = dict(
+    zip(CATEGORIES, ("lexical-semantics", "predicate-argument-structure", "logic", "knowledge"), strict=True)
+)
+"""Keys of AX-b's lines."""
+_WNLI_FILES = {"wnli": "dev", "wnli_test": "test"}
 _SEED = 0
 """Of the right candidates and the orders that ReCoRD's training pairs are drawn in."""
 
@@ -27,6 +34,17 @@ def two_texts(line: Line, first: str, second: str, group: str | None = None) -> 
     return [
         (text_of(line, first), text_of(line, second), _label(line), line.get("idx"), line.get(group) if group else None)
     ]
+
+
+def diagnosed(line: Line) -> list[Pair]:
+    """A pair with the categories of what it shows; a line has the keys of its own alone."""
+    categories = tuple(key for key, name in _CATEGORIES.items() if line.get(name))
+    return [(text_of(line, "sentence1"), text_of(line, "sentence2"), _label(line), line.get("idx"), categories)]
+
+
+def winograd_of_glue(path: Path) -> LabelledTexts[str]:
+    """WNLI's pairs, with labels as WSC's: the same question, of a text and it with the pronoun replaced."""
+    return read_glue(path, ("sentence1", "sentence2"), None if "test" in path.name else "label", _yes_or_no)
 
 
 def multirc(line: Line) -> list[Pair]:
@@ -115,6 +133,12 @@ def _query(passage: str, entities: tuple[str, ...], line: Line) -> Query:
     return Query(passage, filled, None if answers is None else 0, line.get("idx"), entities, answers)
 
 
+def _yes_or_no(value: Any) -> str:
+    if value not in ("0", "1"):
+        raise UserError(f"label is {value!r}, must be 0 or 1")
+    return BOOLEAN[int(value)]
+
+
 def _label(line: Line) -> str | None:
     if "label" not in line:
         return None
@@ -134,18 +158,16 @@ def _pairs(folder: str, scores: Sequence[str], read: Callable[[Line], list[Pair]
 
 
 _HYPOTHESIS = partial(two_texts, first="premise", second="hypothesis")
-_AX_B = Part(
-    ("../AX-b/AX-b.jsonl", "AX-b.jsonl"),
-    partial(pairs, read=partial(two_texts, first="sentence1", second="sentence2")),
-    scores=("mcc", "accuracy"),
-)
+_AX_B = Part(("../AX-b/AX-b.jsonl", "AX-b.jsonl"), partial(pairs, read=diagnosed), Diagnostic, Diagnostic.own_scores)
 _AX_G = Part(
     ("../AX-g/AX-g.jsonl", "AX-g.jsonl"),
     partial(pairs, read=partial(_HYPOTHESIS, group="pair_id")),
     MinimalPairs,
     ("accuracy", "gender_parity"),
 )
-_RTE = _pairs("RTE", ("accuracy",), _HYPOTHESIS, axb=_AX_B, axg=_AX_G)
+_GLUE_RTE = Part(("test.tsv",), partial(read_glue, columns=("sentence1", "sentence2"), label=None))
+_RTE = _pairs("RTE", ("accuracy",), _HYPOTHESIS, axb=_AX_B, axg=_AX_G, glue_test=_GLUE_RTE)
+_WNLI = {name: Part((f"../WNLI/{file}.tsv",), winograd_of_glue) for name, file in _WNLI_FILES.items()}
 
 SUPERGLUE = {
     "boolq": _pairs("BoolQ", ("accuracy",), partial(two_texts, first="passage", second="question")),
@@ -155,7 +177,7 @@ SUPERGLUE = {
     "record": replace(_task("ReCoRD", Ranking, ("f1", "exact"), queries), train=Part(("train.jsonl",), ranked_pairs)),
     "superglue_rte": _RTE,
     "wic": _pairs("WiC", ("accuracy",), wic),
-    "wsc": _pairs("WSC", ("accuracy",), wsc),
+    "wsc": _pairs("WSC", ("accuracy",), wsc, **_WNLI),
     "axb": replace(_RTE, others={"axb": _AX_B}),
     "axg": replace(_RTE, others={"axg": _AX_G}),
 }

@@ -1,7 +1,9 @@
 """Rows of tables as people have them: CSV, TSV, JSON Lines and JSON (all also gzipped), Parquet."""
 
 import csv
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ from metro_megatron.text.rows import (
 )
 
 _DELIMITERS = (",", ";", "\t", "|")
+_TOKEN_LINES = (".conll", ".bio", ".iob", ".iob2", ".txt")
+"""Files of a token a line."""
+_DOCUMENT_START = "-DOCSTART-"
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ PLAIN = Layout()
 
 
 def read_table(path: Path, layout: Layout = PLAIN) -> list[Row]:
-    """All rows of a .csv, .tsv, .jsonl, .json or .parquet file; .gz may follow but for Parquet.
+    """All rows of a .csv, .tsv, .jsonl, .json or .parquet file, sentences of a .conll; .gz may follow (not .parquet).
 
     Raises UserError for a file that is missing, empty, damaged or of another form, and for a header or a JSON object
     that names a column twice.
@@ -69,9 +74,13 @@ def read_table(path: Path, layout: Layout = PLAIN) -> list[Row]:
         ".tsv": _csv_rows,
         ".jsonl": _json_rows,
         ".json": _json_rows,
+        **dict.fromkeys(_TOKEN_LINES, _sentences),
     }
     if ending not in readers and path.suffix.lower() != ".parquet":
-        raise UserError(f"{path}: must be named .csv, .tsv, .jsonl, .json (.gz may follow these) or .parquet")
+        raise UserError(
+            f"{path}: must be named .csv, .tsv, .jsonl, .json, for a token a line {', '.join(_TOKEN_LINES)} "
+            "(.gz may follow these) or .parquet"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if ending not in readers:
@@ -175,6 +184,43 @@ def _json_rows(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
     is_array = file.read(1) == "["
     file.seek(begin)
     yield from (json_array_rows if is_array and _ending(path) == ".json" else json_line_rows)(file, path)
+
+
+def _sentences(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
+    """Of lines of a token each, with its columns, and empty ones between sentences (CoNLL): lists by column, from "1".
+
+    The first column is "tokens", too, and the last of several "tags". Left out are lines that begin with # and have
+    another number of columns than most, which are comments, and those that begin a document.
+    """
+    lines = [(number, line.strip("\r\n")) for number, line in enumerate(file, start=1)]
+    separator = layout.separator or ("\t" if any("\t" in line for _, line in lines) else "[ \t]+")
+    fields = [(number, _token_fields(line, separator)) for number, line in lines]
+    counts = Counter(len(one) for _, one in fields if one)
+    most = counts.most_common(1)[0][0] if counts else 0
+    sentence: list[list[str]] = []
+    first = 1
+    for number, one in [*fields, (len(fields) + 1, [])]:
+        if one and (one[0] == _DOCUMENT_START or (len(one) != most and one[0].startswith("#"))):
+            continue
+        if len(one) not in (0, most):
+            raise UserError(
+                f"{path}, line {number}: has {len(one)} columns, most lines {most}; a line holds a token and its tag, "
+                "an empty one ends a sentence"
+            )
+        if one and not sentence:
+            first = number
+        if one:
+            sentence.append(one)
+        elif sentence:
+            columns = list(map(list, zip(*sentence, strict=True)))
+            named = {"tokens": columns[0], **({"tags": columns[-1]} if most > 1 else {})}
+            yield Row(f"line {first}", named | {str(i): column for i, column in enumerate(columns, start=1)})
+            sentence = []
+
+
+def _token_fields(line: str, separator: str) -> list[str]:
+    """None for a line of white space alone."""
+    return re.split(separator, line.strip(" ")) if line.strip(" \t") else []
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

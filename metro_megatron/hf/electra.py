@@ -1,8 +1,9 @@
 """ELECTRA of transformers, generator and discriminator, from and to our pair: the same model under other names.
 
 Three things are other than names. Theirs adds the embedding of segment 0 to every token of a single text, which is part
-of our position table. Their discriminator says replaced where ours says original: the last layer has the opposite
-sign. And theirs has two token tables where our encoders share one.
+of our position table; a run keeps a file of both, so that segments come back (`segments_of`). Their discriminator says
+replaced where ours says original: the last layer has the opposite sign. And theirs has two token tables where our
+encoders share one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, PreTrainedModel
 
@@ -23,7 +26,7 @@ from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf.card import fact_tables
 from metro_megatron.hf.export import refuse_other_tokenizer, write_tokenizer
 from metro_megatron.hf.pretrained import Pretrained
-from metro_megatron.hf.stored import LazyTensors, read_json, stored_tensors, write_weights
+from metro_megatron.hf.stored import LazyTensors, in_short, read_json, stored_tensors, write_weights
 from metro_megatron.hf.weights import METRO, all_ties, hf_tensors
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES
 
@@ -55,6 +58,7 @@ LAYER = {
 }
 """Inside electra.encoder.layer.N and {encoder}.encoder.layer.N."""
 TYPES = "electra.embeddings.token_type_embeddings.weight"
+TABLE = "electra.embeddings.position_embeddings.weight"
 FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md", *TOKENIZER_FILES)
 """Patterns of all that a folder of one of the pair holds."""
 SEGMENTS = 2
@@ -73,8 +77,8 @@ tags:
 
 {title}
 
-Pretrained as one of a pair, on texts of one segment: both rows of its segment embedding are 0. `{name}` loads the
-weights and the head; no other code is needed.
+Pretrained as one of a pair, on texts of one segment: {segments}. `{name}` loads the weights and the head; no other code
+is needed.
 
 ## Facts
 
@@ -107,14 +111,60 @@ def open_electra(folder: Path) -> Pretrained:
             unread.append(name)
     if problems:
         raise UserError(problems)
-    return Pretrained(folder, LazyTensors(makers), _architecture(ElectraConfig(**config), role), folder, unread=unread)
+    segments = {name: stored[name] for name in (TYPES, TABLE) if TYPES in stored and name in stored}
+    return Pretrained(
+        folder,
+        LazyTensors(makers),
+        _architecture(ElectraConfig(**config), role),
+        folder,
+        unread=unread,
+        segments={f"{role}.{name}": tensor for name, tensor in segments.items()},
+    )
 
 
 def _changed(name: str, maker: Callable[[], Tensor], stored: Mapping[str, Tensor]) -> Callable[[], Tensor]:
     """With our sign, and the positions of a text's only segment."""
     if name.endswith(POSITIONS) and TYPES in stored:
-        return lambda: maker().float() + stored[TYPES][0].float()
+        return lambda: _joined(stored[TYPES], maker())
     return partial(_negative, maker) if name in OPPOSITE else maker
+
+
+def _joined(types: Tensor, positions: Tensor) -> Tensor:
+    """Positions with segment 0, as a single text of theirs has them and ours are."""
+    return positions.float() + types[0].float()
+
+
+def segments_of(role: Role, positions: Tensor, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Both segments and the positions of an export, of a run's positions and of what it began with (`kept`).
+
+    Positions that no training has changed, and segments with them, are what they were, bit by bit. Else segment 0 is
+    in the positions: its row is 0, that of segment 1 the difference between them. Zeros where a run began without any;
+    of a pair that was given one model alone, the other has its segments.
+    """
+    whose = role if f"{role}.{TYPES}" in kept else next((one for one in CLASSES if f"{one}.{TYPES}" in kept), None)
+    if whose is None:
+        return torch.zeros(SEGMENTS, positions.size(1)), positions
+    types, before = kept[f"{whose}.{TYPES}"].float(), kept[f"{whose}.{TABLE}"].float()
+    if positions.equal(_joined(types, before)):
+        return types, before
+    return types - types[0], positions
+
+
+def read_segments(path: Path | None) -> dict[str, Tensor]:
+    """What `write_segments` wrote; nothing without a file. Raises UserError for a damaged one."""
+    if path is None:
+        return {}
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: damaged ({in_short(error)}); give another copy, or remove it: segments become 0"
+        ) from error
+
+
+def write_segments(path: Path, kept: Mapping[str, Tensor]) -> None:
+    """Of an ELECTRA that a run begins with: the embeddings of its segments and positions, in fp32."""
+    save_file({name: tensor.float().contiguous() for name, tensor in kept.items()}, path)
 
 
 def electra_roles(model_config: ModelConfig, objectives: Collection[str]) -> list[Role]:
@@ -132,16 +182,21 @@ def electra_roles(model_config: ModelConfig, objectives: Collection[str]) -> lis
     return ["generator", "discriminator"] if model_config.auxiliary_num_layers else ["discriminator"]
 
 
-def electra_tensors(exported: LazyTensors, model_config: ModelConfig, role: Role) -> LazyTensors:
-    """One model's, by transformers' names, of the tensors of `hf_tensors`; for text of one segment."""
+def electra_tensors(
+    exported: LazyTensors, model_config: ModelConfig, role: Role, kept: Mapping[str, Tensor] | None = None
+) -> LazyTensors:
+    """One model's, by transformers' names, of the tensors of `hf_tensors`; kept: see `segments_of`."""
     with torch.device("meta"):
         names = CLASSES[role](electra_config(model_config, role)).state_dict().keys()
     ties = all_ties(model_config, ["rtd"])
-    makers: dict[str, Callable[[], Tensor]] = {TYPES: partial(torch.zeros, SEGMENTS, model_config.table_width)}
+    makers: dict[str, Callable[[], Tensor]] = {}
     for name in names - {TYPES}:
         ours = _our_name(name, role)
         maker = exported.makers[ours if ours in exported else ties[ours]]
         makers[name] = partial(_negative, maker) if ours in OPPOSITE else maker
+    positions = makers[TABLE]
+    makers[TYPES] = lambda: segments_of(role, positions(), kept or {})[0]
+    makers[TABLE] = lambda: segments_of(role, positions(), kept or {})[1]
     return LazyTensors(makers)
 
 
@@ -157,11 +212,12 @@ def write_electra_folders(
     card: Mapping[str, object],
     verify: Callable[[Path], Mapping[str, object]] | None = None,
     objectives: Collection[str] = METRO,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write `generator` and `discriminator`, which transformers loads without code of ours, into `output`.
 
-    Of main's heads only that of replaced token detection goes along. As `write_hf_folder`; raises UserError naming all
-    that makes the run no ELECTRA, too.
+    Of main's heads only that of replaced token detection goes along. kept: see `segments_of`. As `write_hf_folder`;
+    raises UserError naming all that makes the run no ELECTRA, too.
     """
     refuse_other_folders(output)
     roles = electra_roles(model_config, objectives)
@@ -172,11 +228,11 @@ def write_electra_folders(
             with torch.device("meta"):
                 model = CLASSES[role](electra_config(model_config, role))
             model.save_pretrained(folder / role, state_dict={})  # all but weights
-            write_weights(folder / role, electra_tensors(exported, model_config, role), model)
+            write_weights(folder / role, electra_tensors(exported, model_config, role, kept), model)
             write_tokenizer(tokenizer_folder, folder / role, model_config.max_position_embeddings)
         facts = {**card, **(verify(folder) if verify else {})}
         for role in roles:
-            (folder / role / "README.md").write_text(_card(role, facts), encoding="utf-8")
+            (folder / role / "README.md").write_text(_card(role, facts, kept), encoding="utf-8")
         refuse_other_folders(output)  # again, as `whole_folder` does, which knows names alone
 
 
@@ -194,8 +250,10 @@ def refuse_other_folders(output: Path) -> None:
             )
 
 
-def _card(role: Role, facts: Mapping[str, object]) -> str:
-    return CARD.format(title=TITLE.format(role=role), name=CLASSES[role].__name__, facts=fact_tables(facts))
+def _card(role: Role, facts: Mapping[str, object], kept: Mapping[str, Tensor] | None) -> str:
+    segments = "segment 1 is that of the model it began with" if kept else "both rows of its segment embedding are 0"
+    title, name = TITLE.format(role=role), CLASSES[role].__name__
+    return CARD.format(title=title, name=name, facts=fact_tables(facts), segments=segments)
 
 
 def electra_config(model_config: ModelConfig, role: Role) -> ElectraConfig:

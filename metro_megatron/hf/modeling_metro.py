@@ -328,7 +328,20 @@ def detection_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor | None
     is_labelled = labels != IGNORED
     if attention_mask is not None and attention_mask.dim() == 2:
         is_labelled = is_labelled & attention_mask.to(logits.device).bool()
-    return functional.binary_cross_entropy_with_logits(logits[is_labelled].float(), labels[is_labelled].float())
+    losses = functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+    return losses.where(is_labelled, 0).sum() / is_labelled.sum()
+
+
+def sampled_words(logits: Tensor, never: list[int]) -> Tensor:
+    """A token drawn from the softmax of logits [B, S, V] without the ids `never`, at every position [B, S].
+
+    By Gumbel's maximum, which needs one more tensor of that size: which positions are asked for says no shape.
+    """
+    # 0, whose logarithm is not finite, is drawn by some generators.
+    noise = torch.empty_like(logits, dtype=torch.float32).exponential_().clamp_(min=torch.finfo(torch.float32).tiny)
+    noise = noise.log_().neg_()
+    noise[..., never] = -torch.inf
+    return noise.add_(logits.detach()).argmax(-1)
 
 
 @dataclass
@@ -409,10 +422,8 @@ class MetroForPreTraining(MetroPreTrainedModel):
         if self.config.num_auxiliary_layers:
             logits["mlm_logits"] = self.auxiliary_head(self.encode_auxiliary(input_ids, **rows))
         if noised_input_ids is None and "mlm_logits" in logits:
-            words = logits["mlm_logits"][is_masked].detach().float()
-            words[:, self.config.unsampled_ids] = -torch.inf
-            samples = words.softmax(-1).multinomial(1).squeeze(-1)
-            noised_input_ids = input_ids.masked_scatter(is_masked, samples)
+            samples = sampled_words(logits["mlm_logits"], self.config.unsampled_ids)
+            noised_input_ids = torch.where(is_masked, samples, input_ids)
         elif noised_input_ids is None:
             noised_input_ids = input_ids
         outputs = self.encode_main(noised_input_ids, **rows, **_outputs(kwargs))
@@ -447,12 +458,12 @@ class MetroForPreTraining(MetroPreTrainedModel):
                 f"this model learned {', '.join(without)}, whose loss needs more than labels; give no labels, and take "
                 "the loss of the trainer"
             )
-        targets = originals[is_masked]
+        targets = originals.masked_fill(~is_masked, IGNORED).flatten()
         weights = {"mlm": 1.0, "rtd": self.config.rtd_weight, "clm": self.config.clm_weight}
         losses = {}
         for name, logits in (("mlm", found.mlm_logits), ("clm", found.clm_logits)):
             if logits is not None:
-                losses[name] = functional.cross_entropy(logits[is_masked].float(), targets)
+                losses[name] = functional.cross_entropy(logits.flatten(0, 1).float(), targets.to(logits.device))
         if found.rtd_logits is not None:
             is_original = found.noised_input_ids.eq(originals).long()  # type: ignore[union-attr]
             losses["rtd"] = detection_loss(found.rtd_logits, is_original, attention_mask)

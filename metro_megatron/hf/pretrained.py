@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from metro_megatron.config.schema import ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
@@ -40,6 +42,8 @@ class Pretrained:
     """Names of tensors that are others', and the names of these, which stand in the files once."""
     unread: Sequence[str] = ()
     """Names in the files of which `tensors` has nothing."""
+    segments: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of an ELECTRA what `hf.electra.segments_of` needs to have its segments again."""
 
 
 def architecture(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def read_torch_file(path: Path) -> Any:
                 f"{path}: refers to {refused[1]}, which could run code, and is not loaded; save its tensors alone, or "
                 "have its configuration made plain values first"
             ) from error
-        raise UserError(f"{path}: not readable as a file of torch ({_in_short(error)}); give another copy") from error
+        raise UserError(f"{path}: not readable as a file of torch ({in_short(error)}); give another copy") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _open_safetensors(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({_in_short(error)}); give another copy") from error
+        raise UserError(f"{path}: damaged ({in_short(error)}); give another copy") from error
     return list(file.keys()), file.get_tensor
 
 
@@ -133,5 +133,6 @@ def _open_torch(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     return list(content), content.__getitem__
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
+    """A library's message in a line."""
     return " ".join(str(error).split())[:200]

@@ -110,7 +110,7 @@ def _processor(path: Path) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable SentencePiece model ({error})") from error
+        raise UserError(f"{path} is not a readable SentencePiece model ({error}); give another copy") from error
 
 
 def _is_others(processor: sentencepiece.SentencePieceProcessor, path: Path) -> bool:

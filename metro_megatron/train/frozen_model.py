@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
@@ -25,6 +24,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import exported_model, exported_tensors, metro_config
+from metro_megatron.hf.folder import folder_model
 from metro_megatron.hf.modeling_metro import MetroForAuxiliaryMaskedLM, MetroForMaskedLM
 from metro_megatron.hf.token_ids import other_ids
 from metro_megatron.hf.weights import hf_state_dict
@@ -120,14 +120,9 @@ class FrozenFolder:
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            model, report = kind.from_pretrained(
-                self.path, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"corruption.frozen_model {self.path}: its weights cannot be read ({_in_short(error)}); give another "
-                "copy of the model"
-            ) from error
+            model, report = folder_model(kind, self.path)
+        except UserError as error:
+            raise UserError([f"corruption.frozen_model {problem}" for problem in error.problems]) from error
         finally:
             logging.set_verbosity(verbosity)
         if report["missing_keys"]:

@@ -16,12 +16,19 @@ import torch
 from torch import Tensor
 
 from metro_megatron.checkpoint.files import METADATA, TRACKER
-from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
+from metro_megatron.checkpoint.read import (
+    SEGMENTS,
+    StoredModel,
+    find_iteration,
+    find_segments,
+    find_tokenizer,
+    stored_config,
+)
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.hf.cocolm import open_cocolm
 from metro_megatron.hf.configuration_metro import MetroConfig
-from metro_megatron.hf.electra import open_electra
+from metro_megatron.hf.electra import open_electra, read_segments, write_segments
 from metro_megatron.hf.export import exported_model, exported_tensors
 from metro_megatron.hf.pretrained import Pretrained, architecture, open_exported
 from metro_megatron.hf.stored import LazyTensors, read_json
@@ -58,6 +65,7 @@ def _open_checkpoint(iteration: Path) -> Pretrained:
         tensors,
         architecture(model_config, objectives),
         find_tokenizer(iteration),
+        segments=read_segments(find_segments(iteration)),
         aliases=all_ties(model_config, objectives),
     )
 
@@ -105,6 +113,12 @@ class InitialWeights:
             f"weights of {self._names}: {len(self.tensors)} tensors{at_random}; {moments}, the optimizer and the data "
             f"begin anew{left}"
         )
+
+    def write_segments(self, run: Path) -> None:
+        """Into the run's folder, where exports look for them: those of an ELECTRA, if it is one."""
+        kept = {name: tensor for source in self.sources for name, tensor in source.segments.items()}
+        if kept:
+            write_segments(run / SEGMENTS, kept)
 
     def refuse_misfits(self) -> None:
         """Raise UserError naming all that keeps the run from beginning with these weights."""

@@ -382,6 +382,8 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.run / "run_config.yaml")
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
+        if self.initial:
+            self.initial.write_segments(self.run)
         before = self.report
         report = Report(self.run, self.parts.all_terms, self.progress.done, self.config.train.train_steps)
         report.has_begun = before is not None and before.has_begun

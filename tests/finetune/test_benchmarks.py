@@ -13,6 +13,7 @@ from metro_megatron.finetune.questions import Question
 from metro_megatron.finetune.source import Source
 from metro_megatron.finetune.task import Task
 from metro_megatron.finetune.tasks import BenchmarkName, GlueName, NliName, SquadName, SuperGlueName, benchmark
+from metro_megatron.finetune.tasks.grouped import CATEGORIES
 from metro_megatron.finetune.tasks.multiple_choice import Choice
 from metro_megatron.finetune.tasks.ranking import Query
 from tests.finetune.layouts import SENTENCES, write_glue, write_nli, write_squad, write_superglue
@@ -39,6 +40,7 @@ def read(data: Path, name: Any) -> Task[Any]:
 FOLDERS = {"glue": GlueName, "superglue": SuperGlueName, "squad": SquadName, "nli": NliName}
 BINARY = ["0", "1", "1", "0"]
 NLI = ["entailment", "neutral", "contradiction", "entailment"]
+ENCODED = [{"label": sorted(set(NLI)).index(one)} for one in NLI]
 TWO = ["entailment", "not_entailment", "not_entailment", "entailment"]
 GLUE: dict[str, tuple[LabelledTexts, tuple[str, ...]]] = {
     "cola": (LabelledTexts(A, None, BINARY), ("mcc", "accuracy")),
@@ -144,13 +146,55 @@ def test_diagnostics_of_superglue(data: Path) -> None:
     task = read(data, "superglue_rte")
     assert list(task.others) == ["axb", "axg", "test"]
     ax_b, ax_g = task.others["axb"], task.others["axg"]
-    assert ax_b.validation == LabelledTexts([A[0]] * 2, [A[1]] * 2, ["entailment", "not_entailment"], [0, 1])
-    assert (ax_b.score_names, ax_g.score_names) == (("mcc", "accuracy"), ("accuracy", "gender_parity"))
+    groups = [("logic",)] * 2
+    assert ax_b.validation == LabelledTexts([A[0]] * 2, [A[1]] * 2, ["entailment", "not_entailment"], [0, 1], groups)
+    assert (ax_b.score_names, ax_g.score_names) == (("mcc", "accuracy", "mcc_logic"), ("accuracy", "gender_parity"))
     assert ax_g.validation.groups == ["pair0", "pair0", "pair1", "pair1"]
     # Labels 0 0 1 1; the first pair is told apart.
     scores = ax_g.scores((np.eye(2)[[0, 1, 1, 1]],), [{"label": label} for label in (0, 0, 1, 1)])
     assert (scores["accuracy"], scores["gender_parity"]) == (0.75, 0.5)
     assert list(read(data, "axb").others) == ["axb"] and list(read(data, "axg").others) == ["axg"]
+
+
+def test_diagnostics_of_glue_are_scored_where_the_public_labels_are(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "glue", tmp_path / "glue")
+    names = ["Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge"]
+    shown = [
+        ["Quantifiers", "", "Negation", ""],
+        ["", "", "Negation;Conditionals", ""],
+        ["", "Datives", "", ""],
+        [""] * 4,
+    ]
+    lines = [[*names, "Domain", "Premise", "Hypothesis", "Label"]]
+    lines += [[*some, "News", a, b, label] for some, a, b, label in zip(shown, A, B, NLI, strict=True)]
+    path = tmp_path / "glue" / "diagnostic" / "diagnostic-full.tsv"
+    path.write_text("".join("\t".join(line) + "\n" for line in lines))
+    for name in ("mnli", "ax"):
+        ax = Source(data=str(tmp_path / "glue")).read(name).others["ax"]
+        groups = [("lexical_semantics", "logic"), ("logic",), ("predicate_argument_structure",), ()]
+        assert ax.validation == LabelledTexts(A, B, NLI, IDS, groups)
+        # Of entailment, neutral, contradiction, entailment: the second and the last wrong.
+        found = ax.scores((np.eye(3)[[ax.names.index(one) for one in (NLI[0], NLI[0], NLI[2], NLI[1])]],), ENCODED)
+        by_hand = {"accuracy": 0.5, "mcc": 0.2, "mcc_lexical_semantics": 0.0, "mcc_logic": 0.0}
+        assert {key: found[key] for key in by_hand} == pytest.approx(by_hand)
+        assert ax.score_names == ("mcc", "accuracy", *(f"mcc_{one}" for one in CATEGORIES[:3]))
+    path.write_text(path.read_text().replace("\tcontradiction\n", "\n"))
+    with pytest.raises(UserError, match="diagnostic-full.tsv, line 4: has not as many fields as the header"):
+        Source(data=str(tmp_path / "glue")).read("ax")
+
+
+def test_models_of_wsc_and_rte_answer_what_glue_shares(data: Path, tmp_path: Path) -> None:
+    """WNLI asks as WSC whether a text with a candidate for its pronoun follows from the text."""
+    for name in ("glue", "superglue"):
+        shutil.copytree(data / name, tmp_path, dirs_exist_ok=True)
+    rte = Source(data=str(tmp_path)).read("superglue_rte").others
+    assert list(rte) == ["axb", "axg", "glue_test", "test"]
+    assert rte["glue_test"].validation == LabelledTexts(A, B, [], IDS)
+    others = Source(data=str(tmp_path)).read("wsc").others
+    assert list(others) == ["wnli", "wnli_test", "test"]
+    assert others["wnli"].validation == LabelledTexts(A, B, ["false", "true", "true", "false"], IDS)
+    assert others["wnli"].score_names == ("accuracy",)
+    assert others["wnli_test"].validation == LabelledTexts(A, B, [], IDS)
 
 
 def test_squad(data: Path) -> None:
@@ -258,7 +302,7 @@ def test_files_that_are_not_there_and_options_of_tables_are_named(data: Path, tm
     with pytest.raises(UserError) as caught:
         Source(data=str(tmp_path)).read("ax")
     assert [problem.split(": no such file")[0] for problem in caught.value.problems] == [
-        str(tmp_path / name) for name in ("MNLI/train.tsv", "MNLI/dev_matched.tsv", "diagnostic/diagnostic.tsv")
+        str(tmp_path / name) for name in ("MNLI/train.tsv", "MNLI/dev_matched.tsv", "diagnostic/diagnostic-full.tsv")
     ]
     with pytest.raises(UserError) as caught:
         Source(train_file="a.csv").read("mnli")

@@ -13,7 +13,16 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from metro_megatron.errors import UserError
-from metro_megatron.finetune.models import Head, build_model, read_config, read_tokenizer, write_model
+from metro_megatron.finetune.models import (
+    Head,
+    build_model,
+    read_config,
+    read_tokenizer,
+    set_task_dropout,
+    write_model,
+)
+from metro_megatron.finetune.recipe import Recipe
+from metro_megatron.finetune.tasks.multiple_choice import Choice, MultipleChoice
 from metro_megatron.hf.modeling_metro import MetroForMultipleChoice, MetroModel
 
 SIZES = {
@@ -72,6 +81,20 @@ def test_the_encoder_is_the_folders_and_the_head_is_fresh(folders: dict[str, Pat
     assert heads and not any(torch.equal(other[key], model.state_dict()[key]) for key in heads if "norm" not in key)
 
 
+@pytest.mark.parametrize("name", ["metro", *CONFIGS])
+def test_dropout_of_the_head_is_the_recipes_and_the_encoders_its_own(folders: dict[str, Path], name: str) -> None:
+    assert Recipe().task_dropout == 0.1, "METRO Table 11"
+    for head, settings in (("sequence_classification", {"num_labels": 3}), ("token_classification", {})):
+        model = build_model(head, folders[name], read_config(folders[name], settings), False)
+        encoder = model.base_model
+        before = [one.p for one in encoder.modules() if isinstance(one, torch.nn.Dropout)]
+        set_task_dropout(model, 0.15)
+        assert before == [one.p for one in encoder.modules() if isinstance(one, torch.nn.Dropout)]
+        own = [one for one in model.modules() if isinstance(one, torch.nn.Dropout) and one not in {*encoder.modules()}]
+        assert own and {one.p for one in own} == {0.15}
+        assert getattr(model.config, "classifier_dropout", 0.15) == 0.15  # DeBERTa has another name
+
+
 def test_a_fine_tuned_folder_gives_its_encoder_alone(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("metro", "bert"):
         config = read_config(folders[name], {"num_labels": 3, "problem_type": "single_label_classification"})
@@ -103,8 +126,8 @@ def with_config(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "its weights are unreadable(.|\n)*--from_scratch"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 64), "its weights are unreadable"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "its weights cannot be read(.|\n)*--from_scratch"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 64), "its weights cannot be read"),
         (without_half, r"\d+ weights of the encoder are missing or of another size .*bert\.enc"),
         (with_config(vocab_size=330), r"1 weights of the encoder .*bert.embeddings.word_embeddings.weight"),
         (with_config(vocab_size=299), "has 300 ids, the model 299; give its own tokenizer"),
@@ -166,6 +189,30 @@ def test_heads_that_transformers_lacks_are_named(tmp_path: Path) -> None:
     transformers.AutoModel.from_config(transformers.ViTConfig(**SIZES)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no question answering model of type 'vit'"):
         build_model("question_answering", tmp_path, read_config(tmp_path, {}), False)
+
+
+@pytest.mark.parametrize("name", ["metro", *CONFIGS])
+def test_a_batch_may_have_texts_of_fewer_choices(folders: dict[str, Path], name: str) -> None:
+    """Whatever the architecture, a choice that is not there changes nothing: not the scores, the loss or a gradient."""
+    config = read_config(folders[name], {"num_labels": 1})
+    tokenizer = read_tokenizer(folders[name], config, 0)
+    model = build_model("multiple_choice", folders[name], config, False).eval()
+    examples = [Choice("the cat", ("sees a dog", "finds it", "the old bird"), 2), Choice("a dog", ("is good", "it"), 1)]
+    task = MultipleChoice(examples, examples)
+    rows = task.encode(tokenizer, examples).rows
+    both = model(**task.collator(tokenizer)(rows))
+    alone = [model(**task.collator(tokenizer)([row])) for row in rows]
+    torch.testing.assert_close(both.logits[0], alone[0].logits[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both.logits[1, :2], alone[1].logits[0], atol=1e-5, rtol=1e-5)
+    assert both.logits[1, 2] == torch.finfo(torch.float32).min
+    expected = (alone[0].loss + alone[1].loss) / 2
+    torch.testing.assert_close(both.loss, expected)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (both.loss, expected)]
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_candidates_are_scored_each_by_itself(export_folder: Path) -> None:

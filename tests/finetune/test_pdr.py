@@ -12,6 +12,8 @@ from transformers import PreTrainedConfig
 
 from metro_megatron.finetune.models import build_model, read_config
 from metro_megatron.finetune.pdr import DIVERGENCES, Regularizer, noised_output
+from metro_megatron.hf.configuration_metro import MetroConfig
+from metro_megatron.hf.modeling_metro import MetroForSequenceClassification
 
 SECOND_ORDER = {"symkl": 1, "symkl_detached": 1, "kl": 1 / 2, "js": 1 / 8, "hellinger": 1 / 8}
 """Factors of e^T J^T F J e, F the Fisher information of the output distribution."""
@@ -127,23 +129,38 @@ def test_no_noise_and_no_dropout_is_exactly_nothing(export_folder: Path, head: A
         assert regularizer(model(ids), noised, None, model.config) > 0
 
 
-def test_in_bf16_the_noise_arrives(export_folder: Path) -> None:
-    """Weights and embeddings are fp32 under autocast: noise of 1e-5, less than a unit of bf16 there, changes them."""
-    model = build_model("sequence_classification", export_folder, read_config(export_folder, {}), False).eval()
-    words = model.get_input_embeddings()
-    words.weight.data *= 0.02 / words.weight.std()
-    regularizer = Regularizer("symkl", 1e-5, "uniform")
+def test_in_bf16_the_noise_arrives_and_how_much_of_it_counts() -> None:
+    """Under autocast weights, embeddings, norms and the sums between layers are fp32: noise of 1e-5, less than a unit
+    of bf16 there, changes them all. Products round their input: R of small noise is mostly that of rounding."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+    config = MetroConfig(vocab_size=1000, num_auxiliary_layers=0, num_labels=3, initializer_range=0.02, **sizes)
+    model = MetroForSequenceClassification(config).eval()
+    stages = [model.metro.embeddings.norm, *model.metro.encoder.layer]
     seen: list[Tensor] = []
-    watch = model.metro.embeddings.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    ids = torch.randint(5, 300, (8, 20))
-    with torch.autocast("cpu", torch.bfloat16):
-        model(ids)
-        regularizer.noised(model, {"input_ids": ids}, words)
-    watch.remove()
-    clean, noised = seen
-    assert clean.dtype == torch.float32
-    assert (noised != clean).double().mean() > 0.99
-    assert (noised.bfloat16() != clean.bfloat16()).double().mean() < 0.3  # were they bf16
+
+    def see(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    for stage in stages:
+        stage.register_forward_hook(see)
+    ids = torch.randint(5, 1000, (16, 40))
+    ratios, surviving = {}, {}
+    for radius in (1e-5, 1e-3):
+        regularizer, found = Regularizer("symkl", radius, "uniform"), {}
+        for enabled in (False, True):
+            seen.clear()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                outputs = model(ids)
+                torch.manual_seed(1)
+                noised = regularizer.noised(model, {"input_ids": ids}, model.get_input_embeddings())
+            found[enabled] = regularizer(outputs, noised, None, config).item()
+            for clean, changed in zip(seen[: len(stages)], seen[len(stages) :], strict=True):
+                assert clean.dtype == torch.float32 and (clean != changed).double().mean() > 0.99
+        ratios[radius] = found[True] / found[False]
+        surviving[radius] = (seen[0].bfloat16() != seen[len(stages)].bfloat16()).double().mean().item()
+    assert surviving == pytest.approx({1e-5: 0.11, 1e-3: 0.94}, abs=0.03)
+    assert ratios[1e-3] == pytest.approx(1.05, abs=0.15) and ratios[1e-5] > 50
 
 
 def test_the_hook_is_gone_afterwards() -> None:

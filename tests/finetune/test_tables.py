@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -130,6 +131,9 @@ def texts(*labels: str) -> LabelledTexts:
         (["neg", "pos"], ["Neg"], "'Neg', 'neg' differ only"),
         (["1", "0", "1.0"], ["0"], "'1', '1.0' differ only .* how a number is written"),
         (["a b", "a\u00a0b"], ["a b"], "differ only"),
+        (["caf\u00e9", "cafe\u0301"], ["caf\u00e9"], r"'cafe\\u0301', 'caf\\xe9' differ only"),
+        (["neg", "neg\u200b", "ｎｅｇ"], ["neg"], r"'neg', 'neg\\u200b', 'ｎｅｇ' differ only"),
+        (["3,8", "4,2", "4"], ["4"], "3 different numbers such as 3,8: scores"),
         (["3.8", "5", "0.25"], ["5"], "3 different numbers such as 0.25: scores, which --task regression learns"),
         ([f"id{i}" for i in range(100)], ["id1"], "100 training texts have 100 different labels, too many"),
         (["a", "b"], ["c"], "1 validation labels are not in the training file: 'c'; it has 'a', 'b'"),
@@ -206,6 +210,28 @@ def test_tagged_words_in_every_form(tmp_path: Path) -> None:
             Token.read_examples(write(lists, line + "\n"))
 
 
+def test_lines_of_a_token_each(tmp_path: Path) -> None:
+    """CoNLL-2003's, WNUT's with tabs, and such with comments; read by the places of their columns, too."""
+    expected = [TaggedWords(("EU", "rejects", "#"), ("B-ORG", "O", "O")), TaggedWords(("it",), ("O",))]
+    conll = "-DOCSTART- -X- O O\n\nEU NNP I-NP B-ORG\nrejects VBZ I-VP O\n# NN I-NP O\n \n\nit PRP I-NP O"
+    wnut = "EU\tB-ORG\r\nrejects\tO\r\n#\tO\r\n\t\r\nit\tO\r\n"
+    comments = "# id 1 domain=en\nEU _ B-ORG\nrejects _ O\n# _ O\n\n# id 2 domain=en\nit _ O\n"
+    for name, text in (("a.conll", conll), ("b.txt", conll), ("c.conll", wnut), ("d.bio", comments)):
+        assert Token.read_examples(write(tmp_path / name, text)) == expected, name
+    path = tmp_path / "e.conll.gz"
+    path.write_bytes(gzip.compress(conll.encode()))
+    (parts, _) = Token.read_examples(path, Layout(text_columns=["1"], label_columns=["2"]))
+    assert parts.tags == ("NNP", "VBZ", "NN")
+    alone = write(tmp_path / "f.conll", "EU\nrejects\n#\n\nit\n")
+    assert [one.words for one in Token.read_examples(alone, is_labelled=False)] == [one.words for one in expected]
+    with pytest.raises(UserError, match="has columns tokens, 1; needs tokens and tags"):
+        Token.read_examples(alone)
+    with pytest.raises(UserError, match="line 3: has 1 columns, most lines 2; a line holds a token and its tag"):
+        Token.read_examples(write(alone, "a O\n\nb\nc O\n"))
+    with pytest.raises(UserError, match="holds no rows"):
+        Token.read_examples(write(alone, "\n \n"))
+
+
 def test_choices_in_every_form(tmp_path: Path) -> None:
     lists = write(tmp_path / "a.jsonl", '{"text": "t", "choices": ["x", "y"], "label": 1}\n')
     columns = write(tmp_path / "b.csv", "story,ask,A,B,answer\nt,why?,x,y,B\n")
@@ -219,9 +245,19 @@ def test_choices_in_every_form(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             MultipleChoice.read_examples(write(lists, line + "\n"))
-    two, three = Choice("t", ("x", "y"), 0), Choice("t", ("x", "y", "z"), 0)
-    with pytest.raises(UserError, match=r"unequally many choices \(1 have 2, 1 have 3\)"):
-        MultipleChoice([two], [three]).settings()
+    fewer = write(tmp_path / "c.csv", "text,A,B,C,label\nt,x,y,z,C\nt,x,y,,B\n")
+    found = MultipleChoice.read_examples(fewer, Layout(choice_columns=["A", "B", "C"]))
+    assert found == [Choice("t", ("x", "y", "z"), 2), Choice("t", ("x", "y"), 1)]
+    task = MultipleChoice(found, found)
+    assert task.settings() == {"num_labels": 1} and task.describe_labels() == "2 to 3 choices"
+    outputs = (np.array([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]], dtype=np.float32),)  # the last is no choice of the second
+    assert task.scores(outputs, [{"label": 2}, {"label": 1}]) == {"accuracy": 1.0}
+    assert [len(line["probabilities"]) for line in task.predictions(outputs, [])] == [3, 2]
+    for line, message in (("t,x,,z,A", "line 2: B is empty, C is not"), ("t,x,y,,C", "'C' is none of 2 choices")):
+        with pytest.raises(UserError, match=message):
+            MultipleChoice.read_examples(
+                write(fewer, f"text,A,B,C,label\n{line}\n"), Layout(choice_columns=["A", "B", "C"])
+            )
 
 
 def test_questions_in_every_form(tmp_path: Path) -> None:

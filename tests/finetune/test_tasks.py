@@ -117,7 +117,8 @@ def write_free(folder: Path) -> dict[str, dict[str, Any]]:
         "multi_label": [{"text": text, "labels": ["a", "b"][: i % 3]} for i, text in enumerate(WORDS)],
         "token": [{"tokens": a.split(), "tags": b.split()} for a, b in zip(WORDS, TAGS, strict=True)],
         "multiple_choice": [
-            {"text": text, "choices": [*WORDS[:2], "a"], "label": i % 3} for i, text in enumerate(WORDS)
+            {"text": text, "choices": [*WORDS[:2], "a"][: 2 + (i % 3 > 0)], "label": i % 3}
+            for i, text in enumerate(WORDS)
         ],
         "span": [
             {

@@ -1,7 +1,10 @@
 """`make citizen`: checks that need transformers alone pass on a small folder, and see what is wrong with one."""
 
+import ast
+import inspect
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from metro_megatron.hf import modeling_metro
 from metro_megatron.hf.positions_metro import MetroRowTurn
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from tests.tokenizer.others import write_other
+from tools.citizen import stranger, subject
 from tools.citizen.calls import CALLS
 from tools.citizen.citizen import Options, main
 from tools.citizen.loading import LOADING
@@ -31,6 +35,14 @@ CHECKS = {name: check for checks in (LOADING, CALLS, ROWS, LOSSES) for name, che
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in ELSEWHERE])
 def test_a_check_passes(name: str, export_folder: Path, tmp_path: Path) -> None:
     assert CHECKS[name](Subject(export_folder, tmp_path))
+
+
+@pytest.mark.parametrize("module", [stranger, subject])
+def test_the_stranger_loads_nothing_of_the_package_by_itself(module: ModuleType) -> None:
+    """Else the package's hook would be there, and its modules not."""
+    body = ast.parse(inspect.getsource(module)).body
+    names = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+    assert names and not any(name.startswith("metro_megatron") for name in names)
 
 
 def test_no_check_of_a_name_is_an_error(export_folder: Path) -> None:

@@ -18,12 +18,22 @@ from transformers import (
     ElectraForPreTraining,
 )
 
+from metro_megatron.checkpoint.read import SEGMENTS
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.commands.convert_checkpoint import Options, main
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.errors import UserError
-from metro_megatron.hf.electra import electra_roles, electra_tensors, open_electra, write_electra_folders
+from metro_megatron.hf.electra import (
+    CLASSES,
+    TABLE,
+    TYPES,
+    electra_roles,
+    electra_tensors,
+    open_electra,
+    read_segments,
+    write_electra_folders,
+)
 from metro_megatron.hf.weights import hf_tensors
 from metro_megatron.parallel.optim import Update
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
@@ -110,6 +120,7 @@ def one_step(config: Config) -> OneStep:
         update = trainer.step.train(batch, metrics).read()
         trainer.homes.fetch_parameters()
         if config.train.output:
+            trainer.initial.write_segments(Path(config.train.output))
             Checkpoints(config, trainer.layout, trainer.pair, trainer.optimizer).save(1, {"step": 1})
         return OneStep(micro_batch, corrupted, metrics.reduce(), update, whole_weights(trainer))
     finally:
@@ -190,6 +201,32 @@ def test_a_step_is_that_of_plain_torch_on_transformers_pair(pair: list[Path], tr
     assert len(moved) == len(before) - 1, "all but the segments"
 
 
+def test_untrained_segments_come_back_bit_by_bit(pair: list[Path], tmp_path: Path) -> None:
+    """A pair with rows of both segments becomes ours and transformers' again; then with changed positions."""
+    config = electra_run(*pair)
+    initial = InitialWeights.open(config, pair[0])
+    initial.write_segments(tmp_path)
+    kept = read_segments(tmp_path / SEGMENTS)
+    weights = dict(initial.tensors)
+    exported = hf_tensors(weights, config.model, ["rtd"])
+    for role, folder in zip(electra_roles(config.model, ["rtd"]), pair, strict=True):
+        expected = CLASSES[role].from_pretrained(folder).state_dict()
+        assert expected[TYPES].std(1).min() > 0
+        found = electra_tensors(exported, config.model, role, kept)
+        assert found.keys() == expected.keys() and all(found[name].equal(one) for name, one in expected.items())
+    (name,) = (name for name in weights if name.endswith("position.weight"))
+    weights[name] = weights[name] + 0.5
+    trained = electra_tensors(hf_tensors(weights, config.model, ["rtd"]), config.model, "discriminator", kept)
+    assert not trained[TYPES][0].any()
+    for segment in (0, 1):
+        torch.testing.assert_close(
+            trained[TABLE] + trained[TYPES][segment], expected[TABLE] + expected[TYPES][segment] + 0.5
+        )
+    (tmp_path / SEGMENTS).write_bytes(b"{}")
+    with pytest.raises(UserError, match="segments.safetensors: damaged .* or remove it: segments become 0"):
+        read_segments(tmp_path / SEGMENTS)
+
+
 def convert(run: str, output: str) -> None:
     main(Options(load=run, output=output, format="electra"))
 
@@ -205,13 +242,15 @@ def written(trained: tuple[Config, OneStep], tmp_path_factory: pytest.TempPathFa
 def test_a_trained_pair_becomes_folders_of_transformers_own(trained: tuple[Config, OneStep], written: Path) -> None:
     config, one = trained
     exported = hf_tensors(one.weights, config.model, ["rtd"])
+    kept = read_segments(Path(config.train.output) / SEGMENTS)
     for role in electra_roles(config.model, ["rtd"]):
         folder = written / role
         assert not list(folder.glob("*.py")) and "auto_map" not in json.loads((folder / "config.json").read_text())
         kind = ElectraForMaskedLM if role == "generator" else AutoModelForPreTraining
         model, report = kind.from_pretrained(folder, output_loading_info=True)
         assert not report["missing_keys"] | report["unexpected_keys"] | report["mismatched_keys"]
-        expected = electra_tensors(exported, config.model, role)
+        expected = electra_tensors(exported, config.model, role, kept)
+        assert not expected[TYPES][0].any() and expected[TYPES][1].any()
         assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
         assert AutoTokenizer.from_pretrained(folder)("the cat").input_ids[0] == 0
         assert "largest difference to the trainer's outputs" in (folder / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,77 @@ def test_calls_without_numbers_have_shapes_as_berts(name: str, mode: str) -> Non
         found, expected = model(ids, **call), bert(ids, **call)
         assert found.logits.shape == expected.logits.shape and found.loss.shape == expected.loss.shape
         assert model(ids, ids, labels=labels).loss.shape == found.loss.shape
+
+
+@pytest.mark.parametrize("name", MODELS.values())
+def test_every_class_computes_shapes_on_meta(name: str) -> None:
+    with torch.device("meta"):
+        model = getattr(modeling_metro, name)(metro_config(MODEL))
+        ids = torch.ones(2, 3, S) if name == "MetroForMultipleChoice" else torch.ones(3, S)
+        call = {"input_ids": ids.long(), "attention_mask": ids.long()}
+        of_rows = "SequenceClassification" in name or "MultipleChoice" in name
+        if "QuestionAnswering" in name:
+            call |= dict.fromkeys(("start_positions", "end_positions"), torch.ones(3, dtype=torch.long))
+            call["p_mask"] = call["input_ids"]
+        elif name != "MetroModel":
+            call["labels"] = torch.ones(len(ids), dtype=torch.long) if of_rows else call["input_ids"]
+        assert (model(**call).last_hidden_state if name == "MetroModel" else model(**call).loss).is_meta
+
+
+def detection_call() -> tuple[dict[str, Tensor], Tensor]:
+    """A call of padded rows, without labels, and the labels of detection."""
+    ids = torch.arange(3 * S).view(3, S) + 5
+    mask = (torch.arange(S) < torch.tensor([S, 4, 2])[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask}, (ids % 3 > 0).long().masked_fill(ids % 5 == 0, -100)
+
+
+def test_detection_averages_over_labelled_tokens() -> None:
+    call, labels = detection_call()
+    logits = torch.randn(3, S, requires_grad=True)
+    found = modeling_metro.detection_loss(logits, labels, call["attention_mask"])
+    is_asked = (labels != -100) & (call["attention_mask"] == 1)
+    expected = functional.binary_cross_entropy_with_logits(logits[is_asked], labels[is_asked].float())
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    nothing = modeling_metro.detection_loss(logits, torch.full_like(labels, -100), None)
+    assert nothing.isnan(), "as torch's mean of nothing"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["ReplacedTokenDetection", "PreTraining"])
+def test_losses_over_some_tokens_are_one_graph(kind: str) -> None:
+    """Which tokens these are decides no shape: torch.compile's graph is whole, and torch.export's of any length."""
+    torch.manual_seed(0)
+    small = metro_config(replace(MODEL, num_layers=1, auxiliary_num_layers=1))
+    model = getattr(modeling_metro, f"MetroFor{kind}")(small).eval()
+    call, labels = detection_call()
+    if kind == "PreTraining":
+        labels = call["input_ids"].masked_fill(labels != 1, -100)
+        call["noised_input_ids"] = call["input_ids"].flip(1)
+    call["labels"] = labels
+    expected = model(**call)
+    shape = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=MODEL.max_position_embeddings)}
+    longer = {name: torch.cat([value, value], 1) for name, value in call.items()}
+    program = torch.export.export(model, (), longer, dynamic_shapes=dict.fromkeys(call, shape), strict=False)
+    torch.testing.assert_close(program.module()(**call).loss, expected.loss)
+    call.pop("noised_input_ids", None)  # the auxiliary samples
+    found = torch.compile(model, fullgraph=True, backend="eager")(**call)
+    if kind == "ReplacedTokenDetection":
+        torch.testing.assert_close(found.loss, expected.loss)
+    else:
+        assert found.noised_input_ids[labels == -100].equal(call["input_ids"][labels == -100])
+        assert found.loss.isfinite()
+
+
+def test_words_are_drawn_as_often_as_the_auxiliary_says() -> None:
+    torch.manual_seed(0)
+    logits, never = torch.randn(8) * 2, [0, 3]
+    drawn = modeling_metro.sampled_words(logits.expand(200, 500, 8), never)
+    chances = logits.index_fill(0, torch.tensor(never), -torch.inf).softmax(0)
+    frequencies = drawn.flatten().bincount(minlength=8) / drawn.numel()
+    # Five standard errors of 100,000 draws.
+    assert ((frequencies - chances).abs() <= 5 * (chances * (1 - chances) / drawn.numel()).sqrt()).all()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -81,6 +81,8 @@ def steps(config: Config, count: int) -> list[tuple[np.ndarray, np.ndarray, np.n
                 found.append(tuple(ids[one.is_real].numpy() for ids in (one.tokens, one.masked_tokens, read)))
         trainer.homes.fetch_parameters()
         copy_tokenizer(corpus.tokenizer_folder, Path(config.train.output) / "tokenizer")
+        if trainer.initial:
+            trainer.initial.write_segments(Path(config.train.output))
         Checkpoints(config, trainer.layout, trainer.pair, trainer.optimizer).save(count, {"step": count})
     finally:
         trainer.close()
@@ -170,6 +172,11 @@ def test_a_published_electra_there_and_back(datasets: dict[str, str], tmp_path: 
         with torch.no_grad():
             theirs, ours = (model.eval()(**encoded).logits[..., :size] for model in (before, after))
         assert torch.allclose(theirs, ours, atol=1e-5), name
+        for key, weight in before.state_dict().items():
+            is_vocabulary = weight.size(0) == size + padding
+            # 1e-30 is nothing beside any number but 0.
+            difference = after.state_dict()[key] - (weight[:size] if is_vocabulary else weight)
+            assert difference.abs().max() < 1e-28, key
 
 
 def test_a_vocabulary_that_is_said_must_be_the_datas(datasets: dict[str, str]) -> None:

@@ -35,6 +35,7 @@ def main(options: Options) -> int:
         )
     os.environ["HF_HUB_OFFLINE"] = "1"
     groups = _groups()
+    _refuse_damage(folder)
     names = [name for checks in groups.values() for name in checks]
     if not any(options.only in name for name in names):
         raise UserError(f"--only {options.only}: no check's name holds it; the checks are {', '.join(names)}")
@@ -51,6 +52,15 @@ def main(options: Options) -> int:
                 failed += not _run(f"{number:2} | {group} | {name}", check, folder.resolve(), place)
     print(f"\n{number} checks of {folder}: {number - failed} passed, {failed} failed")
     return int(failed > 0)
+
+
+def _refuse_damage(folder: Path) -> None:
+    """Raise UserError for files that are missing or damaged, which every check would stumble over."""
+    from metro_megatron.hf.folder import exported_config, folder_tokenizer
+    from metro_megatron.hf.stored import stored_tensors
+
+    folder_tokenizer(folder, exported_config(folder))
+    stored_tensors(folder)
 
 
 def _groups() -> dict[str, Checks]:

@@ -11,9 +11,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.tokenizer.trained import TrainedTokenizer
-
 TEXTS = (
     "The plot is thin, but the actors carry it with ease.",
     "Nobody asked for a sequel, and nobody will remember this one by the end of the year.",
@@ -43,6 +40,10 @@ class Subject:
     @property
     def has_own_tokenizer(self) -> bool:
         """Whether it is one of tools/train_tokenizer.py."""
+        # Late: `stranger` reads this file where the package is not to be had.
+        from metro_megatron.tokenizer.tokenizer import Tokenizer
+        from metro_megatron.tokenizer.trained import TrainedTokenizer
+
         return isinstance(Tokenizer.from_folder(self.folder), TrainedTokenizer)
 
     def load(self, auto: str = "AutoModel", **settings: Any) -> Any:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from metro_megatron.files import replace_text
+from metro_megatron.finetune.names import BOOLEAN
 from metro_megatron.finetune.sweep.outcome import Outcome, read_predictions
 
 Line: TypeAlias = Mapping[str, Any]
@@ -20,7 +21,16 @@ Line: TypeAlias = Mapping[str, Any]
 NLI = ("entailment", "neutral", "contradiction")
 TWO_WAY = ("entailment", "not_entailment")
 BINARY = ("0", "1")
-BOOLEAN = ("false", "true")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Another task whose model is asked the same test (METRO appendix A: WSC and RTE)."""
+
+    task: str
+    test: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """The server's by its own, where they differ."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class File:
     """Those that the server knows; none: any."""
     test: str = "test"
     """The set of the task's, by its name in predictions_NAME.jsonl."""
+    shared: Shared | None = None
+    """Who else has predicted it, where there is no run of the task."""
 
     def problem(self, lines: Sequence[Line]) -> str:
         """Why the server would refuse it, or an empty string."""
@@ -106,8 +118,10 @@ GLUE = Server(
         File("MNLI-m.tsv", "mnli", 9796, NLI, "test_m"),
         File("MNLI-mm.tsv", "mnli", 9847, NLI, "test_mm"),
         File("QNLI.tsv", "qnli", 5463, TWO_WAY),
-        File("RTE.tsv", "rte", 3000, TWO_WAY),
-        File("WNLI.tsv", "wnli", 146, BINARY),
+        File("RTE.tsv", "rte", 3000, TWO_WAY, shared=Shared("superglue_rte", "glue_test")),
+        File(
+            "WNLI.tsv", "wnli", 146, BINARY, shared=Shared("wsc", "wnli_test", dict(zip(BOOLEAN, BINARY, strict=True)))
+        ),
         File("AX.tsv", "mnli", 1104, NLI, "ax"),
     ),
     glue_table,
@@ -139,7 +153,7 @@ def write_submission(server: Server, best: Mapping[str, Outcome], runs: Path, ou
         return []
     problems = []
     for file in server.files:
-        text, problem = _content(server, file, _predictions(file, best, runs))
+        text, problem = _content(server, file, best, _predictions(file, best, runs))
         if problem:
             problems.append(f"{server.name}/{file.name}: missing, {problem}")
             continue
@@ -149,16 +163,25 @@ def write_submission(server: Server, best: Mapping[str, Outcome], runs: Path, ou
 
 
 def _predictions(file: File, best: Mapping[str, Outcome], runs: Path) -> Path | None:
-    """Where they are, if there is a run of the task."""
-    return runs / best[file.task].run.name / f"predictions_{file.test}.jsonl" if file.task in best else None
+    """Where they are, if there is a run of the task, or of the one that shares its model."""
+    if file.task in best:
+        return runs / best[file.task].run.name / f"predictions_{file.test}.jsonl"
+    if file.shared and file.shared.task in best:
+        path = runs / best[file.shared.task].run.name / f"predictions_{file.shared.test}.jsonl"
+        return path if path.is_file() else None
+    return None
 
 
-def _content(server: Server, file: File, path: Path | None) -> tuple[str, str]:
+def _content(server: Server, file: File, best: Mapping[str, Outcome], path: Path | None) -> tuple[str, str]:
     """What the file holds, or why it is not written."""
     if path is None:
         return "", f"no run of {file.task}"
     if not path.is_file():
         return "", f"{path.parent.name} had no {file.test} to predict"
-    lines = read_predictions(path)
+    lines: Sequence[Line] = read_predictions(path)
+    if file.shared and file.task not in best:
+        lines = [
+            {**line, "prediction": file.shared.labels.get(line["prediction"], line["prediction"])} for line in lines
+        ]
     problem = file.problem(lines)
     return ("", f"{path} {problem}") if problem else (server.write(file, lines), "")

@@ -108,8 +108,8 @@ def label_names(train: LabelledTexts[str], validation: LabelledTexts[str]) -> li
 
 
 def _a_score(names: Sequence[str]) -> str | None:
-    """One with a fraction, if all are numbers."""
-    numbers = {name: finite_number(name) for name in names}
+    """One with a fraction, behind a point or a comma, if all are numbers."""
+    numbers = {name: finite_number(name.replace(",", ".")) for name in names}
     if None in numbers.values():
         return None
     return next((name for name, number in numbers.items() if number and not number.is_integer()), None)

@@ -1,4 +1,4 @@
-"""Classification whose texts are scored in groups: the answers to one question, two versions of one sentence."""
+"""Classification whose texts are scored in groups: answers to one question, versions of one sentence, phenomena."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.finetune.metrics import classification_scores
 from metro_megatron.finetune.task import Outputs, Row
 from metro_megatron.finetune.tasks.classification import Classification
+
+CATEGORIES = ("lexical_semantics", "predicate_argument_structure", "logic", "knowledge")
+"""Of phenomena, GLUE's."""
 
 
 class GroupedAnswers(Classification):
@@ -31,6 +35,29 @@ class MinimalPairs(Classification):
     def scores(self, outputs: Outputs, rows: Sequence[Row]) -> dict[str, float]:
         alike = [(group == group[0]).all() for group in grouped(outputs[0].argmax(-1), self.validation.groups)]
         return {**super().scores(outputs, rows), "gender_parity": float(np.mean(alike))}
+
+
+class Diagnostic(Classification):
+    """Pairs that each show some linguistic phenomena (AX, AX-b): Matthews correlation, also of each category of these.
+
+    Groups are tuples of CATEGORIES, empty where a pair is of none.
+    """
+
+    own_scores = ("mcc", "accuracy")
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        shown = {category for group in self.validation.groups for category in group}
+        return (*super().score_names, *(f"mcc_{one}" for one in CATEGORIES if one in shown))
+
+    def scores(self, outputs: Outputs, rows: Sequence[Row]) -> dict[str, float]:
+        predicted, labels = outputs[0].argmax(-1), np.array([row["label"] for row in rows])
+        scores = super().scores(outputs, rows)
+        for category in CATEGORIES:
+            own = np.array([category in group for group in self.validation.groups], dtype=bool)
+            if own.any():
+                scores[f"mcc_{category}"] = classification_scores(predicted[own], labels[own])["mcc"]
+        return scores
 
 
 def grouped(values: NDArray[Any], groups: Sequence[Any]) -> list[NDArray[Any]]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +48,7 @@ class MultipleChoice(Task[list[Choice]]):
     def read_examples(path: Path, layout: Layout = PLAIN, is_labelled: bool = True) -> list[Choice]:
         """Choices have a column each, or stand in a list; a question about the text is read before each of them.
 
-        Labels count from 0, or are letters from A.
+        Of columns the last may be empty, where there are fewer choices. Labels count from 0, or are letters from A.
         """
         texts, label = layout.text_columns or ["text"], one_column(layout.label_columns, "label_columns", "label")
         columns = layout.choice_columns or ["choices"]
@@ -56,7 +57,7 @@ class MultipleChoice(Task[list[Choice]]):
 
         def read(row: dict[str, Any], _: Sequence[str]) -> Choice:
             text, *question = [text_of(row, name) for name in texts]
-            found = row.get(columns[0]) if len(columns) == 1 else [text_of(row, name) for name in columns]
+            found = row.get(columns[0]) if len(columns) == 1 else choices_of(row, columns)
             if not isinstance(found, list) or len(found) < 2 or not all(isinstance(one, str) for one in found):
                 raise UserError(f"{columns[0]} is {found!r}, must be a list of two strings or more")
             number = choice_label(row.get(label), len(found)) if is_labelled else None
@@ -65,11 +66,6 @@ class MultipleChoice(Task[list[Choice]]):
         return read_examples(path, [(*texts, *columns, *([label] if is_labelled else []))], read, layout)
 
     def settings(self) -> dict[str, Any]:
-        """Raises UserError if not all texts have equally many choices: a batch is a matrix of scores."""
-        counts = Counter(len(one.choices) for one in (*self.train, *self.validation))
-        if len(counts) > 1:
-            shown = ", ".join(f"{count} have {size}" for size, count in sorted(counts.items()))
-            raise UserError(f"texts have unequally many choices ({shown}); fill them up, or leave out the fewer")
         return {"num_labels": 1}
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, examples: list[Choice]) -> Encoded:
@@ -79,17 +75,19 @@ class MultipleChoice(Task[list[Choice]]):
         return rows
 
     def describe_labels(self) -> str:
-        return f"{len(self.train[0].choices)} choices each"
+        sizes = sorted({len(one.choices) for one in self.train})
+        return f"{sizes[0]} choices each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} choices"
 
     def collator(self, tokenizer: PreTrainedTokenizerFast) -> Callable[[list[Row]], dict[str, Tensor]]:
         return ChoiceCollator(tokenizer)
 
     def scores(self, outputs: Outputs, rows: Sequence[Row]) -> dict[str, float]:
-        return {"accuracy": float(np.mean(outputs[0].argmax(-1) == [row["label"] for row in rows]))}
+        taken = [scores.argmax() for scores in self._scores(outputs)]
+        return {"accuracy": float(np.mean(np.array(taken) == [row["label"] for row in rows]))}
 
     def predictions(self, outputs: Outputs, rows: Sequence[Row]) -> list[dict[str, Any]]:
         lines = []
-        for one, scores in zip(self.validation, outputs[0], strict=True):
+        for one, scores in zip(self.validation, self._scores(outputs), strict=True):
             line: dict[str, Any] = {} if one.id is None else {ID: one.id}
             line |= {} if one.label is None else {"label": one.label}
             chances = torch.from_numpy(scores).softmax(-1).tolist()
@@ -102,10 +100,14 @@ class MultipleChoice(Task[list[Choice]]):
     def remarks(self, outputs: Outputs, rows: Sequence[Row]) -> list[str]:
         number, share = self._majority
         found = [f"choice {number} for every one of the validation {self.unit} would have an accuracy of {share:.4f}"]
-        predicted = set(outputs[0].argmax(-1).tolist())
+        predicted = {int(scores.argmax()) for scores in self._scores(outputs)}
         if len(predicted) == 1:
             found.append(f"the model takes choice {predicted.pop()} for all of them: it tells none apart")
         return found
+
+    def _scores(self, outputs: Outputs) -> list[NDArray[np.floating]]:
+        """Of every text's own choices."""
+        return [scores[: len(one.choices)] for one, scores in zip(self.validation, outputs[0], strict=True)]
 
     @property
     def _majority(self) -> tuple[int, float]:
@@ -115,13 +117,21 @@ class MultipleChoice(Task[list[Choice]]):
 
 @dataclass(frozen=True)
 class ChoiceCollator:
-    """Pads all choices of a batch to one length: every input of the model is [B, choices, S]."""
+    """Pads all choices of a batch to one length: every input of the model is [B, choices, S].
+
+    Texts with fewer choices than others have some of padding alone, which `ignore_missing_choices` is about.
+    """
 
     tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         names = [name for name in rows[0] if name != "label"]
-        flat = [{name: row[name][i].tolist() for name in names} for row in rows for i in range(len(row[names[0]]))]
+        most = max(len(row[names[0]]) for row in rows)
+        flat = [
+            {name: row[name][i].tolist() if i < len(row[name]) else [] for name in names}
+            for row in rows
+            for i in range(most)
+        ]
         padded = self.tokenizer.pad(flat, return_tensors="pt")
         batch = {name: values.view(len(rows), -1, values.shape[-1]) for name, values in padded.items()}
         return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})
@@ -140,6 +150,15 @@ def encode_choices(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Choice
             rows.append({name: [np.array(row[name], dtype=_ARRAYS[name]) for row in own] for name in own[0]})
         num_cut += encoded.num_cut
     return Encoded(rows, num_cut)
+
+
+def choices_of(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
+    """Those that have a column each, up to the first that is empty. Raises UserError for one behind that."""
+    given = [name for name in columns if row.get(name) not in ("", None)]
+    if given != list(columns[: len(given)]):
+        empty = next(name for name in columns if name not in given)
+        raise UserError(f"{empty} is empty, {given[-1]} is not; give the choices in the first columns")
+    return [text_of(row, name) for name in given]
 
 
 def choice_label(value: Any, size: int) -> int:

@@ -63,6 +63,20 @@ def test_glue_files_have_the_rows_of_the_tests(tmp_path: Path) -> None:
     assert text.startswith("index\tprediction\n0\tentailment\n1\tneutral\n") and text.count("\n") == 9848
 
 
+def test_glue_takes_what_the_models_of_superglue_say_of_shared_tests(tmp_path: Path) -> None:
+    files = {file.name: file for file in GLUE.files}
+    predictions = {
+        ("superglue_rte", "glue_test"): answers(files["RTE.tsv"], ["entailment", "not_entailment"]),
+        ("wsc", "wnli_test"): answers(files["WNLI.tsv"], ["true", "false"]),
+    }
+    problems = submit(GLUE, tmp_path, predictions)
+    assert len(problems) == 9 and "GLUE/QNLI.tsv: missing, no run of qnli" in problems
+    assert (tmp_path / "out" / "GLUE" / "WNLI.tsv").read_text().startswith("index\tprediction\n0\t1\n1\t0\n")
+    assert "\n2999\tnot_entailment\n" in (tmp_path / "out" / "GLUE" / "RTE.tsv").read_text()
+    submit(GLUE, tmp_path, {("wnli", "test"): answers(files["WNLI.tsv"], ["0"]), **predictions})
+    assert (tmp_path / "out" / "GLUE" / "WNLI.tsv").read_text().startswith("index\tprediction\n0\t0\n1\t0\n")
+
+
 def test_superglue_files_have_the_server_s_forms(tmp_path: Path) -> None:
     small = {"boolq": 2, "cb": 1, "copa": 2, "multirc": 3, "record": 1, "wsc": 2}
     files = tuple(
