@@ -224,5 +224,5 @@ def test_the_tool(export_folder, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert f"MLM loss {figures['aux_loss']:.3f}" in printed and "1 records rejected" in printed
     assert figures["num_documents"] == len(DOCUMENTS) and figures["unigram_loss"] < math.log(VOCAB_SIZE)
-    with pytest.raises(UserError, match=r"lacks config\.json"):
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
         tool.main(tool.Options(str(tmp_path), [str(held_out)], str(tmp_path / "f.json"), prefix))
