@@ -114,9 +114,15 @@ def read_pieces(
     jobs.sort(key=lambda job: (job.file, job.offset))
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("rb")).fileno() for name in {job.file for job in jobs}}
-        with ThreadPoolExecutor(READERS) as threads:
+        with threads_of({job.target.device for job in jobs}, READERS) as threads:
             for size in threads.map(lambda job: job.run(files[job.file]), jobs):
                 on_bytes(size)
+
+
+def threads_of(devices: Iterable[torch.device], number: int) -> ThreadPoolExecutor:
+    """Threads that touch tensors on these devices, of which one at most is a GPU: by itself a thread's is the first."""
+    gpus = [device for device in devices if device.type == "cuda"]
+    return ThreadPoolExecutor(max(1, number), initializer=torch.cuda.set_device if gpus else None, initargs=gpus)
 
 
 def _by_name(wanted: Iterable[Piece]) -> Iterator[list[Piece]]:

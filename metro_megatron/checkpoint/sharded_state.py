@@ -49,7 +49,7 @@ class State:
 
 def sharded_state(pair: Pair, optimizer: Optimizer, layout: Layout) -> State:
     """What is saved. No collective call."""
-    model = list(_of_model(pair, layout))
+    model = list(of_model(pair, layout))
     weights = [one for one in model if isinstance(one, ShardedTensor)]
     empty = [one.unique_key for one in model if isinstance(one, ShardedObject)]
     pieces = [_whole(one) for one in weights]
@@ -64,14 +64,14 @@ def sharded_state(pair: Pair, optimizer: Optimizer, layout: Layout) -> State:
 
 def load_weights_into(folder: Path, pair: Pair, layout: Layout) -> None:
     """Read the weights alone of a checkpoint whose files are whole. Raises UserError."""
-    weights = [_whole(one) for one in _of_model(pair, layout) if isinstance(one, ShardedTensor)]
+    weights = [_whole(one) for one in of_model(pair, layout) if isinstance(one, ShardedTensor)]
     read_pieces(folder, check_metadata(folder), weights)
 
 
 def load_state(folder: Path, pair: Pair, optimizer: Optimizer, layout: Layout) -> None:
     """Read a checkpoint whose files are whole into the pair and the optimizer. Raises UserError."""
     common = torch.load(folder / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)["optimizer"]
-    weights = [one for one in _of_model(pair, layout) if isinstance(one, ShardedTensor)]
+    weights = [one for one in of_model(pair, layout) if isinstance(one, ShardedTensor)]
     for number, one in enumerate(optimizer.both):
         _create_moments(one)
         common[number] = {name: value for name, value in common[number].items() if not name.startswith("param_state")}
@@ -94,7 +94,7 @@ def load_state(folder: Path, pair: Pair, optimizer: Optimizer, layout: Layout) -
     read_pieces(folder, check_metadata(folder), wanted)
 
 
-def _of_model(pair: Pair, layout: Layout) -> Iterator[ShardedTensor | ShardedObject]:
+def of_model(pair: Pair, layout: Layout) -> Iterator[ShardedTensor | ShardedObject]:
     """megatron-core's description of every parameter, and of what linear layers keep beside them.
 
     Of Transformer Engine's in FP8 that would be pickled scales that each step makes anew. They are neither saved nor

@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
+from metro_megatron.checkpoint.pieces import threads_of
 from metro_megatron.checkpoint.read import OPTIMIZER_PREFIX
 from metro_megatron.checkpoint.sharded_state import State
 
@@ -93,7 +94,8 @@ class ShardWriter:
 
     def copy(self) -> None:
         """Take what is to be written out of the training's hands, into the host's memory."""
-        with ThreadPoolExecutor(max(1, len(self.files))) as threads:
+        devices = {tensor.device for share in self.files.values() for _, tensor in share if tensor is not None}
+        with threads_of(devices, len(self.files)) as threads:
             self.files = dict(zip(self.files, threads.map(_copied, self.files.values()), strict=True))
 
     def write(self) -> Written:

@@ -98,8 +98,9 @@ def fingerprint(pair: Pair, optimizer: Optimizer, layout: Layout) -> str:
         for key, value in (("", one.master.detach()), *sorted(one.state.items()))
         if value.dim()
     ]
-    with ThreadPoolExecutor(_THREADS if layout.device.type == "cpu" else 1) as threads:
-        for part, (_, factor) in zip(threads.map(_sum_of_bits, [value for value, _ in parts]), parts, strict=True):
+    with ThreadPoolExecutor(_THREADS) as threads:
+        each = map if layout.device.type != "cpu" else threads.map
+        for part, (_, factor) in zip(each(_sum_of_bits, [value for value, _ in parts]), parts, strict=True):
             total += part * factor
     dist.all_reduce(total, group=layout.world)
     return f"{int(total) & (1 << 64) - 1:016x}"
