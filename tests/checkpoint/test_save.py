@@ -20,7 +20,9 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from metro_megatron.checkpoint import save, writing
 from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
+from metro_megatron.checkpoint.pieces import files_of
 from metro_megatron.checkpoint.publish import retire
+from metro_megatron.checkpoint.read import StoredModel
 from metro_megatron.config.schema import CheckpointConfig, Config, ParallelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
@@ -202,6 +204,22 @@ def test_megatron_core_s_own_load_reads_a_part_of_the_weights(saved: Path) -> No
     halves = run_ranks(encoder_by_megatron_core, 2, folder, {name: tensor.shape for name, tensor in weights.items()})
     for name, tensor in weights.items():
         assert torch.cat([half[name] for half in halves]).equal(tensor), name
+
+
+def test_main_is_read_where_neither_the_auxiliary_nor_the_optimizer_is_there(saved: Path, tmp_path: Path) -> None:
+    """By files that are not there, nothing of which can be read: of five, main's and the shared tensors' are left."""
+    whole = read_model_tensors(saved / f"iter_{HALF:07d}")
+    folder = shutil.copytree(saved / f"iter_{HALF:07d}", tmp_path / "part")
+    names = [name for name in whole if not name.startswith("aux.")]
+    needed = files_of(StoredModel.open(folder).metadata, names)
+    for file in folder.glob("*.distcp"):
+        if file.name not in needed:
+            file.unlink()
+    assert len(list(folder.glob("*.distcp"))) == len(needed) == 2
+    part = StoredModel.open(folder).read(names)
+    assert all(part[name].equal(whole[name]) for name in names)
+    with pytest.raises(UserError, match=r"\.distcp: missing"):
+        StoredModel.open(folder).read([name for name in whole if name.startswith("aux.")])
 
 
 @pytest.fixture(scope="module")
