@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -97,7 +98,8 @@ def files_of(metadata: Metadata, names: Iterable[str]) -> set[str]:
     return {
         storage[MetadataIndex(name, chunk.offsets)].relative_path
         for name in names
-        for chunk in metadata.state_dict_metadata[name].chunks
+        if isinstance(entry := metadata.state_dict_metadata[name], TensorStorageMetadata)
+        for chunk in entry.chunks
     }
 
 
@@ -121,8 +123,10 @@ def read_pieces(
 
 def threads_of(devices: Iterable[torch.device], number: int) -> ThreadPoolExecutor:
     """Threads that touch tensors on these devices, of which one at most is a GPU: by itself a thread's is the first."""
-    gpus = [device for device in devices if device.type == "cuda"]
-    return ThreadPoolExecutor(max(1, number), initializer=torch.cuda.set_device if gpus else None, initargs=gpus)
+    gpus = tuple(device for device in devices if device.type == "cuda")
+    if gpus:
+        return ThreadPoolExecutor(max(1, number), initializer=partial(torch.cuda.set_device, gpus[0]))
+    return ThreadPoolExecutor(max(1, number))
 
 
 def _by_name(wanted: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -151,7 +155,8 @@ class _Job:
         if numbers is None:
             content = torch.empty(self.length, dtype=torch.uint8)
             _fill(file, self.offset, content)
-            whole = torch.load(BytesIO(content.numpy()), map_location="cpu", weights_only=True)
+            file_like = BytesIO(content.numpy().data)
+            whole = torch.load(file_like, map_location="cpu", weights_only=True)
             for dim, (begin, size) in enumerate(zip(self.begin, self.target.shape, strict=True)):
                 whole = whole.narrow(dim, begin, size)
             self.target.copy_(whole)
@@ -206,7 +211,7 @@ def _narrowed(tensor: Tensor, item: ReadItem) -> Tensor:
 
 def _fill(file: int, offset: int, tensor: Tensor) -> None:
     """Read a contiguous tensor's bytes."""
-    left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    left = tensor.reshape(-1).view(torch.uint8).numpy().data
     while left:
         size = os.preadv(file, [left], offset)
         if not size:

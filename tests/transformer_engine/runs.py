@@ -12,7 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformer_engine.pytorch.optimizers import FusedAdam
 
-from metro_megatron.checkpoint.sharded_state import sharded_state
+from metro_megatron.checkpoint.sharded_state import of_model, sharded_state
 from metro_megatron.config.schema import Config
 from metro_megatron.model.init import split_dimension
 from metro_megatron.parallel.adam import adam_step
@@ -42,8 +42,9 @@ def described(configs: list[Config]) -> list[dict[str, Any]]:
             for name, one in main.named_parameters()
         }
         shards = {
-            key: [getattr(shard, name, None) for name in ("key", "global_shape", "global_offset", "replica_id")]
-            for key, shard in model_state(pair, layout)["main0"].items()
+            shard.key: [getattr(shard, name, None) for name in ("global_shape", "global_offset", "replica_id")]
+            for shard in of_model(pair, layout)
+            if shard.key.startswith("main.")
         }
         kinds = {type(one).__name__ for one in linears}
         found.append({"kinds": kinds, "marks": marks, "keys": list(main.state_dict()), "shards": shards})
