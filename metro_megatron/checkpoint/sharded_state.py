@@ -80,7 +80,8 @@ def load_state(folder: Path, pair: Pair, optimizer: Optimizer, layout: Layout) -
         optimizer.chained.load_state_dict(common)
     for one in optimizer.both:
         mcore.fuse(one.optimizer)  # an older checkpoint may say otherwise, and all parameters share one step
-    wanted, masters = [], {}
+    wanted: list[Piece] = []
+    masters: dict[int, str] = {}
     for entry, start, master, state in _shards(optimizer, weights):
         prefix = f"{OPTIMIZER_PREFIX}state."
         if entry.data.dtype == torch.float32:
