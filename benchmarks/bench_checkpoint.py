@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+import torch.distributed as dist
 
 from benchmarks.bench_cpu import CPU, SIZES
 from benchmarks.provenance import provenance
@@ -28,16 +29,26 @@ from metro_megatron.train.launch import import_megatron
 if TYPE_CHECKING:
     from metro_megatron.train.trainer import Trainer
 
-COLUMNS = ("what", "seconds", "gb_per_s", "beside", "ratio", "lower_quartile", "upper_quartile", "rounds")
+COLUMNS = (
+    *("what", "seconds", "cpu_seconds", "gb_per_s", "beside", "ratio"),
+    *("lower_quartile", "upper_quartile", "processes", "rounds"),
+)
 BESIDE = {
     "write": "write",
     "save": "write",
-    "stopped": "save",
+    "copy": "copy",
+    "stopped": "copy",
+    "gathered": "copy",
+    "step": "step",
     "read": "read",
     "hashes": "read",
     "load": "read",
+    "read_warm": "read_warm",
+    "load_warm": "read_warm",
 }
 """What is measured, and what of the same round its rate is compared with."""
+INTERVAL = 1000
+"""Steps between two saves."""
 BLOCK = 1 << 24
 
 
@@ -59,22 +70,40 @@ def main(options: Options) -> None:
     """Saving and loading a checkpoint beside writing and reading as many bytes, in turn, on one disk.
 
     write: the files' bytes from memory, a thread a file, with fsync. save: a checkpoint while the training waits.
-    stopped: how long the training waits for one that is written beside it. read: the files, a thread each. hashes: what
-    looks at them before they are loaded. load: both, into the model. Files are not in the system's cache when they are
-    read first. A ratio is of rates in one round: 1 is as fast as the disk alone; of `stopped`, of times to `save`.
+    copy: of all that is saved into fresh memory. stopped: how long the training waits for a checkpoint that is written
+    beside it. gathered: what megatron-core's format would have it wait for before a copy. step: of training. read: the
+    files, a thread each. hashes: what looks at them before they are loaded. load: both, into the model. Files are not
+    in the system's cache when these three read them, and are there for read_warm and load_warm. A ratio is of rates in
+    one round: 1 is as fast as the disk, or the copy, alone. Processor time is the first rank's, all threads. Runs under
+    torchrun, too, where each rank reads and writes its own files.
     """
-    output = Path(options.output) if options.output else None
-    results = Results(output, provenance(CPU, ["python", "-m", "benchmarks.bench_checkpoint", *sys.argv[1:]]), COLUMNS)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo")
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    output = Path(options.output) if options.output and rank == 0 else None
+    head = provenance(CPU, ["python", "-m", "benchmarks.bench_checkpoint", *sys.argv[1:]])
     with (
         tempfile.TemporaryDirectory(prefix="bench_checkpoint_", dir=options.folder or None) as folder,
-        _trainer(options.size, Path(folder)) as trainer,
+        _trainer(options.size, _of_first_rank(Path(folder))) as trainer,
     ):
         rounds = [_round(trainer, step) for step in range(1, 2 + options.rounds)][1:]  # the first warms up
         size = sum(path.stat().st_size for path in _files(trainer, 1 + options.rounds))
+    if rank:
+        return
+    results = Results(output, head, COLUMNS)
     for row in _rows(rounds, size):
-        results.add(row)
+        results.add({**row, "processes": world_size})
+    share = statistics.median(one["stopped"][0] / (INTERVAL * one["step"][0]) for one in rounds)
     print(table(results.rows, COLUMNS))
+    print(f"training waits for a save every {INTERVAL} steps {100 * share:.2g}% of their time")
     print(f"wrote {output}.json and {output}.csv" if output else "nothing was written (--output)")
+
+
+def _of_first_rank(folder: Path) -> Path:
+    folders = [folder]
+    if dist.is_initialized():
+        dist.broadcast_object_list(folders)
+    return folders[0]
 
 
 @contextmanager
@@ -85,14 +114,19 @@ def _trainer(size: str, folder: Path) -> Iterator[Trainer]:
 
     config = SIZES[size]()
     config = replace(config, data=replace(config.data, train=[], validation=[]))
-    config = prepare_data(config, Plan(warm_up=0, steps=1), folder)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        config = prepare_data(config, Plan(warm_up=0, steps=1), folder)
+    if dist.is_initialized():
+        configs = [config]
+        dist.broadcast_object_list(configs)
+        (config,) = configs
     config = replace(
         config,
         train=replace(config.train, output=str(folder / "run")),
         checkpoint=replace(config.checkpoint, keep_last=1),
     )
     trainer = Trainer(config, Corpus.open(config), CPU)
-    trainer.run.mkdir()
+    trainer.run.mkdir(exist_ok=True)
     gc.freeze()  # as a run does
     try:
         yield trainer
@@ -106,32 +140,68 @@ def _files(trainer: Trainer, step: int) -> list[Path]:
     return sorted(iteration_folder(trainer.run, step).glob("*.distcp"))
 
 
-def _round(trainer: Trainer, step: int) -> dict[str, float]:
-    """Seconds of each."""
-    from metro_megatron.checkpoint.files import verify_integrity
+Times = tuple[float, float]
+"""Seconds by the clock, and of this process' processor time."""
 
+
+def _round(trainer: Trainer, step: int) -> dict[str, Times]:
+    from metro_megatron.checkpoint.files import files_of_rank, verify_integrity
+
+    rank, world_size = trainer.layout.rank, trainer.layout.world.size()
     trainer.progress.done = step
-    seconds = {"save": _timed(trainer.save)}
-    begin = time.perf_counter()
-    trainer.saves.keep(step, trainer._state, lambda lines: None, is_end=False)
-    seconds["stopped"] = time.perf_counter() - begin
+    times = {"step": _timed(lambda: _step(trainer)), "save": _timed(trainer.save)}
+    times["copy"] = _timed(lambda: _copy(trainer))
+    times["gathered"] = _timed(lambda: _gather(trainer))
+    times["stopped"] = _timed(lambda: trainer.saves.keep(step, trainer._state, lambda lines: None, is_end=False))
     trainer.checkpoints.wait()
-    files = _files(trainer, step)
-    seconds["write"] = _timed(lambda: _write(files, trainer.run))
+    every = _files(trainer, step)
+    names = set(files_of_rank(every[0].parent, rank, world_size))
+    files = [file for file in every if file.name in names]
+    times["write"] = _timed(lambda: _write(files, trainer.run))
     for what, action in (
         ("read", lambda: _read(files)),
-        ("hashes", lambda: verify_integrity(files[0].parent)),
+        ("hashes", lambda: verify_integrity(every[0].parent, names)),
         ("load", trainer.restore),
     ):
-        _forget(files)
-        seconds[what] = _timed(action)
-    return seconds
+        _forget(every)
+        times[what] = _timed(action)
+    times["read_warm"] = _timed(lambda: _read(files))
+    times["load_warm"] = _timed(trainer.restore)
+    return times
 
 
-def _timed(action: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def _timed(action: Callable[[], object]) -> Times:
+    """Of all ranks, from one moment until the last has ended."""
+    dist.barrier()
+    begin, used = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - begin
+    own = time.process_time() - used
+    dist.barrier()
+    return time.perf_counter() - begin, own
+
+
+def _step(trainer: Trainer) -> None:
+    from metro_megatron.train.metrics import MetricSums
+
+    batch = trainer.corpus.training_data(trainer.layout).step_batch(0, 0)
+    trainer.step.train(batch, MetricSums(trainer.layout, trainer.parts.all_terms)).read()
+
+
+def _copy(trainer: Trainer) -> list[torch.Tensor]:
+    """As much as this rank writes."""
+    from metro_megatron.checkpoint.sharded_state import sharded_state
+
+    state = sharded_state(trainer.pair, trainer.optimizer, trainer.layout)
+    files = trainer.checkpoints._planner.plan(state, trainer.run).files
+    return [tensor.clone() for share in files.values() for _, tensor in share if tensor is not None]
+
+
+def _gather(trainer: Trainer) -> None:
+    from metro_megatron.checkpoint.sharded_state import of_model
+
+    model = dict(enumerate(of_model(trainer.pair, trainer.layout)))
+    how = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+    trainer.optimizer.chained.sharded_state_dict(model, is_loading=False, metadata=how)
 
 
 def _write(files: list[Path], folder: Path) -> None:
@@ -145,7 +215,7 @@ def _write(files: list[Path], folder: Path) -> None:
                 left -= raw.write(block[:left])
             os.fsync(raw.fileno())
 
-    with ThreadPoolExecutor(len(files)) as threads:
+    with ThreadPoolExecutor(max(1, len(files))) as threads:
         list(threads.map(write, files))
     for file in files:
         (folder / f"raw_{file.name}").unlink()
@@ -158,7 +228,7 @@ def _read(files: list[Path]) -> None:
             while raw.readinto(block):
                 pass
 
-    with ThreadPoolExecutor(len(files)) as threads:
+    with ThreadPoolExecutor(max(1, len(files))) as threads:
         list(threads.map(read, files))
 
 
@@ -169,15 +239,13 @@ def _forget(files: list[Path]) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _rows(rounds: list[dict[str, float]], size: int) -> Iterator[Row]:
+def _rows(rounds: list[dict[str, Times]], size: int) -> Iterator[Row]:
     for what, beside in BESIDE.items():
-        if what == "stopped":
-            ratios = [one[what] / one[beside] for one in rounds]
-        else:
-            ratios = [one[beside] / one[what] for one in rounds]
+        ratios = [one[beside][0] / one[what][0] for one in rounds]
         low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        seconds = statistics.median(one[what] for one in rounds)
-        row = (what, seconds, size / seconds / 1e9, beside, median, low, high, len(rounds))
+        seconds, cpu_seconds = (statistics.median(one[what][kind] for one in rounds) for kind in (0, 1))
+        rate = "" if what == "step" else size / seconds / 1e9
+        row = (what, seconds, cpu_seconds, rate, beside, median, low, high, "", len(rounds))
         yield dict(zip(COLUMNS, row, strict=True))
 
 

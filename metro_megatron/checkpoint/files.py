@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ def write_integrity(folder: Path, known: Mapping[str, dict[str, Any]] | None = N
 
 def verify_sizes(folder: Path) -> None:
     """Compare the lengths of all files with integrity.json. Raises UserError naming all that are missing or damaged."""
-    found = (_size_problem(folder / name, entry) for name, entry in sorted(_read_integrity(folder).items()))
+    found = (_size_problem(folder / name, entry) for name, entry in sorted(integrity_entries(folder).items()))
     problems = [problem for problem in found if problem]
     if problems:
         raise UserError([*problems, _another(folder)])
@@ -127,7 +128,7 @@ def verify_texts(folder: Path) -> None:
 
     Raises UserError as verify_integrity, but for integrity.json that is missing.
     """
-    entries = _read_integrity(folder) if (folder / INTEGRITY).is_file() else {}
+    entries = integrity_entries(folder) if (folder / INTEGRITY).is_file() else {}
     problems = [
         f"{folder / name}: missing or damaged"
         for name in sorted(entries.keys() & {"run_config.yaml", "progress.json"})
@@ -137,14 +138,28 @@ def verify_texts(folder: Path) -> None:
         raise UserError([*problems, _another(folder)])
 
 
+def files_of_rank(folder: Path, rank: int, world_size: int) -> list[str]:
+    """Names of the files that a rank looks at, where each looks at some: of as many ranks as wrote it, each its own,
+    which it reads anyway. Raises UserError where integrity.json is missing or damaged."""
+    files = integrity_entries(folder)
+    writers = {name: int(name.split("_")[2]) for name in files if re.fullmatch(r"__\d+_\d+\.distcp", name)}
+    if set(writers.values()) == set(range(world_size)):
+        return [name for name in files if writers.get(name, 0) == rank]
+    return sorted(files, key=lambda name: (-files[name]["bytes"], name))[rank::world_size]
+
+
 def verify_integrity(
-    folder: Path, first: int = 0, every: int = 1, on_bytes: Callable[[int], object] = lambda size: None
+    folder: Path, names: Collection[str] | None = None, on_bytes: Callable[[int], object] = lambda size: None
 ) -> None:
-    """Compare files with integrity.json: all, or of several ranks each its own share, from the `first` one on.
+    """Compare files with integrity.json: all, or those of these names.
 
     on_bytes hears of what has been read. Raises UserError naming all that are missing or damaged.
     """
-    files = dict(sorted(_read_integrity(folder).items())[first::every])
+    entries = integrity_entries(folder)
+    unknown = sorted(set(names or ()) - entries.keys())
+    if unknown:
+        raise UserError(f"{folder / INTEGRITY}: says nothing of {unknown[0]}; {_another(folder)}")
+    files = {name: entry for name, entry in sorted(entries.items()) if names is None or name in names}
     found = {folder / name: _size_problem(folder / name, entry) for name, entry in files.items()}
     problems = [problem for problem in found.values() if problem]
     whole = [path for path, problem in found.items() if not problem]
@@ -223,7 +238,8 @@ class SafeUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_integrity(folder: Path) -> dict[str, dict[str, Any]]:
+def integrity_entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """What integrity.json says of each file. Raises UserError where it is missing or damaged."""
     path = folder / INTEGRITY
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]

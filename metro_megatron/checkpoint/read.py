@@ -6,13 +6,12 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 
@@ -20,10 +19,12 @@ from metro_megatron.checkpoint.files import (
     AVERAGE,
     METADATA,
     check_metadata,
+    integrity_entries,
     iteration_folder,
     newest_step,
     verify_integrity,
 )
+from metro_megatron.checkpoint.pieces import Piece, files_of, read_pieces
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -90,15 +91,31 @@ class StoredModel:
 
     folder: Path
     metadata: Metadata
+    unverified: set[str] = field(default_factory=set)
+    """Names of files that are hashed before anything is read of them."""
 
     @classmethod
     def open(cls, folder: Path) -> StoredModel:
-        """Raises UserError when a file is damaged (integrity.json), the metadata is not plain, or there is no model."""
-        verify_integrity(folder)
-        model = cls(folder, check_metadata(folder))
+        """A file of tensors is compared with integrity.json when the first of them is read, the others now.
+
+        Raises UserError when a file is damaged, the metadata is not plain, or there is no model.
+        """
+        verify_integrity(folder, [name for name in integrity_entries(folder) if not name.endswith(".distcp")])
+        metadata = check_metadata(folder)
+        model = cls(folder, metadata, {place.relative_path for place in (metadata.storage_data or {}).values()})
         if not model.stored:
             raise UserError(f"{folder}: holds no model tensors")
         return model
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Compare the files of some tensors with integrity.json, each once. Raises UserError as `open`."""
+        files = files_of(self.metadata, names) & self.unverified
+        verify_integrity(self.folder, files)
+        self.unverified.difference_update(files)
+
+    def verify_weights(self) -> None:
+        """`verify` of all that is the model's."""
+        self.verify(self.stored)
 
     @cached_property
     def stored(self) -> dict[str, TensorStorageMetadata]:
@@ -117,13 +134,15 @@ class StoredModel:
         return sum(one.size.numel() * one.properties.dtype.itemsize for one in found)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors in the format that they were saved in."""
-        stored = self.all_stored
+        """Tensors in the format that they were saved in. Raises UserError when a file is damaged."""
+        stored = {name: self.all_stored[name] for name in names}
+        if self.unverified:
+            self.verify(stored)
         tensors = {
-            name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype, device="cpu") for name in names
+            name: torch.empty(one.size, dtype=one.properties.dtype, device="cpu") for name, one in stored.items()
         }
-        with without_distributed_warning():
-            dcp.load(tensors, storage_reader=_CheckedReader(self.folder, self.metadata), no_dist=True)
+        pieces = [Piece(name, tuple(one.shape), (0,) * one.dim(), one) for name, one in tensors.items()]
+        read_pieces(self.folder, self.metadata, pieces)
         return tensors
 
     @property
@@ -151,14 +170,3 @@ def without_distributed_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-class _CheckedReader(dcp.FileSystemReader):
-    """Uses metadata that has been checked instead of unpickling it again."""
-
-    def __init__(self, path: Path, metadata: Metadata):
-        super().__init__(path)
-        self._checked = metadata
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._checked

@@ -15,18 +15,19 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from torch.distributed import distributed_c10d
 
-from metro_megatron.checkpoint.files import MARKER, check_metadata, iteration_folder, verify_integrity
+from metro_megatron.checkpoint.files import MARKER, check_metadata, files_of_rank, iteration_folder, verify_integrity
 from metro_megatron.checkpoint.publish import BYTES_PER_PARAMETER, check_room, prepare, publish, unfinished_folder
+from metro_megatron.checkpoint.read import StoredModel
 from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
 from metro_megatron.checkpoint.saving import Exchange, Saved, Saving, unwritten
-from metro_megatron.checkpoint.sharded_state import load_model_state, load_state, model_state, sharded_state
+from metro_megatron.checkpoint.sharded_state import load_state, load_weights_into, sharded_state
 from metro_megatron.checkpoint.writing import Planner, ShardWriter, Written
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake
 from metro_megatron.config.file import load_config
@@ -66,7 +67,7 @@ class Checkpoints:
         self.layout = layout
         self.pair = pair
         self.optimizer = optimizer
-        self._planner = Planner()
+        self._planner = Planner(layout.world)
         self._saving: Saving | None = None
         """Begun, and not yet waited for."""
         self._beside: Saving | None = None
@@ -172,8 +173,8 @@ class Checkpoints:
                 remarks += [*damage, f"{folder} is not whole; going back to an older checkpoint"]
                 continue
             self.on_first_rank(lambda: refuse_other_run(folder, self.config))  # noqa: B023 - called at once
-            state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=True)
-            load_state(self.pair, self.optimizer, dist_checkpointing.load(state, str(folder)))
+            load = partial(load_state, folder, self.pair, self.optimizer, self.layout)
+            self._agree(_attempt(load), str(folder))
             told = overridden(load_config(folder / "run_config.yaml"), self.config)
             return Restored(folder, json.loads((folder / "progress.json").read_text()), remarks, told)
         return None
@@ -182,7 +183,7 @@ class Checkpoints:
         """What is wrong with a checkpoint, before a byte of it is loaded; each rank looks at some of its files."""
 
         def look() -> None:
-            verify_integrity(folder, self.layout.rank, self.layout.world.size())
+            verify_integrity(folder, files_of_rank(folder, self.layout.rank, self.layout.world.size()))
             if self.layout.rank == 0:
                 check_metadata(folder)
 
@@ -196,8 +197,7 @@ class Checkpoints:
         planned: list[ShardWriter] = []
 
         def plan() -> None:
-            state = sharded_state(self.pair, self.optimizer, self.layout, is_loading=False)
-            planned.append(self._planner.plan(state, unfinished))
+            planned.append(self._planner.plan(sharded_state(self.pair, self.optimizer, self.layout), unfinished))
             if is_beside or self.layout.device.type != "cpu":  # threads have a GPU of their own to start with
                 planned[0].copy()
 
@@ -243,9 +243,8 @@ class Checkpoints:
 
 def load_weights(folder: Path, pair: Pair, layout: Layout) -> None:
     """Load the parameters alone of a checkpoint folder. Raises UserError when it is damaged."""
-    verify_integrity(folder)
-    check_metadata(folder)
-    load_model_state(pair, dist_checkpointing.load(model_state(pair, layout), str(folder)))
+    StoredModel.open(folder).verify_weights()
+    load_weights_into(folder, pair, layout)
 
 
 def _problems(problem: BaseException | None, subject: str) -> list[str]:
@@ -257,6 +256,6 @@ def _problems(problem: BaseException | None, subject: str) -> list[str]:
 def _attempt(action: Callable[[], Any]) -> Exception | None:
     try:
         action()
-    except (UserError, OSError, RuntimeError, dist_checkpointing.core.CheckpointingException) as problem:
+    except (UserError, OSError, RuntimeError) as problem:
         return problem
     return None

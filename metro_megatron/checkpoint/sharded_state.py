@@ -1,84 +1,144 @@
-"""The state of a run as megatron-core's sharded tensors, free of the layout that wrote it.
+"""The state of a run as pieces of tensors that have the same names and shapes in every layout.
 
-megatron-core 0.16's `fully_reshardable` format needs help in six places when the optimizer is torch's Adam, or Muon:
-1. after loading, all parameters share one `step` tensor on the host, to which Adam would add once per parameter;
-2. padded bucket ends are cut off the joined buckets but not off the positions used to slice them;
-3. replica ids must come from the home's own replicas;
-4. moments must exist before a state can be described;
-5. loading one parameter's state expects a `step` that the format keeps elsewhere;
-6. every parameter must have two moments to save, of which Muon's has one: the other is saved as zeros.
+Weights go by their global names, what the optimizer keeps of each by `optimizer.state.`, its kind, and that name, in
+FP32. An optimizer's rank has a range of a parameter's elements: one block of rows, and what is left of a row before and
+behind it. It is saved, and loaded, as such: no rank asks another for any of it. megatron-core's format
+`fully_reshardable`, whose names and shapes these are, gathers all of it on every rank.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
 
 from metro_megatron import mcore
+from metro_megatron.checkpoint.files import check_metadata
+from metro_megatron.checkpoint.pieces import Piece, blocks, read_pieces
+from metro_megatron.checkpoint.read import OPTIMIZER_PREFIX
 from metro_megatron.model.encoder import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
 
-OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+STATES = ("param", "exp_avg", "exp_avg_sq")
+"""What is saved of each parameter beside its weights: its master, and two moments."""
+FORMAT = {"param_state_sharding_type": "fully_reshardable"}
+"""What megatron-core calls these names and shapes."""
 
 
-def sharded_state(pair: Pair, optimizer: Optimizer, layout: Layout, is_loading: bool) -> dict[str, Any]:
-    """Everything that training changes; keys are global names. A collective call."""
-    state = model_state(pair, layout)
-    distributed = [optimizer.shared, optimizer.stage]
-    for one in distributed:
+@dataclass(frozen=True)
+class State:
+    """Everything that training changes, as one rank holds it; tensors are the run's own."""
+
+    pieces: list[Piece]
+    empty: list[str]
+    """Names of what layers of megatron-core expect in a checkpoint beside tensors, and have no use for."""
+    common: dict[str, Any]
+    """What all ranks have: groups of parameters, steps, loss scales."""
+
+
+def sharded_state(pair: Pair, optimizer: Optimizer, layout: Layout) -> State:
+    """What is saved. No collective call."""
+    model = list(of_model(pair, layout))
+    weights = [one for one in model if isinstance(one, ShardedTensor)]
+    empty = [one.unique_key for one in model if isinstance(one, ShardedObject)]
+    pieces = [_whole(one) for one in weights]
+    for entry, start, master, state in _shards(optimizer, weights):
+        for kind in STATES:
+            # Muon has one moment: the other is saved as zeros.
+            flat = master if kind == "param" else state[kind] if kind in state else torch.zeros_like(state["exp_avg"])
+            pieces += _pieces(f"{OPTIMIZER_PREFIX}state.{kind}.{entry.key}", entry, start, flat)
+    common = {number: {**one.state_dict(), **FORMAT} for number, one in enumerate(optimizer.both)}
+    return State(pieces, empty, {"optimizer": copy.deepcopy(common)})
+
+
+def load_weights_into(folder: Path, pair: Pair, layout: Layout) -> None:
+    """Read the weights alone of a checkpoint whose files are whole. Raises UserError."""
+    weights = [_whole(one) for one in of_model(pair, layout) if isinstance(one, ShardedTensor)]
+    read_pieces(folder, check_metadata(folder), weights)
+
+
+def load_state(folder: Path, pair: Pair, optimizer: Optimizer, layout: Layout) -> None:
+    """Read a checkpoint whose files are whole into the pair and the optimizer. Raises UserError."""
+    common = torch.load(folder / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)["optimizer"]
+    weights = [one for one in of_model(pair, layout) if isinstance(one, ShardedTensor)]
+    for number, one in enumerate(optimizer.both):
         _create_moments(one)
-        _save_two_moments(one)
-    with _unpadded_positions(distributed):
-        state["optimizer"] = optimizer.chained.sharded_state_dict(
-            dict(state), is_loading=is_loading, metadata=dict(OPTIMIZER_FORMAT)
-        )
-    return state
+        common[number] = {name: value for name, value in common[number].items() if not name.startswith("param_state")}
+        _keep_own_rates(one, common[number]["optimizer"]["param_groups"])
+    with torch.no_grad():
+        optimizer.chained.load_state_dict(common)
+    for one in optimizer.both:
+        mcore.fuse(one.optimizer)  # an older checkpoint may say otherwise, and all parameters share one step
+    wanted: list[Piece] = []
+    masters: dict[int, str] = {}
+    for entry, start, master, state in _shards(optimizer, weights):
+        prefix = f"{OPTIMIZER_PREFIX}state."
+        if entry.data.dtype == torch.float32:
+            # The weights are the masters, and those of other ranks too, whatever the run's weights were when it saved.
+            masters[id(entry)] = f"{prefix}param.{entry.key}"
+        else:
+            wanted += _pieces(f"{prefix}param.{entry.key}", entry, start, master)
+        for kind in state.keys() & set(STATES):
+            wanted += _pieces(f"{prefix}{kind}.{entry.key}", entry, start, state[kind])
+    wanted += [_whole(one, masters.get(id(one), one.key)) for one in weights]
+    read_pieces(folder, check_metadata(folder), wanted)
 
 
-def model_state(pair: Pair, layout: Layout) -> dict[str, Any]:
-    """The parameters alone, by the name of each module."""
-    state = {}
+def of_model(pair: Pair, layout: Layout) -> Iterator[ShardedTensor | ShardedObject]:
+    """megatron-core's description of every parameter, and of what linear layers keep beside them.
+
+    Of Transformer Engine's in FP8 that would be pickled scales that each step makes anew. They are neither saved nor
+    loaded: unpickling a file from elsewhere runs what is in it.
+    """
     for (name, module), (prefix, _) in zip(pair.named(), pair.modules(), strict=True):
         replicas = layout.replica if name in pair.shared else layout.data
-        metadata = {"dp_cp_group": replicas, "non_homogeneous_layers": True}
-        tensors = module.sharded_state_dict(prefix="", metadata=metadata)
-        for key in _extra_states(tensors):
-            tensors[key].data = None
+        tensors = module.sharded_state_dict(
+            prefix="", metadata={"dp_cp_group": replicas, "non_homogeneous_layers": True}
+        )
         add_prefix_for_sharding(tensors, prefix)
-        state[name] = tensors
-    return state
+        for one in tensors.values():
+            assert isinstance(one, ShardedTensor | ShardedObject), one
+            yield one
 
 
-def _extra_states(tensors: dict[str, Any]) -> list[str]:
-    """What linear layers keep beside parameters: of Transformer Engine's in FP8, pickled scales that each step makes
-    anew. Neither saved nor loaded: unpickling a file from elsewhere runs what is in it."""
-    return [key for key in tensors if key.endswith("._extra_state")]
+def _whole(entry: ShardedTensor, name: str = "") -> Piece:
+    """All that this rank has of a parameter."""
+    assert entry.prepend_axis_num == 0 and entry.data is not None
+    return Piece(name or entry.key, tuple(entry.global_shape), tuple(entry.global_offset), entry.data.detach())
 
 
-@torch.no_grad()
-def load_model_state(pair: Pair, state: dict[str, Any]) -> None:
-    """Put loaded parameters into place; a missing or unexpected key is an error."""
-    for name, module in pair.named():
-        module.load_state_dict({**state[name], **dict.fromkeys(_extra_states(state[name]))}, strict=True)
+def _pieces(name: str, entry: ShardedTensor, start: int, flat: Tensor) -> Iterator[Piece]:
+    """Of elements of this rank's part of a parameter, from one on."""
+    flat, done = flat.detach().view(-1), 0
+    for offsets, sizes in blocks(entry.local_shape, start, start + flat.numel()):
+        size = math.prod(sizes)
+        place = tuple(own + offset for own, offset in zip(entry.global_offset, offsets, strict=True))
+        yield Piece(name, tuple(entry.global_shape), place, flat[done : done + size].view(sizes))
+        done += size
 
 
-@torch.no_grad()
-def load_state(pair: Pair, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put a loaded `sharded_state` into place."""
-    load_model_state(pair, state)
-    distributed = [optimizer.shared, optimizer.stage]
-    for number, one in enumerate(distributed):
-        _keep_own_step(one)
-        _keep_own_rates(one, state["optimizer"][number]["optimizer"]["param_groups"])
-    optimizer.chained.load_state_dict(state["optimizer"])
-    for one in distributed:
-        mcore.fuse(one.optimizer)  # an older checkpoint may say otherwise
+def _shards(
+    optimizer: Optimizer, weights: list[ShardedTensor]
+) -> Iterator[tuple[ShardedTensor, int, Tensor, dict[str, Tensor]]]:
+    """(parameter, first element, master, the optimizer's state) of what this rank updates."""
+    entries = {one.data: one for one in weights}
+    for one in optimizer.both:
+        _create_moments(one)
+        for parameter, (group, index) in one.model_param_group_index_map.items():
+            master = one.optimizer.param_groups[group]["params"][index]
+            start = one._get_model_param_range_map(parameter)["param"].start
+            yield entries[parameter], start, master, one.optimizer.state[master]
 
 
 def _create_moments(optimizer: DistributedOptimizer) -> None:
@@ -92,17 +152,6 @@ def _create_moments(optimizer: DistributedOptimizer) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-
-
-def _save_two_moments(optimizer: DistributedOptimizer) -> None:
-    """Give the writer of one parameter zeros for a second moment that it has not."""
-    plain = type(optimizer)._get_main_param_and_optimizer_states
-
-    def states(model_param: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        own = plain(optimizer, model_param)
-        return own if "exp_avg_sq" in own else {**own, "exp_avg_sq": torch.zeros_like(own["exp_avg"])}
-
-    optimizer._get_main_param_and_optimizer_states = states
 
 
 def _keep_own_rates(optimizer: DistributedOptimizer, saved: list[dict[str, Any]]) -> None:
@@ -119,35 +168,3 @@ def _keep_own_rates(optimizer: DistributedOptimizer, saved: list[dict[str, Any]]
             same = {**all_others, **{key: own[key] for key in keys}}
             saved.append(same)
         same["lr_mult"] = own["lr_mult"]
-
-
-def _keep_own_step(optimizer: DistributedOptimizer) -> None:
-    """Give the loader of one parameter the step that this parameter already has."""
-    plain = type(optimizer)._set_main_param_and_optimizer_states
-
-    def load(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        group, index = optimizer.model_param_group_index_map[model_param]
-        own = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][index]]
-        plain(optimizer, model_param, {**tensors, "step": own["step"]})
-
-    optimizer._set_main_param_and_optimizer_states = load
-
-
-@contextmanager
-def _unpadded_positions(optimizers: list[DistributedOptimizer]) -> Iterator[None]:
-    """Positions of parameters as if buckets had no padding at their ends."""
-    kept = [(buffer, buffer.param_index_map) for optimizer in optimizers for buffer in optimizer.buffers]
-    for buffer, index in kept:
-        padding, before = 0, []
-        for bucket in buffer.buckets:
-            before.append(padding)
-            padding += bucket.grad_data.numel() - bucket.numel_unpadded
-        buffer.param_index_map = {
-            parameter: (start - before[bucket], end - before[bucket], bucket)
-            for parameter, (start, end, bucket) in index.items()
-        }
-    try:
-        yield
-    finally:
-        for buffer, index in kept:
-            buffer.param_index_map = index

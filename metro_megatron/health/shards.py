@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,10 @@ from metro_megatron.model.encoder import Pair
 from metro_megatron.model.init import global_parameters, split_dimension
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
+
+_THREADS = 4
+_IN_CACHE = 1 << 15
+"""Pairs of numbers."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,28 @@ def fingerprint(pair: Pair, optimizer: Optimizer, layout: Layout) -> str:
     Sums of the numbers' bits, each parameter's and state's times a hash of its name, modulo 2^64.
     """
     total = torch.zeros((), dtype=torch.int64, device=layout.device)
-    for one in shards(pair, optimizer, layout):
-        if one.counts:
-            for key, value in (("", one.master.detach()), *sorted(one.state.items())):
-                if value.dim():
-                    factor = 2 * zlib.crc32(f"{one.name} {key}".encode()) + 1
-                    total += value.contiguous().view(torch.int32).sum(dtype=torch.int64) * factor
+    parts = [
+        (value.contiguous().view(-1), 2 * zlib.crc32(f"{one.name} {key}".encode()) + 1)
+        for one in shards(pair, optimizer, layout)
+        if one.counts
+        for key, value in (("", one.master.detach()), *sorted(one.state.items()))
+        if value.dim()
+    ]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        each = map if layout.device.type != "cpu" else threads.map
+        for part, (_, factor) in zip(each(_sum_of_bits, [value for value, _ in parts]), parts, strict=True):
+            total += part * factor
     dist.all_reduce(total, group=layout.world)
     return f"{int(total) & (1 << 64) - 1:016x}"
+
+
+def _sum_of_bits(numbers: Tensor) -> Tensor:
+    """Of FP32 numbers [n], as signed integers, in int64."""
+    if numbers.device.type != "cpu" or len(numbers) < 4:
+        return numbers.view(torch.int32).sum(dtype=torch.int64)
+    # torch's sum of 32 bits in 64 is five times as slow on a CPU as these sums of pairs, which stay in its cache.
+    odd = numbers.storage_offset() % 2
+    pairs = numbers[odd : odd + (len(numbers) - odd) // 2 * 2].view(torch.int64)
+    rest = torch.cat([numbers[:odd], numbers[odd + 2 * len(pairs) :]]).view(torch.int32)
+    parts = [(part >> 32).sum() + (part << 32 >> 32).sum() for part in pairs.split(_IN_CACHE)]
+    return rest.sum(dtype=torch.int64) + sum(parts)

@@ -16,12 +16,13 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor, serialization
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from metro_megatron.checkpoint import save
+from metro_megatron.checkpoint import save, writing
 from metro_megatron.checkpoint.files import TRACKER, tracked_step, write_integrity
+from metro_megatron.checkpoint.pieces import files_of
 from metro_megatron.checkpoint.publish import retire
+from metro_megatron.checkpoint.read import StoredModel
 from metro_megatron.config.schema import CheckpointConfig, Config, ParallelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import Layout
@@ -205,6 +206,22 @@ def test_megatron_core_s_own_load_reads_a_part_of_the_weights(saved: Path) -> No
         assert torch.cat([half[name] for half in halves]).equal(tensor), name
 
 
+def test_main_is_read_where_neither_the_auxiliary_nor_the_optimizer_is_there(saved: Path, tmp_path: Path) -> None:
+    """By files that are not there, nothing of which can be read: of five, main's and the shared tensors' are left."""
+    whole = read_model_tensors(saved / f"iter_{HALF:07d}")
+    folder = shutil.copytree(saved / f"iter_{HALF:07d}", tmp_path / "part")
+    names = [name for name in whole if not name.startswith("aux.")]
+    needed = files_of(StoredModel.open(folder).metadata, names)
+    for file in folder.glob("*.distcp"):
+        if file.name not in needed:
+            file.unlink()
+    assert len(list(folder.glob("*.distcp"))) == len(needed) == 2
+    part = StoredModel.open(folder).read(names)
+    assert all(part[name].equal(whole[name]) for name in names)
+    with pytest.raises(UserError, match=r"\.distcp: missing"):
+        StoredModel.open(folder).read([name for name in whole if name.startswith("aux.")])
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
@@ -321,7 +338,7 @@ def test_a_checkpoint_without_files_that_ranks_have_written_is_not_published(sav
     with pytest.raises(UserError, match="one folder for all machines"):
         write_integrity(folder, {"__1_0.distcp": {"bytes": 1, "sha256": ""}})
     next(folder.glob("*.distcp")).unlink()
-    with pytest.raises(UserError, match="1 of 2 files"):
+    with pytest.raises(UserError, match="1 of 5 files"):
         write_integrity(folder)
 
 
@@ -334,24 +351,24 @@ def save_many(config: Config) -> list[str]:
         trainer.progress.done = step
         trainer.save(None)
     problems = []
-    real_usage, real_save = shutil.disk_usage, dist_checkpointing.save
+    real_usage, real_plan = shutil.disk_usage, writing.Planner.plan
 
-    def fail_to_save(state: object, folder: str, *others: object, **named: object) -> None:
+    def fail_to_save(planner: object, state: object, folder: Path) -> None:
         Path(folder, "half.distcp").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     def no_space(path: object) -> Any:
         return real_usage(path)._replace(free=1000)
 
-    for broken in ({"disk_usage": no_space}, {"save": fail_to_save}):
+    for broken in ({"disk_usage": no_space}, {"plan": fail_to_save}):
         shutil.disk_usage = broken.get("disk_usage", real_usage)  # type: ignore[assignment]
-        dist_checkpointing.save = broken.get("save", real_save)
+        writing.Planner.plan = broken.get("plan", real_plan)  # type: ignore[assignment]
         trainer.progress.done = 6
         try:
             trainer.save(None)
         except UserError as error:
             problems.append("\n".join(error.problems))
-    shutil.disk_usage, dist_checkpointing.save = real_usage, real_save
+    shutil.disk_usage, writing.Planner.plan = real_usage, real_plan  # type: ignore[method-assign]
     trainer.restore()
     assert trainer.progress.done == 5
     trainer.close()
@@ -379,13 +396,13 @@ def save_without_room(config: Config, where: str) -> tuple[str, str]:
     run_steps(trainer, 0, 1)
     problem = OSError(28, "No space left on device")
     owner, name = {
-        "shard": (filesystem_async, "_write_item"),
+        "shard": (writing, "write_piece"),
         "common": (torch, "save"),
         "metadata.json": (serialization, "save_config"),
     }[where]
     plain, said = getattr(owner, name), ""
 
-    @wraps(plain)  # megatron-core asks for its parameters
+    @wraps(plain)
     def broken(*arguments: Any, **named: Any) -> Any:
         names = [str(getattr(argument, "name", "")) for argument in arguments if where == "shard"]
         of_shard = any("__0_" in name for name in names)

@@ -19,9 +19,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.multiprocessing import ProcessExitedException
 
+from metro_megatron.checkpoint import writing
 from metro_megatron.checkpoint.files import newest_step, tracked_step, verify_integrity
 from metro_megatron.checkpoint.publish import UNFINISHED
 from metro_megatron.checkpoint.saving import Exchange
@@ -54,14 +54,14 @@ def save_both_ways(config: Config, copy: Path) -> tuple[bool, list[str]]:
     trainer.progress.done, trainer.checkpoints.run = 2, copy
     trainer.save(None)
     trainer.checkpoints.run = Path(config.train.output)
-    goes_on, write = threading.Event(), filesystem_async._write_item
+    goes_on, write = threading.Event(), writing.write_piece
     said: list[str] = []
 
     def slow(*arguments: Any) -> Any:
         goes_on.wait()
         return write(*arguments)
 
-    with patch.object(filesystem_async, "_write_item", slow), patch.object(module, "LONG_WAIT", 0.1):
+    with patch.object(writing, "write_piece", slow), patch.object(module, "LONG_WAIT", 0.1):
         begin(trainer, 2)
         run_steps(trainer, 2, 4)
         is_early = newest_step(trainer.run) is not None

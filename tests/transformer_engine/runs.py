@@ -12,7 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformer_engine.pytorch.optimizers import FusedAdam
 
-from metro_megatron.checkpoint.sharded_state import load_model_state, model_state
+from metro_megatron.checkpoint.sharded_state import of_model, sharded_state
 from metro_megatron.config.schema import Config
 from metro_megatron.model.init import split_dimension
 from metro_megatron.parallel.adam import adam_step
@@ -42,8 +42,9 @@ def described(configs: list[Config]) -> list[dict[str, Any]]:
             for name, one in main.named_parameters()
         }
         shards = {
-            key: [getattr(shard, name, None) for name in ("key", "global_shape", "global_offset", "replica_id")]
-            for key, shard in model_state(pair, layout)["main0"].items()
+            shard.key: [getattr(shard, name, None) for name in ("global_shape", "global_offset", "replica_id")]
+            for shard in of_model(pair, layout)
+            if shard.key.startswith("main.")
         }
         kinds = {type(one).__name__ for one in linears}
         found.append({"kinds": kinds, "marks": marks, "keys": list(main.state_dict()), "shards": shards})
@@ -90,23 +91,18 @@ def fp8_runs(configs: list[Config], steps: int = 6) -> list[tuple[Record, dict[s
     return found
 
 
-def extra_states(config: Config) -> tuple[int, set[Any], list[int]]:
-    """Of a model whose layers have computed in FP8: bytes that Transformer Engine keeps beside parameters, what of them
-    is saved, and bytes after a load of as many other bytes."""
+def extra_states(config: Config) -> tuple[int, int, int]:
+    """Of a model whose layers have computed in FP8: bytes that Transformer Engine keeps beside parameters, how many
+    names of such are saved, which stand for nothing, and how many tensors."""
     trainer = start(config)
     run_steps(trainer, 0, 1)
-    pair, layout = trainer.pair, trainer.layout
-    (main,) = pair.main
+    (main,) = trainer.pair.main
     kept = sum(
         len(state) for key, state in main.state_dict().items() if key.endswith("_extra_state") and state is not None
     )
-    saved = {one.data for key, one in model_state(pair, layout)["main0"].items() if key.endswith("_extra_state")}
-    state = {name: module.state_dict() for name, module in pair.named()}
-    hostile = [key for key in state["main0"] if key.endswith("_extra_state")]
-    state["main0"] |= dict.fromkeys(hostile, torch.tensor(list(b"no pickle"), dtype=torch.uint8))
-    load_model_state(pair, state)
+    state = sharded_state(trainer.pair, trainer.optimizer, trainer.layout)
     trainer.close()
-    return kept, saved, len(hostile)
+    return kept, len(state.empty), sum("_extra_state" in piece.name for piece in state.pieces)
 
 
 def with_apex() -> None:

@@ -110,8 +110,8 @@ def test_fp8_in_other_layouts(with_te: WithTE) -> None:
 
 
 def test_no_pickle_of_a_checkpoint_is_read_or_written(with_te: WithTE) -> None:
-    kept, saved, hostile = with_te("extra_states", 1, fp8())[0]
-    assert kept > 0 and saved == {None} and hostile > 0
+    kept, names, tensors = with_te("extra_states", 1, fp8())[0]
+    assert kept > 0 and names > 0 and tensors == 0
 
 
 def test_a_run_changes_layers_and_adam_at_a_checkpoint(with_te: WithTE, tmp_path: Path) -> None:
