@@ -103,6 +103,7 @@ def test_a_branch_is_resumed_from_its_own_checkpoints(folder: Path, trained: Any
         beginning(replace(config, train=replace(config.train, branch_from="")))
     for own in (folder / "same").glob("iter_*"):
         shutil.rmtree(own)
+    (folder / "same" / TRACKER).unlink()
     ((lines, said), _) = run_ranks(run, 2, config)
     assert any(one.startswith("branching from") for one in said)
     parent = figures(trained[0][0][0])[PARENT_DONE:]
