@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from megatron.core.optimizer import distrib_optimizer, get_megatron_optimizer, g
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import layers as parallel_layers
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from fused.weight_gradient import add_weight_gradient
 from metro_megatron.config.schema import Config, EncoderSizes, OptimizerConfig, ParallelConfig
-from metro_megatron.nvidia import describe, linear_layers, transformer_impl
+from metro_megatron.nvidia import Implementation, describe, linear_layers, transformer_impl
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -51,13 +54,13 @@ def main_config(config: Config, device: torch.device, chunk_layers: Sequence[int
 
 def whose_layers(config: Config, device: torch.device) -> str:
     """Whose linear layers a run has on this machine."""
-    return linear_layers(config.parallel.asked_layers, device.type, config.train.precision)
+    return linear_layers(config.parallel.transformer_impl, device.type, config.train.precision)
 
 
 def implementations(config: Config, device: torch.device) -> str:
     """One sentence for the start of a run: whose linear layers and whose Adam it has, and why."""
     optimizer, parallel, train = config.optimizer, config.parallel, config.train
-    return describe(parallel.asked_layers, device.type, train.precision, train.fp8_recipe, optimizer.adam_impl)
+    return describe(parallel.transformer_impl, device.type, train.precision, train.fp8_recipe, optimizer.adam_impl)
 
 
 def _unstaged(config: Config) -> ParallelConfig:
@@ -85,7 +88,7 @@ def _transformer_config(
     # The interleaved schedule's exchanges run beside its computation, one by one. Batched ones could not, and with two
     # stages, where "previous" and "next" are one peer, would pair up crosswise: wrong gradients without an error.
     unbatched = parallel.is_interleaved
-    implementation = transformer_impl(parallel.asked_layers, device.type, config.train.precision)
+    implementation = transformer_impl(parallel.transformer_impl, device.type, config.train.precision)
     fp8 = {"fp8": "hybrid", "fp8_recipe": config.train.fp8_recipe, "first_last_layers_bf16": True}
     made = TransformerConfig(
         num_layers=sizes.num_layers,
@@ -116,16 +119,30 @@ def _transformer_config(
         overlap_p2p_comm=unbatched,
         batch_p2p_comm=not unbatched,
         transformer_impl=implementation,
-        # Transformer Engine's products add weight gradients to DDP's sums themselves. A weight that another product
-        # reads, too, as those behind early exits do, would lose that one's.
-        gradient_accumulation_fusion=implementation == "transformer_engine" and not config.early_exit.layers,
+        gradient_accumulation_fusion=_accumulates(config, implementation),
         batch_p2p_sync=False,  # would wait for the whole device after every exchange, for torch before 2.0
         **(recompute if parallel.recompute == "full" else {}),  # type: ignore[arg-type]
         **(fp8 if config.train.fp8_recipe != "none" else {}),  # type: ignore[arg-type]
     )
+    _use_torch_products()
     # Read by our layers. megatron-core's checks, which are done, know no GELU outside of its mixtures of experts.
     made.recompute_modules = list(parallel.recompute_modules) if parallel.recompute == "selective" else []
     return made
+
+
+def _accumulates(config: Config, implementation: Implementation) -> bool:
+    """Whether products add weight gradients to DDP's sums themselves: where 16 bits would round each before.
+
+    A weight that another product reads, too, as those behind early exits do, would lose that one's.
+    """
+    rounds = config.train.precision != "fp32" and config.parallel.grad_reduce_in_fp32
+    return not config.early_exit.layers and (rounds or implementation == "transformer_engine")
+
+
+def _use_torch_products() -> None:
+    """Have megatron-core's layers add weight gradients up by torch's product, where they would ask for Apex's."""
+    parallel_layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add_weight_gradient)
+    parallel_layers._grad_accum_fusion_available = True
 
 
 def group_micro_batches(config: TransformerConfig, count: int) -> None:

@@ -15,11 +15,6 @@ def implementation_problems(config: Config, device: str) -> Iterator[str]:
             yield "parallel.transformer_impl is transformer_engine, which needs a GPU; on the cpu use auto or local"
         if optimizer.adam_impl != "torch":
             yield f"optimizer.adam_impl is {optimizer.adam_impl}, which needs a GPU; on the cpu use torch"
-    if parallel.transformer_impl == "transformer_engine" and parallel.recompute == "selective":
-        yield (
-            "parallel.transformer_impl is transformer_engine, of whose layers no parts can be recomputed, but "
-            "parallel.recompute is selective; use full or none, or local layers"
-        )
     if config.train.fp8_recipe != "none":
         yield from _fp8(config, device)
 
@@ -28,11 +23,10 @@ def _fp8(config: Config, device: str) -> Iterator[str]:
     asked, train = f"train.fp8_recipe is {config.train.fp8_recipe}", config.train
     if device == "cpu":
         yield f"{asked}, which needs a GPU; on the cpu set it none"
-    elif config.parallel.asked_layers == "local":
+    elif config.parallel.transformer_impl == "local":
         yield (
-            f"{asked}, but linear layers are local (parallel.transformer_impl {config.parallel.transformer_impl}, "
-            f"parallel.recompute {config.parallel.recompute}), which compute nothing in FP8; set "
-            "parallel.transformer_impl transformer_engine, and parallel.recompute none or full"
+            f"{asked}, but parallel.transformer_impl is local, whose layers compute nothing in FP8; set it "
+            "transformer_engine"
         )
     if train.precision != "bf16":
         yield f"{asked}, but train.precision is {train.precision}; all that is not FP8 must be bf16"

@@ -471,13 +471,6 @@ class ParallelConfig:
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
 
     @property
-    def asked_layers(self) -> str:
-        """transformer_impl; what auto means where Transformer Engine's layers are not taken: parts of them cannot be
-        recomputed."""
-        is_selective = self.recompute == "selective"
-        return "local" if is_selective and self.transformer_impl == "auto" else self.transformer_impl
-
-    @property
     def is_interleaved(self) -> bool:
         """Whether a stage holds several chunks of layers."""
         return self.virtual_pipeline_model_parallel_size > 1

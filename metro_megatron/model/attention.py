@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from fused.attention import attention, attention_qkvpacked
-from metro_megatron.model.recompute import recomputed, remade, same
+from metro_megatron.model.recompute import remade, same
 from metro_megatron.model.sequences import Sequences, sites_of_layer
 
 
@@ -24,12 +24,11 @@ class Attention(SelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] to the same and the bias of the last linear layer, which is not yet added; norm: pre-LN's."""
 
-        def attend(qkv: Tensor) -> tuple[Tensor, Tensor | None]:
-            attended = self.core_attention(self.heads(qkv), sequences)
-            return self.linear_proj(attended.view(*qkv.shape[:2], -1))
+        def attend(heads: Tensor) -> Tensor:
+            return self.core_attention(heads, sequences).view(*qkv.shape[:2], -1)
 
         qkv, _ = remade(self.config, "layernorm", norm, self.linear_qkv, hidden_states)
-        return recomputed(self.config, "core_attn", attend, qkv)
+        return remade(self.config, "core_attn", attend, self.linear_proj, self.heads(qkv))
 
     def heads(self, qkv: Tensor) -> Tensor:
         """[S, B, 3 N K] to [T, N, 3, K]: q, k and v of a head stand together."""

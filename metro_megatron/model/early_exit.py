@@ -25,7 +25,7 @@ from torch.nn import functional
 from fused.dropout import philox
 from metro_megatron.config.early_exit import LEVELS, Exits
 from metro_megatron.model.attention import Attention
-from metro_megatron.model.recompute import recomputed
+from metro_megatron.model.recompute import remade
 from metro_megatron.model.sequences import DropoutKeys, Sequences, sites_of_layer
 
 Rule = Literal["confidence", "random"]
@@ -70,11 +70,10 @@ def attend(
     # Nobody reads what attention says to the queries of rows that have left: zeros.
     rest = functional.pad(_keys_and_values(attention, frozen), (0, 0, 1, 0))
 
-    def attend_all(qkv: Tensor) -> tuple[Tensor, Tensor | None]:
-        attended = attention.core_attention(qkv, sequences)
-        return attention.linear_proj(rows.gather(attended.view(*hidden.shape[:2], -1)))
+    def attend_all(qkv: Tensor) -> Tensor:
+        return rows.gather(attention.core_attention(qkv, sequences).view(*hidden.shape[:2], -1))
 
-    return recomputed(attention.config, "core_attn", attend_all, rows.join(computed, rest))
+    return remade(attention.config, "core_attn", attend_all, attention.linear_proj, rows.join(computed, rest))
 
 
 def _keys_and_values(attention: Attention, rows: Tensor) -> Tensor:

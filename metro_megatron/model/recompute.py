@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
+from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from metro_megatron.config.schema import RecomputeModule
-
-Result = TypeVar("Result")
 
 
 def same(x: Tensor) -> Tensor:
@@ -20,46 +17,23 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-def recomputed(
-    config: TransformerConfig, module: RecomputeModule, function: Callable[..., Result], *inputs: Tensor | None
-) -> Result:
-    """function(*inputs), of which only the inputs are kept where config.recompute_modules names the module.
-
-    A function ends with the matrix product that reads what is not kept. torch makes again what was saved, and stops
-    before that product where it is torch's own; one of megatron-core's on several tensor-parallel ranks saves behind
-    its product and repeats it. A function drops by keys, not by a generator whose state would have to be restored.
-    """
-    if module not in config.recompute_modules or not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
-
-
 def remade(
     config: TransformerConfig,
     module: RecomputeModule,
-    make: Callable[[Tensor], Tensor],
+    make: Callable[..., Tensor],
     product: Callable[[Tensor], tuple[Tensor, Tensor | None]],
-    x: Tensor,
+    *inputs: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """product(make(x)), which keeps x in place of make(x) where config.recompute_modules names the module.
+    """product(make(*inputs)), of which only the inputs are kept where config.recompute_modules names the module.
 
-    make is without dropout and costs little; the product is not repeated. What it has saved loses its
-    memory until its backward begins (as in megatron-core's CheckpointWithoutOutput).
+    Backward makes again what make gave and kept; the product, which nobody's linear layer repeats, stands outside: what
+    it saved loses its memory until its backward begins. torch's own checkpoint would hand linear layers a copy of their
+    weight in backward, without the marks by which they find the gradients' sums. make drops by keys, no generator.
     """
-    made = make(x)
-    result, bias = product(made)
     if module not in config.recompute_modules or not torch.is_grad_enabled():
-        return result, bias
-    source, emptied = x.detach(), [made.untyped_storage()]
-    size = emptied[0].nbytes()
-    emptied[0].resize_(0)
-
-    def refill(gradient: Tensor) -> None:
-        storage = emptied.pop()  # no longer held here: backward frees it
-        with torch.no_grad():
-            again = make(source).untyped_storage()
-        storage.resize_(size)
-        storage.copy_(again)
-
-    result.register_hook(refill)
+        return product(make(*inputs))
+    # None, not False, is how it is told to do without FP8, for which it needs Transformer Engine.
+    making = CheckpointWithoutOutput(fp8=config.fp8)
+    result, bias = product(making.checkpoint(make, *inputs))
+    making.discard_output_and_register_recompute(result)
     return result, bias

@@ -197,15 +197,11 @@ def _layer_repeats(config: Config) -> int:
 def _modules_again(name: str, where: Where, sizes: EncoderSizes, config: Config, share: float = 1.0) -> Iterator[Work]:
     """What parallel.recompute_modules multiply again for a share of the tokens.
 
-    mlp: 2 H F a token, its first matrix; core_attn: scores and mix; layernorm and mlp_act multiply nothing. The matrix
-    behind the first two where tensor-parallel ranks divide it (model/recompute.py): 2 H F and 2 H^2 more.
+    mlp: 2 H F a token, its first matrix; core_attn: scores and mix; layernorm and mlp_act multiply nothing.
     """
-    parallel = config.parallel
-    repeats = parallel.tensor_model_parallel_size > 1
     modules = config.parallel.recompute_modules if config.parallel.recompute == "selective" else []
     hidden, inner, layers = sizes.hidden_size, sizes.ffn_hidden_size, sizes.num_layers
-    token = 2 * hidden * inner * layers * share * ("mlp" in modules) * (1 + repeats)
-    token += 2 * hidden**2 * layers * share * ("core_attn" in modules) * repeats
+    token = 2 * hidden * inner * layers * share * ("mlp" in modules)
     square = 4 * hidden * layers * share**2 * ("core_attn" in modules)
     if token or square:
         yield Work(f"{name} layers, modules again", where, token, square, passes=0, again=1)

@@ -245,14 +245,14 @@ def _module_bytes(config: Config, sizes: EncoderSizes) -> dict[str, float]:
     parallel, number = config.parallel, BYTES[config.train.precision]
     if parallel.recompute != "selective":
         return {}
-    tp, hidden, norm, statistics = parallel.tensor_model_parallel_size, sizes.hidden_size, 0.0, 0.0
-    if config.model.norm_first:
-        norm, statistics = number * hidden / _sequence_share(config), 8 / _sequence_share(config)
+    tp, hidden, norm = parallel.tensor_model_parallel_size, sizes.hidden_size, 0.0
+    if config.model.norm_first:  # with its mean and deviation
+        norm = (number * hidden + 8) / _sequence_share(config)
     inner = number * sizes.ffn_hidden_size / tp
     by_module = {
         "core_attn": (number * hidden + 4 * sizes.num_attention_heads) / tp,
         "layernorm": norm if "mlp" in parallel.recompute_modules else 2 * norm,
-        "mlp": norm + statistics + 2 * inner,
+        "mlp": norm + 2 * inner,
         "mlp_act": inner,
     }
     return {name: config.data.micro_batch_slots * by_module[name] for name in parallel.recompute_modules}

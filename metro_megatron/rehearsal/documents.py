@@ -80,6 +80,13 @@ class Documents:
         """Of a data-parallel rank in STEPS steps."""
         return list(self._data(dp_rank, dp_size).prefetch(0, STEPS, 0))
 
+    def evaluation(self, dp_rank: int, dp_size: int) -> list[StepBatch]:
+        """Of a data-parallel rank in an evaluation: at most a batch and half a one, of which all are like one."""
+        train = self.config.train
+        size = train.global_batch_size or max(1, train.global_batch_tokens // self.config.data.seq_length)
+        count = min(train.eval_samples, size + max(1, size // 2), len(self.index))
+        return list(self._data(dp_rank, dp_size).evaluation_batches(count, size))
+
     def advice(self, dp_size: int) -> str | None:
         """What to change if the ranks' rows would be padding (data/fill.py)."""
         return self._data(0, dp_size).advice(0)

@@ -30,6 +30,7 @@ NAMES = {
 }
 """Of operators; any other keeps its own."""
 SEND, RECEIVE = "send", "receive"
+GATHER_OBJECTS = "all-gather"
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,13 @@ class Recorder(TorchDispatchMode):
         self.events: list[Event] = []
         self._flops = 0.0
         self._receives = 0
+        self._is_inside = False
+        """Of a call that is noted as a whole."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        if self._is_inside:
+            return made
         if func.namespace == "c10d":
             names = [one.name for one in func._schema.arguments]
             self._call(func._schema.name.partition("::")[2], dict(zip(names, args, strict=False)))
@@ -129,6 +134,24 @@ class Recorder(TorchDispatchMode):
             return wait(work, *args, **kwargs)
 
         with patch.object(ProcessGroup, "recv", receiving), patch.object(FakeWork, "wait", waiting):
+            yield
+
+    @contextmanager
+    def objects(self) -> Iterator[None]:
+        """Inside the block, a gather of objects is one call: what it is made of depends on values."""
+        gather = dist.all_gather_object
+
+        def gathering(everyone: list[Any], own: Any, group: ProcessGroup | None = None) -> None:
+            ranks = tuple(dist.get_process_group_ranks(group or dist.group.WORLD))
+            if len(ranks) > 1:
+                self._add(Call(GATHER_OBJECTS, ranks, 0, "objects", 0))
+            self._is_inside = True
+            try:
+                gather(everyone, own, group)
+            finally:
+                self._is_inside = False
+
+        with patch.object(dist, "all_gather_object", gathering):
             yield
 
     def _add(self, what: Call | Arrival | Mark) -> None:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -25,8 +26,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fused.dispatch import reference_only
 from fused.samples import Samples
+from metro_megatron.checkpoint.sharded_state import sharded_state
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
+from metro_megatron.health.shards import WeightNorms
 from metro_megatron.model import sequences
 from metro_megatron.model.encoder import TIED, Pair
 from metro_megatron.model.init import global_parameters, split_dimension
@@ -34,9 +37,11 @@ from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
 from metro_megatron.rehearsal.recording import Event, Recorder
-from metro_megatron.train.build import Parts
+from metro_megatron.train.build import Parts, refuse_mixed_libraries
 from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.saves import Saves
 from metro_megatron.train.step import Step
+from metro_megatron.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Trace:
     """What one rank does in steps, and what it holds."""
 
     rank: int
+    around: Mapping[str, list[Event]]
+    """By what is before and behind them: start, evaluation, save."""
     steps: list[list[Event]]
     held: list[Held]
     states: Mapping[str, States]
@@ -75,6 +82,11 @@ class Trace:
     """For tokens, in all its rows."""
     real_tokens: int
     """Of all ranks."""
+
+    def part(self, name: str) -> list[Event]:
+        """What is done in `start`, `step 1`, `step 2`, `evaluation` or `save`."""
+        kind, _, number = name.partition(" ")
+        return self.steps[int(number) - 1] if kind == "step" else self.around[name]
 
 
 class MarkedHomes(Homes):
@@ -102,8 +114,48 @@ def _gathers(ddps: Iterable[DistributedDataParallel]) -> int:
     return sum(len(group.buckets) for ddp in ddps for group in ddp.bucket_groups)
 
 
-def trace(config: Config, world_size: int, rank: int, batches: Sequence[StepBatch]) -> Trace:
-    """Trace the steps that read these batches as `rank` of world_size does them.
+class _Run(Trainer):
+    """A run of parts that are there, without a corpus and a folder."""
+
+    def __init__(self, config: Config, layout: Layout, parts: Parts, homes: Homes, evaluation: Sequence[StepBatch]):
+        self.config, self.layout, self.parts, self.pair, self.homes = config, layout, parts, parts.pair, homes
+        self.optimizer = Optimizer(config, homes)
+        self.step = Step(config, layout, parts, homes, self.optimizer)
+        self.saves = Saves(None, config.checkpoint)  # type: ignore[arg-type]  # nothing is written
+        self.corpus = _Nothing(evaluation)  # type: ignore[assignment]
+        self.stop = _Nothing(())  # type: ignore[assignment]
+        self.watchdog = self.report = None
+        self._begin()
+
+
+class _Nothing:
+    """What a run asks of its corpus, and of whoever may stop it."""
+
+    fingerprint = index_fingerprint = filled_by = ""
+    is_asked = is_agreed = False
+
+    def __init__(self, evaluation: Sequence[StepBatch]):
+        self.evaluation = evaluation
+
+    def evaluation_batches(self, layout: Layout) -> Sequence[StepBatch]:
+        return self.evaluation
+
+
+def begin(trainer: Trainer) -> None:
+    """Of a run's start, what its parts gather before the first step."""
+    WeightNorms(trainer.pair, trainer.optimizer, trainer.layout)
+
+
+def save(trainer: Trainer) -> None:
+    """Of a save, all until megatron-core plans who writes what."""
+    trainer._state()
+    sharded_state(trainer.pair, trainer.optimizer, trainer.layout, is_loading=False)
+
+
+def trace(
+    config: Config, world_size: int, rank: int, batches: Sequence[StepBatch], evaluation: Sequence[StepBatch]
+) -> Trace:
+    """Trace the steps that read these batches as `rank` of world_size does them, and what is around them.
 
     In a process that has joined no others. Nothing is dropped: masks are hundreds of small operations, and call nobody.
     Layers and Adam are those that need no GPU.
@@ -122,22 +174,29 @@ def trace(config: Config, world_size: int, rank: int, batches: Sequence[StepBatc
         stack.enter_context(_without_values())
         layout = Layout.create(config.parallel, torch.device("cpu"))
         stack.callback(layout.destroy)
-        parts = Parts.build(config, layout)
-        pair = parts.pair
-        homes = MarkedHomes.build(config, layout, pair.shared, pair.main, both_phases=TIED)
-        object.__setattr__(homes, "recorder", recorder)
-        optimizer = Optimizer(config, homes)
-        step = Step(config, layout, parts, homes, optimizer)
-        steps = []
+        stack.enter_context(recorder.objects())
+        with recorder:
+            refuse_mixed_libraries(config, layout)
+            parts = Parts.build(config, layout)
+            homes = MarkedHomes.build(config, layout, parts.pair.shared, parts.pair.main, both_phases=TIED)
+            object.__setattr__(homes, "recorder", recorder)
+            run = _Run(config, layout, parts, homes, evaluation)
+            begin(run)
+        around, steps = {"start": recorder.taken()}, []
         for batch in batches:
             with recorder, recorder.arrivals():
-                step.train(batch, MetricSums(layout, parts.all_terms))
+                run.step.train(batch, MetricSums(layout, parts.all_terms))
             steps.append(recorder.taken())
+        for part, does in (("evaluation", run.evaluate), ("save", partial(save, run))):
+            with recorder, recorder.arrivals(), _reading_zeros():
+                does()
+            around[part] = recorder.taken()
         return Trace(
             rank=rank,
+            around=around,
             steps=steps,
-            held=_held(pair, layout),
-            states=states_of(homes, optimizer),
+            held=_held(parts.pair, layout),
+            states=states_of(homes, run.optimizer),
             micro_batches=len(batch.micro_batches),
             places=sum(one.tokens.numel() for one in batch.micro_batches),
             real_tokens=batch.num_tokens,
@@ -211,6 +270,23 @@ def _without_values() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
+
+
+@contextmanager
+def _reading_zeros() -> Iterator[None]:
+    """What is read of tensors without values, outside of steps, is 0."""
+    with ExitStack() as stack:
+        for name, read in (("tolist", _zeros), ("item", _zero), ("__int__", _zero), ("__float__", lambda tensor: 0.0)):
+            stack.enter_context(patch.object(Tensor, name, read))
+        yield
+
+
+def _zeros(tensor: Tensor) -> Any:
+    return 0 if tensor.dim() == 0 else [_zeros(one) for one in tensor]
+
+
+def _zero(tensor: Tensor) -> int:
+    return 0
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -75,5 +75,5 @@ class MetricSums:
         rows = torch.stack(self.rows)
         dist.all_reduce(rows, group=self.layout.world)
         rows = rows.cpu()  # one copy, as the host waits for each
-        total = rows[rows.isfinite().all(1)].sum(0)
+        total = rows.where(rows.isfinite().all(1, keepdim=True), 0.0).sum(0)
         return total if self.before is None else total + self.before

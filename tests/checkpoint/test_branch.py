@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metro_megatron.checkpoint.files import checkpoint_sha256, iteration_folder, tracked_step
+from metro_megatron.checkpoint.files import TRACKER, checkpoint_sha256, iteration_folder, tracked_step
 from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError

@@ -127,9 +127,8 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (
             1,
             {**FP8, "parallel__transformer_impl": "local"},
-            ["layers are local (parallel.transformer_impl local, parallel.recompute none), which compute nothing"],
+            ["parallel.transformer_impl is local, whose layers compute nothing in FP8"],
         ),
-        (1, {**FP8, **SELECTIVE}, ["fp8_recipe is tensorwise, but linear layers are local"]),
         (1, {**FP8, "train__precision": "fp16"}, ["fp8_recipe is tensorwise, but train.precision is fp16"]),
         (1, {**FP8, "corruption__source": "main"}, ["fp8_recipe is tensorwise, but with corruption.source main"]),
         (1, {**FP8, "early_exit__layers": [6]}, ["fp8_recipe is tensorwise, but behind early exits"]),
@@ -318,14 +317,6 @@ def test_what_the_kernels_cannot_do_is_said_before_a_gpu_is_touched(changes, mes
     assert len(found) == 1 and message in found[0] and "set train.fused to reference" in found[0]
     assert problems(configured(train__device="cpu", **changes), 1, device="cpu") == []
     assert problems(configured(train__fused="reference", **changes), 1, device="cuda") == []
-
-
-def test_parts_of_transformer_engine_s_layers_are_not_recomputed():
-    config = configured(**SELECTIVE, parallel__transformer_impl="transformer_engine")
-    (found,) = problems(config, 1, "cuda")
-    assert "use full or none, or local layers" in found
-    assert configured(**SELECTIVE).parallel.asked_layers == "local"
-    assert configured().parallel.asked_layers == "auto"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests.parity.small_run import Record, small_config
 TE: dict[str, Any] = {"transformer_impl": "transformer_engine"}
 TP: dict[str, Any] = {"tensor_model_parallel_size": 2}
 SP: dict[str, Any] = {**TP, "sequence_parallel": True, "recompute": "full"}
+PARTS: dict[str, Any] = {"recompute": "selective", "recompute_modules": ["core_attn", "mlp"]}
 UNEVEN: dict[str, Any] = {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "Et|tttL"}
 WithTE = Callable[..., list[Any]]
 
@@ -57,9 +58,9 @@ def test_layers_have_the_same_parameters_and_shards(with_te: WithTE) -> None:
 @pytest.mark.parametrize(
     ("ranks", "layouts"),
     [
-        (1, [{}]),
+        (1, [{}, PARTS]),
         (2, [SP]),
-        pytest.param(2, [TP, UNEVEN], marks=pytest.mark.long),
+        pytest.param(2, [TP, UNEVEN, {**SP, **PARTS}, {**UNEVEN, "recompute": "selective"}], marks=pytest.mark.long),
     ],
 )
 def test_training_equals_local_layers_bit_for_bit(with_te: WithTE, ranks: int, layouts: list[dict[str, Any]]) -> None:
@@ -90,10 +91,10 @@ def test_fp8_copies_of_weights_are_todays(with_te: WithTE) -> None:
 
 @pytest.mark.long
 def test_fp8_changes_losses_a_little_and_recomputation_does_not(with_te: WithTE) -> None:
-    configs = [fp8(recipe="none"), fp8(), fp8(recompute="full")]
-    (plain, counts, _), (eight, *_), (again, *_) = with_te("fp8_runs", 1, configs)[0]
+    configs = [fp8(recipe="none"), fp8(), fp8(recompute="full"), fp8(**PARTS)]
+    (plain, counts, _), (eight, *_), (again, *_), (parts, *_) = with_te("fp8_runs", 1, configs)[0]
     assert {number for layers in counts.values() for number in layers.values()} == {0}
-    assert losses(again) == losses(eight) != losses(plain)
+    assert losses(again) == losses(parts) == losses(eight) != losses(plain)
     np.testing.assert_allclose(losses(eight), losses(plain), rtol=1e-2)
 
 
