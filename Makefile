@@ -53,7 +53,7 @@ test-all: $(STAMP)
 	$(PYTEST) -m long
 
 fuzz: $(STAMP)
-	FUZZ=1000 FLIPS=10000 $(PYTEST) tests/fuzz tests/inspection/test_flips.py
+	FUZZ=1000 FLIPS=10000 $(PYTEST) --timeout=7200 tests/fuzz tests/inspection/test_flips.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -96,7 +96,7 @@ citizen: .venv/citizen
 
 # For Python 3.12 on x86-64: what bench_gpu imports beside torch, Triton, numpy, pytest, PyYAML, psutil, packaging,
 # rich, sentencepiece and tensorboard. The releases are those of constraints.txt.
-WHEELS := megatron-core orjson zstandard
+WHEELS := megatron-core orjson zstandard isal
 PLATFORMS := $(foreach glibc,28 24 17,--platform manylinux_2_$(glibc)_x86_64)
 
 wheels: $(STAMP)

@@ -4,12 +4,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Annotated, Any, cast
+from unittest.mock import patch
 
 import torch
 
@@ -18,6 +19,7 @@ from benchmarks.synthetic_shards import write_synthetic_dataset
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.config.schema import Config
+from metro_megatron.data.blocks import TokenStreams
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import DatasetPaths, read_manifest
 from metro_megatron.errors import UserError
@@ -51,14 +53,18 @@ class Reading:
     first_cpu_s: float
     """Of the first tenth of the samples, of which nearly each brings a block that is new."""
     first_bytes_read: int
+    check_cpu_s: float
+    """Of cpu_s, in comparing."""
 
 
 def main(options: Options) -> None:
     """Measure batches of one rank with and without checksums, in turn, in one process of one thread.
 
     Steps have 1,048,576 tokens, samples come in random order. Time is the process's own, so that other programs
-    disturb it little; the ratio is that of the sums over all rounds. Bytes are those that /proc/self/io counts, with
-    the shards dropped from memory before; a file system without a disk (tmpfs) reads none.
+    disturb it little; the ratio is that of the sums over all rounds. check_share is what comparing takes of the
+    processor time with checksums, by the same clock: ratios of runs one after another vary by more than that. Bytes
+    are those that /proc/self/io counts, with the shards dropped from memory before; a file system
+    without a disk (tmpfs) reads none.
     """
     torch.set_num_threads(1)
     with TemporaryDirectory(dir=Path.cwd()) as folder:
@@ -82,11 +88,24 @@ def read_epochs(prefix: str, epochs: int, *, has_checks: bool) -> Reading:
     step, position, end = 0, 0, epochs * data.num_samples
     bytes_before, start = disk_bytes(), time.process_time()
     spent: list[tuple[float, int]] = []
-    for part in (end // 10, end):
-        while position < part:
-            position, step = data.step_batch(step, position).end, step + 1
-        spent.append((time.process_time() - start, disk_bytes() - bytes_before))
-    return Reading(*spent[1], *spent[0])
+    comparing: list[float] = []
+    with patch.object(TokenStreams, "check", _timed(TokenStreams.check, comparing)):
+        for part in (end // 10, end):
+            while position < part:
+                position, step = data.step_batch(step, position).end, step + 1
+            spent.append((time.process_time() - start, disk_bytes() - bytes_before))
+    return Reading(*spent[1], *spent[0], sum(comparing))
+
+
+def _timed(function: Callable[..., None], seconds: list[float]) -> Callable[..., None]:
+    """The same, which leaves the processor time of each call."""
+
+    def timed(*arguments: Any) -> None:
+        start = time.process_time()
+        function(*arguments)
+        seconds.append(time.process_time() - start)
+
+    return timed
 
 
 def _data(prefix: str, has_checks: bool) -> PretrainingData:
@@ -117,11 +136,12 @@ def disk_bytes() -> int:
 
 
 def compare(with_checks: Sequence[Reading], without: Sequence[Reading]) -> dict[str, Any]:
-    """Ratios of sums: with checksums to without."""
+    """What comparing takes, and ratios of sums: with checksums to without."""
     names = [field.name for field in fields(Reading)]
     sums = {name: [sum(getattr(one, name) for one in each) for each in (with_checks, without)] for name in names}
     ratios = {f"{name}_ratio": round(one / other, 4) if other else None for name, (one, other) in sums.items()}
-    return ratios | {name: [round(value, 3) for value in values] for name, values in sums.items()}
+    share = {"check_share": round(sums["check_cpu_s"][0] / sums["cpu_s"][0], 4)}
+    return share | ratios | {name: [round(value, 3) for value in values] for name, values in sums.items()}
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ def main(options: Options, run: list[str]) -> None:
     """Write the replacements of a run: the options of pretrain_metro.py follow, with --corruption.source frozen.
 
     The ids are those that the run would draw, step by step, and those of its evaluations. An interrupted command
-    continues when it is given again. With torchrun, all its processes draw. Exit codes: 0 done, 2 refused or
-    impossible, with the reason, 130 Ctrl-C.
+    continues when it is given again; what is damaged of a cache is drawn again. With torchrun, all its processes draw.
+    Exit codes: 0 done, 2 refused or impossible, with the reason, 130 Ctrl-C.
     """
     from metro_megatron.config.file import parse_config
     from metro_megatron.config.problems import problems
     from metro_megatron.config.schema import ParallelConfig
+    from metro_megatron.data.replacements import DEFAULT_FOLDER
     from metro_megatron.data.vocabulary import with_vocabulary
     from metro_megatron.train.launch import choose_device, import_megatron
 
@@ -56,7 +57,7 @@ def main(options: Options, run: list[str]) -> None:
 
     corpus = Corpus.open(config)
     refuse_other_model(config, corpus.tokenizer_folder)
-    path = Path(options.output) if options.output else Path(config.data.train[0]).parent / "corruption_cache"
+    path = Path(options.output) if options.output else Path(config.data.train[0]).parent / DEFAULT_FOLDER
     progress = CountLines(f"{{:,}} of {config.train.train_steps:,} steps drawn")
     written = write_cache(corpus, torch.device(device), path, options.steps_per_part, progress.show)
     if not is_first_process():

@@ -20,8 +20,9 @@ from metro_megatron.data.shards import open_shards
 from metro_megatron.data.token_counts import count_tokens
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.scores import Score, write_scores
-from metro_megatron.text.documents import Reject, read_documents
+from metro_megatron.text.documents import read_documents
 from metro_megatron.text.inputs import find_inputs
+from metro_megatron.text.records import Reject
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from metro_megatron.cli.command_line import run_tool, tool_command
 from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import ReadingProgress
 from metro_megatron.errors import UserError
-from metro_megatron.text.documents import MAX_DOCUMENT_BYTES, ReadOptions, Reject, read_documents
+from metro_megatron.text.documents import MAX_DOCUMENT_BYTES, ReadOptions, read_documents
 from metro_megatron.text.inputs import find_inputs
+from metro_megatron.text.records import Reject
 from metro_megatron.tokenizer.report import measure, table, write_report
 from metro_megatron.tokenizer.sample import sample_documents
 from metro_megatron.tokenizer.tokenizer import TOKENIZER_FILES

@@ -5,10 +5,10 @@ block may be shorter. Small blocks, as samples come in random order: a page that
 neighbours along, so that a block costs the disk hardly more than the sample in it.
 """
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from metro_megatron.data.documents import TokenizedDocuments
@@ -33,7 +33,7 @@ class BlockSums:
         begin = 0
         while begin < len(data):
             piece = data[begin : begin + BLOCK_BYTES - self._bytes]
-            self._crc, self._bytes = zlib.crc32(piece, self._crc), self._bytes + len(piece)
+            self._crc, self._bytes = crc32(piece, self._crc), self._bytes + len(piece)
             begin += len(piece)
             if self._bytes == BLOCK_BYTES:
                 self._finished.append(self._crc)
@@ -103,7 +103,7 @@ class TokenStreams:
         shard, content = self._shards[number], self.arrays[number].data.cast("B")
         assert shard.checksums is not None
         # As little Python as can be: each token of a corpus passes here once.
-        found = [zlib.crc32(content[begin : begin + BLOCK_BYTES]) for begin in (blocks * BLOCK_BYTES).tolist()]
+        found = [crc32(content[begin : begin + BLOCK_BYTES]) for begin in (blocks * BLOCK_BYTES).tolist()]
         expected = shard.checksums[blocks].tolist()
         if found == expected:
             return []

@@ -1,4 +1,4 @@
-"""Whether files have the sizes and the SHA-256 that a manifest says."""
+"""Whether files have the sizes and the SHA-256 that a record says."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ def _problem(path: Path, expected: FileEntry) -> str | None:
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror})"
     if found.bytes != expected.bytes:
-        return f"{path}: {found.bytes:,} bytes, the manifest says {expected.bytes:,}: damaged"
+        return f"{path}: {found.bytes:,} bytes, {expected.bytes:,} when written: damaged"
     if found != expected:
-        return f"{path}: SHA-256 {found.sha256}, the manifest says {expected.sha256}: damaged"
+        return f"{path}: SHA-256 {found.sha256}, {expected.sha256} when written: damaged"
     return None

@@ -254,6 +254,8 @@ class Manifest:
     """Files of the tokenizer's folder by name; None in datasets of earlier versions."""
     special_ids: SpecialIds = TRAINED_IDS
     """The tokenizer's."""
+    hashes: FileEntry | None = None
+    """The hashes of documents that wait for a merge; None without any, and in parts of earlier versions."""
 
     def source_of(self, document: int) -> int:
         """Index in `sources` of the source that a document, by its number in the dataset, comes from."""

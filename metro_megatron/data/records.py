@@ -88,7 +88,7 @@ def from_plain(kind: type[_Record], value: object) -> _Record:
         except DamagedRecord as error:
             problems += error.problems
             unusable += [] if error.problems else [field.name]
-    unknown = [str(key) for key in value if key not in hints]
+    unknown = [_shown(key) for key in value if key not in hints]
     problems += [f"unknown {', '.join(unknown)}"] if unknown else []
     problems += [f"no usable {', '.join(unusable)}"] if unusable else []
     if problems:
@@ -114,7 +114,7 @@ def _converted(kind: Any, value: Any, name: str) -> Any:
         except (TypeError, ValueError, AttributeError) as error:
             raise DamagedRecord from error
     if get_origin(kind) is dict and isinstance(value, dict):
-        return {key: _converted(get_args(kind)[1], one, f"{name} {key}") for key, one in value.items()}
+        return {key: _converted(get_args(kind)[1], one, f"{name} {_shown(key)}") for key, one in value.items()}
     if get_origin(kind) is tuple and isinstance(value, list):
         kinds = get_args(kind)
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
@@ -124,6 +124,11 @@ def _converted(kind: Any, value: Any, name: str) -> Any:
     if type(value) is not kind:  # not isinstance: true and false are no numbers
         raise DamagedRecord
     return value
+
+
+def _shown(key: str) -> str:
+    """A key of whatever was read, in one line."""
+    return key if key.isprintable() else ascii(key)
 
 
 def _inside(kind: type[_Record], value: Any, name: str) -> _Record:

@@ -1,10 +1,11 @@
 """Cached corruption: the replacement ids of a run, sample by sample in the run's order, as files.
 
 A folder holds plan.json, what the draws depend on; for each part of the run, steps that follow one another,
-`train_00000.ids.npy`, the ids of all its masked tokens, and `train_00000.counts.npy`, how many each sample has; and
-the same of the evaluation's samples, `validation_00000...`. cache.json, the global position at which every part begins,
-comes last: without it the cache is unfinished. Ids are in the order of samples, then of positions. Written by
-tools/cache_corruption.py.
+`train_00000.ids.npy`, the ids of all its masked tokens, `train_00000.counts.npy`, how many each sample has, and
+`train_00000.json`, sizes and SHA-256 of both; and the same of the evaluation's samples, `validation_00000...`.
+cache.json, the global position at which every part begins, comes last: without it the cache is unfinished. Ids are in
+the order of samples, then of positions. Records are sealed; a part is compared with its own by whoever opens it, as a
+part is small: no ids are used before. Written by tools/cache_corruption.py.
 
 n samples.
 """
@@ -12,8 +13,7 @@ n samples.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,13 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_megatron.config.schema import Config
-from metro_megatron.data.records import DamagedRecord, from_plain, to_json
+from metro_megatron.data.file_hashes import damaged_files, file_entry
+from metro_megatron.data.manifest import FileEntry
+from metro_megatron.data.records import SEAL, DamagedRecord, from_plain, sealed, to_json, unsealed
 from metro_megatron.errors import UserError
 from metro_megatron.files import sync_folder, whole_files, write_whole
 
 SAMPLER_VERSION = 1
 """Of order, masks and noise (data/order.py, data/masking.py, randomness.py): another one draws others."""
 PLAN, CONTENT, LOCK = "plan.json", "cache.json", "lock"
+DEFAULT_FOLDER = "corruption_cache"
+"""Beside the first dataset of a run."""
 Split = Literal["train", "validation"]
 _Record = TypeVar("_Record")
 
@@ -124,6 +128,15 @@ class CacheContent:
 
 
 @dataclass(frozen=True)
+class PartEntry:
+    """A part that is written."""
+
+    samples: int
+    ids: FileEntry
+    counts: FileEntry
+
+
+@dataclass(frozen=True)
 class CacheFolder:
     """The files of a cache."""
 
@@ -140,41 +153,59 @@ class CacheFolder:
     def write(self, name: str, record: object) -> None:
         """Write a record of those names, after the files it speaks of."""
         sync_folder(self.path)
-        write_whole(self.path / name, to_json(record))
+        write_whole(self.path / name, sealed(record))
 
     def files(self, split: Split, part: int) -> tuple[Path, Path]:
-        """Ids, and how many each sample has: the second is there when both are."""
+        """Ids, and how many each sample has."""
         return self.path / f"{split}_{part:05d}.ids.npy", self.path / f"{split}_{part:05d}.counts.npy"
 
-    def samples_of_part(self, split: Split, part: int) -> int | None:
-        """None for a part that is not written."""
-        path = self.files(split, part)[1]
-        return len(self._load(path)) if path.exists() else None
+    def entry(self, split: Split, part: int) -> PartEntry | None:
+        """None for a part that is not written. Raises UserError if its record is damaged."""
+        return self._read(_entry_name(split, part), PartEntry)
+
+    def damage(self, split: Split, part: int, entry: PartEntry) -> list[str]:
+        """What of a part is not as it was written, a line each; reads both files."""
+        return list(
+            damaged_files(dict(zip(self.files(split, part), (entry.ids, entry.counts), strict=True)), self._remedy)
+        )
+
+    def problems(self) -> Iterator[str]:
+        """A line for all that is wrong with a cache, finished or not; nothing where there is none."""
+        try:
+            self.plan()
+            self.content()
+        except UserError as error:
+            yield from error.problems
+        for path in sorted(self.path.glob("*_*.json")):
+            split, _, number = path.stem.rpartition("_")
+            try:
+                if (split == "train" or split == "validation") and (entry := self.entry(split, int(number))):
+                    yield from self.damage(split, int(number), entry)
+            except UserError as error:
+                yield from error.problems
 
     def part(
         self, split: Split, part: int, bounds: Sequence[int]
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint16]]:
-        """Ids and counts, both of them still on the disk.
+        """Ids and counts, both of them still on the disk, after they were compared with what was written.
 
-        bounds: where the parts begin, and the last one ends. Raises UserError for a file that is missing or not whole.
+        bounds: where the parts begin, and the last one ends. Raises UserError for a file that is missing or damaged.
         """
-        paths = self.files(split, part)
-        ids, counts = map(self._load, paths)
-        if len(counts) != bounds[part + 1] - bounds[part]:
-            raise UserError(
-                f"{paths[1]}: has {len(counts):,} samples, {CONTENT} says {bounds[part + 1] - bounds[part]:,}; remove "
-                f"{self.path} and write it again"
-            )
+        entry = self._agreeing_entry(split, part, bounds)
+        if problems := self.damage(split, part, entry):
+            raise UserError(problems)
+        ids, counts = map(self._load, self.files(split, part))
         return ids, counts
 
     def write_part(
         self, split: Split, part: int, ids: NDArray[np.int64], counts: NDArray[np.int64], vocab_size: int
     ) -> None:
-        """Both files of a part, whole or not at all; ids in the smallest type that holds the vocabulary."""
+        """A part, whole or not at all; ids in the smallest type that holds the vocabulary."""
         with whole_files(self.files(split, part)) as (ids_file, counts_file):
             np.save(ids_file, ids.astype(np.uint16 if vocab_size <= 1 << 16 else np.uint32))
             np.save(counts_file, counts.astype(np.uint16))
-        sync_folder(self.path)
+        entries = map(file_entry, self.files(split, part))
+        self.write(_entry_name(split, part), PartEntry(len(counts), *entries))
 
     def reader(self, split: Split) -> ReplacementReader:
         """Of a finished cache. Raises UserError if it is not, or lacks a file."""
@@ -185,25 +216,61 @@ class CacheFolder:
                 "tools/cache_corruption.py, which continues an unfinished one"
             )
         bounds = getattr(content, split)
+        problems: list[str] = []
         for part in range(len(bounds) - 1):
-            self.part(split, part, bounds)
+            try:
+                self._agreeing_entry(split, part, bounds)
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(problems)
         return ReplacementReader(self, split, bounds)
+
+    @property
+    def _remedy(self) -> str:
+        return f"give its command again (tools/cache_corruption.py), which draws damaged parts of {self.path} again"
+
+    def _agreeing_entry(self, split: Split, part: int, bounds: Sequence[int]) -> PartEntry:
+        """Of a part whose files have their sizes. Raises UserError where they have not, or there is none."""
+        entry = self.entry(split, part)
+        if entry is None:
+            raise UserError(f"{self.path / _entry_name(split, part)}: missing; {self._remedy}")
+        expected = bounds[part + 1] - bounds[part]
+        if entry.samples != expected:
+            raise UserError(
+                f"{self.path / _entry_name(split, part)}: has {entry.samples:,} samples, {CONTENT} says {expected:,}; "
+                f"{self._remedy}"
+            )
+        for path, one in zip(self.files(split, part), (entry.ids, entry.counts), strict=True):
+            size = path.stat().st_size if path.exists() else 0
+            if size != one.bytes:
+                raise UserError(f"{path}: {size:,} bytes, not {one.bytes:,}: damaged or missing; {self._remedy}")
+        return entry
 
     def _load(self, path: Path) -> NDArray[Any]:
         try:
             loaded: NDArray[Any] = np.load(path, mmap_mode="r")
             return loaded
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: damaged or missing ({error}); remove {self.path} and write it again") from error
+            raise UserError(f"{path}: damaged or missing ({error}); {self._remedy}") from error
 
     def _read(self, name: str, kind: type[_Record]) -> _Record | None:
         path = self.path / name
         try:
-            return from_plain(kind, json.loads(path.read_bytes()))
+            content = path.read_bytes()
+            if SEAL.encode() not in content:
+                raise DamagedRecord("it has no checksum, which caches of earlier versions lack")
+            return from_plain(kind, unsealed(content))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, DamagedRecord) as error:
-            raise UserError(f"{path}: damaged ({error}); remove {self.path} and write it again") from error
+        except DamagedRecord as error:
+            remedy = self._remedy if kind is PartEntry else f"remove {self.path} and write it again"
+            raise UserError(f"{path}: damaged ({error}); {remedy}") from error
+
+
+def _entry_name(split: Split, part: int) -> str:
+    """Of the record that finishes a part."""
+    return f"{split}_{part:05d}.json"
 
 
 class ReplacementReader:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from metro_megatron.errors import UserError
 from metro_megatron.randomness import hash64
-from metro_megatron.text.documents import ChunkReader, ReadOptions, Reject
+from metro_megatron.text.documents import ChunkReader, ReadOptions
 from metro_megatron.text.inputs import InputFile, find_inputs, plan_chunks
+from metro_megatron.text.records import Reject
 
 NGRAM_WORDS, SHORTEST_TEXT = 13, 8
 """GPT-3's largest and smallest n-gram (arXiv 2005.14165, appendix C)."""

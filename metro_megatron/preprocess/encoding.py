@@ -16,8 +16,9 @@ from metro_megatron.files import whole_files
 from metro_megatron.preprocess.decontamination import EvaluationNgrams
 from metro_megatron.preprocess.journal import CONTAMINATED, TOO_SHORT, ChunkEntry, Journal
 from metro_megatron.preprocess.parts import HASH_BYTES, PartWriter, part_paths
-from metro_megatron.text.documents import ChunkReader, ReadOptions, Record, Reject, parse_record
+from metro_megatron.text.documents import ChunkReader, ReadOptions, parse_record
 from metro_megatron.text.inputs import Chunk
+from metro_megatron.text.records import Record, Reject
 from metro_megatron.tokenizer.engines import Engine
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 

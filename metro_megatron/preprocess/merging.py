@@ -164,12 +164,18 @@ def _refuse_damage(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> No
         paths = DatasetPaths(prefix)
         shards = {paths.shard(number).bin: shard for number, shard in enumerate(manifest.shards)}
         problems += damaged_files({path: shard.bin for path, shard in shards.items() if not shard.crc}, REMEDY)
-        expected = HASH_BYTES * manifest.documents if manifest.has_pending_duplicates else 0
-        found = paths.hashes.stat().st_size if expected and paths.hashes.exists() else 0
-        if found != expected:
-            problems.append(f"{paths.hashes}: {found:,} bytes, not {expected:,}: damaged or missing; {REMEDY}")
+        problems += hashes_problems(prefix, manifest)
     if problems:
         raise UserError(problems)
+
+
+def hashes_problems(prefix: str, manifest: Manifest) -> Iterator[str]:
+    """A line where the hashes of documents that wait for a merge are not those that were written."""
+    path = DatasetPaths(prefix).hashes
+    if manifest.hashes:
+        yield from damaged_files({path: manifest.hashes}, REMEDY)
+    elif manifest.has_pending_duplicates:
+        yield f"{path}: an earlier version's, without a checksum; write the part again with tools/preprocess_data.py"
 
 
 def _parts(prefix: str, manifest: Manifest) -> list[tuple[Part, int]]:

@@ -5,13 +5,13 @@ and the 16-byte hash of each document where duplicates are dropped. A chunk's pa
 shard is read as a part too. All little-endian.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from metro_megatron.data.blocks import BLOCK_BYTES, CHECKSUM_BYTES, describe_damage, num_blocks
@@ -56,7 +56,7 @@ class CheckedSection(Section):
         content = np.fromfile(self.path, np.uint8, count * BLOCK_BYTES, offset=start)  # the last block may be shorter
         expected = np.fromfile(self.checksums, "<u4", count, offset=first * CHECKSUM_BYTES).tolist()
         pieces = [content.data[at : at + BLOCK_BYTES] for at in range(0, len(content), BLOCK_BYTES)]
-        found = list(map(zlib.crc32, pieces))
+        found = list(map(crc32, pieces))
         each = zip(range(first, last), map(len, pieces), found, expected, strict=True)
         if found != expected:
             raise UserError([describe_damage(str(self.path), *one) for one in each if one[2] != one[3]])

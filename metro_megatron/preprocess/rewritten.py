@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from metro_megatron.cli.progress import ReadingProgress
-from metro_megatron.text.inputs import PARQUET, FileBytes, InputFile
+from metro_megatron.text.inputs import PARQUET, InputFile
+from metro_megatron.text.streams import FileBytes
 
 
 @dataclass(frozen=True)

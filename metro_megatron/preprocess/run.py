@@ -9,13 +9,14 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from metro_megatron.cli.options import flatten, options_of, out_of_range
 from metro_megatron.cli.progress import ReadingProgress
-from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, Manifest, read_manifest
+from metro_megatron.data.file_hashes import file_entry
+from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, FileEntry, Manifest, read_manifest
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.errors import UserError
 from metro_megatron.preprocess.assembly import Assembled, AssemblyOptions, assemble, find_duplicates
@@ -133,8 +134,9 @@ class SourceRun:
                 if self._journal.entry(MANIFEST, Manifest) is None:
                     parts = self._parts(entries)
                     assembled = self._assemble(parts, self._find_duplicates(parts))
-                    self._join_hashes(parts)
-                    self._journal.write_entry(MANIFEST, self._manifest(entries, assembled))
+                    hashes = self._join_hashes(parts)
+                    manifest = replace(self._manifest(entries, assembled), hashes=hashes)
+                    self._journal.write_entry(MANIFEST, manifest)
                 manifest = publish(self._journal, self.prefix)
         return Summary(
             self.prefix,
@@ -258,10 +260,13 @@ class SourceRun:
         options = AssemblyOptions(self._dtype, self._options.plan.shard_bytes, duplicates, drop)
         return assemble(self._journal, parts, [0] * len(parts), options)
 
-    def _join_hashes(self, parts: Sequence[Part]) -> None:
+    def _join_hashes(self, parts: Sequence[Part]) -> FileEntry | None:
         """Leave the hashes of all documents for the merge that drops duplicates."""
-        if self._plan.options.has_pending_duplicates:
-            join_hashes(parts, self._paths.work / "hashes")
+        if not self._plan.options.has_pending_duplicates:
+            return None
+        path = self._paths.work / "hashes"
+        join_hashes(parts, path)
+        return file_entry(path)
 
     def _manifest(self, entries: Sequence[ChunkEntry], assembled: Assembled) -> Manifest:
         statistics = assembled.sources[0] if assembled.sources else NO_DOCUMENTS

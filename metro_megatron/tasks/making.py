@@ -19,8 +19,9 @@ from metro_megatron.tasks.baselines import tfidf
 from metro_megatron.tasks.hashing import is_test, shuffled, text_hash
 from metro_megatron.tasks.recipes import RECIPES, Draft, Recipe
 from metro_megatron.tasks.sources import Sources
-from metro_megatron.text.documents import Reject, read_documents
+from metro_megatron.text.documents import read_documents
 from metro_megatron.text.inputs import find_inputs
+from metro_megatron.text.records import Reject
 
 _BLOCK_CHARACTERS = 1 << 20
 

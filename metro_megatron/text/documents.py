@@ -1,4 +1,4 @@
-"""Reading documents from chunks of files: JSON Lines, plain text with blank lines between documents, Parquet.
+"""Reading documents from chunks of files: JSON, plain text with blank lines between documents, Parquet.
 
 Two steps: `ChunkReader` cuts a chunk into raw records in bounded memory, `parse_record` makes a document of one, cut
 into units, or says why not. A document belongs to the chunk in which it begins, so that the documents of a file do
@@ -9,22 +9,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from io import BufferedReader
 
 import orjson
 
-from metro_megatron.text.inputs import (
-    BUFFER_BYTES,
-    JSON_LINES,
-    PARQUET,
-    Chunk,
-    FileBytes,
-    InputFile,
-    decompressed,
-    plan_chunks,
-)
+from metro_megatron.text.inputs import JSON_LINES, PARQUET, Chunk, InputFile, plan_chunks
+from metro_megatron.text.json_values import json_values
 from metro_megatron.text.parquet import read_rows
+from metro_megatron.text.records import Record, Reject
+from metro_megatron.text.streams import BUFFER_BYTES, FileBytes, utf8_stream
 
 MAX_DOCUMENT_BYTES = 10_000_000
 """Default limit of a record. The longest books are about half as long; encoding so much takes below 1 GB."""
@@ -42,19 +35,6 @@ _BLANK = re.compile(
 """White space as Python's strings have it, in UTF-8: a line that is nothing else has no text."""
 
 
-class Reject(StrEnum):
-    """Why a record gives no document."""
-
-    INVALID_JSON = "invalid_json"
-    NOT_AN_OBJECT = "not_an_object"
-    MISSING_KEY = "missing_key"
-    NOT_A_STRING = "not_a_string"
-    NOT_UTF8 = "not_utf8"
-    NUL = "nul"
-    EMPTY = "empty"
-    TOO_LONG = "too_long"
-
-
 @dataclass(frozen=True)
 class ReadOptions:
     """How records become documents."""
@@ -64,17 +44,6 @@ class ReadOptions:
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     unit: str = "line"
     """One of UNITS."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One JSON line, the lines between two blank ones, or the text of a Parquet row."""
-
-    position: int
-    """Its first byte in the (decompressed) file; row number for Parquet."""
-    raw: bytes | str | Reject
-    """Text where it was decoded already; a reason where there is nothing to parse."""
-    is_json: bool
 
 
 class ChunkReader:
@@ -96,21 +65,27 @@ class ChunkReader:
         file.check_unchanged()
         yield from self._parquet() if file.ending in PARQUET else self._lines()
         file.check_unchanged()
-        self.bytes_read = file.size if file.compression else self.chunk.end - self.chunk.begin
+        self.bytes_read = file.size if file.is_one_chunk else self.chunk.end - self.chunk.begin
 
     def _lines(self) -> Iterator[Record]:
-        chunk, limit = self.chunk, self._options.max_document_bytes
-        is_json = chunk.file.ending in JSON_LINES
+        chunk = self.chunk
         # From the byte before: if that is a line end, a line begins with the chunk.
         stored = FileBytes(chunk.file.path, chunk.begin, chunk.end, max(0, chunk.begin - 1))
-        with decompressed(stored, chunk.file.compression) as stream:
-            end = None if chunk.file.compression else chunk.end
-            lines = _Lines(stream, chunk.begin, end, limit)
-            is_inside = chunk.begin > 0 and not is_json and _is_after_text(chunk.file.path, lines.offset)
-            for record in _json_records(lines) if is_json else _text_records(lines, limit, is_inside):
+        with utf8_stream(stored, chunk.file.compression, chunk.file.encoding) as stream:
+            for record in self._records_of(stream):
                 self.bytes_read = max(0, min(stored.position, chunk.end) - chunk.begin)
                 yield record
         self.sha256 = stored.finish()
+
+    def _records_of(self, stream: BufferedReader) -> Iterator[Record]:
+        chunk, limit = self.chunk, self._options.max_document_bytes
+        if chunk.file.holds_json_values:
+            return json_values(stream, limit)
+        lines = _Lines(stream, chunk.begin, None if chunk.file.is_one_chunk else chunk.end, limit)
+        if chunk.file.ending in JSON_LINES:
+            return _json_records(lines)
+        is_inside = chunk.begin > 0 and _is_after_text(chunk.file.path, lines.offset)
+        return _text_records(lines, limit, is_inside)
 
     def _parquet(self) -> Iterator[Record]:
         chunk, limit = self.chunk, self._options.max_document_bytes

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever it is called: compressed, or nothing that its name says.
+"""What a file is by its first bytes, whatever it is called: compressed, of another encoding, or nothing that is read.
 
 Names are wrong when a server compresses on the way, a download tool keeps the wrong ending, or an editor saves in its
 own encoding. Without a look, each line would be counted as rejected, and no line would say why.
@@ -6,7 +6,7 @@ own encoding. Without a look, each line would be counted as rejected, and no lin
 
 import re
 
-FIRST_BYTES = 512
+FIRST_BYTES = 4096
 
 _COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh"}
 _FOREIGN = {
@@ -16,17 +16,15 @@ _FOREIGN = {
     b"\x04\x22\x4d\x18": "compressed with lz4; unpack it, or compress it with zstd or gzip",
     b"%PDF-": "a PDF; extract its text",
     b"ARROW1": "an Arrow file; write its table as Parquet",
+    b"\xff\xfe\x00\x00": "UTF-32 text; convert it (iconv -f UTF-32 -t UTF-8)",
+    b"\x00\x00\xfe\xff": "UTF-32 text; convert it (iconv -f UTF-32 -t UTF-8)",
 }
-_TO_UTF8 = "convert it (iconv -f {0} -t UTF-8)"
-_MARKS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
+_UTF16_MARKS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_UTF16_JSON = {"utf-16-le": re.compile(rb"(?:\s\x00)*+[{\[]\x00"), "utf-16-be": re.compile(rb"(?:\x00\s)*+\x00[{\[]")}
 _BZ2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
-_INDENTED = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{[ \t\r]*\n\s*"')
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\[\s*+(?:[{\]]|\Z)")
+_OVER_LINES = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\{(?:[^\n]*[,:{\[])?[ \t\r]*\n")
+"""The line of a JSON object that goes on in the next one."""
 
 
 def compression_of(first_bytes: bytes) -> str:
@@ -37,22 +35,26 @@ def compression_of(first_bytes: bytes) -> str:
     return ""
 
 
-def misread(first_bytes: bytes, *, is_json: bool) -> str | None:
-    """What a file is, decompressed, that would give no document if it was read as text, and what to do.
+def encoding_of(first_bytes: bytes, *, is_json: bool) -> str:
+    """Python's name of the encoding that a file, decompressed, has if that is UTF-16; else "".
 
-    None for text; is_json: its name promises an object in every line.
+    is_json: its name promises JSON, which tells UTF-16 without a mark.
     """
+    if any(first_bytes.startswith(mark) for mark in _FOREIGN):
+        return ""
+    marks = [encoding for mark, encoding in _UTF16_MARKS.items() if first_bytes.startswith(mark)]
+    begins = [encoding for encoding, begin in _UTF16_JSON.items() if is_json and begin.match(first_bytes)]
+    return "".join([*marks, *begins][:1])
+
+
+def holds_json_values(first_bytes: bytes) -> bool:
+    """Whether JSON is an array of objects or has them over several lines, by how it begins, decompressed, in UTF-8."""
+    return bool(_ARRAY.match(first_bytes) or _OVER_LINES.match(first_bytes))
+
+
+def misread(first_bytes: bytes) -> str | None:
+    """What a file is, decompressed, that is not read, and what to do; None for text."""
     for mark, what in _FOREIGN.items():
         if first_bytes.startswith(mark):
             return f"is {what}"
-    for mark, encoding in _MARKS.items():
-        if first_bytes.startswith(mark):
-            return f"is {encoding} text (begins with {mark.hex(' ').upper()}), not UTF-8; {_TO_UTF8.format(encoding)}"
-    if is_json and re.match(rb"\s*(?:[{\[]\x00|\x00[{\[])", first_bytes):
-        encoding = "UTF-16LE" if first_bytes.lstrip()[1:2] == b"\x00" else "UTF-16BE"
-        return f"is {encoding} text, not UTF-8; {_TO_UTF8.format(encoding)}"
-    if is_json and _ARRAY.match(first_bytes):
-        return "is one JSON array, not an object in every line; write one object a line (jq -c '.[]')"
-    if is_json and _INDENTED.match(first_bytes):
-        return "has JSON objects over several lines; write one object a line (jq -c .)"
     return None

@@ -1,44 +1,27 @@
-"""The files a preprocessing run reads: which, the chunks they are cut into, and their bytes.
+"""The files a preprocessing run reads: which, and the chunks they are cut into.
 
 A pattern is a file, a folder (all files of a known kind below it, but none that this program has written) or a glob;
 `NAME=PATTERN` puts its files under the source NAME. Chunks are a pure function of the files' sizes and the chunk size,
-so that any number of workers or machines can share them out. Bytes are counted, hashed and decompressed while they are
-read, so that damage is told from the end of a file.
+so that any number of workers or machines can share them out.
 """
 
-import bz2
 import glob
-import gzip
-import hashlib
-import io
 import os
 import re
 import stat
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import zstandard
 
 from metro_megatron.errors import UserError
-from metro_megatron.text.first_bytes import FIRST_BYTES, compression_of, misread
+from metro_megatron.text.first_bytes import FIRST_BYTES, compression_of, encoding_of, holds_json_values, misread
 from metro_megatron.text.parquet import row_group_bytes
+from metro_megatron.text.streams import FileBytes, utf8_stream
 
 JSON_LINES, PLAIN_TEXT, PARQUET = (".jsonl", ".json", ".ndjson"), (".txt",), (".parquet",)
 COMPRESSIONS = (".gz", ".zst", ".bz2")
-
-BUFFER_BYTES = 1 << 20
-_ZSTD_INPUT_BYTES = 128
-"""Compressed bytes per step; zstd expands at most 32,768-fold, so a step stays within 4 MiB."""
-_LONGEST_WINDOW = 1 << 31
-"""Bytes, those of `zstd --long=31`; a frame takes as much memory as its own window."""
-
-_TOO_MUCH_MEMORY = re.compile("not enough memory|too much memory")
-"""In messages of zstd's."""
 
 _UNSPEAKABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 """Line ends and bytes that are not UTF-8: neither a message nor a manifest can hold them."""
@@ -70,6 +53,15 @@ class InputFile:
     mtime_ns: int
     compression: str = ""
     """One of COMPRESSIONS, or "": what the first bytes say, else the name."""
+    encoding: str = ""
+    """Python's name of it, "" for UTF-8: what the first bytes say."""
+    holds_json_values: bool = False
+    """Whether it is an array of JSON objects, or has them over several lines; else one is a line."""
+
+    @property
+    def is_one_chunk(self) -> bool:
+        """Whether it can only be read from its first byte on."""
+        return bool(self.compression or self.encoding or self.holds_json_values)
 
     @property
     def ending(self) -> str:
@@ -153,7 +145,7 @@ def find_inputs(patterns: Sequence[str], on_left_out: Callable[[str], object] = 
 
 
 def plan_chunks(files: Sequence[InputFile], chunk_bytes: int) -> list[Chunk]:
-    """The chunks of all files in order: byte ranges of plain files, compressed files whole, Parquet by row groups."""
+    """The chunks of all files in order: byte ranges of plain files, others whole, Parquet by row groups."""
     chunks: list[Chunk] = []
     for file in files:
         chunks += [Chunk(len(chunks) + i, file, *bounds) for i, bounds in enumerate(_bounds(file, chunk_bytes))]
@@ -163,7 +155,7 @@ def plan_chunks(files: Sequence[InputFile], chunk_bytes: int) -> list[Chunk]:
 def _bounds(file: InputFile, chunk_bytes: int) -> list[tuple[int, int]]:
     if file.ending in PARQUET:
         return _grouped(row_group_bytes(file.path), chunk_bytes)
-    if file.compression:
+    if file.is_one_chunk:
         return [(0, file.size)]
     step = max(chunk_bytes, _SMALLEST_CHUNK)
     return [(begin, min(begin + step, file.size)) for begin in range(0, max(file.size, 1), step)]
@@ -264,114 +256,23 @@ def _stat(source: str, path: str) -> InputFile:
     if ending in PARQUET:
         return InputFile(source, path, status.st_size, status.st_mtime_ns)
     compression = compression_of(first_bytes) or by_name
+    is_json = ending in JSON_LINES
     if compression and first_bytes:
-        first_bytes = b""  # of what is damaged, which reading names
-        with suppress(UserError), FileBytes(path) as stored, decompressed(stored, compression) as stream:
-            first_bytes = stream.read(FIRST_BYTES)
-    if problem := misread(first_bytes, is_json=ending in JSON_LINES):
+        first_bytes = _first_bytes(path, compression)
+    if encoding := encoding_of(first_bytes, is_json=is_json):
+        first_bytes = _first_bytes(path, compression, encoding)
+    if problem := misread(first_bytes):
         raise UserError(f"{path}: {problem}")
-    return InputFile(source, path, status.st_size, status.st_mtime_ns, compression)
+    has_values = is_json and holds_json_values(first_bytes)
+    return InputFile(source, path, status.st_size, status.st_mtime_ns, compression, encoding, has_values)
+
+
+def _first_bytes(path: str, compression: str, encoding: str = "") -> bytes:
+    """What a file begins with, decompressed and as UTF-8; empty for one that is damaged, which reading names."""
+    with suppress(UserError), FileBytes(path) as stored, utf8_stream(stored, compression, encoding) as stream:
+        return stream.read(FIRST_BYTES)
+    return b""
 
 
 def _known() -> str:
     return f"{', '.join(JSON_LINES + PLAIN_TEXT)} (then optionally {', '.join(COMPRESSIONS)}), or .parquet"
-
-
-class FileBytes(io.RawIOBase):
-    """A file from byte `start` on, which counts its bytes (`position`) and hashes those of [begin, end)."""
-
-    def __init__(self, path: str, begin: int = 0, end: int | None = None, start: int | None = None):
-        self.path = path
-        self.position = begin if start is None else start
-        self._begin, self._end = begin, end
-        self._hash = hashlib.sha256()
-        try:
-            self._file = io.FileIO(path)
-            self._file.seek(self.position)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = self._file.readinto(buffer) or 0
-        first = max(0, self._begin - self.position)
-        last = count if self._end is None else min(count, self._end - self.position)
-        if first < last:
-            self._hash.update(memoryview(buffer)[first:last])
-        self.position += count
-        return count
-
-    def finish(self) -> str:
-        """Read on to the end, close, and return the SHA-256 of bytes [begin, end)."""
-        while (self._end is None or self.position < self._end) and self.read(BUFFER_BYTES):
-            pass
-        self.close()
-        return self._hash.hexdigest()
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "_file"):
-            self._file.close()
-        super().close()
-
-
-class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a zstd file of any number of frames; EOFError if the last one is cut off."""
-
-    def __init__(self, stored: BinaryIO):
-        self._stored = stored
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._output:
-            self._input = self._input or self._stored.read(_ZSTD_INPUT_BYTES)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the last zstd frame is cut off")
-                return 0
-            frame = self._frame or zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
-            self._output = memoryview(frame.decompress(self._input))
-            self._input = frame.unused_data
-            self._frame = None if frame.eof else frame
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
-
-
-@contextmanager
-def decompressed(stored: FileBytes, compression: str) -> Iterator[io.BufferedReader]:
-    """The content of a file from its stored bytes; `compression` is .gz, .zst, .bz2 or empty.
-
-    Raises UserError for what goes wrong while the context reads from it; leaves the file open.
-    """
-    stream: io.BufferedReader = io.BufferedReader(stored, BUFFER_BYTES)
-    try:
-        if compression == ".gz":
-            yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER_BYTES)  # type: ignore[arg-type]
-        elif compression == ".zst":
-            yield io.BufferedReader(_ZstdFile(stream), BUFFER_BYTES)
-        elif compression == ".bz2":
-            yield io.BufferedReader(bz2.BZ2File(stream), BUFFER_BYTES)  # type: ignore[arg-type]
-        else:
-            yield stream
-    except (EOFError, zlib.error, zstandard.ZstdError, OSError, MemoryError) as error:
-        if isinstance(error, MemoryError) or _TOO_MUCH_MEMORY.search(str(error)):
-            raise UserError(
-                f"{stored.path}: decompressing it needs more memory than there is ({error or 'none left'}); raise the "
-                "limit, use fewer workers, or compress it again with a smaller window (zstd without --long)"
-            ) from error
-        if not isinstance(error, OSError) or error.errno is None:  # bz2 and gzip call damage an OSError
-            raise UserError(
-                f"{stored.path}: {compression} data damaged or cut off after {stored.position:,} bytes "
-                f"({error}); fetch or write the file again"
-            ) from error
-        raise UserError(f"{stored.path}: cannot be read ({error.strerror or error})") from error
-    finally:
-        stream.detach()

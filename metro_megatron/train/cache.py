@@ -1,13 +1,15 @@
 """Writes the replacements of a run with a frozen model before the run: what tools/cache_corruption.py does.
 
 Every data-parallel rank draws for its own micro batches, as the run would; the first one writes. A part is finished
-when both of its files are there, so that the same command continues after kill -9 at any moment.
+when its record is there, so that the same command continues after kill -9 at any moment; it compares finished parts
+with their records, and draws those that are damaged again.
 
 n samples, M masked positions.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,7 +126,7 @@ class _Writer:
         on_step: Callable[[int], object] = lambda steps: None,
     ) -> int:
         """Samples of a part, which is written if it was not."""
-        known = self._agreed(self.folder.samples_of_part(split, part) if self.layout.rank == 0 else None)
+        known = self._agreed(self._samples_of_part(split, part) if self.layout.rank == 0 else None)
         if known is not None:
             return known
         counts, ids = [], []
@@ -138,6 +140,17 @@ class _Writer:
             vocab_size = self.corpus.config.model.vocab_size
             self.folder.write_part(split, part, np.concatenate(ids), whole, vocab_size)
         return len(whole)
+
+    def _samples_of_part(self, split: Split, part: int) -> int | None:
+        """None for a part that is to be drawn; of a damaged one it says so."""
+        try:
+            entry = self.folder.entry(split, part)
+            problems = self.folder.damage(split, part, entry) if entry else []
+        except UserError as error:
+            entry, problems = None, error.problems
+        for problem in problems:
+            print(f"{problem}: now", file=sys.stderr, flush=True)
+        return entry.samples if entry and not problems else None
 
     def _drawn(self, micro_batch: MicroBatch, batch: StepBatch, split: Split) -> Drawn:
         """By the frozen model, as the run would draw."""

@@ -16,6 +16,7 @@ import torch
 from metro_megatron.commands.cache_corruption import Options, main
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
+from metro_megatron.data.records import to_json
 from metro_megatron.data.replacements import CONTENT, PLAN, CacheFolder
 from metro_megatron.data.samples import build_sample_index
 from metro_megatron.errors import UserError
@@ -163,11 +164,21 @@ def test_an_interrupted_cache_is_completed(tmp_path: Path) -> None:
     whole = names(tmp_path / "whole")
     assert sorted(whole) == sorted(
         [PLAN, CONTENT]
-        + [f"{part}.{kind}.npy" for part in ("train_00000", "train_00001", "train_00002") for kind in ("ids", "counts")]
-        + [f"validation_00000.{kind}.npy" for kind in ("ids", "counts")]
+        + [
+            f"{part}.{kind}"
+            for part in ("train_00000", "train_00001", "train_00002", "validation_00000")
+            for kind in ("ids.npy", "counts.npy", "json")
+        ]
     )
     for again in run_ranks(interrupt_everywhere, 1, config, tmp_path)[0]:
         assert again == whole
+    damaged = {"train_00000.ids.npy": 200, "train_00001.counts.npy": 130, "validation_00000.json": 60}
+    for name, byte in damaged.items():
+        path = tmp_path / "whole" / name
+        path.write_bytes(whole[name][:byte] + bytes([whole[name][byte] ^ 1]) + whole[name][byte + 1 :])
+    assert len(list(CacheFolder(tmp_path / "whole").problems())) == len(damaged)
+    run_ranks(write, 1, config, tmp_path / "whole")
+    assert names(tmp_path / "whole") == whole, "damaged parts are drawn again"
 
 
 def test_a_cache_of_another_run_is_refused_with_every_difference(tmp_path: Path) -> None:
@@ -206,8 +217,12 @@ def test_a_cache_of_another_run_is_refused_with_every_difference(tmp_path: Path)
         "write one with tools/cache_corruption.py",
     ):
         assert part in text, part
-    plan = json.loads((tmp_path / "cache" / PLAN).read_text())
-    (tmp_path / "cache" / PLAN).write_text(json.dumps({**plan, "sampler_version": 0}))
+    folder, plan = CacheFolder(tmp_path / "cache"), CacheFolder(tmp_path / "cache").plan()
+    assert plan is not None
+    (folder.path / PLAN).write_bytes(to_json(plan))
+    with pytest.raises(UserError, match="plan.json: damaged .*has no checksum.* remove .* write it again"):
+        corpus_of(config).with_cache(tmp_path / "cache", "")
+    folder.write(PLAN, replace(plan, sampler_version=0))
     with pytest.raises(UserError, match="sampler version is 1, in the cache 0"):
         corpus_of(config).with_cache(tmp_path / "cache", "")
     (tmp_path / "cache" / CONTENT).unlink()
@@ -226,16 +241,21 @@ def test_a_reader_refuses_what_the_cache_does_not_hold(tmp_path: Path) -> None:
         reader.read(np.array([2]), np.array([1]))
     with pytest.raises(UserError, match="ends at sample 4, sample 4 is needed"):
         reader.read(np.array([4]), np.array([1]))
-    ids, counts = folder.files("train", 1)
     folder.write(CONTENT, {"train": [0, 3, 5], "validation": [0]})
-    with pytest.raises(UserError, match=f"{counts.name}: has 1 samples, cache.json says 2"):
+    with pytest.raises(UserError, match="train_00001.json: has 1 samples, cache.json says 2; give its command again"):
         folder.reader("train")
-    for content in (ids.read_bytes()[:-1], b""):
+    folder.write(CONTENT, {"train": [0, 3, 4], "validation": [0]})
+    ids, _ = folder.files("train", 1)
+    whole = ids.read_bytes()
+    for content in (whole[:-1], b""):
         ids.write_bytes(content)
-        with pytest.raises(UserError, match=f"{ids.name}: damaged or missing .*write it again"):
+        with pytest.raises(UserError, match=f"{ids.name}: {len(content)} bytes, not {len(whole)}: damaged or missing"):
             folder.reader("train")
+    ids.write_bytes(whole[:-1] + b"\x08")
+    with pytest.raises(UserError, match=f"{ids.name}: SHA-256 .* when written: damaged; give its command again"):
+        folder.reader("train").read(np.array([3]), np.array([2]))
     ids.unlink()
-    with pytest.raises(UserError, match=f"{ids.name}: damaged or missing .*write it again"):
+    with pytest.raises(UserError, match=f"{ids.name}: 0 bytes, not {len(whole)}: damaged or missing; give its command"):
         folder.reader("train")
     shutil.rmtree(tmp_path)
 

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metro_megatron.errors import UserError
-from metro_megatron.text.documents import ReadOptions, Reject, read_documents
+from metro_megatron.text.documents import ReadOptions, read_documents
 from metro_megatron.text.inputs import find_inputs
+from metro_megatron.text.records import Reject
 
 FUZZ = int(os.environ.get("FUZZ", 20))
 fuzzed = settings(
@@ -34,7 +35,8 @@ fuzzed = settings(
 )
 
 TEXTS = [f"Text number {number}, with an é and a 🙂." for number in range(30)]
-JSON_LINES = b"".join(json.dumps({"id": number, "text": text}).encode() + b"\n" for number, text in enumerate(TEXTS))
+OBJECTS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
+JSON_LINES = b"".join(json.dumps(one).encode() + b"\n" for one in OBJECTS)
 PLAIN = "\n\n".join(TEXTS).encode()
 
 
@@ -50,6 +52,9 @@ def parquet_file() -> bytes:
 FILES: dict[str, Callable[[], bytes]] = {
     "f.jsonl": lambda: JSON_LINES,
     "f.txt": lambda: PLAIN,
+    "array.json": lambda: json.dumps(OBJECTS, indent=1).encode(),
+    "utf16.jsonl": lambda: JSON_LINES.decode().encode("utf-16"),
+    "utf16.json.gz": lambda: gzip.compress(json.dumps(OBJECTS).encode("utf-16"), mtime=0),
     "f.jsonl.gz": lambda: gzip.compress(JSON_LINES, mtime=0),
     "f.txt.zst": lambda: zstandard.ZstdCompressor(write_checksum=True).compress(PLAIN),
     "f.jsonl.bz2": lambda: bz2.compress(JSON_LINES),

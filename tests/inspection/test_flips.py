@@ -1,4 +1,4 @@
-"""A flipped bit anywhere in a dataset, its sample indices or its journal is named by whoever verifies or reads it."""
+"""A flipped bit anywhere in a dataset or what lies beside it is named by whoever verifies or reads it."""
 
 import os
 import shutil
@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from metro_megatron.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from metro_megatron.data.blocks import BLOCK_BYTES, TokenStreams
 from metro_megatron.data.loader import PretrainingData
-from metro_megatron.data.manifest import DatasetPaths
+from metro_megatron.data.manifest import DatasetPaths, read_manifest
+from metro_megatron.data.records import sealed
+from metro_megatron.data.replacements import (
+    CONTENT,
+    DEFAULT_FOLDER,
+    PLAN,
+    CacheContent,
+    CacheFolder,
+    CachePlan,
+)
 from metro_megatron.data.samples import SampleRule, cache_folder, cached_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.data.token_counts import count_tokens
@@ -26,9 +35,15 @@ FLIPS = int(os.environ.get("FLIPS", 120))
 """`make fuzz` sets 10,000."""
 
 
+PART = "p.part-0000-of-0002"
+"""What lies beside the dataset."""
+PLANNED = CachePlan.of(Config(), "tokenizer", ["shard"], [], 30, "model")
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, reviews: list[list[str]], tokenizer_folder: Path) -> str:
-    """Two sources in three shards, with an index of samples, and the journal of a run that would replace it."""
+    """Two sources in three shards, with an index of samples, a cache of replacements, the journal of a run that would
+    replace it, and a part that waits for a merge."""
     folder = tmp_path_factory.mktemp("flips")
     for name, documents in texts_of(reviews).items():
         (folder / f"{name}.txt").write_text("\n\n".join("\n".join(document) for document in documents[:60]))
@@ -42,7 +57,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, reviews: list[list[str]], 
     merge([str(folder / "long"), str(folder / "short")], prefix, 40_000)
     cached_sample_index(open_shards([prefix]), SampleRule(64), cache_folder("", [prefix]))
     leave_journal(prefix, folder / "long.txt", tokenizer_folder)
+    write_cache(folder / "own" / DEFAULT_FOLDER)
+    part = PlanOptions(drop_duplicates=True, num_shards=2, chunk_bytes=2000)
+    preprocess(PreprocessOptions([str(folder / "short.txt")], str(tokenizer_folder), str(folder / "own" / "p"), part))
     return prefix
+
+
+def write_cache(path: Path) -> None:
+    """Two parts and one of an evaluation, of random ids."""
+    path.mkdir()
+    folder, generator = CacheFolder(path), np.random.default_rng(2)
+    for split, part in (("train", 0), ("train", 1), ("validation", 0)):
+        counts = generator.integers(1, 20, 30)
+        folder.write_part(split, part, generator.integers(5, 2000, counts.sum()), counts, 2000)
+    folder.write(PLAN, PLANNED)
+    folder.write(CONTENT, CacheContent((0, 30, 60), (0, 30)))
 
 
 def leave_journal(prefix: str, text: Path, tokenizer_folder: Path) -> None:
@@ -57,23 +86,17 @@ def leave_journal(prefix: str, text: Path, tokenizer_folder: Path) -> None:
 
 
 def files_of(prefix: str) -> list[Path]:
-    paths = DatasetPaths(prefix)
-    folder = Path(prefix).parent
-    shards = [path for ending in ("bin", "idx", "crc") for path in folder.glob(f"d_*.{ending}")]
-    return sorted(
-        [
-            *shards,
-            *folder.glob("sample_index/*/*"),
-            *paths.tokenizer.iterdir(),
-            *paths.work.glob("*.json"),
-            paths.manifest,
-        ]
-    )
+    """Of a dataset and what lies beside it; of unfinished work the journal, as all else is made or copied again."""
+    work = DatasetPaths(prefix).work
+    found = (path for path in Path(prefix).parent.rglob("*") if path.is_file() and path.stat().st_size)
+    return sorted(path for path in found if work not in path.parents or path.parent == work and path.suffix == ".json")
 
 
-def problems_of(prefix: str) -> list[str]:
+def problems_of(prefix: str, path: Path) -> list[str]:
+    """Of the dataset, or of the part if the file is its."""
+    part = f"{Path(prefix).parent}/{PART}"
     try:
-        verify(prefix)
+        verify(part if str(path).startswith(part) else prefix)
     except UserError as error:
         return error.problems
     return []
@@ -90,13 +113,14 @@ def flip(path: Path, bit: int) -> None:
 def test_flips_over_all_files_are_named(dataset: str) -> None:
     verify(dataset)
     files = files_of(dataset)
-    assert {path.suffix for path in files} == {".bin", ".idx", ".crc", ".json", ".model"} and len(files) > 15
+    kinds = {".bin", ".idx", ".crc", ".json", ".model", ".npy", ".hashes"}
+    assert {path.suffix for path in files} == kinds and len(files) > 30, files
     generator = np.random.default_rng(0)
     for number in range(FLIPS):
         path = files[number % len(files)]
         bit = int(generator.integers(8 * path.stat().st_size))
         flip(path, bit)
-        problems = problems_of(dataset)
+        problems = problems_of(dataset, path)
         assert any(path.name in problem for problem in problems), (path, bit, problems)
         flip(path, bit)
     verify(dataset)
@@ -105,9 +129,9 @@ def test_flips_over_all_files_are_named(dataset: str) -> None:
 def test_opening_names_all_but_the_ids(dataset: str) -> None:
     """Whoever trains opens: what is not read by blocks is compared at once, a damaged index is built again."""
     generator = np.random.default_rng(1)
-    for path in files_of(dataset):
-        if path.suffix == ".bin" or "work" in path.parent.name or "sample_index" in str(path):
-            continue
+    paths = DatasetPaths(dataset)
+    shards = (path for path in Path(dataset).parent.glob("d_*") if path.suffix != ".bin")
+    for path in sorted([paths.manifest, *paths.tokenizer.iterdir(), *shards]):
         bit = int(generator.integers(8 * path.stat().st_size))
         flip(path, bit)
         with pytest.raises(UserError, match=path.name):
@@ -135,6 +159,42 @@ def test_a_damaged_index_is_built_again(
     flip(next(folder.glob("*/start.bin")), 77)
     cached_sample_index(shards, rule, folder)  # compares sizes; the first process of its machine is what refuses
     flip(next(folder.glob("*/start.bin")), 77)
+
+
+def test_damaged_replacements_are_not_trained_on(dataset: str) -> None:
+    """A reader refuses the part; sizes, and what is no part, as soon as there is a reader."""
+    folder = CacheFolder(Path(dataset).parent / DEFAULT_FOLDER)
+    generator = np.random.default_rng(3)
+    for path in sorted(folder.path.glob("*")):
+        if path.name == PLAN or path.name.startswith("validation"):
+            continue
+        bit = int(generator.integers(8 * path.stat().st_size))
+        flip(path, bit)
+        with pytest.raises(UserError, match=path.name):
+            folder.reader("train")
+            for part in range(2):
+                folder.part("train", part, (0, 30, 60))
+        flip(path, bit)
+
+
+def test_a_part_with_damaged_hashes_is_not_merged(dataset: str, tokenizer_folder: Path) -> None:
+    part = str(Path(dataset).parent / PART)
+    hashes = DatasetPaths(part).hashes
+    options = PlanOptions(drop_duplicates=True, num_shards=2, shard_index=1, chunk_bytes=2000)
+    text, other = f"{Path(dataset).parent.parent}/short.txt", f"{dataset}-other/p"
+    preprocess(PreprocessOptions([text], str(tokenizer_folder), other, options))
+    second = f"{other}.part-0001-of-0002"
+    flip(hashes, 100)
+    with pytest.raises(UserError, match=f"{hashes}: SHA-256 .* when written: damaged; copy it again"):
+        merge([part, second], f"{dataset}-part", 10_000)
+    flip(hashes, 100)
+    manifest = DatasetPaths(part).manifest
+    whole = manifest.read_bytes()
+    manifest.write_bytes(sealed(replace(read_manifest(part), hashes=None)))
+    with pytest.raises(UserError, match="an earlier version's, without a checksum; write the part again"):
+        merge([part, second], f"{dataset}-older", 10_000)
+    manifest.write_bytes(whole)
+    shutil.rmtree(f"{dataset}-other")
 
 
 def test_damaged_ids_are_not_trained_on(dataset: str) -> None:

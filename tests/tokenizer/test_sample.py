@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from metro_megatron.text.documents import ReadOptions, Reject, SourcedDocument, read_documents
+from metro_megatron.text.documents import ReadOptions, SourcedDocument, read_documents
 from metro_megatron.text.inputs import find_inputs
+from metro_megatron.text.records import Reject
 from metro_megatron.tokenizer.report import REPORT_FILE, measure, table, write_report
 from metro_megatron.tokenizer.sample import sample_documents
 
