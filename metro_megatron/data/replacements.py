@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,13 +176,14 @@ class CacheFolder:
             self.content()
         except UserError as error:
             yield from error.problems
-        for path in sorted(self.path.glob("*_*.json")):
-            split, _, number = path.stem.rpartition("_")
-            try:
-                if (split == "train" or split == "validation") and (entry := self.entry(split, int(number))):
-                    yield from self.damage(split, int(number), entry)
-            except UserError as error:
-                yield from error.problems
+        for split in get_args(Split):
+            numbers = (path.stem.rpartition("_")[2] for path in sorted(self.path.glob(f"{split}_*.json")))
+            for number in filter(str.isdecimal, numbers):
+                try:
+                    if entry := self.entry(split, int(number)):
+                        yield from self.damage(split, int(number), entry)
+                except UserError as error:
+                    yield from error.problems
 
     def part(
         self, split: Split, part: int, bounds: Sequence[int]

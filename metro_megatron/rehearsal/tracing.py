@@ -26,7 +26,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fused.dispatch import reference_only
 from fused.samples import Samples
-from metro_megatron.checkpoint.sharded_state import sharded_state
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.health.shards import WeightNorms
@@ -147,9 +146,8 @@ def begin(trainer: Trainer) -> None:
 
 
 def save(trainer: Trainer) -> None:
-    """Of a save, all until megatron-core plans who writes what."""
+    """Of a save, all until ranks agree on who writes what."""
     trainer._state()
-    sharded_state(trainer.pair, trainer.optimizer, trainer.layout, is_loading=False)
 
 
 def trace(
