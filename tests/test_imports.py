@@ -69,6 +69,8 @@ WITH_COLLECTIVES = (
     "metro_megatron.checkpoint",
     "metro_megatron.health",
     "metro_megatron.train",
+    "metro_megatron.rehearsal",
+    "benchmarks.bench_checkpoint",
 )
 
 COLLECTIVES = {

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +29,7 @@ from fused.dispatch import reference_only
 from fused.samples import Samples
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
+from metro_megatron.health import shards
 from metro_megatron.health.shards import WeightNorms
 from metro_megatron.model import sequences
 from metro_megatron.model.encoder import TIED, Pair
@@ -260,6 +262,7 @@ def _without_values() -> Iterator[None]:
             (mcore_random.CudaRNGStatesTracker, "fork", _no_fork),
             (torch.nn.utils, "skip_init", _made),
             (torch.nn.Module, "_apply", _applied),
+            (shards, "ThreadPoolExecutor", _in_turn),
         ):
             stack.enter_context(patch.object(owner, name, other))
         stack.enter_context(reference_only())
@@ -277,6 +280,11 @@ def _reading_zeros() -> Iterator[None]:
         for name, read in (("tolist", _zeros), ("item", _zero), ("__int__", _zero), ("__float__", lambda tensor: 0.0)):
             stack.enter_context(patch.object(Tensor, name, read))
         yield
+
+
+def _in_turn(number: int) -> Any:
+    """For threads, in which tensors without values cannot be."""
+    return nullcontext(SimpleNamespace(map=map))
 
 
 def _zeros(tensor: Tensor) -> Any:
