@@ -176,13 +176,15 @@ class CacheFolder:
             self.content()
         except UserError as error:
             yield from error.problems
-        for path in sorted(self.path.glob("*_*.json")):
-            split, _, number = path.stem.rpartition("_")
-            try:
-                if (split == "train" or split == "validation") and (entry := self.entry(split, int(number))):
-                    yield from self.damage(split, int(number), entry)
-            except UserError as error:
-                yield from error.problems
+        splits: tuple[Split, ...] = ("train", "validation")
+        for split in splits:
+            numbers = (path.stem.rpartition("_")[2] for path in sorted(self.path.glob(f"{split}_*.json")))
+            for part in map(int, filter(str.isdecimal, numbers)):
+                try:
+                    entry = self.entry(split, part)
+                    yield from self.damage(split, part, entry) if entry else ()
+                except UserError as error:
+                    yield from error.problems
 
     def part(
         self, split: Split, part: int, bounds: Sequence[int]
