@@ -118,6 +118,7 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
 
     Of several ranks that find the same mistake, only one should report.
     """
+    _open_closed_streams()
     try:
         result = action()
     except UserError as error:
@@ -139,6 +140,15 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
     if report:
         print(*(f"error: {problem}" for problem in problems), sep="\n", file=sys.stderr, flush=True)
     return UserError.EXIT_CODE
+
+
+def _open_closed_streams() -> None:
+    """Where a shell has closed a standard stream (`>&-`), the next file opened would have its number, and get what is
+    said: nobody reads it instead."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
 
 
 def is_file_mistake(error: OSError) -> bool:

@@ -7,7 +7,6 @@ line in metrics.jsonl, whose digest and figures say whether it was the same.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.token_losses import SampleLosses
+from metro_megatron.files import json_lines
 from metro_megatron.model.encoder import Reading
 from metro_megatron.objective.term import Sums
 from metro_megatron.objective.vocabulary import at_masks
@@ -155,11 +155,7 @@ def _refuse_changes(run: Path, begin: Path | None, step: int) -> None:
 
 def _logged(run: Path) -> dict[int, dict[str, Any]]:
     """The lines of training by their step."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    return {line["step"]: line for line in lines if "consumed_samples" in line}
+    return {line["step"]: line for line in json_lines(run / "metrics.jsonl", "step", "consumed_samples")}
 
 
 def _steps(
