@@ -94,7 +94,8 @@ def test_a_place_that_cannot_be_written_is_called_by_its_own_name(tmp_path: Path
 def test_of_lines_those_are_read_that_are_whole_and_have_what_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     assert json_lines(path) == []
-    path.write_bytes(b'{"a": 1, "b": 2}\n\n3\nnull\n[{}\n\xff}\n{"b": 5}\n' + b"[" * 10**5 + b'\n{"a": null}\n{"a": 7, "')
+    damaged = b'\n3\nnull\n[{}\n\xff}\n{"b": 5}\n' + b"[" * 10**5
+    path.write_bytes(b'{"a": 1, "b": 2}\n' + damaged + b'\n{"a": null}\n{"a": 7, "')
     assert json_lines(path, "a") == [{"a": 1, "b": 2}, {"a": None}]
 
 

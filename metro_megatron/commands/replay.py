@@ -74,7 +74,7 @@ def _facts(found) -> Iterator[str]:
         losses = ", ".join(f"{name} {value:.1e}" for name, value in line.differences.items())
         yield f"line of step {line.step}: {read}; losses differ relatively by {losses}"
     if not found.lines:
-        yield "compared with nothing: the run has logged no line that ends behind this step"
+        yield "compared with nothing: the run has logged no line whose steps begin and end with this configuration"
 
 
 run = partial(run_tool, main)

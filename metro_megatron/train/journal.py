@@ -40,8 +40,20 @@ def rolled_back(run: Path) -> list[range]:
 
 def told_between(run: Path, first: int, last: int) -> list[str]:
     """Options that the run was told anew behind a step later than `first`, but before `last`."""
-    lines = json_lines(run / JOURNAL, "option", "step")
-    return sorted({line["option"] for line in lines if first < line["step"] < last})
+    return sorted({line["option"] for line in _told(run) if first < line["step"] < last})
+
+
+def values_before(run: Path, first: int, last: float) -> dict[str, Any]:
+    """Options that the run was told anew behind `first`, or a later step before `last`: as they were before."""
+    return {line["option"]: line["was"] for line in reversed(_told(run)) if first <= line["step"] < last}
+
+
+def _told(run: Path) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    for line in json_lines(run / JOURNAL, "option", "was", "step"):
+        # What it was told behind later steps was in a past that it has gone back from.
+        told = [*(one for one in told if one["step"] <= line["step"]), line]
+    return told
 
 
 def _write(run: Path, lines: list[dict[str, Any]], say: Callable[[str], object]) -> None:

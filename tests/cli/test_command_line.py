@@ -319,6 +319,10 @@ def test_run_tool_in_a_process(tmp_path):
     script.write_text("import os\n" + script.read_text())
     closed = subprocess.run(f"{shlex.join([*command, '4'])} <&- >&- 2>&-", shell=True, cwd=tmp_path, env=environment)
     assert closed.returncode == 0 and (tmp_path / "made").read_bytes() == b""
+    script.write_text(tool.replace("options.size + 1", "chr(0xFC)"))
+    ascii_only = {**environment, "PYTHONIOENCODING": "ascii"}
+    spelled = subprocess.run([*command, "4"], capture_output=True, text=True, env=ascii_only)
+    assert (spelled.returncode, spelled.stdout) == (0, "\\xfc\n")
     script.write_text(tool)
     good = subprocess.run([*command, "4"], capture_output=True, text=True, env=environment)
     assert (good.returncode, good.stdout, good.stderr) == (0, "5\n", "")
