@@ -7,6 +7,7 @@ stands behind it. `sync_folder` brings the names themselves there.
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -14,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from metro_megatron.errors import UserError
 
@@ -49,7 +50,12 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     partials = [_partial_name(path) for path in paths]
     files: list[BinaryIO] = []
     try:
-        files.extend(partial.open("w+b") for partial in partials)
+        for partial, path in zip(partials, paths, strict=True):
+            try:
+                files.append(partial.open("w+b"))
+            except OSError as error:
+                error.filename = str(path)  # which is what the user knows
+                raise
         yield files
         for file in files:
             file.flush()
@@ -64,6 +70,20 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
                 file.close()
             with suppress(OSError):
                 partial.unlink()
+
+
+def json_lines(path: Path, *names: str) -> list[dict[str, Any]]:
+    """The objects of a file of one a line that have all these names; none if there is no file.
+
+    A line that a crash has cut short, or that was damaged, is left out.
+    """
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict) and value.keys() >= set(names):
+                found.append(value)
+    return found
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ import pytest
 from metro_megatron.errors import UserError
 from metro_megatron.files import (
     first_folder,
+    json_lines,
     locked,
     move_whole,
     remove_partial,
@@ -82,6 +83,20 @@ def test_a_file_that_has_its_name_is_whole_whatever_the_storage_says_of_the_othe
         patch.setattr(Path, "unlink", broken)
         write_whole(tmp_path / "a", b"content")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"content")]
+
+
+def test_a_place_that_cannot_be_written_is_called_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised, whole_files([tmp_path / "no" / "a"]):
+        pass
+    assert raised.value.filename == str(tmp_path / "no" / "a")
+
+
+def test_of_lines_those_are_read_that_are_whole_and_have_what_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    assert json_lines(path) == []
+    damaged = b'\n3\nnull\n[{}\n\xff}\n{"b": 5}\n' + b"[" * 10**5
+    path.write_bytes(b'{"a": 1, "b": 2}\n' + damaged + b'\n{"a": null}\n{"a": 7, "')
+    assert json_lines(path, "a") == [{"a": 1, "b": 2}, {"a": None}]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

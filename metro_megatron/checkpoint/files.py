@@ -63,7 +63,8 @@ def iteration_folder(run: Path, step: int) -> Path:
 
 def saved_steps(run: Path) -> list[int]:
     """Steps of all complete checkpoints of a run folder, ascending."""
-    return sorted(int(folder.name[5:]) for folder in run.glob("iter_*") if folder.name[5:].isdecimal())
+    named = [folder for folder in run.glob("iter_*") if re.fullmatch("[0-9]+", folder.name[5:]) and folder.is_dir()]
+    return sorted(step for folder in named if iteration_folder(run, step := int(folder.name[5:])) == folder)
 
 
 def tracked_step(run: Path) -> int | None:
@@ -72,8 +73,7 @@ def tracked_step(run: Path) -> int | None:
         text = (run / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return None
-    step = int(text) if text.isascii() and text.isdecimal() else None
-    return step if step is not None and iteration_folder(run, step).is_dir() else None
+    return next((step for step in saved_steps(run) if text == str(step)), None)
 
 
 def newest_step(run: Path) -> int | None:

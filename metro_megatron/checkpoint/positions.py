@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from metro_megatron.files import json_lines
 
 
 def known_position(run: Path, step: int) -> tuple[int, int]:
@@ -15,17 +18,9 @@ def known_position(run: Path, step: int) -> tuple[int, int]:
 
 def _positions(run: Path) -> Iterator[tuple[int, int]]:
     for path in run.glob("iter_*/progress.json"):
-        yield _position(path.read_text(encoding="utf-8"))
-    log = run / "metrics.jsonl"
-    if not log.is_file():
-        return
-    with log.open(encoding="utf-8") as file:
-        for line in file:
-            # A line without an end was cut short while the run goes on; those of evaluations name no position.
-            if line.endswith("\n") and '"consumed_samples"' in line:
-                yield _position(line)
-
-
-def _position(text: str) -> tuple[int, int]:
-    figures = json.loads(text)
-    return int(figures["step"]), int(figures["consumed_samples"])
+        with suppress(ValueError, LookupError, TypeError):  # damaged: others tell
+            figures = json.loads(path.read_bytes())
+            yield int(figures["step"]), int(figures["consumed_samples"])
+    # Lines of evaluations name no position.
+    for line in json_lines(run / "metrics.jsonl", "step", "consumed_samples"):
+        yield int(line["step"]), int(line["consumed_samples"])

@@ -1,6 +1,7 @@
 """The entry of every tool: a function of a dataclass becomes a command line, mistakes become messages."""
 
 import errno
+import io
 import os
 import re
 import shlex
@@ -118,6 +119,7 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
 
     Of several ranks that find the same mistake, only one should report.
     """
+    _make_streams_safe()
     try:
         result = action()
     except UserError as error:
@@ -139,6 +141,17 @@ def exit_code(action: Callable[[], object], report: bool = True) -> int:
     if report:
         print(*(f"error: {problem}" for problem in problems), sep="\n", file=sys.stderr, flush=True)
     return UserError.EXIT_CODE
+
+
+def _make_streams_safe() -> None:
+    """What is said ends nothing, and goes into no file: of a standard stream that the shell has closed (`>&-`) the next
+    file opened would have the number. Characters that a console lacks are spelled."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def is_file_mistake(error: OSError) -> bool:

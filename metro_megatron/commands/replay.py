@@ -38,7 +38,7 @@ def main(options: Options) -> int:
     import torch
 
     from metro_megatron.evaluate.token_losses import Words, page_of, text_of
-    from metro_megatron.files import replace_text
+    from metro_megatron.files import whole_files
     from metro_megatron.tokenizer.tokenizer import Tokenizer
     from metro_megatron.train.launch import import_megatron
     from metro_megatron.train.replay import replay
@@ -47,15 +47,16 @@ def main(options: Options) -> int:
     is_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     run, output = Path(options.run), Path(options.output or f"replay_{options.step}.html")
     lines = CountLines("{:,} steps done")
-    found = replay(run, options.step, torch.device("cuda" if is_cuda else "cpu"), lambda done, _: lines.show(done))
-    words = Words(Tokenizer.from_folder(run / "tokenizer"))
-    facts = list(_facts(found))
-    print(*facts, sep="\n")
-    if options.text:
-        for sample in found.samples:
-            print(*text_of(sample, words), sep="\n")
-    page = page_of(found.samples, words, found.weights, f"Step {options.step} of {run.name}", facts)
-    replace_text(output, page)
+    with whole_files([output]) as (file,):  # a place that cannot be written is found before the work
+        found = replay(run, options.step, torch.device("cuda" if is_cuda else "cpu"), lambda done, _: lines.show(done))
+        words = Words(Tokenizer.from_folder(run / "tokenizer"))
+        facts = list(_facts(found))
+        print(*facts, sep="\n")
+        if options.text:
+            for sample in found.samples:
+                print(*text_of(sample, words), sep="\n")
+        page = page_of(found.samples, words, found.weights, f"Step {options.step} of {run.name}", facts)
+        file.write(page.encode())
     print(
         f"made {output}: {len(found.samples)} samples with the loss of every token\n"
         f"next, the documents they are of:\n  {tool_command('which_documents')} --run {run} --step {options.step}"
@@ -73,7 +74,7 @@ def _facts(found) -> Iterator[str]:
         losses = ", ".join(f"{name} {value:.1e}" for name, value in line.differences.items())
         yield f"line of step {line.step}: {read}; losses differ relatively by {losses}"
     if not found.lines:
-        yield "compared with nothing: the run has logged no line that ends behind this step"
+        yield "compared with nothing: the run has logged no line whose steps begin and end with this configuration"
 
 
 run = partial(run_tool, main)

@@ -17,11 +17,17 @@ class Clock:
         self.started = time.monotonic()
         self.waited = 0.0
         self.longest_step = 0.0
+        """Seconds; 0 until a step is done."""
+        self._began: float | None = None
+        """The step under way, by time.monotonic."""
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, with the time spent on getting each counted."""
         while True:
             start = time.monotonic()
+            if self._began is not None:
+                self.longest_step = max(self.longest_step, start - self._began)
+            self._began = start
             batch = next(batches, None)
             self.waited += time.monotonic() - start
             if batch is None:
@@ -33,12 +39,14 @@ class Clock:
         """Do something that is not training."""
         start = time.monotonic()
         action()
-        self.started += time.monotonic() - start
+        seconds = time.monotonic() - start
+        self.started += seconds
+        if self._began is not None:
+            self._began += seconds
 
     def lap(self) -> tuple[float, float, int]:
         """(seconds, seconds waited for data, steps) since the last lap."""
         now = time.monotonic()
         result = max(now - self.started, 1e-9), self.waited, self.steps
-        self.longest_step = max(self.longest_step, result[0] / max(self.steps, 1))
         self.started, self.waited, self.steps = now, 0.0, 0
         return result

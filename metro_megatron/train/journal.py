@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from metro_megatron.files import json_lines
 
 JOURNAL = "journal.jsonl"
 
@@ -33,20 +34,26 @@ def note_rollback(run: Path, window: range, cause: str, say: Callable[[str], obj
 
 def rolled_back(run: Path) -> list[range]:
     """Steps, counted from 0, that the run has gone back from, and passes over."""
-    return [range(line["rolled_back_to"], line["step"]) for line in _lines(run) if "rolled_back_to" in line]
+    lines = json_lines(run / JOURNAL, "rolled_back_to", "step")
+    return [range(line["rolled_back_to"], line["step"]) for line in lines]
 
 
 def told_between(run: Path, first: int, last: int) -> list[str]:
     """Options that the run was told anew behind a step later than `first`, but before `last`."""
-    return sorted({line["option"] for line in _lines(run) if "option" in line and first < line["step"] < last})
+    return sorted({line["option"] for line in _told(run) if first < line["step"] < last})
 
 
-def _lines(run: Path) -> list[dict[str, Any]]:
-    path, lines = run / JOURNAL, []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with suppress(orjson.JSONDecodeError):  # one that a crash has cut short
-            lines.append(orjson.loads(line))
-    return lines
+def values_before(run: Path, first: int, last: float) -> dict[str, Any]:
+    """Options that the run was told anew behind `first`, or a later step before `last`: as they were before."""
+    return {line["option"]: line["was"] for line in reversed(_told(run)) if first <= line["step"] < last}
+
+
+def _told(run: Path) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    for line in json_lines(run / JOURNAL, "option", "was", "step"):
+        # What it was told behind later steps was in a past that it has gone back from.
+        told = [*(one for one in told if one["step"] <= line["step"]), line]
+    return told
 
 
 def _write(run: Path, lines: list[dict[str, Any]], say: Callable[[str], object]) -> None:

@@ -7,7 +7,6 @@ line in metrics.jsonl, whose digest and figures say whether it was the same.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from metro_megatron.checkpoint.files import check_metadata, iteration_folder, saved_steps, verify_integrity
 from metro_megatron.checkpoint.resume import overridden_options
+from metro_megatron.cli.options import flatten, with_values
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config, ParallelConfig
 from metro_megatron.corruption.corruptor import Proposal
@@ -29,11 +29,12 @@ from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.token_losses import SampleLosses
+from metro_megatron.files import json_lines
 from metro_megatron.model.encoder import Reading
 from metro_megatron.objective.term import Sums
 from metro_megatron.objective.vocabulary import at_masks
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.journal import rolled_back, told_between
+from metro_megatron.train.journal import rolled_back, told_between, values_before
 from metro_megatron.train.launch import with_replacements
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
@@ -75,10 +76,11 @@ def replay(run: Path, step: int, device: torch.device, on_step: Callable[[int, i
     a step that the run has not, and where no checkpoint before it is whole.
     """
     begin, remarks = _beginning(run, step)
-    config = _planned(run, begin, step)
+    config = _planned(run, step)
     _refuse_changes(run, begin, step)
     logged = _logged(run)
-    last = min((one for one in logged if one >= step), default=step)
+    # Of one configuration, as the step.
+    last = min((one for one in logged if one >= step and not values_before(run, step, one)), default=step)
     with tempfile.TemporaryDirectory() as scratch:
         alone = replace(
             config,
@@ -125,14 +127,16 @@ def _beginning(run: Path, step: int) -> tuple[Path | None, list[str]]:
     return None, remarks
 
 
-def _planned(run: Path, begin: Path | None, step: int) -> Config:
-    """The run's configuration at the step: what it was told on its way stands in its next checkpoint."""
-    later = [iteration_folder(run, saved) for saved in saved_steps(run) if saved >= step]
-    plans = [folder / "run_config.yaml" for folder in (*later, run)]
+def _planned(run: Path, step: int) -> Config:
+    """The run's configuration at the step: that of the next checkpoint, without what it was told in between."""
+    later = {iteration_folder(run, saved): float(saved) for saved in saved_steps(run) if saved >= step}
+    plans = {folder / "run_config.yaml": saved for folder, saved in {**later, run: math.inf}.items()}
     plan = next((path for path in plans if path.is_file()), None)
     if plan is None:
         raise UserError(f"{run}: is no run folder (no run_config.yaml); give the folder of train.output")
     config = load_config(plan)
+    if told_since := values_before(run, step, plans[plan]):
+        config = with_values(Config, flatten(config) | told_since)
     if not 1 <= step <= config.train.train_steps:
         raise UserError(f"--step {step}: must be 1 to train.train_steps {config.train.train_steps}")
     if any(step - 1 in window for window in config.skipped_steps):
@@ -155,11 +159,7 @@ def _refuse_changes(run: Path, begin: Path | None, step: int) -> None:
 
 def _logged(run: Path) -> dict[int, dict[str, Any]]:
     """The lines of training by their step."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    return {line["step"]: line for line in lines if "consumed_samples" in line}
+    return {line["step"]: line for line in json_lines(run / "metrics.jsonl", "step", "consumed_samples")}
 
 
 def _steps(

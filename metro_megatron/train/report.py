@@ -19,7 +19,7 @@ import psutil
 from torch.utils.tensorboard import SummaryWriter
 
 from metro_megatron.data.loader import PretrainingData
-from metro_megatron.files import replace_text
+from metro_megatron.files import json_lines, replace_text
 from metro_megatron.health.watch import Said
 from metro_megatron.objective.term import Term
 
@@ -86,7 +86,7 @@ class Report:
 
     def has_validation(self, step: int) -> bool:
         """Whether the figures of an evaluation after a step are there."""
-        lines = (orjson.loads(line) for line in self.path.read_bytes().splitlines())
+        lines = json_lines(self.path, "step")
         return any(line["step"] == step and any(name.startswith("validation/") for name in line) for line in lines)
 
     def first(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -38,8 +39,8 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._speaks and not self.is_asked:
-            seconds = self._expect()
-            within = f", within about {seconds:.0f} s" if seconds else ""
+            seconds = math.ceil(self._expect())
+            within = f", within about {seconds} s" if seconds else ""
             line = f"{signal.Signals(number).name}: saving after this step{within}, then ending\n"
             # Not print: the signal may have come while a line is printed, which cannot be begun twice.
             with suppress(OSError):

@@ -314,8 +314,10 @@ class Trainer:
 
     def _seconds_to_stop(self) -> float:
         """The most that two steps, after which all ranks know that they shall stop, and two saves, of which one has
-        begun, will take; 0: no step's time is known."""
-        return 2 * (self.clock.longest_step + self.saves.longest)
+        begun, will take, the first one on a slow disk; 0: no step's time is known."""
+        if not self.clock.longest_step:
+            return 0.0
+        return 2 * (self.clock.longest_step + (self.saves.longest or self.checkpoints.seconds_to_load))
 
     def _state(self) -> dict[str, Any]:
         """progress.json of a checkpoint at this step, whose parameters are fetched. A collective call."""

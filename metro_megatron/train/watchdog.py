@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -61,18 +62,24 @@ class Watchdog:
         self._halfway: dict[int, Any] | None = None
         """Signs of all when this rank had been still for half of the time."""
         self._ended = threading.Event()
+        self._wakes = threading.Event()
+        self._last = (0.0, 0.0, "", 0.0)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         self.sign("to meet the others")
         self._thread.start()
 
     def sign(self, doing: str, usual: float = 0.0) -> None:
         """Of life: what this rank begins to do, and the seconds that it usually takes, if they are known."""
+        before = self._last[2]
         # By a clock that nobody sets and by the one that people read.
         self._last = (time.monotonic(), time.time(), doing, max(self._seconds, 2 * usual))
+        if _kind(doing) != _kind(before):  # not each step: a process that stops now could tell no more
+            self._wakes.set()
 
     def close(self) -> None:
         """Watch no longer."""
         self._ended.set()
+        self._wakes.set()
         self._thread.join()
 
     def _watch(self) -> None:
@@ -82,7 +89,9 @@ class Watchdog:
             since, _, _, limit = self._last
             if time.monotonic() - since > limit:
                 self._end(self._decide())
-            if self._ended.wait(self._seconds / CHECKS):
+            self._wakes.wait(self._seconds / CHECKS)
+            self._wakes.clear()
+            if self._ended.is_set():
                 return
 
     def _look(self) -> None:
@@ -137,6 +146,10 @@ class Watchdog:
             f"rank {self._rank} has waited for {self._seconds:.0f} s (parallel.timeout_minutes): {what}; where the "
             f"other ranks stand is in {self._folder}. Look at that machine, then run the same command again"
         )
+
+
+def _kind(doing: str) -> str:
+    return re.sub(r"\d+", "", doing)
 
 
 def _key(rank: int) -> str:

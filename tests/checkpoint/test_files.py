@@ -11,7 +11,14 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from metro_megatron.checkpoint.files import check_metadata, verify_integrity, write_integrity
+from metro_megatron.checkpoint.files import (
+    TRACKER,
+    check_metadata,
+    resumable_steps,
+    tracked_step,
+    verify_integrity,
+    write_integrity,
+)
 from metro_megatron.errors import UserError
 
 
@@ -119,3 +126,14 @@ def test_garbage_metadata_is_a_message(folder: Path) -> None:
         (folder / ".metadata").write_bytes(damaged)
         with contextlib.suppress(UserError):
             check_metadata(folder)
+
+
+def test_a_tracker_names_a_checkpoint_that_is_there_or_none(tmp_path: Path) -> None:
+    for name in ("iter_0000007", "iter_10000000", "iter_8", "iter_000000\u0669", "iter_0000005.unfinished"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "iter_0000009").write_text("a file")
+    for text in (b"", b"\xff\xfe", b"-7", b"7.0", b"8", b"9", "\u0667".encode(), b"7" * 300, b"7" * 5000):
+        (tmp_path / TRACKER).write_bytes(text)
+        assert tracked_step(tmp_path) is None and resumable_steps(tmp_path) == [10_000_000, 7]
+    (tmp_path / TRACKER).write_bytes(b"7\r\n")
+    assert tracked_step(tmp_path) == 7 and resumable_steps(tmp_path) == [7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from metro_megatron.checkpoint.resume import beginning
+from metro_megatron.cli.options import flatten
 from metro_megatron.config.problems import problems
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.train.replay import _planned
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config
 from tests.train.test_trainer import run
@@ -44,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
 
 
 def test_a_finished_run_goes_on_with_what_is_named_and_its_journal_says_so(
-    finished: tuple[Path, list[dict[str, Any]]],
+    finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     folder, before = finished
     config = told(config_for(folder), TOLD)
@@ -67,6 +70,11 @@ def test_a_finished_run_goes_on_with_what_is_named_and_its_journal_says_so(
         "objective.rtd_weight": (50.0, 20.0),
     }
     assert all(line["step"] == 6 for line in journal)
+    # What replays a step has its options, also where the next checkpoint was made with others.
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("iter_0000004", "iter_0000006"))
+    for step, of_step in ((5, config_for(folder)), (6, config_for(folder)), (7, config)):
+        planned, expected = flatten(_planned(tmp_path / "run", step)), flatten(of_step)
+        assert {name: planned[name] for name in TOLD} == {name: expected[name] for name in TOLD}
     assert beginning(told(config, {})) == folder / "iter_0000008", "from its own checkpoints it needs no word"
 
 

@@ -2,6 +2,7 @@ import configparser
 import errno
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -312,6 +313,17 @@ def test_run_tool_in_a_process(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     command = [sys.executable, str(script), "--size"]
+    # A file that the tool opens does not get the number of a standard stream that the shell has closed.
+    tool = script.read_text()
+    script.write_text(tool.replace("print(", 'file = open("made", "wb", 0); os.write(1, b"SIGTERM"); print(', 1))
+    script.write_text("import os\n" + script.read_text())
+    closed = subprocess.run(f"{shlex.join([*command, '4'])} <&- >&- 2>&-", shell=True, cwd=tmp_path, env=environment)
+    assert closed.returncode == 0 and (tmp_path / "made").read_bytes() == b""
+    script.write_text(tool.replace("options.size + 1", "chr(0xFC)"))
+    ascii_only = {**environment, "PYTHONIOENCODING": "ascii"}
+    spelled = subprocess.run([*command, "4"], capture_output=True, text=True, env=ascii_only)
+    assert (spelled.returncode, spelled.stdout) == (0, "\\xfc\n")
+    script.write_text(tool)
     good = subprocess.run([*command, "4"], capture_output=True, text=True, env=environment)
     assert (good.returncode, good.stdout, good.stderr) == (0, "5\n", "")
     bad = subprocess.run([*command, "four"], capture_output=True, text=True, env=environment)

@@ -94,6 +94,8 @@ def test_losses_of_tokens_add_up_to_the_line(tmp_path: Path) -> None:
     replaced = sum(int((sample.read != sample.originals).sum()) for sample in found.samples)
     assert replaced / sum(len(sample.read) for sample in found.samples) == pytest.approx(line["replace_rate"])
     next((tmp_path / "iter_0000004").glob("*.distcp")).write_bytes(b"")
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step" 5}\n\xff}\n{"step": 5')  # damaged, and cut short by a crash
     (again,) = run_ranks(replayed, 1, str(tmp_path), 5)
     assert again.begin == tmp_path / "iter_0000002" and "has 0 bytes" in again.remarks[0]
     assert [one.is_same for one in again.lines] == [True] * 3

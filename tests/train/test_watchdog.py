@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,12 +11,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import HashStore, TCPStore
 
 from metro_megatron.config.schema import Config, ParallelConfig, TrainConfig
 from metro_megatron.errors import UserError
 from metro_megatron.parallel.layout import meet
-from metro_megatron.train.watchdog import EXIT_CODE, watched
+from metro_megatron.train.watchdog import EXIT_CODE, Watchdog, _key, watched
 from tests.distributed import PRELOADED
 
 SECONDS = 2.0
@@ -79,6 +80,24 @@ def test_the_rank_that_others_wait_for_is_named_with_the_stacks_of_who_waits(
     assert third == "absent" or "when it began step 7" in lines[0]
     for rank in range(2):
         assert "wait_in_a_collective" in (tmp_path / "still" / f"rank_{rank}.txt").read_text()
+
+
+def test_what_a_rank_begins_is_told_at_once(tmp_path: Path) -> None:
+    store = HashStore()
+    watchdog = Watchdog(store, 0, 2, 10_000.0, tmp_path)  # looks every 500 s
+
+    def told(what: str) -> bool:
+        return store.check([_key(0)]) and json.loads(store.get(_key(0)))[2] == what
+
+    for doing in ("step 1", "to save"):
+        watchdog.sign(doing)
+        deadline = time.monotonic() + 60
+        while not told(doing) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert told(doing)
+    begun = time.monotonic()
+    watchdog.close()
+    assert time.monotonic() - begun < 60
 
 
 def test_a_store_that_nobody_opens_is_rank_0s_to_explain(monkeypatch: pytest.MonkeyPatch) -> None:
