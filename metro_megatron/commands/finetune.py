@@ -74,9 +74,10 @@ def _learn_together(options: Options) -> None:
         return
     scores = [f"{name} {result['tasks'][name][task.score_names[0]]:.4f}" for name, task in tasks.items()]
     first = next(iter(tasks))
+    notes = [f"note: {name}: {remark}\n" for name in tasks for remark in result["tasks"][name]["remarks"]]
     print(
-        f"made {options.output}: a folder for each of {', '.join(tasks)}, metrics.json; {', '.join(scores)} after "
-        f"{result['seconds']:.0f} s\n"
+        f"{''.join(notes)}made {options.output}: a folder for each of {', '.join(tasks)}, metrics.json; "
+        f"{', '.join(scores)} after {result['seconds']:.0f} s\n"
         f"next: {tool_command('finetune')} --model {Path(options.output) / first} --task rte ..., a stage that starts "
         "from this encoder"
     )

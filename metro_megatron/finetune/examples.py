@@ -48,6 +48,13 @@ def class_label(value: Any) -> str:
     return str(int(value) if isinstance(value, float) else value)
 
 
+def class_among(value: Any, names: Sequence[str]) -> str:
+    """A label of a benchmark, whose names are known. Raises UserError for others."""
+    if value not in names:
+        raise UserError(f"label is {value!r}, must be one of {', '.join(names)}; fetch the file again")
+    return str(value)
+
+
 def read_labelled_texts(
     path: Path,
     read_label: Callable[[Any], Any] = class_label,

@@ -9,7 +9,8 @@ from typing import Any
 from metro_megatron.cli.command_line import is_first_process
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Part
-from metro_megatron.finetune.examples import LabelledTexts, class_label, labelled_texts, text_of
+from metro_megatron.finetune.examples import LabelledTexts, class_among, class_label, labelled_texts, text_of
+from metro_megatron.finetune.names import NLI, RTE
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.finetune.tasks.grouped import CATEGORIES, Diagnostic
 from metro_megatron.finetune.tasks.regression import Regression, number_label
@@ -82,11 +83,12 @@ def _task(
     scores: Sequence[str],
     label: str = "label",
     header: Sequence[str] | None = None,
+    labels: Sequence[str] = ("0", "1"),
     **others: Part,
 ) -> Benchmark:
     """A task of train.tsv, dev.tsv and test.tsv, which has no labels, and after an id only the texts."""
     is_regression = "spearman" in scores
-    read_label = number_label if is_regression else class_label
+    read_label = number_label if is_regression else partial(class_among, names=labels)
     labelled = partial(read_glue, columns=columns, label=label, read_label=read_label, header=header)
     return Benchmark(
         folder,
@@ -111,13 +113,14 @@ def read_diagnostic(path: Path) -> LabelledTexts[str]:
 
     def read(row: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
         first, second, label = (text_of(row, name) for name in _FULL_COLUMNS)
-        return first, second, class_label(label), tuple(_CATEGORIES[name] for name in _CATEGORIES if row[name].strip())
+        categories = tuple(_CATEGORIES[name] for name in _CATEGORIES if row[name].strip())
+        return first, second, class_among(label, NLI), categories
 
     first, second, labels, groups = map(list, zip(*each_row(path, rows, read), strict=True))
     return LabelledTexts(first, second, labels, [str(number) for number in range(len(first))], groups)
 
 
-_MNLI_LABELLED = partial(read_glue, columns=_SENTENCES, label="gold_label")
+_MNLI_LABELLED = partial(read_glue, columns=_SENTENCES, label="gold_label", read_label=partial(class_among, names=NLI))
 _UNLABELLED_PAIRS = partial(read_glue, columns=_SENTENCES, label=None)
 _DIAGNOSTIC = Part(
     tuple(
@@ -136,6 +139,7 @@ _MNLI = replace(
         _SENTENCES,
         ("accuracy",),
         label="gold_label",
+        labels=NLI,
         mm=Part(("dev_mismatched.tsv",), _MNLI_LABELLED),
         test_m=Part(("test_matched.tsv",), _UNLABELLED_PAIRS),
         test_mm=Part(("test_mismatched.tsv",), _UNLABELLED_PAIRS),
@@ -151,8 +155,8 @@ GLUE = {
     "stsb": _task("STS-B", _SENTENCES, ("spearman", "pearson"), label="score"),
     "qqp": _task("QQP", ("question1", "question2"), ("accuracy", "f1"), label="is_duplicate"),
     "mnli": _MNLI,
-    "qnli": _task("QNLI", ("question", "sentence"), ("accuracy",)),
-    "rte": _task("RTE", _SENTENCES, ("accuracy",)),
+    "qnli": _task("QNLI", ("question", "sentence"), ("accuracy",), labels=RTE),
+    "rte": _task("RTE", _SENTENCES, ("accuracy",), labels=RTE),
     "wnli": _task("WNLI", _SENTENCES, ("accuracy",)),
     "ax": replace(_MNLI, others={"ax": _DIAGNOSTIC}),
 }

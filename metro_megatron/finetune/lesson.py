@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from metro_megatron.cli.command_line import is_first_process
@@ -67,7 +69,7 @@ class Lesson:
             **others,
             "score_names": [*self.task.score_names, *others],
             **self.task.facts(),
-            "remarks": self.task.remarks(outputs, self.validation.rows),
+            "remarks": [*_diverged(scores, outputs), *self.task.remarks(outputs, self.validation.rows)],
             "num_train": len(self.task.train),
             "num_validation": len(self.task.validation),
             "num_cut": self.train.num_cut + self.validation.num_cut,
@@ -79,3 +81,13 @@ class Lesson:
             "predictions.jsonl": self.task.predictions(outputs, self.validation.rows),
             **{f"predictions_{name}.jsonl": one.predictions for name, one in asked.items()},
         }
+
+
+def _diverged(scores: Mapping[str, float], outputs: Outputs) -> list[str]:
+    """What must be known of scores on answers that are no numbers, of which the first class would be the largest."""
+    if all(map(math.isfinite, scores.values())) and not any(np.isnan(output).any() for output in outputs):
+        return []
+    return [
+        "the loss of validation, or what the model answers, is no finite number: its scores mean nothing; try a lower "
+        "--learning_rate, and smaller labels if they are numbers"
+    ]

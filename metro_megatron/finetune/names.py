@@ -7,6 +7,9 @@ from typing import Any
 
 BOOLEAN = ("false", "true")
 """Classes of yes and no, in the order of the numbers 0 and 1."""
+RTE = ("entailment", "not_entailment")
+NLI = ("contradiction", "entailment", "neutral")
+"""Classes of benchmarks."""
 _SHOWN = 5
 
 

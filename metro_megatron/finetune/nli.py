@@ -5,7 +5,8 @@ from pathlib import Path
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Line, Pair, Part, pairs
-from metro_megatron.finetune.examples import LabelledTexts, text_of
+from metro_megatron.finetune.examples import LabelledTexts, class_among, text_of
+from metro_megatron.finetune.names import NLI as NLI_LABELS
 from metro_megatron.finetune.tasks.classification import Classification
 
 _ANLI_LABELS = {"e": "entailment", "n": "neutral", "c": "contradiction"}
@@ -16,8 +17,10 @@ _NO_MAJORITY = "-"
 def snli(line: Line) -> list[Pair]:
     """Pairs on whose label the annotators did not agree are left out, as everywhere."""
     label = text_of(line, "gold_label")
-    pair = (text_of(line, "sentence1"), text_of(line, "sentence2"), label, line.get("pairID"), None)
-    return [] if label == _NO_MAJORITY else [pair]
+    if label == _NO_MAJORITY:
+        return []
+    pair = (text_of(line, "sentence1"), text_of(line, "sentence2"))
+    return [(*pair, class_among(label, NLI_LABELS), line.get("pairID"), None)]
 
 
 def anli(line: Line) -> list[Pair]:

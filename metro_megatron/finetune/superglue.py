@@ -10,9 +10,9 @@ from typing import Any
 
 from metro_megatron.errors import UserError
 from metro_megatron.finetune.benchmark import Benchmark, Line, Pair, Part, each_line, pairs
-from metro_megatron.finetune.examples import LabelledTexts, class_label, text_of
+from metro_megatron.finetune.examples import LabelledTexts, class_among, text_of
 from metro_megatron.finetune.glue import read_glue
-from metro_megatron.finetune.names import BOOLEAN
+from metro_megatron.finetune.names import BOOLEAN, NLI, RTE
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.finetune.tasks.grouped import CATEGORIES, Diagnostic, GroupedAnswers, MinimalPairs
 from metro_megatron.finetune.tasks.multiple_choice import Choice, MultipleChoice, choice_label
@@ -25,21 +25,23 @@ _CATEGORIES = dict(
 )
 """Keys of AX-b's lines."""
 _WNLI_FILES = {"wnli": "dev", "wnli_test": "test"}
+_YES_OR_NO = (*BOOLEAN, "0", "1")
 _SEED = 0
 """Of the right candidates and the orders that ReCoRD's training pairs are drawn in."""
 
 
-def two_texts(line: Line, first: str, second: str, group: str | None = None) -> list[Pair]:
+def two_texts(
+    line: Line, first: str, second: str, names: Sequence[str] = _YES_OR_NO, group: str | None = None
+) -> list[Pair]:
     """A pair as it stands in two keys."""
-    return [
-        (text_of(line, first), text_of(line, second), _label(line), line.get("idx"), line.get(group) if group else None)
-    ]
+    label = _label(line, names)
+    return [(text_of(line, first), text_of(line, second), label, line.get("idx"), line.get(group) if group else None)]
 
 
 def diagnosed(line: Line) -> list[Pair]:
     """A pair with the categories of what it shows; a line has the keys of its own alone."""
     categories = tuple(key for key, name in _CATEGORIES.items() if line.get(name))
-    return [(text_of(line, "sentence1"), text_of(line, "sentence2"), _label(line), line.get("idx"), categories)]
+    return [(text_of(line, "sentence1"), text_of(line, "sentence2"), _label(line, RTE), line.get("idx"), categories)]
 
 
 def winograd_of_glue(path: Path) -> LabelledTexts[str]:
@@ -134,16 +136,14 @@ def _query(passage: str, entities: tuple[str, ...], line: Line) -> Query:
 
 
 def _yes_or_no(value: Any) -> str:
-    if value not in ("0", "1"):
-        raise UserError(f"label is {value!r}, must be 0 or 1")
-    return BOOLEAN[int(value)]
+    return BOOLEAN[int(class_among(value, ("0", "1")))]
 
 
-def _label(line: Line) -> str | None:
+def _label(line: Line, names: Sequence[str] = _YES_OR_NO) -> str | None:
     if "label" not in line:
         return None
     value = line["label"]
-    return str(value).lower() if isinstance(value, bool) else class_label(value)
+    return class_among(str(value).lower() if isinstance(value, bool | int) else value, names)
 
 
 def _task(
@@ -159,19 +159,20 @@ def _pairs(folder: str, scores: Sequence[str], read: Callable[[Line], list[Pair]
 
 _HYPOTHESIS = partial(two_texts, first="premise", second="hypothesis")
 _AX_B = Part(("../AX-b/AX-b.jsonl", "AX-b.jsonl"), partial(pairs, read=diagnosed), Diagnostic, Diagnostic.own_scores)
+_ENTAILMENT = partial(_HYPOTHESIS, names=RTE)
 _AX_G = Part(
     ("../AX-g/AX-g.jsonl", "AX-g.jsonl"),
-    partial(pairs, read=partial(_HYPOTHESIS, group="pair_id")),
+    partial(pairs, read=partial(_ENTAILMENT, group="pair_id")),
     MinimalPairs,
     ("accuracy", "gender_parity"),
 )
 _GLUE_RTE = Part(("test.tsv",), partial(read_glue, columns=("sentence1", "sentence2"), label=None))
-_RTE = _pairs("RTE", ("accuracy",), _HYPOTHESIS, axb=_AX_B, axg=_AX_G, glue_test=_GLUE_RTE)
+_RTE = _pairs("RTE", ("accuracy",), _ENTAILMENT, axb=_AX_B, axg=_AX_G, glue_test=_GLUE_RTE)
 _WNLI = {name: Part((f"../WNLI/{file}.tsv",), winograd_of_glue) for name, file in _WNLI_FILES.items()}
 
 SUPERGLUE = {
     "boolq": _pairs("BoolQ", ("accuracy",), partial(two_texts, first="passage", second="question")),
-    "cb": _pairs("CB", ("accuracy", "macro_f1"), _HYPOTHESIS),
+    "cb": _pairs("CB", ("accuracy", "macro_f1"), partial(_HYPOTHESIS, names=NLI)),
     "copa": _task("COPA", MultipleChoice, ("accuracy",), copa),
     "multirc": _task("MultiRC", GroupedAnswers, ("f1a", "exact"), partial(pairs, read=multirc)),
     "record": replace(_task("ReCoRD", Ranking, ("f1", "exact"), queries), train=Part(("train.jsonl",), ranked_pairs)),

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -102,10 +103,12 @@ def read_examples(
     """What `read` makes of every row of a table.
 
     The first of `layouts` whose columns (or keys) the first row has is handed to `read` with each row. Raises UserError
-    as `read_table` does, and for rows of which `read` raises it: the first of them are named by line.
+    as `read_table` does, for a column that would be read twice, and for rows of which `read` raises it: the first of
+    them are named by line.
     """
     rows = read_table(path, layout)
     columns = _columns(path, rows[0].values, layouts)
+    refuse_duplicates(columns, f"{path}: what is read of it (--text_columns, --label_columns, --choice_columns)")
     return each_row(path, rows, lambda values: read(values, columns))
 
 
@@ -181,7 +184,7 @@ def _delimiter(file: TextIO, path: Path) -> str:
 
 def _json_rows(file: TextIO, path: Path, layout: Layout) -> Iterator[Row]:
     begin = file.tell()
-    is_array = file.read(1) == "["
+    is_array = next((line for line in file if line.strip()), "").lstrip().startswith("[")
     file.seek(begin)
     yield from (json_array_rows if is_array and _ending(path) == ".json" else json_line_rows)(file, path)
 
@@ -228,4 +231,5 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     refuse_duplicates(names, f"{path}: the schema")
     groups = range(len(row_group_bytes(str(path))))
     for number, values in read_rows(str(path), groups, names):
-        yield Row(f"row {number + 1}", dict(zip(names, values, strict=True)))
+        numbers = (float(value) if isinstance(value, Decimal) else value for value in values)
+        yield Row(f"row {number + 1}", dict(zip(names, numbers, strict=True)))

@@ -574,7 +574,7 @@ class MetroForMultipleChoice(MetroPreTrainedModel):
     ) -> MultipleChoiceModelOutput:
         """All inputs have A choices behind B: input_ids [B, A, S]. Logits [B, A]; loss: cross-entropy of labels [B]."""
         given = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        num_choices = next(x.size(1) for x in (input_ids, inputs_embeds) if x is not None)
+        num_choices = next((x.size(1) for x in (input_ids, inputs_embeds) if x is not None), 1)
         flat = [None if x is None else x.flatten(0, 1) for x in given]
         outputs = self.encode_main(*flat, **kwargs)
         logits = self.classifier(first_states(outputs.last_hidden_state, flat[1])).view(-1, num_choices)

@@ -1,13 +1,16 @@
 """A run whose model tells nothing apart says so beside its scores."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedConfig
 
 from metro_megatron.finetune.examples import LabelledTexts
+from metro_megatron.finetune.lesson import Lesson
 from metro_megatron.finetune.questions import Question
-from metro_megatron.finetune.task import Task
+from metro_megatron.finetune.task import Encoded, Task
 from metro_megatron.finetune.tasks.classification import Classification
 from metro_megatron.finetune.tasks.multi_label import MultiLabel
 from metro_megatron.finetune.tasks.multiple_choice import Choice, MultipleChoice
@@ -81,3 +84,15 @@ def test_what_is_remarked(name: str) -> None:
     assert remark.startswith("the model ")
     if "majority_share" in task.facts():
         assert majority.endswith(f"{task.facts()['majority_share']:.4f}")
+
+
+@pytest.mark.parametrize(
+    ("loss", "answer", "is_named"), [(0.5, 1.0, False), (float("inf"), 1.0, True), (0.5, np.nan, True)]
+)
+def test_a_model_that_has_diverged_is_named(loss: float, answer: float, is_named: bool) -> None:
+    rows = Encoded([{"label": 1}, {"label": 0}], 0)
+    tokenizer: Any = None
+    lesson = Lesson(both(Classification, texts("b", "a")), PreTrainedConfig(), tokenizer, Path(), rows, rows)
+    outputs = (np.array([[0.0, answer], [answer, 0.0]], dtype=np.float32),)
+    remarks = lesson.facts({"accuracy": 0.5, "loss": loss}, outputs, {})["remarks"]
+    assert remarks[0].startswith("the loss of validation, or what the model answers, is no finite number") == is_named

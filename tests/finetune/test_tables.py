@@ -1,5 +1,6 @@
 """Tables as people have them: every form gives the same rows, and what would be misread is refused."""
 
+import decimal
 import gzip
 import json
 from pathlib import Path
@@ -352,3 +353,34 @@ def test_first_characters_of_answers(start: Any, found: int | None) -> None:
             answers_of("a b, b c", "b", start)
     else:
         assert answers_of("a b, b c", "b", start)[0] == (("b", found),)
+
+
+def test_a_column_has_one_part(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label,x\na,b,1\n")
+    for kind, layout in (
+        (Classification, Layout(text_columns=["label"])),
+        (Classification, Layout(text_columns=["text", "text"])),
+        (Regression, Layout(text_columns=["text", "x"], label_columns=["x"])),
+        (MultiLabel, Layout(label_columns=["x", "x"])),
+        (MultipleChoice, Layout(choice_columns=["x", "text"])),
+        (Span, Layout(text_columns=["text", "text"], label_columns=["label"])),
+    ):
+        with pytest.raises(UserError, match=r"a.csv: what is read of it .* has '\w+' 2 times"):
+            kind.read_examples(path, layout)
+
+
+def test_marks_in_lists_are_no_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "a", "labels": [1, 0, 0]}\n')
+    with pytest.raises(UserError, match=r"line 1: labels is \[1, 0, 0\], which has a name twice"):
+        MultiLabel.read_examples(path)
+
+
+def test_numbers_of_a_table_are_those_of_fp32(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["a", "b"], "label": [decimal.Decimal("1.50"), decimal.Decimal("-2")]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert Regression.read_examples(tmp_path / "a.parquet").labels == [1.5, -2.0]
+    path = write(tmp_path / "a.json", '\n [{"text": "a", "label": 3e38}, {"text": "b", "label": 4e38}]')
+    with pytest.raises(
+        UserError, match=r"row 2: label 4e\+38 is not a finite number, written with a point, within FP32"
+    ):
+        Regression.read_examples(path)

@@ -12,6 +12,7 @@ from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import (
     MetroForAuxiliaryMaskedLM,
     MetroForMaskedLM,
+    MetroForMultipleChoice,
     MetroForPreTraining,
     MetroForQuestionAnswering,
     MetroForReplacedTokenDetection,
@@ -303,6 +304,8 @@ def test_mistakes_are_said() -> None:
         built(ids, attention_mask=mask[:, 1:])
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         built(ids, inputs_embeds=torch.zeros(3, 40, MODEL.hidden_size))
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        MetroForMultipleChoice(metro_config(MODEL))()
     with pytest.raises(ValueError, match="not a multiple"):
         MetroConfig(hidden_size=770)
     with pytest.raises(

@@ -138,7 +138,13 @@ def _label_field(value: Any) -> str | Labels:
         if is_printed_list(value):
             raise UserError(f"labels is {value!r}, a printed list; write names with ; between them, or JSONL")
         return value
-    return tuple(map(class_label, value if isinstance(value, list | tuple) else [value]))
+    names = tuple(map(class_label, value if isinstance(value, list | tuple) else [value]))
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"labels is {list(value)}, which has a name twice; write every name once, and 0 and 1 for each label in "
+            "columns (--label_columns)"
+        )
+    return names
 
 
 def _read_marks(path: Path, layout: Layout) -> LabelledTexts[Labels]:

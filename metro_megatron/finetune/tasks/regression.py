@@ -14,6 +14,8 @@ from metro_megatron.finetune.metrics import correlations
 from metro_megatron.finetune.tables import PLAIN, Layout
 from metro_megatron.finetune.task import Encoded, Outputs, Row, Task, encode_texts
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class Regression(Task[LabelledTexts[float]]):
     """Mean squared error between the one logit and the number as it is written."""
@@ -66,9 +68,9 @@ def number_label(value: Any) -> float:
         number = float(value) if is_number else math.nan
     except (ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= _LARGEST:
         raise UserError(
-            f"label {value!r} is not a finite number, written with a point; regression learns numbers, classification "
-            "names"
+            f"label {value!r} is not a finite number, written with a point, within FP32; regression learns numbers, "
+            "classification names"
         )
     return number
