@@ -10,7 +10,7 @@ from torch import Tensor
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
     """total [O, I] += gradient [T, O]^T inputs [T, I], in place; total is FP32, no product is rounded to 16 bits."""
     if total.is_cuda and inputs.dtype != total.dtype:
-        # Two passes over total's size, of which aten::addmm.dtype_out, in place, would spare one; not tried on a GPU.
+        # aten::addmm.dtype_out, in place, would spare a pass over total's size; not tried on a GPU.
         total += torch.mm(gradient.t(), inputs, out_dtype=total.dtype)
     else:
-        total.addmm_(gradient.t().to(total.dtype), inputs.to(total.dtype))
+        total += torch.mm(gradient.t().to(total.dtype), inputs.to(total.dtype))

@@ -37,7 +37,7 @@ def of_layer() -> Operations:
 
 def test_a_layer_is_few_operations() -> None:
     """45 are what it may take. 12 add a gradient to the buffer, one for each parameter: 8 are megatron-core's, 4 are of
-    products in FP32, which on a GPU are a product and an addition, and here two conversions and one call."""
+    products in FP32, which take two conversions each here and none on a GPU."""
     ((forward, backward),) = run_ranks(of_layer, 1)
     assert forward == {
         "addmm": 2,  # products with their bias: q, k and v, and the MLP's first
@@ -48,9 +48,8 @@ def test_a_layer_is_few_operations() -> None:
         "fused.layer_norm.kernels.forward_kernel": 2,
     }
     assert backward == {
-        "mm": 4,
+        "mm": 8,
         "_to_copy": 8,
-        "addmm_": 4,
         "sum": 2,  # gradients of the biases in products
         "gelu_backward": 1,
         "fused.layer_norm.kernels.backward_kernel": 2,
@@ -60,6 +59,6 @@ def test_a_layer_is_few_operations() -> None:
         "fused.attention.kernels.bias_kernel": 1,
         "fused.attention.kernels.key_kernel": 1,
         "add": 4,  # at both residuals, and to what the layers above found for both parts of the bias
-        "add_": 8,
+        "add_": 12,
     }
-    assert forward.total() + backward.total() - backward["addmm_"] <= 45
+    assert forward.total() + backward.total() - backward["_to_copy"] <= 45

@@ -40,9 +40,10 @@ def test_a_sum_over_many_products_is_that_of_fp32(device: str) -> None:
 
 
 def small(**parallel: Any) -> Config:
-    """One layer each; nine micro batches a step on one rank."""
+    """One layer each, or one a stage; nine micro batches a step on one rank."""
+    stages = parallel.get("pipeline_model_parallel_size", 1)
     return small_config(
-        model={"num_layers": 1, "auxiliary_num_layers": 1, "hidden_dropout": 0.1, "auxiliary_dropout": "train"},
+        model={"num_layers": stages, "auxiliary_num_layers": 1, "hidden_dropout": 0.1, "auxiliary_dropout": "train"},
         data={"micro_batch_tokens": 64},
         train={"precision": "bf16", "global_batch_size": 12},
         parallel=parallel,
