@@ -100,6 +100,11 @@ def open_electra(folder: Path) -> Pretrained:
     stored = stored_tensors(folder)
     role: Role = "generator" if any(name.startswith("generator_") for name in stored) else "discriminator"
     problems = list(_differences(folder, config))
+    if "embeddings.word_embeddings.weight" in stored:
+        problems.append(
+            f"{folder}: was saved by ElectraModel, which does not say whether it is a generator or a discriminator; "
+            "save it by ElectraForMaskedLM or ElectraForPreTraining"
+        )
     makers, unread = {}, []
     for name, maker in stored.makers.items():
         ours = _our_name(name, role)

@@ -16,6 +16,7 @@ from transformers import (
     ElectraConfig,
     ElectraForMaskedLM,
     ElectraForPreTraining,
+    ElectraModel,
 )
 
 from metro_megatron.checkpoint.read import SEGMENTS
@@ -326,6 +327,10 @@ def test_what_is_no_pair_of_ours_is_named(pair: list[Path], tmp_path: Path) -> N
     path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
     with pytest.raises(UserError, match="hidden_act is 'relu', of ours 'gelu'"):
         open_electra(folders[0])
+    bare = tmp_path / "bare"
+    ElectraModel(ElectraConfig.from_pretrained(pair[1])).save_pretrained(bare)
+    with pytest.raises(UserError, match="was saved by ElectraModel, .* save it by ElectraForMaskedLM or"):
+        open_electra(bare)
     with pytest.raises(UserError) as caught:
         electra_roles(small_config().model, ["clm"])
     assert caught.value.problems == [
