@@ -182,7 +182,7 @@ def adapted(subject: Subject) -> str:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.1)
-        model.save_pretrained(subject.scratch / auto)
+        model.save_pretrained(str(subject.scratch / auto))
         torch.manual_seed(2)
         fresh = getattr(transformers, auto).from_pretrained(subject.folder, dtype=torch.float32)
         again = peft.PeftModel.from_pretrained(fresh, subject.scratch / auto).eval()
