@@ -200,4 +200,6 @@ def _lock_file(path: Path) -> BinaryIO:
     try:
         return path.open("ab")
     except PermissionError:
+        if not path.exists():
+            raise
         return path.open("rb")

@@ -4,6 +4,7 @@ PREFIX.manifest.json is a `Manifest` as records are sealed. A dataset has source
 documents, and shards, in whose order the sources' documents follow one another.
 """
 
+import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -319,10 +320,10 @@ def other_tokenizer(prefix: str, manifest: Manifest, first_prefix: str, first: M
 
 
 def near_prefixes(given: str) -> list[str]:
-    """Datasets, five at most, that someone may mean by this prefix: a file's, a folder's, one spelled alike."""
+    """Datasets, five at most, that someone may mean by this prefix: a file's, a folder's, a glob, one spelled alike."""
     path = Path(given)
     folder = path if path.is_dir() else path.parent
     own = {one.name.removesuffix(".manifest.json"): str(one) for one in sorted(folder.glob("*.manifest.json"))}
     names = list(own) if path.is_dir() else [name for name in own if path.name.startswith((f"{name}.", f"{name}_"))]
-    names = names or get_close_matches(path.name, own)
+    names = names or fnmatch.filter(own, path.name) or get_close_matches(path.name, own)
     return [own[name].removesuffix(".manifest.json") for name in names[:5]]

@@ -47,12 +47,18 @@ def unsealed(content: bytes) -> Any:
         is_sealed = isinstance(value, dict) and SEAL in value
         if is_sealed:
             del value[SEAL]
-        is_whole = not is_sealed or sealed(value) == content
+        is_whole = not is_sealed or _is_sealed(content) or sealed(value) == content
     except (ValueError, RecursionError) as error:
         raise DamagedRecord(str(error)) from error
     if not is_whole:
         raise DamagedRecord(f"it does not have the SHA-256 that it names as {SEAL}")
     return value
+
+
+def _is_sealed(content: bytes) -> bool:
+    """Whether `content` is what `sealed` makes of a record, told without making it, which takes longer than reading."""
+    text, _, seal = content.rpartition(f',\n "{SEAL}": "'.encode())
+    return seal == hashlib.sha256(text + b"\n}\n").hexdigest().encode() + b'"\n}\n'
 
 
 def plain(value: Any) -> Any:

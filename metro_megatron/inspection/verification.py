@@ -1,7 +1,7 @@
 """Whether a dataset is what its manifest says, read from the first byte to the last in bounded memory.
 
 Beside it, if they are there: the journal of a run that works at its prefix, the hashes that a merge waits for, and the
-sample indices and the cache of replacements of its folder.
+sample indices, the counts of ids and the cache of replacements of its folder.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from metro_megatron.data.manifest import (
 from metro_megatron.data.replacements import DEFAULT_FOLDER, CacheFolder
 from metro_megatron.data.samples import cache_folder
 from metro_megatron.data.shards import token_dtype
+from metro_megatron.data.token_counts import token_count_problems
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.completeness import missing_inputs
 from metro_megatron.inspection.index_check import index_problems
@@ -64,7 +65,8 @@ def verify(prefix: str, on_read: OnRead = lambda size: None) -> Verified:
     beyond = DatasetPaths(prefix).shard(len(manifest.shards))
     problems += [f"{path}: the manifest does not know it; remove it" for path in beyond.files if path.exists()]
     problems += [*Journal(DatasetPaths(prefix).work).problems(), *hashes_problems(prefix, manifest)]
-    problems += index_folder_problems(cache_folder("", [prefix]))
+    beside = cache_folder("", [prefix])
+    problems += [*index_folder_problems(beside), *token_count_problems(beside)]
     problems += CacheFolder(Path(prefix).parent / DEFAULT_FOLDER).problems()
     if not problems:
         problems += _recount(prefix, manifest)

@@ -63,6 +63,14 @@ def assemble(
     return _Assembly(journal, parts, part_sources, options).run()
 
 
+def first_needed_part(journal: Journal) -> int:
+    """Number of the part where the shards that are finished end: those before it may be gone."""
+    number, part = 0, 0
+    while step := journal.entry(f"{shard_name(number)}.json", ShardStep):
+        number, part = number + 1, step.next_part
+    return part
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Documents begin to end of a block, all kept."""

@@ -170,6 +170,7 @@ class _ChunkWork:
             bytes_read=reader.bytes_read,
             sha256=reader.sha256,
             engine=engine,
+            checksums=writer.checksums,
         )
 
 

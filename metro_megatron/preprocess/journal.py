@@ -126,6 +126,8 @@ class ChunkEntry:
     """Of the chunk's bytes."""
     engine: str
     """What encoded it."""
+    checksums: tuple[int, ...] = ()
+    """CRC-32 of the files of its part; none in journals of earlier versions."""
 
 
 @dataclass(frozen=True)

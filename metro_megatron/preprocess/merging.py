@@ -57,6 +57,8 @@ def merge(prefixes: Sequence[str], output: str, shard_bytes: int, overwrite: boo
     damaged, tokenizers or special ids differ, datasets share documents, tasks of a run are missing, out of order, or,
     with --drop_duplicates, joined with others, or `output` is taken.
     """
+    if not prefixes:
+        raise UserError("no datasets given; name those to merge")
     prefix = output_prefix(output, "")
     manifests = [read_manifest(one) for one in prefixes]
     _check(prefixes, prefix, manifests, shard_bytes)
@@ -80,7 +82,7 @@ def _check(prefixes: Sequence[str], output: str, manifests: Sequence[Manifest], 
     problems = [] if shard_bytes > 0 else [f"--shard_bytes {shard_bytes}: must be positive"]
     first = manifests[0]
     for prefix, manifest in zip(prefixes, manifests, strict=True):
-        if Path(f"{prefix}.bin").absolute() == Path(f"{output}.bin").absolute():
+        if Path(f"{prefix}.bin").resolve() == Path(f"{output}.bin").resolve():
             problems.append(f"{prefix}: is both input and output; choose another --output_prefix")
         if problem := other_tokenizer(prefix, manifest, prefixes[0], first):
             problems.append(problem)

@@ -185,11 +185,29 @@ def join_hashes(parts: Sequence[Part], path: Path) -> None:
                 file.write(np.ascontiguousarray(hashes).data)
 
 
+def damaged_section(stem: Path, checksums: Sequence[int], first: int = 0) -> Path | None:
+    """The first file of a chunk's part, from section number `first` on, that is missing or has another CRC-32; None if
+    all are whole."""
+    for path, expected in list(zip(part_paths(stem), checksums, strict=False))[first:]:
+        if not path.is_file() or _crc32(path) != expected:
+            return path
+    return None
+
+
+def _crc32(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_UNITS):
+            found = crc32(block, found)
+    return found
+
+
 class PartWriter:
     """Appends whole documents to the four files of a part."""
 
     def __init__(self, files: list[BinaryIO], dtype: np.dtype[Any]):
-        self._tokens, self._units, self._documents, self._hashes = files
+        self._files = files
+        self._sums = [0] * len(files)
         self._dtype = dtype.newbyteorder("<")
         self.documents = self.units = self.tokens = 0
 
@@ -202,10 +220,21 @@ class PartWriter:
     ) -> None:
         """Ids [T], tokens per unit [U], units per document [D], hashes of D documents or nothing."""
         assert int(unit_lengths.sum()) == len(tokens) and int(document_units.sum()) == len(unit_lengths)
-        self._tokens.write(np.ascontiguousarray(tokens, self._dtype).data)
-        self._units.write(np.ascontiguousarray(unit_lengths, "<i4").data)
-        self._documents.write((self.units + np.cumsum(document_units)).astype("<i8").data)
-        self._hashes.write(hashes)
+        arrays: tuple[NDArray[Any], ...] = (
+            np.ascontiguousarray(tokens, self._dtype),
+            np.ascontiguousarray(unit_lengths, "<i4"),
+            (self.units + np.cumsum(document_units)).astype("<i8"),
+            np.frombuffer(hashes, np.uint8),
+        )
+        for number, (file, array) in enumerate(zip(self._files, arrays, strict=True)):
+            content = array.view(np.uint8)
+            file.write(content.data)
+            self._sums[number] = crc32(content, self._sums[number])
         self.documents += len(document_units)
         self.units += len(unit_lengths)
         self.tokens += len(tokens)
+
+    @property
+    def checksums(self) -> tuple[int, ...]:
+        """CRC-32 of each file so far."""
+        return tuple(self._sums)

@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,13 @@ from metro_megatron.data.file_hashes import file_entry
 from metro_megatron.data.manifest import NO_DOCUMENTS, DatasetPaths, FileEntry, Manifest, read_manifest
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.errors import UserError
-from metro_megatron.preprocess.assembly import Assembled, AssemblyOptions, assemble, find_duplicates
+from metro_megatron.preprocess.assembly import (
+    Assembled,
+    AssemblyOptions,
+    assemble,
+    find_duplicates,
+    first_needed_part,
+)
 from metro_megatron.preprocess.encoding import NUM_EXAMPLES, EncodingOptions, WorkDone, chunk_name
 from metro_megatron.preprocess.journal import ChunkEntry, Journal, Plan
 from metro_megatron.preprocess.options import PlanOptions, PreprocessOptions
@@ -37,7 +43,7 @@ from metro_megatron.preprocess.output import (
     refuse_work,
     source_entry,
 )
-from metro_megatron.preprocess.parts import Part, join_hashes, part_paths
+from metro_megatron.preprocess.parts import SECTIONS, Part, damaged_section, join_hashes, part_paths
 from metro_megatron.preprocess.rewritten import Piece, pieces_of, rewritten
 from metro_megatron.preprocess.workers import encode_locally, encode_on_ray
 from metro_megatron.text.documents import ReadOptions
@@ -201,9 +207,8 @@ class SourceRun:
             entries[chunk.number] = entry
             self._check_strict(entry)
 
-        for chunk in self._chunks:
-            if entry := self._journal.entry(f"{chunk_name(chunk.number)}.json", ChunkEntry):
-                take(chunk, entry)
+        for chunk, entry in self._finished_chunks():
+            take(chunk, entry)
         missing = [chunk for chunk in self._chunks if chunk.number not in entries]
         total = sum(chunk.end - chunk.begin for chunk in missing)
         with ReadingProgress(f"preprocessing {self._source}".strip(), total) as progress:
@@ -216,6 +221,19 @@ class SourceRun:
             elif missing:
                 encode_locally(missing, self._encoding(), min(self._options.num_workers, len(missing)), take, show)
         return [entries[chunk.number] for chunk in self._chunks]
+
+    def _finished_chunks(self) -> Iterator[tuple[Chunk, ChunkEntry]]:
+        """Chunks of which an earlier call has left a part that is whole, as far as it is read again."""
+        is_assembled = self._journal.entry(MANIFEST, Manifest) is not None
+        first_needed = first_needed_part(self._journal)
+        for number, chunk in enumerate(self._chunks):
+            if entry := self._journal.entry(f"{chunk_name(chunk.number)}.json", ChunkEntry):
+                first = SECTIONS.index("hashes") if number < first_needed else 0
+                damaged = None if is_assembled else damaged_section(self._stem(chunk), entry.checksums, first)
+                if damaged:
+                    print(f"{damaged}: damaged; {chunk.file.path} is encoded again", file=sys.stderr, flush=True)
+                else:
+                    yield chunk, entry
 
     def _encoding(self) -> EncodingOptions:
         plan, work = self._options.plan, self._paths.work.absolute()
@@ -245,8 +263,7 @@ class SourceRun:
         if not plan.drop_duplicates or plan.has_pending_duplicates:
             return None
         path = self._paths.work / "duplicates"
-        if not path.exists():
-            find_duplicates(parts, path)
+        find_duplicates(parts, path)
         return path
 
     def _assemble(self, parts: Sequence[Part], duplicates: Path | None) -> Assembled:

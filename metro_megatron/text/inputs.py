@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from metro_megatron.errors import UserError
@@ -33,8 +34,13 @@ _OWN_FOLDERS = (
     {"config.json", "model.safetensors"},
 )
 """Files that mark a folder as this program's: unfinished work, a run, an index of samples, a model."""
-_OF_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "report.json"}
+_MARKS_OF_TOKENIZER = ({"tokenizer.json"}, {"tokenizer_config.json"}, {"config.json", "vocab.txt"})
+_OF_TOKENIZER = {"special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "report.json"}.union(
+    *_MARKS_OF_TOKENIZER
+)
+"""Files of anyone's tokenizer, where some of them mark a folder as one's."""
 _MANIFEST = ".manifest.json"
+_MAGIC = re.compile(r"[*?\[]")
 _OWN = "of this program's own"
 _MOST_NAMED = 5
 
@@ -76,8 +82,8 @@ class InputFile:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
             raise UserError(
-                f"{self.path}: changed since the run was planned ({self.size:,} bytes then, {now.st_size:,} now); "
-                "start again with --overwrite"
+                f"{self.path}: changed, or was touched, since the run was planned ({self.size:,} bytes then, "
+                f"{now.st_size:,} now); give the same command again, which compares bytes"
             )
 
 
@@ -132,8 +138,7 @@ def find_inputs(patterns: Sequence[str], on_left_out: Callable[[str], object] = 
                 files.append(_stat(source, path))
             except UserError as error:
                 problems += error.problems
-    real = Counter(os.path.realpath(file.path) for file in files)
-    problems += [f"{path}: given {count} times; name it once" for path, count in real.items() if count > 1]
+    problems += _given_twice(files)
     if problems:
         raise UserError(problems)
     if left_out:
@@ -142,6 +147,21 @@ def find_inputs(patterns: Sequence[str], on_left_out: Callable[[str], object] = 
         listed = ", ".join(f"{count:,} {what}" for what, count in (+most).items())
         on_left_out(f"left out of folders and globs: {listed}; a file that is named is read")
     return files
+
+
+def _given_twice(files: Sequence[InputFile]) -> Iterator[str]:
+    """A line for each file that has several of these names, by links of any kind or spellings."""
+    places: dict[object, list[str]] = {}
+    for file in files:
+        with suppress(OSError):  # it is gone, which its reader says
+            status = os.stat(file.path)
+            # Numbers alone are not unique on every network file system.
+            key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            places.setdefault(key, []).append(file.path)
+    for first, *others in places.values():
+        if others:
+            names = ", ".join(dict.fromkeys(other for other in others if other != first))
+            yield f"{first}: given {len(others) + 1} times{f', as {names}' if names else ''}; name it once"
 
 
 def plan_chunks(files: Sequence[InputFile], chunk_bytes: int) -> list[Chunk]:
@@ -192,13 +212,25 @@ def _expand(pattern: str, left_out: Counter[str]) -> Iterator[str]:
     elif os.path.lexists(pattern):
         yield pattern
     else:
-        paths = list(filter(os.path.isfile, _matches(pattern)))
-        own = {folder: _own_files(folder) for folder in set(map(os.path.dirname, paths))}
-        for path in paths:
-            if os.path.basename(path) in own[os.path.dirname(path)]:
+        own, top = cache(_own_files), os.path.dirname(_MAGIC.split(pattern)[0])
+        for path in _matches(pattern):
+            if _is_own(path, top, own):
                 left_out[_OWN] += 1
-            else:
+            elif not os.path.isdir(path):
                 yield path
+            elif "**" not in pattern:  # which names what is in folders itself
+                yield from _walk(path, frozenset(), left_out)
+
+
+def _is_own(path: str, top: str, own: Callable[[str], set[str]]) -> bool:
+    """Whether this program has written a file, or a folder that it is in, below `top`."""
+    while True:
+        folder, name = os.path.split(path)
+        if name in own(folder):
+            return True
+        if len(folder) <= len(top):
+            return False
+        path = folder
 
 
 def _own_files(folder: str) -> set[str]:
@@ -211,7 +243,8 @@ def _own_files(folder: str) -> set[str]:
         return names
     manifests = {name for name in names if name.endswith(_MANIFEST)}
     own = {name for name in manifests if f"{name.removesuffix(_MANIFEST)}.tokenizer" in names}
-    return own | (names & _OF_TOKENIZER if "tokenizer_config.json" in names else set())
+    has_tokenizer = any(marks <= names for marks in _MARKS_OF_TOKENIZER)
+    return own | (names & _OF_TOKENIZER if has_tokenizer else set())
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]], left_out: Counter[str]) -> Iterator[str]:
@@ -255,7 +288,7 @@ def _stat(source: str, path: str) -> InputFile:
     ending, by_name = kind(path)
     if ending in PARQUET:
         return InputFile(source, path, status.st_size, status.st_mtime_ns)
-    compression = compression_of(first_bytes) or by_name
+    compression = compression_of(first_bytes, by_name)
     is_json = ending in JSON_LINES
     if compression and first_bytes:
         first_bytes = _first_bytes(path, compression)

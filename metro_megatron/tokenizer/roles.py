@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from metro_megatron.errors import UserError
-from metro_megatron.tokenizer.tokenizer import CONFIG_FILE
+from metro_megatron.tokenizer.tokenizer import BYTE, CONFIG_FILE
 from metro_megatron.vocabulary import SpecialIds
 
 
@@ -80,12 +80,24 @@ def tokens_of_roles(
 def special_ids_of(pipeline: tokenizers.Tokenizer, tokens: Mapping[str, str], unknown: str | None) -> SpecialIds:
     """Ids of the tokens of ROLES; of unknown words, of what else the tokenizer calls special, and of no token at all.
 
-    Ids that no token has are counted below the largest that has one.
+    Ids that no token has are counted below the largest that has one. Bytes that spell what no piece holds are text,
+    also where they were trained as special tokens. Raises UserError where a word has the id of one of ROLES, as adding
+    tokens to a vocabulary with gaps leaves it.
     """
     ids = {name: id_of(pipeline, token) for name, token in tokens.items()}
-    used = set(pipeline.get_vocab(with_added_tokens=True).values())
+    vocabulary = pipeline.get_vocab(with_added_tokens=True)
+    shared = [token for token, number in vocabulary.items() if number in ids.values() and token not in tokens.values()]
+    if shared:
+        number = vocabulary[min(shared)]
+        raise UserError(
+            f"the tokenizer has {pipeline.id_to_token(number)} and {min(shared)} as id {number}, so that text cannot "
+            "be told from it; give its special tokens ids of their own"
+        )
+    used = set(vocabulary.values())
     others = set(range(max(used) + 1)) - used
-    others |= {number for number, token in pipeline.get_added_tokens_decoder().items() if token.special}
+    has_bytes = getattr(pipeline.model, "byte_fallback", False)
+    special = {number: one.content for number, one in pipeline.get_added_tokens_decoder().items() if one.special}
+    others |= {number for number, content in special.items() if not (has_bytes and BYTE.fullmatch(content))}
     others |= {id_of(pipeline, unknown)} if unknown is not None else set()
     return SpecialIds(**ids, others=tuple(sorted(others - set(ids.values()))))
 

@@ -26,7 +26,8 @@ WORD_BOUNDARY = "\u2581"
 """SentencePiece's visible space."""
 
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+"""A token that stands for one byte of what no other has."""
 
 
 class Tokenizer(ABC):
@@ -103,7 +104,7 @@ def starts_of(tokens: Sequence[str], mark: str | tuple[str, ...]) -> NDArray[np.
 
 def sentencepiece_bytes(piece: str) -> bytes:
     """What a piece of a SentencePiece model adds to a text, in UTF-8."""
-    byte = _BYTE.fullmatch(piece)
+    byte = BYTE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace(WORD_BOUNDARY, " ").encode()
 
 

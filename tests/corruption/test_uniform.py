@@ -86,4 +86,4 @@ def test_a_run_needs_no_auxiliary_model(tmp_path) -> None:
     assert found.changed == [1.0] * len(found.changed)
     assert found.figures[-1]["rtd_loss"] < 0.9 * found.figures[0]["rtd_loss"], "such noise is easily told"
     assert "aux_loss" not in found.figures[0]
-    assert len(list(tmp_path.glob("*.counts.npy"))) == 1
+    assert len(list(tmp_path.glob("*.counts.json"))) == 1

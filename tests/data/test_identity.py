@@ -155,6 +155,7 @@ def test_the_near_prefix_is_named(folder: Path) -> None:
         ("a_00000.bin", "did you mean {}/a[?]"),
         ("elsewhere/", "did you mean {}/elsewhere/c[?]"),
         ("abb", "did you mean {}/ab[?]"),
+        ("ab*", "did you mean {}/ab[?]"),
         ("none", "there is no such dataset; write"),
     ):
         with pytest.raises(UserError, match=near.format(folder)):

@@ -24,7 +24,7 @@ from metro_megatron.data.replacements import (
 )
 from metro_megatron.data.samples import SampleRule, cache_folder, cached_sample_index
 from metro_megatron.data.shards import open_shards
-from metro_megatron.data.token_counts import count_tokens
+from metro_megatron.data.token_counts import cached_token_counts, count_tokens
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.verification import verify
 from metro_megatron.preprocess.merging import merge
@@ -56,6 +56,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, reviews: list[list[str]], 
     prefix = str(folder / "own" / "d")
     merge([str(folder / "long"), str(folder / "short")], prefix, 40_000)
     cached_sample_index(open_shards([prefix]), SampleRule(64), cache_folder("", [prefix]))
+    cached_token_counts(open_shards([prefix]), 2000, cache_folder("", [prefix]))
     leave_journal(prefix, folder / "long.txt", tokenizer_folder)
     write_cache(folder / "own" / DEFAULT_FOLDER)
     part = PlanOptions(drop_duplicates=True, num_shards=2, chunk_bytes=2000)
@@ -86,7 +87,8 @@ def leave_journal(prefix: str, text: Path, tokenizer_folder: Path) -> None:
 
 
 def files_of(prefix: str) -> list[Path]:
-    """Of a dataset and what lies beside it; of unfinished work the journal, as all else is made or copied again."""
+    """Of a dataset and what lies beside it; of unfinished work the journal: whoever goes on compares, makes or copies
+    all else again."""
     work = DatasetPaths(prefix).work
     found = (path for path in Path(prefix).parent.rglob("*") if path.is_file() and path.stat().st_size)
     return sorted(path for path in found if work not in path.parents or path.parent == work and path.suffix == ".json")
@@ -159,6 +161,18 @@ def test_a_damaged_index_is_built_again(
     flip(next(folder.glob("*/start.bin")), 77)
     cached_sample_index(shards, rule, folder)  # compares sizes; the first process of its machine is what refuses
     flip(next(folder.glob("*/start.bin")), 77)
+
+
+def test_damaged_counts_are_made_again(dataset: str, capsys: pytest.CaptureFixture) -> None:
+    folder, shards = cache_folder("", [dataset]), open_shards([dataset])
+    counts = cached_token_counts(shards, 2000, folder)
+    assert capsys.readouterr().err == "" and counts.tolist() == count_tokens(shards, 2000).tolist()
+    (path,) = folder.glob("*.counts.json")
+    whole = path.read_bytes()
+    for content in (b"", whole[:-100], whole.replace(b" 0,\n  0,", b" 1,\n  -1,", 1)):
+        path.write_bytes(content)
+        assert cached_token_counts(shards, 2000, folder).tolist() == counts.tolist()
+        assert capsys.readouterr().err == f"{path}: damaged; is made again\n" and path.read_bytes() == whole
 
 
 def test_damaged_replacements_are_not_trained_on(dataset: str) -> None:

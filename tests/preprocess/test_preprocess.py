@@ -270,6 +270,29 @@ def test_hashes_decide_whether_inputs_are_the_same(tmp_path: Path, tokenizer_fol
     assert Tokenizer.from_folder(tokenizer_folder).decode(shard.tokens[-8:].tolist()).endswith("bad!")
 
 
+def test_damaged_parts_of_an_interrupted_run_are_written_again(
+    tmp_path: Path, reviews: list[list[str]], tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines(reviews[:80])) * 2 + b"{\n")
+    plan = {"drop_duplicates": True, "chunk_bytes": 20_000}
+    attempt = partial(run, [str(tmp_path / "a.jsonl")], tokenizer_folder, plan=plan, workers=1)
+    attempt(tmp_path / "one" / "s", max_reject_fraction=0.1)
+    prefix = tmp_path / "two" / "s"
+    with pytest.raises(UserError, match="1 of 161 records"):
+        attempt(prefix)
+    work = DatasetPaths(str(prefix)).work
+    for number, section in enumerate(("tokens", "units", "documents", "hashes")):
+        path = work / f"chunk-{number:06d}.{section}"
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 4
+        path.write_bytes(damaged)
+    (work / "chunk-000004.tokens").write_bytes((work / "chunk-000004.tokens").read_bytes()[:-2])
+    (work / "chunk-000005.units").unlink()
+    attempt(prefix, max_reject_fraction=0.1)
+    assert capsys.readouterr().err.count("is encoded again") == 6
+    assert content(tmp_path / "one" / "s") == content(prefix)
+
+
 def test_output_below_the_input(
     tmp_path: Path, tokenizer_folder: Path, reviews: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,13 +145,13 @@ def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
     (chunk,) = plan_chunks(find_inputs([str(path)]), 1000)
     with path.open("ab") as file:
         file.write(json_lines("c"))
-    with pytest.raises(UserError, match=f"{path}: changed since"):
+    with pytest.raises(UserError, match=f"{path}: changed, or was touched, since"):
         list(ChunkReader(chunk, TEXT))
     (chunk,) = plan_chunks(find_inputs([str(path)]), 1000)
     reader = iter(ChunkReader(chunk, TEXT))
     next(reader)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(UserError, match=f"{path}: changed since"):
+    with pytest.raises(UserError, match=f"{path}: changed, or was touched, since"):
         list(reader)
 
 
@@ -280,7 +280,7 @@ def test_cut_off_or_damaged_compressed_files_are_named(tmp_path: Path, compressi
             read(path)
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 0xFF
-    bad = [bytes(damaged), b'{"text": "not compressed"}']
+    bad = [bytes(damaged), b'{"text": "not compressed\0"}']
     if compression != "bz2":  # bz2 ignores what follows the last stream
         bad.append(whole + b"garbage")
     for content in bad:
@@ -331,12 +331,30 @@ def test_compressions_under_other_names(tmp_path: Path, compression: str, name: 
     assert read(path) == ([["a"], ["b"]], {})
 
 
+def test_text_under_the_name_of_a_compression_and_frames_to_be_skipped(tmp_path: Path) -> None:
+    """As servers that unpack on the way, and pzstd, leave files."""
+    for ending in COMPRESS:
+        for content in (json_lines("\u00e9", "b"), b"\xef\xbb\xbf" + json_lines("\u00e9", "b")):
+            (tmp_path / f"f.jsonl.{ending}").write_bytes(content)
+            assert read(tmp_path / f"f.jsonl.{ending}") == ([["\u00e9"], ["b"]], {})
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"
+    for name in ("g.jsonl.zst", "g.jsonl"):
+        (tmp_path / name).write_bytes((skipped + COMPRESS["zst"](json_lines("a"))) * 2 + skipped)
+        assert read(tmp_path / name) == ([["a"], ["a"]], {})
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("f.txt", "a\n\nb".encode("utf-32"), "is UTF-32 text; convert it .iconv -f UTF-32 -t UTF-8"),
         ("f.jsonl", b"PAR1....", "is a Parquet file; name it .parquet"),
         ("f.txt", b"\xfd7zXZ\x00", "compressed with xz"),
+        ("f.txt", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        ("f.txt", "text, \u00e9".encode("utf-16-le"), "is UTF-16 text without a mark; .*UTF-16LE"),
+        ("f.txt", "text, \u00e9".encode("utf-16-be"), "is UTF-16 text without a mark; .*UTF-16BE"),
+        ("f.jsonl", '{"text": "a"}'.encode("utf-32-le"), "is UTF-32 text"),
+        ("f.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "is compressed twice"),
+        ("f.jsonl.gz", gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar  \0"), "is a tar archive"),
     ],
 )
 def test_what_is_no_text_is_named_by_its_first_bytes(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -13,7 +13,7 @@ from metro_megatron.text.inputs import find_inputs, plan_chunks
 def tree(tmp_path: Path) -> Path:
     for name in ("b/2.jsonl", "b/10.txt.gz", "a.jsonl", "b/c/x.bz2", "b/notes.md", "b/.hidden.jsonl", "b/c/y.json.zst"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x" * 10)
+        (tmp_path / name).write_bytes((b"x" if name.endswith("l") else b"\0") * 10)
     return tmp_path
 
 
@@ -55,6 +55,27 @@ def test_what_this_program_has_written_is_left_out_and_said(tree: Path) -> None:
         ("", "b/plan.json"),
     ]
     assert found(tree, f"{tree}/s.manifest.json") == [("", "s.manifest.json")]
+
+
+def test_globs_read_what_the_shell_would_name(tree: Path) -> None:
+    """Folders, of which nothing is lost; what a program has left inside them is no text."""
+    for name in ("b/run/run_config.yaml", "b/run/checkpoints/step.json", "bert/config.json", "bert/vocab.txt"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"{}")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "c/own.json"):
+        (tree / "b" / name).write_bytes(b"{}")
+    texts = [("", name) for name in ("b/10.txt.gz", "b/2.jsonl", "b/c/own.json", "b/c/y.json.zst")]
+    assert found(tree, f"{tree}/[b]*") == found(tree, f"{tree}/b") == texts
+    assert found(tree, f"{tree}/**/*.json") == [("", "b/c/own.json")]
+    assert found(tree, f"{tree}/b/run/checkpoints/*.json") == [("", "b/run/checkpoints/step.json")]
+    (tree / "b" / "gone.txt").symlink_to("nowhere")
+    os.link(tree / "a.jsonl", tree / "b" / "hard.jsonl")
+    with pytest.raises(UserError) as refused:
+        find_inputs([f"{tree}/b/*.txt", f"{tree}/a.jsonl", f"{tree}/b/*.jsonl"])
+    assert refused.value.problems == [
+        f"{tree}/b/gone.txt: cannot be read (No such file or directory)",
+        f"{tree}/a.jsonl: given 2 times, as {tree}/b/hard.jsonl; name it once",
+    ]
 
 
 def test_equals_signs_and_brackets_in_names(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,20 @@ def test_cut_off_and_damaged_arrays_are_counted(tmp_path: Path) -> None:
     assert read(path, max_document_bytes=60) == ([], {"too_long": 200})
 
 
+def test_arrays_of_anything_are_counted_by_the_value(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    nested = json.dumps([OBJECTS[:100], [OBJECTS[100:]]], indent=1)
+    for text in (nested, "\ufeff" + nested, json.dumps([OBJECTS[:100], [OBJECTS[100:]]])):
+        path.write_text(text)
+        assert read(path) == (TEXTS, {})
+    for values in (["a", "b", '"]'], [1, -2.5, None], [["a"], [["b"], []], True]):
+        for indent in (None, 1):
+            path.write_text(json.dumps(values, indent=indent))
+            assert read(path) == ([], {"not_an_object": 3})
+    path.write_text('["a", "b"]\n["c", "d"]\n')  # records of JSON Lines
+    assert read(path) == ([], {"not_an_object": 2})
+
+
 def test_datasets_are_those_of_json_lines(tmp_path: Path, tokenizer_folder: Path) -> None:
     contents = []
     for name, content in (("a.jsonl", LINES.encode()), ("b.json", PRETTY.encode("utf-16"))):

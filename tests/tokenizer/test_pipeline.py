@@ -144,6 +144,23 @@ def test_files_of_a_class_of_transformers(tmp_path: Path) -> None:
     assert tokenizer.encode("The films was") == [1, 4, 5, 2]
 
 
+def test_bytes_that_were_trained_as_special_tokens_are_text(tmp_path: Path) -> None:
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>"))
+    names = ["<unk>", "<s>", "</s>", "<pad>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=names, show_progress=False)
+    theirs.train_from_iterator(["ab ba"], trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.special_ids == SpecialIds(bos=1, pad=3, eos=2, mask=4, others=(0,))
+    assert tokenizer.encode("a\u00e9b") == theirs.encode("a\u00e9b").ids
+    gaps = {"a": 0, "b": 3, **{name: 10 + number for number, name in enumerate(names[:4])}}
+    broken = tokenizers.Tokenizer(tokenizers.models.WordLevel(gaps, unk_token="<unk>"))
+    broken.add_special_tokens(["c", "d", "e", "f", "<mask>"])  # as ids 6 to 10
+    broken.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="the tokenizer has .* and .* as id 10, so that text cannot be told"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_missing_and_shared_tokens_are_named_together(tmp_path: Path) -> None:
     words = {token: number for number, token in enumerate(["<s>", "</s>", "a", "b"])}
     for name, settings in {"missing": {}, "shared": {"pad_token": "</s>", "mask_token": "a"}}.items():
