@@ -7,7 +7,6 @@ theirs at a time beside its sum.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -22,7 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
-from metro_megatron.checkpoint.files import AVERAGE, INTEGRITY, METADATA, write_integrity
+from metro_megatron.checkpoint.files import AVERAGE, INTEGRITY, METADATA, checkpoint_sha256, write_integrity
 from metro_megatron.checkpoint.read import (
     SEGMENTS,
     TOKENIZER,
@@ -104,7 +103,7 @@ class Source:
             "run": folder.parent.name,
             "seed": self.config.train.seed,
             "weight": self.weight,
-            "integrity_sha256": hashlib.sha256((folder / INTEGRITY).read_bytes()).hexdigest(),
+            "integrity_sha256": checkpoint_sha256(folder),
         }
 
 

@@ -26,6 +26,7 @@ SECTIONS = ("tokens", "units", "documents", "hashes")
 _BLOCK_DOCUMENTS = 1 << 16
 _BLOCK_UNITS = 1 << 20
 """A block ends at whichever comes first: memory is bounded for many short documents and for few long ones."""
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def damaged_section(stem: Path, checksums: Sequence[int], first: int = 0) -> Pat
 def _crc32(path: Path) -> int:
     found = 0
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_UNITS):
+        while block := file.read(_READ_BYTES):
             found = crc32(block, found)
     return found
 

@@ -18,10 +18,11 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
-from metro_megatron.checkpoint.files import INTEGRITY, METADATA, TRACKER
+from metro_megatron.checkpoint.files import METADATA, TRACKER, checkpoint_sha256
 from metro_megatron.checkpoint.read import StoredModel, find_iteration, find_tokenizer, stored_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.files import file_sha256
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import exported_model, exported_tensors, metro_config
 from metro_megatron.hf.folder import folder_model
@@ -63,11 +64,10 @@ class FrozenFolder:
     def sha256(self) -> str:
         """Of its weights and its configuration."""
         if self.is_run:
-            return hashlib.sha256((self.path / INTEGRITY).read_bytes()).hexdigest()
+            return checkpoint_sha256(self.path)
         found = hashlib.sha256()
         for path in sorted(path for pattern in ("config.json", *_WEIGHTS) for path in self.path.glob(pattern)):
-            with path.open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
+            found.update(bytes.fromhex(file_sha256(path)))
         return found.hexdigest()
 
     def problems(self, config: Config, tokenizer: Path) -> list[str]:
