@@ -21,7 +21,7 @@ TEST_SHARE = 0.2
 SHINGLE_WORDS = 6
 SENTENCES_PER_REVIEW = 2
 """Of held-out reviews, for acceptability."""
-GAPS_PER_REVIEW = 5
+GAPS_PER_REVIEW = 3
 """Sentences of held-out reviews with a gap, for cloze."""
 LEAST_COUNT = 100
 """Of a word that is left out, in the reviews to pretrain on."""
