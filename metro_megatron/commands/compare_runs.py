@@ -34,8 +34,8 @@ class Options:
     """Which runs."""
 
     a: list[str]
-    """Folders of runs of one arm, a seed each: scores/ holds *.jsonl, in folders or not; run_config.yaml is there, too,
-    or in pretraining/."""
+    """Folders of runs of one arm, a seed each: scores/ holds *.jsonl or *.jsonl.gz, in folders or not; run_config.yaml
+    is there, too, or in pretraining/."""
     b: list[str]
     """Those of the other arm. Seeds that both have are paired; if there are none, the arms are compared unpaired."""
 
@@ -88,7 +88,7 @@ def read_arm(folders: Sequence[str]) -> Arm:
     """Scores of runs by their seed. Raises UserError for a folder without scores or seed, and for a seed twice."""
     arm: dict[int, dict[str, dict[str, float]]] = {}
     for folder in map(Path, folders):
-        files = sorted((folder / "scores").rglob("*.jsonl"))
+        files = sorted(file for ending in ("jsonl", "jsonl.gz") for file in (folder / "scores").rglob(f"*.{ending}"))
         if not files:
             raise UserError(f"{folder} has no *.jsonl in scores/; write one with tools/evaluate.py --documents")
         seed = _seed(folder)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused.dispatch import describe
 from metro_megatron.checkpoint.files import checkpoint_sha256
 from metro_megatron.checkpoint.resume import beginning, is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
@@ -26,21 +24,19 @@ from metro_megatron.health.self_check import self_check
 from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.health.subject import Subject
 from metro_megatron.health.watch import Watch
-from metro_megatron.mcore import implementations
 from metro_megatron.model.encoder import TIED
 from metro_megatron.model.init import starting_parts
-from metro_megatron.objective.figures import weighted
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer, Update
-from metro_megatron.plan.flops import Amount, achieved_tflops
-from metro_megatron.plan.gpus import peak_tflops
 from metro_megatron.tokenizer.tokenizer import copy_tokenizer
 from metro_megatron.train.build import Parts, initial_weights, refuse_mixed_libraries
 from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.interval import interval_figures
 from metro_megatron.train.journal import note, note_rollback, note_spike, rolled_back
 from metro_megatron.train.metrics import MetricSums
+from metro_megatron.train.opening import opening_lines
 from metro_megatron.train.past_updates import BadStep, PastUpdates
 from metro_megatron.train.probes import Probes
 from metro_megatron.train.progress import Progress
@@ -389,16 +385,7 @@ class Trainer:
         before = self.report
         report = Report(self.run, self.parts.all_terms, self.progress.done, self.config.train.train_steps)
         report.has_begun = before is not None and before.has_begun
-        report.say(self._description())
-        if missing := self.corpus.without_checksums:
-            report.say(f"warning: {missing}")
-        report.say(describe(self.layout.device))
-        report.say(implementations(self.config, self.layout.device))
-        report.say(self.corpus.description)
-        if advice := self.corpus.advice:
-            report.say(f"warning: {advice}")
-        if self.initial:
-            report.say(self.initial.description)
+        report.say_all(opening_lines(self.config, self.layout, self.corpus, self.initial))
         report.say_all(self.remarks)
         if self.told:
             note(self.run, self.progress.done, self.told, report.say)
@@ -409,13 +396,6 @@ class Trainer:
             report.say(f"{whence} after step {self.progress.done}")
         self.report = report
 
-    def _description(self) -> str:
-        layout, train = self.layout, self.config.train
-        return (
-            f"{layout.world.size()} processes on {layout.device.type} (tensor {layout.tensor.size()}, pipeline "
-            f"{layout.pipeline.size()}, data {layout.data.size()}), {train.precision}"
-        )
-
     def _hear(self, step: int, update: Update) -> None:
         if self.watch:
             self.watch.update(update)
@@ -423,51 +403,17 @@ class Trainer:
             note_spike(self.run, step, update.grad_norm, self.report.say)
             self.report.say(f"warning: step {step} skipped: gradient norm {update.grad_norm:.3g} is a spike")
 
-    def _log(
-        self,
-        report: Report | None,
-        data: PretrainingData,
-        norms: WeightNorms,
-        update: Update,
-    ) -> None:
-        figures, weights = self.metrics.reduce(), norms.measure()
-        seconds, waited, steps = self.clock.lap()
+    def _log(self, report: Report | None, data: PretrainingData, norms: WeightNorms, update: Update) -> None:
+        sums, weights, lap = self.metrics.reduce(), norms.measure(), self.clock.lap()
         step, seen, amount = self.progress.done, self.progress.seen_samples, self.progress.logged()
         if not report or not self.watch:
             return
-        figures.pop("tokens")  # with those before an interruption, which these seconds do not have
-        terms = self.parts.all_terms
-        figures["loss"] = weighted(terms, {term.name: figures[f"{term.name}_loss"] for term in terms}, step - 1)
-        figures = {
-            "consumed_samples": seen,
-            "consumed_tokens": self.progress.seen_tokens,
-            **figures,
-            "grad_norm": update.grad_norm,
-            "shared_grad_norm": update.shared_grad_norm,
-            "stage_grad_norm": update.stage_grad_norm,
-            "loss_scale": update.loss_scale,
-            "skipped_steps": self.past.skipped,
-            "learning_rate": update.learning_rate,
-            "tokens_per_second": amount.tokens / seconds,
-            **self._utilization(amount, seconds),
-            "seconds_per_step": seconds / steps,
-            "data_share": waited / seconds,
-        }
+        terms, skipped = self.parts.all_terms, self.past.skipped
+        figures = interval_figures(self.config, self.layout, terms, self.progress, sums, lap, amount, update, skipped)
         planned = data.read_before(seen - int(amount.samples), seen)
         report.training(step, figures, self.metrics.digest, self.watch.line(step, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
             report.warn_of_padding(data, seen)
-
-    def _utilization(self, amount: Amount, seconds: float) -> dict[str, float]:
-        """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
-        train_steps = self.config.train.train_steps
-        config = self.config.by_phase[self.config.phase_at(self.progress.done - 1)]
-        config = replace(config, early_exit=self.config.early_exit.held(self.progress.done - 1, train_steps))
-        tflops = achieved_tflops(config, amount, seconds, self.layout.world.size())
-        is_cuda = self.layout.device.type == "cuda"
-        name = torch.cuda.get_device_name(self.layout.device) if is_cuda else ""
-        peak = peak_tflops(name, self.config.train.precision)
-        return {"tflops_per_gpu": tflops, **({"mfu": tflops / peak} if peak else {})}
 
     def _evaluate(self, report: Report | None) -> None:
         figures = self.evaluate()

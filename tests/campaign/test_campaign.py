@@ -20,7 +20,7 @@ from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
 from tools.campaign.arms import ARMS, PlannedRun, Text, chosen_runs, planned_runs, step_flops
 from tools.campaign.campaign import Options, campaign, check_arms, with_budget
-from tools.campaign.rows import COLUMNS, append_row, keep_tasks, read_baselines, read_rows
+from tools.campaign.rows import COLUMNS, append_row, keep_tasks, read_baselines, read_rows, scores_beside
 
 BUDGET = 1e12
 TEXT = Text("reviews", "held_out", np.array([64, 64, 64, 23]), "0" * 64)
@@ -167,6 +167,10 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
     ]
     assert [row["validation"] for row in rows] == ["4.0" if run.arm.startswith("mlm") else "0.6" for run in runs]
     assert read_arm([f"{options.root}/{runs[0].name}"])[1]["cloze"] == {"1": 1.0}
+    # What is committed is enough for it, too, and says nothing of the machine.
+    kept = [scores_beside(results) / run.name for run in runs]
+    assert all(read_arm([str(one)]) == {1: {"cloze": {"1": 1.0}}} for one in kept)
+    assert all(str(tmp_path) not in file.read_text() for one in kept for file in one.glob("*.yaml"))
     assert [(int(row["tokens"]), float(row["seconds"])) for row in rows] == [
         (100 * run.config.train.train_steps, 2.0 * run.config.train.train_steps) if run.is_trained else (0, 0.0)
         for run in runs

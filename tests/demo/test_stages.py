@@ -38,7 +38,7 @@ train: {train_steps: 100000, global_batch_size: 8, precision: fp32, device: cpu,
 """
 CLASSIFIERS = [f"{start}-{seed}" for seed in (1, 2, 3) for start in ("pretrained", "random")]
 FIRST = ["texts", "train_tokenizer", "preprocess_data", "preprocess_data", "pretrain_metro"]
-LATER = ["convert_checkpoint", "plot_run", "evaluate", *["finetune"] * 6, "baseline", "sentiment", "summary"]
+LATER = ["convert_checkpoint", "plot_run", "evaluate", *["finetune"] * 6, "baseline", "sentiment", "cloze", "summary"]
 
 # Stands for python and torchrun. It notes its command, and writes what make waits for unless it is to fail or to wait.
 STUB = """#!{python} -ES
@@ -141,7 +141,7 @@ def test_what_follows_from_a_change_is_done_again_and_nothing_else(demo):
     assert sorted(set(demo.make())) == sorted({*FIRST, *LATER} - {"texts", "baseline"})
     assert (demo.run / "pretraining" / "saved").read_text() == "made\n"  # a new run
     demo.change(demo.run / "model" / "config.json")
-    assert sorted(demo.make()) == sorted(["evaluate", *["finetune"] * 6, "sentiment", "summary"])
+    assert sorted(demo.make()) == sorted(["evaluate", *["finetune"] * 6, "sentiment", "cloze", "summary"])
     (demo.run / "acceptability" / "random-2" / "metrics.json").unlink()
     assert demo.make() == ["finetune", "summary"]
     assert demo.make(settings=["MINUTES=20"])[0] == "pretrain_metro"

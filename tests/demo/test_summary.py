@@ -32,6 +32,7 @@ SENTIMENT = {
     "num_train": 1000,
     "num_test": 1500,
 }
+CLOZE = SENTIMENT | {"pretrained": [0.5, 0.51, 0.52], "random_init": [0.25, 0.24, 0.26], "chance": 0.25, "num_test": 99}
 CANDIDATE = {"token": "<b>", "probability": 0.25}
 EXAMPLES = {
     "legend": "what [...] means",
@@ -72,6 +73,7 @@ def results(tmp_path, monkeypatch):
     write(root / "text" / "counts.json", {"overlaps": 63})
     write(root / "acceptability" / "baseline.json", {"tfidf": 0.77, "chance": 0.5, "num_train": 600, "num_test": 150})
     write(root / "sentiment.json", SENTIMENT)
+    write(root / "cloze.json", CLOZE)
     (root / "curves.png").write_bytes(b"a picture")
     recipe = {"epochs": 2, "learning_rate": 0.0005, "batch_size": 32}
     for start, base in (("pretrained", 0.7), ("random", 0.71)):
@@ -114,9 +116,11 @@ def test_summary_has_what_is_promised(results, capsys):
             "num_train": 600,
             "num_test": 150,
         },
+        "cloze": CLOZE,
         "sentiment": SENTIMENT,
     }
     assert "Acceptability: at this budget pretraining does not help" in printed
+    assert "Cloze: pretraining helped" in printed and "51.0 (50.0, 51.0, 52.0)" in (results / "demo.html").read_text()
     assert "Sentiment: pretraining helped" in printed and "1.38 below, at least 1.00 below: goal reached" in printed
     assert "72.0" in printed and "71.0 72.0 73.0" in printed and "77.0" in printed
     assert "make learn" in printed and "run/demo.html" in printed

@@ -8,7 +8,19 @@ from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
 from metro_megatron.text.documents import read_documents
 from metro_megatron.text.inputs import find_inputs
 from tools.demo.baseline import tfidf_accuracy
-from tools.demo.texts import PARTS, Sentence, find_overlaps, intact_and_shuffled, split_texts, write_texts
+from tools.demo.texts import (
+    GAPS,
+    LEAST_COUNT,
+    PARTS,
+    RANKS_APART,
+    Sentence,
+    find_overlaps,
+    gaps,
+    intact_and_shuffled,
+    split_texts,
+    word_ranks,
+    write_texts,
+)
 
 REVIEWS = [f"Review number {i} has words of its own.\n\nIt ends w{i} x{i} y{i} z{i} v{i} u{i}." for i in range(40)]
 
@@ -67,11 +79,30 @@ def test_few_sentences_of_each_review():
     assert len(intact_and_shuffled([review])) == 4
 
 
+def test_a_gap_has_four_words_that_are_about_as_frequent_and_the_sentence_back():
+    words = [f"{first}{second}" for first in "abcdefgh" for second in "lmnopqrs"]
+    reviews = [" ".join(words[: 60 - number // 40]) for number in range(LEAST_COUNT * 20)] + [
+        "zz-zz don't Zz ab1"
+    ] * 200
+    ranks = word_ranks(reviews)
+    assert list(ranks) == words[:58] and list(ranks.values()) == list(range(58))
+    sentences = {f"There {' '.join(words[i : i + 8])} he's {words[-1]}-like (zz)." for i in range(44)}
+    found = gaps(sorted(sentences), ranks)
+    assert {one["template"].replace("{candidate}", one["label"]) for one in found} == sentences
+    for one in found:
+        assert len(set(one["candidates"])) == 4 and one["label"] in one["candidates"]
+        others = set(one["candidates"]) - {one["label"]}
+        assert not others & set(one["template"].split())
+        assert all(abs(ranks[other] - ranks[one["label"]]) <= RANKS_APART for other in others)
+    assert len({one["candidates"].index(one["label"]) for one in found}) == 4
+    assert gaps(["No word of it is frequent enough to be left out here."], ranks) == []
+
+
 def test_parts_do_not_depend_on_the_order():
     sentences = [Sentence(f"sentence {i} of many", "0") for i in range(50)]
     one, other = split_texts(REVIEWS, sentences, 10), split_texts(REVIEWS[::-1], sentences[::-1], 10)
-    for name in ("reviews", "held_out", *PARTS):
-        assert set(getattr(one, name)) == set(getattr(other, name))
+    for name in ("reviews", "held_out", *PARTS, *GAPS):
+        assert sorted(map(repr, getattr(one, name))) == sorted(map(repr, getattr(other, name)))
 
 
 def test_too_few_reviews_are_an_error():

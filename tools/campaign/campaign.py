@@ -39,7 +39,7 @@ from tools.campaign.arms import (
     planned_runs,
     step_flops,
 )
-from tools.campaign.rows import FIGURES, append_row, keep_tasks, read_rows
+from tools.campaign.rows import FIGURES, append_row, keep_scores, keep_tasks, read_rows, scores_beside
 
 FLOPS_PER_SECOND = 4.1e10
 """Of make demo's pretraining on two quiet cores: a guess where no row of this device is there."""
@@ -81,7 +81,8 @@ def main(options: Options) -> None:
     """Pretrain every arm with every seed at equal FLOPs; runs that have a row are skipped, an interrupted one goes on.
 
     All arms of a seed come before the next seed. A finished run is exported, evaluated on held-out text, asked the
-    tasks with its weights as they are, and appended to the table; the exports stay for other judges.
+    tasks with its weights as they are, and appended to the table, and its scores are kept beside that; the exports stay
+    for other judges.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
@@ -150,11 +151,15 @@ def campaign(options: Options, text: Text, call: Call) -> None:
         time_left = duration(left, rows, device(run, options.processes))
         print(f"\n[{number}/{len(runs)}] {describe(run)} | {len(left)} runs left, {time_left}", flush=True)
         do(run, options, call)
+        keep_scores(Path(options.root) / run.name, run.config.train.seed, results)
         append_row(results, row_of(run, options))
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
     print(f"next: python -m tools.campaign.summary --results {results}")
     if {"metro", "mlm_15"} <= set(options.arms):
-        a, b = (" ".join(f"{options.root}/{run.name}" for run in chosen_runs(runs, arm)) for arm in ("metro", "mlm_15"))
+        a, b = (
+            " ".join(f"{scores_beside(results)}/{run.name}" for run in chosen_runs(runs, arm))
+            for arm in ("metro", "mlm_15")
+        )
         print(f"      python tools/compare_runs.py --a {a} --b {b}")
 
 

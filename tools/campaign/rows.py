@@ -1,6 +1,7 @@
 """The campaign's table: one row for each finished run, docs/campaign.md says what its columns mean."""
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Mapping
@@ -60,6 +61,21 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
 def tasks_beside(results: Path) -> Path:
     """The file beside the table that says what the tasks of its rows are, and what counting words is worth on them."""
     return results.with_name(f"{results.stem}_tasks.json")
+
+
+def scores_beside(results: Path) -> Path:
+    """The folder beside the table with the scores of its rows' runs, as runs stay on their machine."""
+    return results.with_name(f"{results.stem}_scores")
+
+
+def keep_scores(run: Path, seed: int, results: Path) -> None:
+    """Copy the scores of a run beside the table, compressed, as tools/compare_runs.py reads a run."""
+    kept = scores_beside(results) / run.name
+    for file in sorted((run / "scores").rglob("*.jsonl")):
+        copy = kept / f"{file.relative_to(run)}.gz"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+    (kept / "run_config.yaml").write_text(f"train: {{seed: {seed}}}\n", encoding="utf-8")
 
 
 def keep_tasks(manifest: Path, results: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
@@ -36,16 +37,21 @@ def chance(test: LabelledTexts) -> float:
 
 
 def tfidf_accuracy(train: LabelledTexts, test: LabelledTexts) -> float:
-    """Accuracy on `test` of logistic regression over TF-IDF of words and word pairs of `train`."""
+    """Accuracy on `test` of what learned `train`."""
+    model = tfidf_and_regression()
+    model.fit(train.first, train.labels)
+    return float(model.score(test.first, test.labels))
+
+
+def tfidf_and_regression() -> Any:
+    """scikit-learn's logistic regression over TF-IDF of words and word pairs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(
+    return make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=4.0, max_iter=1000)
     )
-    model.fit(train.first, train.labels)
-    return float(model.score(test.first, test.labels))
 
 
 if __name__ == "__main__":

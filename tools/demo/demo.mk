@@ -104,10 +104,16 @@ $(OUTPUT)/sentiment.json: $(model)
 	$(BIN)/python -m tools.demo.sentiment --model $(<D) --output $@ \
 		--train_file $(OUTPUT)/text/sentiment_train.csv --test_file $(OUTPUT)/text/sentiment_test.csv
 
+$(OUTPUT)/cloze.json: $(model)
+	$(call begin,7,cloze: the detection head as pretrained)
+	$(BIN)/python -m tools.demo.cloze --model $(<D) --output $@ \
+		--train_file $(OUTPUT)/text/cloze_train.jsonl --test_file $(OUTPUT)/text/cloze_test.jsonl
+
 $(OUTPUT)/curves.png: $(OUTPUT)/pretraining.done
 	$(BIN)/python tools/plot_run.py --run $(OUTPUT)/pretraining --output $@
 
-results := $(OUTPUT)/evaluation.json $(classifiers) $(OUTPUT)/acceptability/baseline.json $(OUTPUT)/sentiment.json
+results := $(OUTPUT)/evaluation.json $(classifiers) $(OUTPUT)/acceptability/baseline.json $(OUTPUT)/sentiment.json \
+	$(OUTPUT)/cloze.json
 
 summary: $(results) $(OUTPUT)/curves.png
 	$(call begin,8,summary)

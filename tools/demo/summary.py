@@ -69,7 +69,10 @@ def collect(folder: Path) -> dict[str, Any]:
         "random_init": [one["accuracy"] for one in found["random"]],
         **baseline,
     }
-    tasks = {"acceptability": acceptability, "sentiment": _read(folder / "sentiment.json")}
+    tasks = {
+        "acceptability": acceptability,
+        **{name: _read(folder / f"{name}.json") for name in ("cloze", "sentiment")},
+    }
     recipe = found["pretrained"][0]["recipe"]
     spans = read_spans(folder / "begun.txt")
     stage_seconds = {stage: covered(found) for stage, found in spans.items()}
@@ -183,14 +186,16 @@ def table(summary: dict[str, Any]) -> str:
 
 def about_tasks(summary: dict[str, Any]) -> str:
     """How the tasks were asked."""
-    acceptability, sentiment = summary["tasks"]["acceptability"], summary["tasks"]["sentiment"]
+    acceptability, cloze, sentiment = (summary["tasks"][name] for name in ("acceptability", "cloze", "sentiment"))
     return (
         "Acceptability asks whether four neighbouring words of a held-out sentence were shuffled, which is near to "
         f"what is pretrained; fine-tuned on {acceptability['num_train']:,} sentences "
         f"({summary['finetuning_epochs']} epochs, "
         f"batches of {summary['finetuning_batch_size']}, rate {summary['finetuning_learning_rate']:g}), tested on "
-        f"{acceptability['num_test']:,}. Sentiment is asked of frozen features: a linear classifier of "
-        f"{sentiment['num_train']:,} labelled sentences, tested on {sentiment['num_test']:,}."
+        f"{acceptability['num_test']:,}. Cloze asks which of four words, about equally frequent, stood in a gap of a "
+        "held-out sentence: the one that main's detection head finds most original, as it was pretrained; "
+        f"{cloze['num_test']:,} gaps, a third for each seed. Sentiment is asked of frozen features: linear classifiers "
+        f"of {sentiment['num_train']:,} labelled sentences, tested on {sentiment['num_test']:,}."
     )
 
 

