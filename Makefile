@@ -53,7 +53,7 @@ test-all: $(STAMP)
 	$(PYTEST) -m long
 
 fuzz: $(STAMP)
-	FUZZ=1000 FLIPS=10000 $(PYTEST) --timeout=7200 tests/fuzz tests/inspection/test_flips.py
+	FUZZ=1000 FLIPS=10000 $(PYTEST) --timeout=7200 tests/fuzz tests/inspection/test_flips.py tests/text/test_documents.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

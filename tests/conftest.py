@@ -13,6 +13,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import settings
+
+# What passes once passes always; `make fuzz` draws examples anew.
+settings.register_profile("the same examples", derandomize=True, database=None)
+if "FUZZ" not in os.environ:
+    settings.load_profile("the same examples")
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and the programs that tests start would be deaf, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
