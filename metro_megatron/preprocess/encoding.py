@@ -23,6 +23,7 @@ from metro_megatron.tokenizer.engines import Engine
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 5
+_SHOWN_BYTES = 40
 _BATCH_CHARACTERS = 1 << 23
 """Encoded at once: engines and n-grams are fast on a megabyte, and a worker's memory stays small."""
 
@@ -110,7 +111,7 @@ class ChunkEncoder:
     def _take(self, record: Record, path: str, work: "_ChunkWork") -> None:
         units = parse_record(record, self._options.reading)
         if isinstance(units, Reject):
-            work.reject(path, record.position, units)
+            work.reject(f"{path} at {record.position:,}: {units}{_begin(record.raw, units)}", units)
             return
         text = "\n".join(units)
         work.batch.documents.append(units)
@@ -152,10 +153,10 @@ class _ChunkWork:
         self.rejects: Counter[str] = Counter()
         self._examples: list[str] = []
 
-    def reject(self, path: str, position: int, reason: Reject) -> None:
+    def reject(self, example: str, reason: Reject) -> None:
         self.rejects[str(reason)] += 1
         if len(self._examples) < NUM_EXAMPLES:
-            self._examples.append(f"{path} at {position:,}: {reason}")
+            self._examples.append(example)
 
     def entry(self, writer: PartWriter, reader: ChunkReader, engine: str) -> ChunkEntry:
         return ChunkEntry(
@@ -181,6 +182,13 @@ encoder_of_process: Callable[[EncodingOptions], ChunkEncoder] = lru_cache(maxsiz
 def chunk_name(number: int) -> str:
     """Name of a chunk's part in the work folder."""
     return f"chunk-{number:06d}"
+
+
+def _begin(raw: bytes | str | Reject, reason: Reject) -> str:
+    """How a record begins that is no JSON, which says what it is instead; nothing of others."""
+    if reason is not Reject.INVALID_JSON or not isinstance(raw, bytes):
+        return ""
+    return f" ({ascii(raw[:_SHOWN_BYTES].decode(errors='replace'))}{'...' * (len(raw) > _SHOWN_BYTES)})"
 
 
 def _content_hash(text: str) -> bytes:

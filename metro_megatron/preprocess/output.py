@@ -125,10 +125,11 @@ def _flat(plan: AnyPlan) -> dict[str, Any]:
 
 
 def planned_files(files: Sequence[InputFile]) -> tuple[PlannedFile, ...]:
-    """The input files of a source as its plan holds them."""
+    """The input files of a source as its plan holds them, with their times now."""
+    stats = (file.stat() for file in files)
     return tuple(
-        PlannedFile(name, file.size, file.mtime_ns, os.stat(file.path).st_ctime_ns)
-        for name, file in zip(relative_names(files), files, strict=True)
+        PlannedFile(name, file.size, status.st_mtime_ns, status.st_ctime_ns)
+        for name, file, status in zip(relative_names(files), files, stats, strict=True)
     )
 
 
