@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.identity import TextsKey
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.files import whole_files
 from metro_megatron.preprocess.decontamination import EvaluationNgrams
@@ -114,6 +115,7 @@ class ChunkEncoder:
             work.reject(f"{path} at {record.position:,}: {units}{_begin(record.raw, units)}", units)
             return
         text = "\n".join(units)
+        work.texts.add(text)
         work.batch.documents.append(units)
         work.batch.texts.append(text)
         work.batch.characters += len(text)
@@ -151,6 +153,7 @@ class _ChunkWork:
         self.hits = np.zeros(num_evaluation_files, np.int64)
         """[F] documents that repeat a text of each evaluation file."""
         self.rejects: Counter[str] = Counter()
+        self.texts = TextsKey()
         self._examples: list[str] = []
 
     def reject(self, example: str, reason: Reject) -> None:
@@ -172,6 +175,7 @@ class _ChunkWork:
             sha256=reader.sha256,
             engine=engine,
             checksums=writer.checksums,
+            texts=str(self.texts),
         )
 
 

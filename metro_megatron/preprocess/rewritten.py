@@ -39,5 +39,3 @@ def pieces_of(file: InputFile, pieces: Iterable[tuple[int, int, str]]) -> list[P
 
 def _size(piece: Piece) -> int:
     return piece.file.size if piece.file.ending in PARQUET else piece.end - piece.begin
-
-
