@@ -1,11 +1,15 @@
 """Whether datasets hold the same documents, whatever they are called and wherever they lie: told by hashes.
 
 Two datasets share documents where they share a `.bin`, or where all that one was read from was read for the other, too,
-as a merged dataset and its parts are.
+as a merged dataset and its parts are. What was read is known by its bytes, in the pieces in which it was read, and by
+keys of its texts. Such a key is the sum of 128-bit hashes of the texts without their white space: the same for the same
+texts in any order, whatever kinds of files hold them, however these were cut and compressed, and whatever was left out
+or made of them then.
 """
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from metro_megatron.data.manifest import Manifest
@@ -14,6 +18,9 @@ from metro_megatron.errors import UserError
 
 _MOST_NAMED = 20
 """Pairs of datasets."""
+_KEY_BYTES = 16
+_NO_TEXTS = "0" * 2 * _KEY_BYTES
+_WHITE = b" \t\n\r\v\f"
 
 
 def open_datasets(train: Sequence[str], validation: Sequence[str] = ()) -> tuple[list[Shard], list[Shard]]:
@@ -47,22 +54,63 @@ def open_datasets(train: Sequence[str], validation: Sequence[str] = ()) -> tuple
 def shared(datasets: Sequence[Manifest]) -> Iterator[tuple[int, int, str]]:
     """(number, later number, why) of each pair of datasets that share documents."""
     shards = [{shard.bin.sha256 for shard in manifest.shards} for manifest in datasets]
-    inputs = [_inputs(manifest) for manifest in datasets]
     found: dict[tuple[int, int], str] = {}
-    for (one, other), count in _common(inputs).items():
-        if count in (len(inputs[one]), len(inputs[other])):
-            found[one, other] = "were made of the same files"
+    for sets, reason in (
+        ([_texts(manifest) for manifest in datasets], "were made of the same texts"),
+        ([_all_texts(manifest) for manifest in datasets], "were made of the same texts"),
+        ([_inputs(manifest) for manifest in datasets], "were made of the same files"),
+    ):
+        for (one, other), count in _common(sets).items():
+            if count in (len(sets[one]), len(sets[other])):
+                found[one, other] = reason
     for (one, other), count in _common(shards).items():
         is_whole = count == len(shards[one]) == len(shards[other])
         found[one, other] = "are the same dataset" if is_whole else f"have {count:,} shards in common"
     for (one, other), reason in sorted(found.items()):
-        yield one, other, f"{reason} (by SHA-256)"
+        yield one, other, f"{reason} (by their hashes)"
+
+
+class TextsKey:
+    """The key of texts that come one after another."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, text: str) -> None:
+        """Take one text."""
+        content = text.encode().translate(None, _WHITE)
+        self._sum += int.from_bytes(hashlib.sha256(content).digest()[:_KEY_BYTES])
+
+    def __str__(self) -> str:
+        return _key(self._sum)
+
+
+def joined_keys(keys: Iterable[str | None]) -> str | None:
+    """The key of all texts of these keys; None where one is not known."""
+    known = list(keys)
+    return None if None in known else _key(sum(int(key, 16) for key in known if key))
+
+
+def _key(number: int) -> str:
+    return f"{number % (1 << 8 * _KEY_BYTES):0{2 * _KEY_BYTES}x}"
+
+
+def _texts(manifest: Manifest) -> set[object]:
+    """Keys of the files that a dataset was read from, of each one; what is not known is like nothing else."""
+    keys = (file.texts for source in manifest.sources for file in source.files)
+    return {object() if key is None else key for key in keys} - {_NO_TEXTS}
+
+
+def _all_texts(manifest: Manifest) -> set[object]:
+    """The key of all that a dataset was read from, if it is known: cut into other files, texts are the same."""
+    key = joined_keys(file.texts for source in manifest.sources for file in source.files)
+    return set() if key in (None, _NO_TEXTS) else {key}
 
 
 def _inputs(manifest: Manifest) -> set[tuple[tuple[str, ...], str]]:
     """What a dataset was read from: keys of its texts, and SHA-256 of each piece of a file.
 
-    Pieces of other --chunk_bytes are others; of Parquet only the one that holds the first row groups has a hash.
+    Pieces of other --chunk_bytes are others.
     """
     return {
         (source.options.text_keys, sha256)

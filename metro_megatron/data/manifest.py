@@ -201,6 +201,8 @@ class InputEntry(Named):
     bytes: int
     pieces: tuple[tuple[int, int, str], ...]
     """(begin, end, SHA-256 of those bytes) of each of its chunks."""
+    texts: str | None = None
+    """Key of the texts read from it (`data.identity`); None in datasets of earlier versions."""
 
 
 @dataclass(frozen=True)

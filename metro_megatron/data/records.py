@@ -112,6 +112,8 @@ def _converted(kind: Any, value: Any, name: str) -> Any:
     """The value of a field. Raises DamagedRecord, with problems only where something inside it is to be named."""
     if isinstance(kind, UnionType):
         (kind,) = (one for one in get_args(kind) if one is not NoneType)
+    if type(value) is kind:  # not isinstance: true and false are no numbers
+        return value
     if is_dataclass(kind) and isinstance(kind, type) and not hasattr(kind, "from_json"):
         return _inside(kind, value, name)
     if hasattr(kind, "from_json"):
@@ -127,9 +129,7 @@ def _converted(kind: Any, value: Any, name: str) -> Any:
         if len(kinds) == len(value):
             names = (f"{name.removesuffix('s')} {number}" for number in range(len(value)))
             return tuple(map(_converted, kinds, value, names))
-    if type(value) is not kind:  # not isinstance: true and false are no numbers
-        raise DamagedRecord
-    return value
+    raise DamagedRecord
 
 
 def _shown(key: str) -> str:

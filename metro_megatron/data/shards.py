@@ -178,9 +178,8 @@ def _hashed_files(prefix: str, manifest: Manifest) -> dict[Path, FileEntry]:
     paths, files = DatasetPaths(prefix), manifest.tokenizer_files or {}
     hashed = {paths.tokenizer / name: entry for name, entry in files.items()}
     for number, shard in enumerate(manifest.shards):
-        by_path = paths.shard(number).with_entries(shard)
-        del by_path[paths.shard(number).bin]
-        hashed |= by_path
+        by_path = paths.shard(number)
+        hashed |= {by_path.idx: shard.idx} | ({by_path.crc: shard.crc} if shard.crc else {})
     return hashed
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.data.identity import TextsKey
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.files import whole_files
 from metro_megatron.preprocess.decontamination import EvaluationNgrams
@@ -23,6 +24,7 @@ from metro_megatron.tokenizer.engines import Engine
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 5
+_SHOWN_BYTES = 40
 _BATCH_CHARACTERS = 1 << 23
 """Encoded at once: engines and n-grams are fast on a megabyte, and a worker's memory stays small."""
 
@@ -110,9 +112,10 @@ class ChunkEncoder:
     def _take(self, record: Record, path: str, work: "_ChunkWork") -> None:
         units = parse_record(record, self._options.reading)
         if isinstance(units, Reject):
-            work.reject(path, record.position, units)
+            work.reject(f"{path} at {record.position:,}: {units}{_begin(record.raw, units)}", units)
             return
         text = "\n".join(units)
+        work.texts.add(text)
         work.batch.documents.append(units)
         work.batch.texts.append(text)
         work.batch.characters += len(text)
@@ -150,12 +153,13 @@ class _ChunkWork:
         self.hits = np.zeros(num_evaluation_files, np.int64)
         """[F] documents that repeat a text of each evaluation file."""
         self.rejects: Counter[str] = Counter()
+        self.texts = TextsKey()
         self._examples: list[str] = []
 
-    def reject(self, path: str, position: int, reason: Reject) -> None:
+    def reject(self, example: str, reason: Reject) -> None:
         self.rejects[str(reason)] += 1
         if len(self._examples) < NUM_EXAMPLES:
-            self._examples.append(f"{path} at {position:,}: {reason}")
+            self._examples.append(example)
 
     def entry(self, writer: PartWriter, reader: ChunkReader, engine: str) -> ChunkEntry:
         return ChunkEntry(
@@ -171,6 +175,7 @@ class _ChunkWork:
             sha256=reader.sha256,
             engine=engine,
             checksums=writer.checksums,
+            texts=str(self.texts),
         )
 
 
@@ -181,6 +186,13 @@ encoder_of_process: Callable[[EncodingOptions], ChunkEncoder] = lru_cache(maxsiz
 def chunk_name(number: int) -> str:
     """Name of a chunk's part in the work folder."""
     return f"chunk-{number:06d}"
+
+
+def _begin(raw: bytes | str | Reject, reason: Reject) -> str:
+    """How a record begins that is no JSON, which says what it is instead; nothing of others."""
+    if reason is not Reject.INVALID_JSON or not isinstance(raw, bytes):
+        return ""
+    return f" ({ascii(raw[:_SHOWN_BYTES].decode(errors='replace'))}{'...' * (len(raw) > _SHOWN_BYTES)})"
 
 
 def _content_hash(text: str) -> bytes:

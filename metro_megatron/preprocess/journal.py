@@ -128,6 +128,8 @@ class ChunkEntry:
     """What encoded it."""
     checksums: tuple[int, ...] = ()
     """CRC-32 of the files of its part; none in journals of earlier versions."""
+    texts: str | None = None
+    """Key of its texts (`data.identity`), of those that are left out on request, too; None in such journals."""
 
 
 @dataclass(frozen=True)

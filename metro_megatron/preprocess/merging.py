@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from metro_megatron.data.file_hashes import damaged_files
-from metro_megatron.data.identity import shared
+from metro_megatron.data.identity import joined_keys, shared
 from metro_megatron.data.manifest import (
     NO_DOCUMENTS,
     REMEDY,
@@ -225,7 +225,8 @@ def _join(first: SourceEntry, second: SourceEntry) -> SourceEntry:
         rejects=_ordered(Counter(first.rejects) + Counter(second.rejects)),
         dropped=_ordered(Counter(first.dropped) + Counter(second.dropped)),
         files=tuple(
-            replace(one, pieces=one.pieces + other.pieces) for one, other in zip(first.files, second.files, strict=True)
+            replace(one, pieces=one.pieces + other.pieces, texts=joined_keys([one.texts, other.texts]))
+            for one, other in zip(first.files, second.files, strict=True)
         ),
         evaluation_hits=dict(hits),
     )

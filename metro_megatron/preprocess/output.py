@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metro_megatron.data.file_hashes import file_entries
+from metro_megatron.data.identity import joined_keys
 from metro_megatron.data.manifest import (
     FORMAT_VERSION,
     DatasetPaths,
@@ -125,10 +126,11 @@ def _flat(plan: AnyPlan) -> dict[str, Any]:
 
 
 def planned_files(files: Sequence[InputFile]) -> tuple[PlannedFile, ...]:
-    """The input files of a source as its plan holds them."""
+    """The input files of a source as its plan holds them, with their times now."""
+    stats = (file.stat() for file in files)
     return tuple(
-        PlannedFile(name, file.size, file.mtime_ns, os.stat(file.path).st_ctime_ns)
-        for name, file in zip(relative_names(files), files, strict=True)
+        PlannedFile(name, file.size, status.st_mtime_ns, status.st_ctime_ns)
+        for name, file, status in zip(relative_names(files), files, stats, strict=True)
     )
 
 
@@ -155,12 +157,14 @@ def source_entry(
 ) -> SourceEntry:
     """What the manifest says of a source: its chunks were `encoded`, its shards hold documents of these statistics."""
     pieces: dict[str, list[tuple[int, int, str]]] = {file.path: [] for file in files}
+    texts: dict[str, list[str | None]] = {file.path: [] for file in files}
     rejects: Counter[str] = Counter()
     # Documents of the parts that are in no shard are copies of others.
     dropped = Counter({DUPLICATE: sum(entry.documents for _, entry in encoded) - statistics.documents})
     hits = Counter(dict.fromkeys(relative_names(evaluation_files) if evaluation_files else [], 0))
     for chunk, entry in encoded:
         pieces[chunk.file.path].append((chunk.begin, chunk.end, entry.sha256))
+        texts[chunk.file.path].append(entry.texts)
         rejects.update(entry.rejects)
         dropped.update(entry.dropped)
         hits.update(dict(zip(hits, entry.evaluation_hits, strict=True)))
@@ -171,7 +175,7 @@ def source_entry(
         dropped=dict(sorted((+dropped).items())),
         options=SourceOptions(**{one.name: getattr(plan.options, one.name) for one in fields(SourceOptions)}),
         files=tuple(
-            InputEntry(file.name, file.bytes, tuple(pieces[each.path]))
+            InputEntry(file.name, file.bytes, tuple(pieces[each.path]), joined_keys(texts[each.path]))
             for file, each in zip(plan.files, files, strict=True)
         ),
         evaluation_hits=dict(hits),

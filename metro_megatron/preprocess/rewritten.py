@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from metro_megatron.cli.progress import ReadingProgress
+from metro_megatron.text.documents import stored_bytes
 from metro_megatron.text.inputs import PARQUET, InputFile
-from metro_megatron.text.streams import FileBytes
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Piece:
     begin: int
     end: int
     sha256: str
-    """Of the whole file for the first piece of Parquet, empty for its others."""
+    """As `ChunkReader.sha256`; empty where an earlier version did not hash it, as Parquet's row groups behind the
+    first."""
 
 
 def rewritten(pieces: Sequence[Piece]) -> list[str]:
@@ -25,7 +26,7 @@ def rewritten(pieces: Sequence[Piece]) -> list[str]:
     lines: dict[str, str] = {}
     with ReadingProgress("comparing inputs with what was read", sum(map(_size, known))) as progress:
         for piece in known:
-            if _sha256(piece) != piece.sha256:
+            if stored_bytes(piece.file, piece.begin, piece.end).finish() != piece.sha256:
                 lines[piece.file.path] = f"{piece.file.path}: has other bytes than when it was read"
             progress.advance(_size(piece))
     return list(lines.values())
@@ -38,9 +39,3 @@ def pieces_of(file: InputFile, pieces: Iterable[tuple[int, int, str]]) -> list[P
 
 def _size(piece: Piece) -> int:
     return piece.file.size if piece.file.ending in PARQUET else piece.end - piece.begin
-
-
-def _sha256(piece: Piece) -> str:
-    if piece.file.ending in PARQUET:
-        return FileBytes(piece.file.path).finish()
-    return FileBytes(piece.file.path, piece.begin, piece.end).finish()

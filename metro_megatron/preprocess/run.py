@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from metro_megatron.preprocess.assembly import (
     first_needed_part,
 )
 from metro_megatron.preprocess.encoding import NUM_EXAMPLES, EncodingOptions, WorkDone, chunk_name
-from metro_megatron.preprocess.journal import ChunkEntry, Journal, Plan
+from metro_megatron.preprocess.journal import ChunkEntry, Journal, Plan, PlannedFile
 from metro_megatron.preprocess.options import PlanOptions, PreprocessOptions
 from metro_megatron.preprocess.output import (
     MANIFEST,
@@ -122,9 +122,7 @@ class SourceRun:
         if earlier is None or self._paths.manifest.exists():
             refuse_foreign(self.prefix, self._changes())
         refuse_work(self._paths.work, earlier, self._plan)
-        if self._stale_chunks:
-            advice = f"{self._paths.work} holds what was made of other bytes; start again with --overwrite"
-            raise UserError([*self._stale_chunks, advice])
+        self._refuse_stale(self._stale_chunks)
 
     def run(self) -> Summary:
         """Do what is left to do: every step leaves an entry in the journal, and is not done again where one is."""
@@ -135,6 +133,7 @@ class SourceRun:
             self._journal.begin_or_continue(self._plan, anew=bool(self._stale_chunks))
             copy_tokenizer(self._tokenizer.path, self._paths.work / "tokenizer")
             entries = self._encode_chunks()
+            self._check_unchanged(entries)
             self._check_rejects(entries)
             with explained(self.prefix, sum(entry.tokens for entry in entries) * self._dtype.itemsize):
                 if self._journal.entry(MANIFEST, Manifest) is None:
@@ -189,15 +188,30 @@ class SourceRun:
         earlier = self._journal.plan()
         if not isinstance(earlier, Plan) or earlier.content != self._plan.content:
             return []
-        known, planned = set(earlier.files), self._plan.files
-        touched = {file.path for file, now in zip(self._files, planned, strict=True) if now not in known}
+        entries = (self._journal.entry(f"{chunk_name(chunk.number)}.json", ChunkEntry) for chunk in self._chunks)
+        return self._rewritten(earlier.files, self._plan.files, entries)
+
+    def _check_unchanged(self, entries: Sequence[ChunkEntry]) -> None:
+        """Raise UserError if a file that was touched while it was read has other bytes now."""
+        self._refuse_stale(self._rewritten(self._plan.files, planned_files(self._files), entries))
+
+    def _rewritten(
+        self, earlier: Sequence[PlannedFile], now: Sequence[PlannedFile], entries: Iterable[ChunkEntry | None]
+    ) -> list[str]:
+        """A line for each file that is not as it was earlier, times included, and of which a chunk has other bytes."""
+        known = set(earlier)
+        touched = {file.path for file, one in zip(self._files, now, strict=True) if one not in known}
         pieces = [
             Piece(chunk.file, chunk.begin, chunk.end, entry.sha256)
-            for chunk in self._chunks
-            if chunk.file.path in touched
-            and (entry := self._journal.entry(f"{chunk_name(chunk.number)}.json", ChunkEntry))
+            for chunk, entry in zip(self._chunks, entries, strict=True)
+            if entry and chunk.file.path in touched
         ]
         return rewritten(pieces) if pieces else []
+
+    def _refuse_stale(self, lines: Sequence[str]) -> None:
+        if lines:
+            advice = f"{self._paths.work} holds what was made of other bytes; start again with --overwrite"
+            raise UserError([*lines, advice])
 
     def _encode_chunks(self) -> list[ChunkEntry]:
         """Make a part of every chunk that has none; journal entries of all chunks, in order."""

@@ -15,7 +15,7 @@ import orjson
 
 from metro_megatron.text.inputs import JSON_LINES, PARQUET, Chunk, InputFile, plan_chunks
 from metro_megatron.text.json_values import json_values
-from metro_megatron.text.parquet import read_rows
+from metro_megatron.text.parquet import read_rows, row_groups_place
 from metro_megatron.text.records import Record, Reject
 from metro_megatron.text.streams import BUFFER_BYTES, FileBytes, utf8_stream
 
@@ -57,14 +57,15 @@ class ChunkReader:
         self.bytes_read = 0
         """Of the chunk's bytes."""
         self.sha256 = ""
-        """Of the chunk's bytes, known after the last record; of the file's for the first chunk of Parquet."""
+        """Of the chunk's bytes, known after the last record. Of Parquet those of its row groups; of the file for the
+        first chunk, as what is said of all of them stands at its end."""
         self._options = options
 
     def __iter__(self) -> Iterator[Record]:
         file = self.chunk.file
-        file.check_unchanged()
+        file.check_size()
         yield from self._parquet() if file.ending in PARQUET else self._lines()
-        file.check_unchanged()
+        file.check_size()
         self.bytes_read = file.size if file.is_one_chunk else self.chunk.end - self.chunk.begin
 
     def _lines(self) -> Iterator[Record]:
@@ -89,10 +90,16 @@ class ChunkReader:
 
     def _parquet(self) -> Iterator[Record]:
         chunk, limit = self.chunk, self._options.max_document_bytes
-        if chunk.begin == 0:
-            self.sha256 = FileBytes(chunk.file.path).finish()
+        self.sha256 = stored_bytes(chunk.file, chunk.begin, chunk.end).finish()
         for row, values in read_rows(chunk.file.path, range(chunk.begin, chunk.end), self._options.text_keys):
             yield Record(row, _from_values(values, limit), is_json=False)
+
+
+def stored_bytes(file: InputFile, begin: int, end: int) -> FileBytes:
+    """The bytes of a chunk, begin to end, of which `ChunkReader.sha256` is the hash."""
+    if file.ending not in PARQUET:
+        return FileBytes(file.path, begin, end)
+    return FileBytes(file.path, *row_groups_place(file.path, range(begin, end))) if begin else FileBytes(file.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +231,15 @@ def _is_after_text(path: str, offset: int) -> bool:
     end, rest = offset - 1, b""
     with open(path, "rb") as file:
         first = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+        file.seek(end)
+        is_returned = file.read(1) == b"\n"
         while end > first:
             begin = max(first, end - BUFFER_BYTES)
             file.seek(begin)
             block = file.read(end - begin)
-            line = block[block.rfind(b"\n") + 1 :]
+            if is_returned:
+                is_returned, block = False, block.rstrip(b"\r")
+            line = block[max(block.rfind(b"\n"), block.rfind(b"\r")) + 1 :]
             is_begun = len(line) < len(block) or begin == first
             # Of a character that the block cuts, the end is looked at together with its begin.
             cut = 0 if is_begun else len(line) - len(line.lstrip(_CONTINUING))

@@ -37,8 +37,13 @@ _UTF16_MARKS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _UTF16_JSON = {"utf-16-le": re.compile(rb"(?:\s\x00)*+[{\[]\x00"), "utf-16-be": re.compile(rb"(?:\x00\s)*+\x00[{\[]")}
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\[(?:\s*+(?:[{\]]|\Z)|(?![^\n]*\][ \t\r]*\n\s*+\S))")
 """An array of objects; or of anything else, unless it is a line of several."""
-_OVER_LINES = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\{(?:[^\n]*[,:{\[])?[ \t\r]*\n")
-"""The line of a JSON object that goes on in the next one."""
+_OVER_LINES = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*+\{(?:"
+    rb"(?:[^\n]*[,:{\[])?[ \t\r]*\n"
+    rb"|[^\n]*\n\s*+[,:}\]]"
+    rb'|[^\n]*\}[ \t]*\{"[^"\\\n]*"[ \t]*:)'
+)
+"""The line of a JSON object that goes on in the next one, which may begin with the comma; or that of several."""
 
 
 def compression_of(first_bytes: bytes, by_name: str) -> str:
@@ -76,7 +81,8 @@ def encoding_of(first_bytes: bytes, *, is_json: bool) -> str:
 
 
 def holds_json_values(first_bytes: bytes) -> bool:
-    """Whether JSON is an array of objects or has them over several lines, by how it begins, decompressed, in UTF-8."""
+    """Whether JSON is an array of objects, or has them over several lines or several in one, by how it begins behind
+    blanks, decompressed, in UTF-8."""
     return bool(_ARRAY.match(first_bytes) or _OVER_LINES.match(first_bytes))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from metro_megatron.errors import UserError
 from metro_megatron.text.first_bytes import FIRST_BYTES, compression_of, encoding_of, holds_json_values, misread
 from metro_megatron.text.parquet import row_group_bytes
-from metro_megatron.text.streams import FileBytes, utf8_stream
+from metro_megatron.text.streams import BUFFER_BYTES, FileBytes, utf8_stream
 
 JSON_LINES, PLAIN_TEXT, PARQUET = (".jsonl", ".json", ".ndjson"), (".txt",), (".parquet",)
 COMPRESSIONS = (".gz", ".zst", ".bz2")
@@ -41,6 +41,8 @@ _OF_TOKENIZER = {"special_tokens_map.json", "added_tokens.json", "vocab.json", "
 """Files of anyone's tokenizer, where some of them mark a folder as one's."""
 _MANIFEST = ".manifest.json"
 _MAGIC = re.compile(r"[*?\[]")
+_BEFORE_JSON = b" \t\r\n\xef\xbb\xbf"
+"""White space, and the bytes of a mark."""
 _OWN = "of this program's own"
 _MOST_NAMED = 5
 
@@ -56,7 +58,6 @@ class InputFile:
     """Name of its source; "" where none was given."""
     path: str
     size: int
-    mtime_ns: int
     compression: str = ""
     """One of COMPRESSIONS, or "": what the first bytes say, else the name."""
     encoding: str = ""
@@ -74,16 +75,20 @@ class InputFile:
         """Lower-case ending without compression."""
         return kind(self.path)[0]
 
-    def check_unchanged(self) -> None:
-        """Raise UserError if the file is not what was planned."""
+    def stat(self) -> os.stat_result:
+        """Of the file now. Raises UserError if there is none."""
         try:
-            now = os.stat(self.path)
+            return os.stat(self.path)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+
+    def check_size(self) -> None:
+        """Raise UserError if the file has another size than planned; of its bytes, hashes say whether they changed."""
+        size = self.stat().st_size
+        if size != self.size:
             raise UserError(
-                f"{self.path}: changed, or was touched, since the run was planned ({self.size:,} bytes then, "
-                f"{now.st_size:,} now); give the same command again, which compares bytes"
+                f"{self.path}: changed since the run was planned ({self.size:,} bytes then, {size:,} now); give the "
+                "same command again when nobody writes to it"
             )
 
 
@@ -287,7 +292,7 @@ def _stat(source: str, path: str) -> InputFile:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     ending, by_name = kind(path)
     if ending in PARQUET:
-        return InputFile(source, path, status.st_size, status.st_mtime_ns)
+        return InputFile(source, path, status.st_size)
     compression = compression_of(first_bytes, by_name)
     is_json = ending in JSON_LINES
     if compression and first_bytes:
@@ -296,8 +301,8 @@ def _stat(source: str, path: str) -> InputFile:
         first_bytes = _first_bytes(path, compression, encoding)
     if problem := misread(first_bytes):
         raise UserError(f"{path}: {problem}")
-    has_values = is_json and holds_json_values(first_bytes)
-    return InputFile(source, path, status.st_size, status.st_mtime_ns, compression, encoding, has_values)
+    has_values = is_json and holds_json_values(_json_begin(path, compression, encoding))
+    return InputFile(source, path, status.st_size, compression, encoding, has_values)
 
 
 def _first_bytes(path: str, compression: str, encoding: str = "") -> bytes:
@@ -305,6 +310,16 @@ def _first_bytes(path: str, compression: str, encoding: str = "") -> bytes:
     with suppress(UserError), FileBytes(path) as stored, utf8_stream(stored, compression, encoding) as stream:
         return stream.read(FIRST_BYTES)
     return b""
+
+
+def _json_begin(path: str, compression: str, encoding: str) -> bytes:
+    """What JSON begins with, as `_first_bytes`, but behind blanks of any length, and as long as a line may be."""
+    begin = b""
+    with suppress(UserError), FileBytes(path) as stored, utf8_stream(stored, compression, encoding) as stream:
+        while not begin and (block := stream.read(BUFFER_BYTES)):
+            begin = block.lstrip(_BEFORE_JSON)
+        begin += stream.read(BUFFER_BYTES)
+    return begin
 
 
 def _known() -> str:

@@ -15,6 +15,17 @@ def row_group_bytes(path: str) -> list[int]:
     return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
 
 
+def row_groups_place(path: str, row_groups: range) -> tuple[int, int]:
+    """Where consecutive row groups begin and end in the file, in bytes."""
+    groups = map(_open(path).metadata.row_group, row_groups)
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    begins = [
+        min(filter(None, (column.dictionary_page_offset, column.data_page_offset)), default=0) for column in columns
+    ]
+    ends = (begin + column.total_compressed_size for begin, column in zip(begins, columns, strict=True))
+    return min(begins), max(ends)
+
+
 def column_names(path: str) -> list[str]:
     """Names of the columns, in order."""
     import pyarrow

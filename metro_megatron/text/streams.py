@@ -26,6 +26,9 @@ _LONGEST_WINDOW = 1 << 31
 
 _NOT_UTF8 = b"\xff"
 
+_RETURNS = re.compile(rb"\r++(?!\n)")
+"""Those in front of a \\n, of which a bad conversion leaves several, belong to it."""
+
 _TOO_MUCH_MEMORY = re.compile("not enough memory|too much memory")
 """In messages of zstd's."""
 
@@ -69,13 +72,11 @@ class FileBytes(io.RawIOBase):
         super().close()
 
 
-class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a zstd file of any number of frames; EOFError if the last one is cut off."""
+class _BlockStream(io.RawIOBase):
+    """Blocks of bytes, one after another, as a stream."""
 
-    def __init__(self, stored: BinaryIO):
-        self._stored = stored
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._input = b""
+    def __init__(self, blocks: Iterator[bytes]):
+        self._blocks = blocks
         self._output = memoryview(b"")
 
     def readable(self) -> bool:
@@ -83,59 +84,66 @@ class _ZstdFile(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._output:
-            self._input = self._input or self._stored.read(_ZSTD_INPUT_BYTES)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the last zstd frame is cut off")
+            block = next(self._blocks, None)
+            if block is None:
                 return 0
-            frame = self._frame or zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
-            self._output = memoryview(frame.decompress(self._input))
-            self._input = frame.unused_data
-            self._frame = None if frame.eof else frame
+            self._output = memoryview(block)
         count = min(len(buffer), len(self._output))
         buffer[:count] = self._output[:count]
         self._output = self._output[count:]
         return count
 
 
-class _Utf8File(io.RawIOBase):
+def _buffered(blocks: Iterator[bytes]) -> io.BufferedReader:
+    return io.BufferedReader(_BlockStream(blocks), BUFFER_BYTES)
+
+
+def _unzstd(stored: BinaryIO) -> Iterator[bytes]:
+    """Decompressed bytes of a zstd file of any number of frames. Raises EOFError if the last one is cut off."""
+    frame: zstandard.ZstdDecompressionObj | None = None
+    while content := stored.read(_ZSTD_INPUT_BYTES):
+        while content:
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj()
+            yield frame.decompress(content)
+            content = frame.unused_data
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the last zstd frame is cut off")
+
+
+def _as_utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
     """Text of another encoding as UTF-8. What is broken of it becomes bytes that are no UTF-8, where it stands."""
+    # Half of a surrogate pair is spelled in bytes that no reader of UTF-8 takes for a character.
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    while content := stream.read(BUFFER_BYTES):
+        yield decoder.decode(content).encode("utf-8", "surrogatepass")
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:  # the last character is cut
+        yield _NOT_UTF8
 
-    def __init__(self, stream: BinaryIO, encoding: str):
-        self._stream = stream
-        # Half of a surrogate pair is spelled in bytes that no reader of UTF-8 takes for a character.
-        self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
-        self._output = memoryview(b"")
-        self._is_over = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._output and not self._is_over:
-            self._output = memoryview(self._next())
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
-
-    def _next(self) -> bytes:
-        content = self._stream.read(BUFFER_BYTES)
-        self._is_over = not content
-        try:
-            return self._decoder.decode(content, final=not content).encode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:  # the last character is cut
-            return _NOT_UTF8
+def _with_line_ends(stream: BinaryIO) -> Iterator[bytes]:
+    """UTF-8 in which old Macs' line ends, \\r alone, are \\n: byte for byte, so that places in it stay."""
+    held = b""
+    while content := stream.read(BUFFER_BYTES):
+        block = held + content
+        # What follows says whether they are a line end of their own; of nothing else there may be any number.
+        whole = block.rstrip(b"\r") or block
+        held = block[len(whole) :]
+        yield _RETURNS.sub(lambda returns: b"\n" * len(returns[0]), whole) if b"\r" in whole else whole
+    yield b"\n" * len(held)
 
 
 @contextmanager
 def utf8_stream(stored: FileBytes, compression: str, encoding: str) -> Iterator[io.BufferedReader]:
     """The text of a file from its stored bytes; `compression` as `_decompressed`, an `encoding` of Python's or none.
+    Its lines end in \\n or \\r\\n, whatever they end in on the disk.
 
     Raises UserError for what goes wrong while the context reads from it; leaves the file open.
     """
     with _decompressed(stored, compression) as stream:
-        yield io.BufferedReader(_Utf8File(stream, encoding), BUFFER_BYTES) if encoding else stream
+        yield _buffered(_with_line_ends(_buffered(_as_utf8(stream, encoding)) if encoding else stream))
 
 
 @contextmanager
@@ -149,7 +157,7 @@ def _decompressed(stored: FileBytes, compression: str) -> Iterator[io.BufferedRe
         if compression == ".gz":
             yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER_BYTES)  # type: ignore[arg-type]
         elif compression == ".zst":
-            yield io.BufferedReader(_ZstdFile(stream), BUFFER_BYTES)
+            yield _buffered(_unzstd(stream))
         elif compression == ".bz2":
             yield io.BufferedReader(bz2.BZ2File(stream), BUFFER_BYTES)  # type: ignore[arg-type]
         else:

@@ -1,5 +1,7 @@
 """Datasets are told apart, and documents held out, by what they hold: never by names, places or order."""
 
+import gzip
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,8 +14,10 @@ import pytest
 
 from metro_megatron.config.schema import Config, DataConfig
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.identity import open_datasets
+from metro_megatron.data.identity import open_datasets, shared
+from metro_megatron.data.manifest import DatasetPaths, read_manifest
 from metro_megatron.data.mapping import mapped
+from metro_megatron.data.records import to_json
 from metro_megatron.data.samples import SampleIndex, SampleRule, build_sample_index, sample_blocks, sample_indices
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
@@ -46,7 +50,7 @@ def folder(reviews: list[list[str]], tokenizer_folder: Path, tmp_path_factory: p
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [
-        (["a", "a"], [], "data.train: a and a are the same dataset .by SHA-256.; name one of them"),
+        (["a", "a"], [], "data.train: a and a are the same dataset .by their hashes.; name one of them"),
         (["a", "./a"], [], r"data.train: a and \./a are the same dataset"),
         (["link/a", "b", "a"], [], "data.train: link/a and a are the same dataset"),
         (["a", "b", "elsewhere/c"], [], "data.train: a and elsewhere/c are the same dataset"),
@@ -63,6 +67,48 @@ def test_datasets_that_share_documents_are_named(
     with pytest.raises(UserError, match=message) as refused:
         open_datasets(train, validation)
     assert len(refused.value.problems) == 1
+
+
+def test_texts_are_known_however_they_were_cut(
+    folder: Path, reviews: list[list[str]], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Into chunks, shards, files and units, in what form and order they lie, and what was left out of them then."""
+    texts = ["\n".join(document) for document in reviews[:120]]
+    records = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "half.jsonl").write_text("".join(records[:60]))
+    (tmp_path / "rest.jsonl.gz").write_bytes(gzip.compress("".join(records[60:][::-1]).encode()))
+    (tmp_path / "array.json").write_text(json.dumps([{"text": text} for text in texts], indent=1))
+    (tmp_path / "other.txt").write_text("\n\n".join(["\n".join(document) for document in reviews[200:210]]))
+    cut = PlanOptions(chunk_bytes=9_000, shard_bytes=30_000)
+    for name, files, plan in (
+        ("again", [folder / "a.txt"], cut),
+        ("halves", [tmp_path / "half.jsonl", tmp_path / "rest.jsonl.gz"], cut),
+        ("array", [tmp_path / "array.json"], replace(cut, unit="sentence", min_tokens=30)),
+        (
+            "more",
+            [tmp_path / "array.json", tmp_path / "other.txt"],
+            replace(cut, unit="document", drop_duplicates=True),
+        ),
+        ("half", [tmp_path / "half.jsonl"], replace(cut, chunk_bytes=7_000, shard_bytes=20_000)),
+    ):
+        preprocess(
+            PreprocessOptions(list(map(str, files)), str(tokenizer_folder), str(tmp_path / name), plan, workers=1)
+        )
+    refused = [("again", "a"), ("halves", "a"), ("array", "a"), ("more", "a"), ("half", "halves")]
+    for one, other in refused:
+        names = [str((folder if name == "a" else tmp_path) / name) for name in (one, other)]
+        with pytest.raises(UserError, match=f"{one} and .*{other} were made of the same texts"):
+            open_datasets(names)
+        with pytest.raises(UserError, match="so that what is trained on would be evaluated on"):
+            open_datasets(names[:1], names[1:])
+    open_datasets([str(tmp_path / "half"), str(folder / "b")])
+    manifest = read_manifest(str(folder / "a"))
+    (source,) = manifest.sources
+    unknown = replace(source, files=tuple(replace(file, texts=None) for file in source.files))
+    DatasetPaths(str(tmp_path / "again")).manifest.write_bytes(to_json(replace(manifest, sources=(unknown,))))
+    earlier = read_manifest(str(tmp_path / "again"))
+    assert list(shared([earlier, read_manifest(str(tmp_path / "array"))])) == [], "earlier versions' know no texts"
+    assert [(one, other) for one, other, _ in shared([earlier, manifest])] == [(0, 1)]
 
 
 def texts(shards: Sequence[TokenizedDocuments], index: SampleIndex) -> set[tuple[int, ...]]:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import sentencepiece
 import zstandard
+from pyarrow import parquet
 
 from metro_megatron.commands import merge_shards
 from metro_megatron.data.manifest import DatasetPaths, read_manifest
@@ -27,9 +29,11 @@ from metro_megatron.data.samples import build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.verification import verify
-from metro_megatron.preprocess.encoding import encoder_of_process
+from metro_megatron.preprocess.encoding import ChunkEncoder, encoder_of_process
+from metro_megatron.preprocess.journal import ChunkEntry
 from metro_megatron.preprocess.merging import merge
 from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, Summary, preprocess
+from metro_megatron.text.inputs import Chunk
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -268,6 +272,43 @@ def test_hashes_decide_whether_inputs_are_the_same(tmp_path: Path, tokenizer_fol
     attempt(overwrite=True, max_reject_fraction=0.1)
     (shard,) = open_shards([str(prefix)])
     assert Tokenizer.from_folder(tokenizer_folder).decode(shard.tokens[-8:].tolist()).endswith("bad!")
+
+
+@pytest.mark.parametrize(("name", "last"), [("a.txt", 2), ("b.parquet", 3)])
+def test_a_touch_is_no_change(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, last: int
+) -> None:
+    """While a file is read; other bytes of the same length are named, whichever of its chunks were read before."""
+    path, encode = tmp_path / name, ChunkEncoder.encode
+
+    def write(word: str) -> None:
+        if name == "a.txt":
+            path.write_text(f"first\n\n{word}\n\n" * 20)
+        else:
+            table = pyarrow.table({"text": [f"first {word}"] * 20})
+            parquet.write_table(table, path, row_group_size=5)
+
+    def attempt(word: str, after: int) -> Summary:
+        """With other content, and a time long gone, from behind a chunk on."""
+
+        def encode_then_write(self: ChunkEncoder, chunk: Chunk, *others: Any) -> ChunkEntry:
+            entry = encode(self, chunk, *others)
+            if chunk.number == after:
+                write(word)
+                os.utime(path, ns=(1, 1))
+            return entry
+
+        monkeypatch.setattr(ChunkEncoder, "encode", encode_then_write)
+        return run([str(path)], tokenizer_folder, tmp_path / f"{word}{after}", {"chunk_bytes": 100}, workers=1)
+
+    for word, after in (("good", 0), ("good", last), ("bad!", 0), ("bad!", last - 1), ("bad!", last)):
+        write("good")
+        if word == "good":
+            assert attempt(word, after).manifest.documents == (40 if name == "a.txt" else 20)
+            continue
+        for _ in range(2):
+            with pytest.raises(UserError, match=f"{name}: has other bytes than when it was read"):
+                attempt(word, after)
 
 
 def test_damaged_parts_of_an_interrupted_run_are_written_again(

@@ -93,6 +93,15 @@ def test_whole_files(tmp_path: Path, newline: bytes, bom: bytes, last: bool) -> 
     )
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r", b"\r\r\n"])
+def test_line_ends_of_all_systems(tmp_path: Path, end: bytes) -> None:
+    """Old Macs' are a return alone; bad conversions leave two before a line end."""
+    (tmp_path / "f.txt").write_bytes(end.join([b"", b"one", b"two", b" ", b"three", b"", b"", b"four"]))
+    (tmp_path / "f.jsonl").write_bytes(end.join([b'{"text": "one\\r\\rtwo"}', b"", b'{"text": "three"}', b""]))
+    assert read(tmp_path / "f.txt") == ([["one", "two"], ["three"], ["four"]], {})
+    assert read(tmp_path / "f.jsonl", unit="document") == ([["one\r\rtwo"], ["three"]], {})
+
+
 def test_plain_text(tmp_path: Path) -> None:
     content = b"\n\n one \ntwo\n\n \t\r\nthree\r\n\r\n\xff\nx\n\nlast"
     (tmp_path / "f.txt").write_bytes(b"\xef\xbb\xbf" + content)
@@ -119,6 +128,7 @@ PIECES = st.sampled_from(
         b"long long",
         b"\xef\xbb\xbf",
         b"\r",
+        b"\r\r\r",
         b"\xff",
         b"\xe3\x80\x80",
         b"\xc2\xa0",
@@ -139,20 +149,19 @@ def test_records_do_not_depend_on_how_a_file_is_cut(tmp_path_factory, pieces, ch
     assert hashes == [hashlib.sha256(part).hexdigest() for part in parts]
 
 
-def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_grows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_bytes(json_lines("a", "b"))
     (chunk,) = plan_chunks(find_inputs([str(path)]), 1000)
     with path.open("ab") as file:
         file.write(json_lines("c"))
-    with pytest.raises(UserError, match=f"{path}: changed, or was touched, since"):
+    with pytest.raises(UserError, match=rf"{path}: changed since the run was planned \(\d+ bytes then, \d+ now"):
         list(ChunkReader(chunk, TEXT))
     (chunk,) = plan_chunks(find_inputs([str(path)]), 1000)
     reader = iter(ChunkReader(chunk, TEXT))
     next(reader)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(UserError, match=f"{path}: changed, or was touched, since"):
-        list(reader)
+    assert len(list(reader)) == 2, "a touch is no change"
 
 
 def test_several_keys_and_sentences(tmp_path: Path) -> None:
@@ -185,7 +194,7 @@ def test_whole_documents_keep_every_character(text: str, is_json: bool) -> None:
 
 def test_whole_documents_of_plain_text(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_bytes(b"\n \n  one \r\n\ttwo\rthree \n \t\n\xe2\x80\xa8\n\nlast\n")
-    assert read(tmp_path / "f.txt", unit="document") == ([["  one \n\ttwo\rthree "], ["last"]], {})
+    assert read(tmp_path / "f.txt", unit="document") == ([["  one \n\ttwo\nthree "], ["last"]], {})
 
 
 def test_parquet_is_read_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

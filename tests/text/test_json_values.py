@@ -121,7 +121,12 @@ def test_forms_of_the_same_text(tmp_path: Path, encoding: str, compress: Callabl
         return compress((mark + text).encode(name))
 
     over_lines = "\r\n".join(json.dumps(one, indent=1) for one in OBJECTS)
-    for text in (LINES, ARRAY, PRETTY, f"\n\t {PRETTY}\n", ARRAY + PRETTY[:-1] + "\n]", over_lines):
+    comma_first = "\n".join(f'{{ "text": {json.dumps(text)}\n, "id": 1 }}' for text in TEXTS)
+    long_line = "\n".join(f'{{"long": "{5000 * "x"}",\n "text": {json.dumps(text)}}}' for text in TEXTS)
+    behind_blanks = " \n" * 5000 * (encoding not in ("utf-16-le", "utf-16-be")) + ARRAY
+    texts = [LINES, ARRAY, PRETTY, f"\n\t {PRETTY}\n", ARRAY + PRETTY[:-1] + "\n]", over_lines]
+    texts += [comma_first, long_line, behind_blanks, LINES.replace("\n", ""), PRETTY.replace("\n", "\r")]
+    for text in texts:
         (tmp_path / "f.json").write_bytes(encoded(text))
         times = 2 if text.startswith(ARRAY) and len(text) > len(ARRAY) else 1
         assert read(tmp_path / "f.json") == (TEXTS * times, {})
