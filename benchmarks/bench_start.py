@@ -55,7 +55,6 @@ def modules():
 
 from metro_megatron.train import launch
 timed(launch, "parse_config", "options")
-timed(launch, "choose_device", "torch")
 timed(launch, "import_megatron", "megatron-core")
 timed(sys.modules[__name__], "modules", "modules")
 megatron = launch.import_megatron
@@ -63,7 +62,7 @@ launch.import_megatron = lambda: (megatron(), modules())
 launch.pretrain(sys.argv[1:])
 """
 """A run up to its first step, whose parts say what they took; imports where a run has them."""
-PARTS = ("options", "torch", "megatron-core", "modules", "data", "models", "folder", "self-check", "first step")
+PARTS = ("options", "megatron-core", "modules", "data", "models", "folder", "self-check", "first step")
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ def main(options: Options) -> None:
     """From the start of a rank's process to the end of its first step, beside importing torch and megatron-core alone.
 
     One process of the demo's model on the CPU, a new run each time; both in turn. A ratio is to the imports of the same
-    round. options: files and command line. torch, megatron-core: their imports. modules: this program's, and what else
+    round. options: files and command line. megatron-core: its import. modules: this program's, and what else
     they import. data: shards and sample index. models: the process group, both models, the optimizer. folder: a save
-    that is tried. rest: the interpreter, and what lies between.
+    that is tried. rest: the interpreter, torch, and what lies between.
     """
     output = Path(options.output) if options.output else None
     head = provenance(CPU, ["python", "-m", "benchmarks.bench_start", *sys.argv[1:]])
