@@ -130,14 +130,14 @@ class _Job:
 
     def run(self, file: int) -> int:
         """Read it. Returns the number of bytes."""
-        block = _Block(file, self.offset, self.length)
+        block: Any = _Block(file, self.offset, self.length)
         part = self._common(torch.load(block, map_location="meta", weights_only=True))
         numbers = part.untyped_storage()._checkpoint_offset
         if numbers is None:  # a torch that reads what it then forgets
             block.seek(0)
             self.target.copy_(self._common(torch.load(block, map_location="cpu", weights_only=True)))
             return self.length
-        place = self.offset + numbers + part.storage_offset() * part.itemsize
+        place = self.offset + numbers + int(part.storage_offset()) * part.itemsize
         span = 1 + sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
         is_straight = self.target.device.type == "cpu" and self.target.dtype == part.dtype
         if is_straight and self.target.is_contiguous() and part.is_contiguous():
