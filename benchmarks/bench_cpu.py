@@ -204,7 +204,7 @@ def _rank(config: Config, rank: int, processes: int, folder: Path) -> Callable[[
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=processes)
     ours = Ours(config)
-    programs = {"ours": ours, "plain": Plain(config, ours.batches)}
+    programs: dict[str, Ours | Plain] = {"ours": ours, "plain": Plain(config, ours.batches)}
     return lambda question: programs[question[0]].step(question[1])
 
 
