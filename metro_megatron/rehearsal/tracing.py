@@ -112,20 +112,23 @@ def _gathers(ddps: Iterable[DistributedDataParallel]) -> int:
     return sum(len(group.buckets) for ddp in ddps for group in ddp.bucket_groups)
 
 
-META = torch.device("meta")
+DEVICE = torch.device("meta")
 
 
 class _WithoutValues(TorchDispatchMode):
-    """Inside the block every tensor is made on META, whatever device is asked for.
+    """Inside the block every tensor is made on "meta", whatever device is asked for.
 
     torch's FakeTensorMode does the same for code that must not notice, at three times the cost of a step.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.lift_fresh.default:  # torch.tensor's, of numbers
-            return args[0].to(META)
+            made = args[0].to(DEVICE)
+            if made.numel() == 1:
+                made.number = torch.ops.aten._local_scalar_dense.default(args[0])
+            return made
         if _takes_device(func):
-            kwargs = {**(kwargs or {}), "device": META}
+            kwargs = {**(kwargs or {}), "device": DEVICE}
         return func(*args, **(kwargs or {}))
 
 
@@ -186,15 +189,16 @@ def trace(
         optimizer=replace(config.optimizer, adam_impl="torch"),
         train=replace(config.train, fp8_recipe="none"),
     )
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     recorder = Recorder()
     with ExitStack() as stack:
+        stack.enter_context(patch.dict(dist.Backend.backend_capability, fake=[DEVICE.type]))
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
         stack.callback(dist.destroy_process_group)
         stack.enter_context(_without_values())
-        layout = replace(Layout.create(config.parallel, torch.device("cpu")), device=META)
+        layout = replace(Layout.create(config.parallel, torch.device("cpu")), device=DEVICE)
         stack.callback(layout.destroy)
         stack.enter_context(recorder.objects())
-        with recorder:
+        with recorder, _reading_zeros():
             refuse_mixed_libraries(config, layout)
             parts = Parts.build(config, layout)
             homes = MarkedHomes.build(config, layout, parts.pair.shared, parts.pair.main, both_phases=TIED)
@@ -287,9 +291,9 @@ def _without_values() -> Iterator[None]:
 
 @contextmanager
 def _reading_zeros() -> Iterator[None]:
-    """What is read of tensors without values, outside of steps, is 0."""
+    """What is read of tensors without values, outside of steps, is the number that one was made of, or 0."""
     with ExitStack() as stack:
-        for name, read in (("tolist", _zeros), ("item", _zero), ("__int__", _zero), ("__float__", lambda tensor: 0.0)):
+        for name, read in (("tolist", _zeros), ("item", _number), ("__int__", _as_int), ("__float__", _as_float)):
             stack.enter_context(patch.object(Tensor, name, read))
         yield
 
@@ -303,8 +307,16 @@ def _zeros(tensor: Tensor) -> Any:
     return 0 if tensor.dim() == 0 else [_zeros(one) for one in tensor]
 
 
-def _zero(tensor: Tensor) -> int:
-    return 0
+def _number(tensor: Tensor) -> Any:
+    return getattr(tensor, "number", 0)
+
+
+def _as_int(tensor: Tensor) -> int:
+    return int(_number(tensor))
+
+
+def _as_float(tensor: Tensor) -> float:
+    return float(_number(tensor))
 
 
 def _on_gpu(type_name: Callable[..., Any]) -> Callable[..., Any]:
