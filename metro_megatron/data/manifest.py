@@ -326,7 +326,8 @@ def near_prefixes(given: str) -> list[str]:
     """Datasets, five at most, that someone may mean by this prefix: a file's, a folder's, a glob, one spelled alike."""
     path = Path(given)
     folder = path if path.is_dir() else path.parent
-    own = {one.name.removesuffix(".manifest.json"): str(one) for one in sorted(folder.glob("*.manifest.json"))}
+    there = filter(Path.exists, sorted(folder.glob("*.manifest.json")))
+    own = {one.name.removesuffix(".manifest.json"): str(one) for one in there}
     names = list(own) if path.is_dir() else [name for name in own if path.name.startswith((f"{name}.", f"{name}_"))]
     names = names or fnmatch.filter(own, path.name) or get_close_matches(path.name, own)
     return [own[name].removesuffix(".manifest.json") for name in names[:5]]
