@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.isolation import Worker
 from benchmarks.plain_pair import PaddedBatch, PlainPair, optimizer_of, train_step
@@ -73,7 +74,11 @@ class Kind(NamedTuple):
     """Of each process."""
 
 
-KINDS = (Kind("plain", 1, 1), Kind("ours", 1, 1), Kind("plain", 1, 2), Kind("ours", 1, 2), Kind("ours", 2, 1))
+KINDS = (
+    *(Kind("plain", 1, 1), Kind("ours", 1, 1), Kind("plain", 1, 2), Kind("ours", 1, 2)),
+    *(Kind("plain", 2, 1), Kind("ours", 2, 1)),
+)
+"""Of several processes the plain pair is in one DDP, ours in two homes."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,9 @@ class Options:
 def main(options: Options) -> None:
     """Whole optimizer steps on the CPU beside those of the same pair in plain torch, in turn, on the same samples.
 
-    A ratio is of two steps of one round, to the plain pair's with as many threads in all: the median of wall times with
-    its quartiles, and of processor times, which other programs on the machine disturb less. Below 1 is faster than
-    plain torch.
+    A ratio is of two steps of one round, to the plain pair's with as many processes and threads: the median of wall
+    times with its quartiles, and of processor times, which other programs on the machine disturb less. Below 1 is
+    faster than plain torch, in two processes with torch's DDP.
     """
     kinds = [kind for kind in KINDS if kind.processes * kind.threads <= options.cores]
     output = Path(options.output) if options.output else None
@@ -122,7 +127,7 @@ def _rows(config: Config, kinds: list[Kind], rounds: int, folder: Path) -> list[
         tokens = sum(steps.ours.batches[number % MANY].num_tokens for number in range(1, 1 + rounds)) / rounds
     rows = []
     for kind in kinds:
-        row = compared(taken[kind], taken[Kind("plain", 1, kind.processes * kind.threads)])
+        row = compared(taken[kind], taken[kind._replace(program="plain")])
         rows.append({**kind._asdict(), "tokens_per_s": tokens / row["seconds_per_step"], **row})
     return rows
 
@@ -151,8 +156,9 @@ class Plain:
 
     def __init__(self, config: Config, batches: list[StepBatch]):
         self.config = config
-        self.pair = PlainPair(config.model)
-        self.optimizer = optimizer_of(self.pair, config)
+        pair = PlainPair(config.model)
+        self.optimizer = optimizer_of(pair, config)
+        self.pair = DistributedDataParallel(pair) if dist.get_world_size() > 1 else pair
         self.batches = [[PaddedBatch.of(one) for one in batch.micro_batches] for batch in batches]
 
     def step(self, number: int) -> Taken:
@@ -165,13 +171,13 @@ class _Steps:
     ours: Ours
     plain: Plain
     ranks: list[Worker]
-    """Ours, one process each."""
+    """Both, one process each."""
 
     def take(self, kind: Kind, number: int) -> Taken:
         """One step."""
         if kind.processes > 1:
             with ThreadPoolExecutor(len(self.ranks)) as threads:
-                taken = list(threads.map(lambda worker: worker.ask(number, PATIENCE_S), self.ranks))
+                taken = list(threads.map(lambda worker: worker.ask((kind.program, number), PATIENCE_S), self.ranks))
             return Taken(max(one.seconds for one in taken), sum(one.processor for one in taken))
         torch.set_num_threads(kind.threads)
         return (self.plain if kind.program == "plain" else self.ours).step(number)
@@ -194,10 +200,12 @@ def _steps(config: Config, kinds: list[Kind], folder: Path) -> Iterator[_Steps]:
         ours.trainer.close()
 
 
-def _rank(config: Config, rank: int, processes: int, folder: Path) -> Callable[[int], Taken]:
+def _rank(config: Config, rank: int, processes: int, folder: Path) -> Callable[[tuple[str, int]], Taken]:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=processes)
-    return Ours(config).step
+    ours = Ours(config)
+    programs: dict[str, Ours | Plain] = {"ours": ours, "plain": Plain(config, ours.batches)}
+    return lambda question: programs[question[0]].step(question[1])
 
 
 if __name__ == "__main__":

@@ -10,12 +10,15 @@ Legend: B samples, L tokens of the longest, M masked positions, H hidden, N head
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from metro_megatron.config.schema import Config, EncoderSizes, ModelConfig
 from metro_megatron.data.batch import MicroBatch
@@ -128,6 +131,11 @@ class PlainPair(nn.Module):
         self.rtd = nn.Linear(hidden, 1)
         self.apply(lambda module: _initialize(module, model.init_method_std))
 
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """Sums of the losses of auxiliary, detection and correction, [3]."""
+        logits = self.auxiliary_logits(batch)
+        return torch.stack([auxiliary_loss(logits, batch), *self.main_losses(batch, sample(logits.detach()))])
+
     def auxiliary_logits(self, batch: PaddedBatch) -> Tensor:
         """[M, V]."""
         hidden = self.auxiliary(self.word(batch.masked_tokens), batch.tokens != PAD_ID)
@@ -170,23 +178,30 @@ def optimizer_of(pair: PlainPair, config: Config) -> torch.optim.Optimizer:
 
 
 def train_step(
-    pair: PlainPair, optimizer: torch.optim.Optimizer, config: Config, batches: Iterable[PaddedBatch]
+    pair: PlainPair | DistributedDataParallel,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    batches: Iterable[PaddedBatch],
 ) -> list[float]:
-    """One optimizer step over micro batches; the mean losses of auxiliary, detection and correction."""
+    """One optimizer step over micro batches; the mean losses of auxiliary, detection and correction.
+
+    In DDP of all micro batches of all ranks, whose losses each has its own parts of.
+    """
     batches = list(batches)
-    num_masked = sum(len(batch.masked) for batch in batches)
-    num_tokens = sum(int((batch.tokens != PAD_ID).sum()) for batch in batches)
-    objective, sums = config.objective, torch.zeros(3)
+    masked = sum(len(batch.masked) for batch in batches)
+    counts = torch.tensor([masked, sum(int((batch.tokens != PAD_ID).sum()) for batch in batches), masked])
+    ranks = 1
+    if isinstance(pair, DistributedDataParallel):
+        dist.all_reduce(counts)
+        ranks = dist.get_world_size()  # by which it divides gradients
+    weights = torch.tensor([1.0, config.objective.rtd_weight, config.objective.clm_weight])
+    sums = torch.zeros(3)
     optimizer.zero_grad()
-    for batch in batches:
-        logits = pair.auxiliary_logits(batch)
-        mlm = auxiliary_loss(logits, batch) / num_masked
-        sampled = sample(logits)
-        mlm.backward()
-        rtd, clm = pair.main_losses(batch, sampled)
-        rtd, clm = rtd / num_tokens, clm / num_masked
-        (objective.rtd_weight * rtd + objective.clm_weight * clm).backward()
-        sums += torch.stack([mlm.detach(), rtd.detach(), clm.detach()])
+    for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
+        with pair.no_sync() if left and isinstance(pair, DistributedDataParallel) else nullcontext():
+            losses = pair(batch) / counts
+            (ranks * weights * losses).sum().backward()
+        sums += losses.detach()
     nn.utils.clip_grad_norm_(pair.parameters(), config.optimizer.clip_grad)
     optimizer.step()
     return sums.tolist()

@@ -53,7 +53,10 @@ def transformer_engine_fault() -> str:
             "pip uninstall transformer_engine"
         )
     if not HAVE_TE:
-        release = metadata.version("transformer_engine")
+        try:
+            release = metadata.version("transformer_engine")
+        except metadata.PackageNotFoundError:
+            release = "of no known release"  # built in place, or what was left of it
         return f"megatron-core cannot use Transformer Engine {release}; install one that it can: {TE_COMMAND}"
     return ""
 

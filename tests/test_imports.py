@@ -71,6 +71,7 @@ WITH_COLLECTIVES = (
     "metro_megatron.train",
     "metro_megatron.rehearsal",
     "benchmarks.bench_checkpoint",
+    "benchmarks.plain_pair",
 )
 
 COLLECTIVES = {

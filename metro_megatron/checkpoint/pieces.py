@@ -6,16 +6,14 @@ torch's own reader copies each of them three times, and has the whole of a block
 
 from __future__ import annotations
 
+import io
 import math
 import os
-import pickle
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,28 +26,12 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from metro_megatron.errors import UserError
 
 READERS = 8
 """Threads of one process."""
-_TAIL = 4096
-"""Bytes from a block's end in which its table of contents lies."""
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-"""As torch.save names what holds the numbers of each format."""
 
 
 @dataclass(frozen=True)
@@ -142,38 +124,32 @@ class _Job:
     offset: int
     length: int
     """In bytes, of the whole block's part of the file."""
-    stored: tuple[int, ...]
-    """Sizes of the block in the file."""
-    dtype: torch.dtype
     begin: tuple[int, ...]
-    """Where the common part begins in it."""
+    """Where the common part begins in the block."""
     target: Tensor
 
     def run(self, file: int) -> int:
         """Read it. Returns the number of bytes."""
-        numbers = _numbers(file, self)
-        if numbers is None:
-            content = torch.empty(self.length, dtype=torch.uint8)
-            _fill(file, self.offset, content)
-            file_like = BytesIO(content.numpy().data)
-            whole = torch.load(file_like, map_location="cpu", weights_only=True)
-            for dim, (begin, size) in enumerate(zip(self.begin, self.target.shape, strict=True)):
-                whole = whole.narrow(dim, begin, size)
-            self.target.copy_(whole)
+        block: Any = _Block(file, self.offset, self.length)
+        part = self._common(torch.load(block, map_location="meta", weights_only=True))
+        numbers = part.untyped_storage()._checkpoint_offset
+        if numbers is None:  # a torch that reads what it then forgets
+            block.seek(0)
+            self.target.copy_(self._common(torch.load(block, map_location="cpu", weights_only=True)))
             return self.length
-        strides = torch.empty(self.stored, device="meta").stride()
-        sizes = self.target.shape
-        first = sum(begin * stride for begin, stride in zip(self.begin, strides, strict=True))
-        span = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        place = numbers + first * self.dtype.itemsize
-        is_straight = self.target.device.type == "cpu" and self.target.dtype == self.dtype
-        if is_straight and self.target.is_contiguous() and span == self.target.numel():
+        place = self.offset + numbers + int(part.storage_offset()) * part.itemsize
+        span = 1 + sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
+        is_straight = self.target.device.type == "cpu" and self.target.dtype == part.dtype
+        if is_straight and self.target.is_contiguous() and part.is_contiguous():
             _fill(file, place, self.target)
         else:
-            part = torch.empty(span, dtype=self.dtype)
-            _fill(file, place, part)
-            self.target.copy_(part.as_strided(sizes, strides))
-        return span * self.dtype.itemsize
+            read = torch.empty(span, dtype=part.dtype)
+            _fill(file, place, read)
+            self.target.copy_(read.as_strided(part.shape, part.stride()))
+        return span * part.itemsize
+
+    def _common(self, block: Tensor) -> Tensor:
+        return _narrowed(block, self.begin, self.target.shape)
 
 
 def _jobs(folder: Path, metadata: Metadata, pieces: list[Piece]) -> Iterator[_Job]:
@@ -183,35 +159,29 @@ def _jobs(folder: Path, metadata: Metadata, pieces: list[Piece]) -> Iterator[_Jo
     if not isinstance(entry, TensorStorageMetadata) or tuple(entry.size) != shape:
         has = list(entry.size) if isinstance(entry, TensorStorageMetadata) else "nothing"
         raise UserError(f"{folder}: has {has} of {name}, {list(shape)} is wanted; give a checkpoint of the same model")
-    stored = {chunk.offsets: tuple(chunk.sizes) for chunk in entry.chunks}
     chunks = [ChunkStorageMetadata(torch.Size(piece.offsets), piece.tensor.shape) for piece in pieces]
     items = create_read_items_for_chunk_list(name, entry, chunks)
     number_of = {chunk.offsets: number for number, chunk in enumerate(chunks)}
     found = [0] * len(pieces)
     for item in items:
         number = number_of[item.dest_index.offset]  # type: ignore[index] # pieces have offsets
-        target = _narrowed(pieces[number].tensor.detach(), item)
+        target = _narrowed(pieces[number].tensor.detach(), item.dest_offsets, item.lengths)
         found[number] += target.numel()
         place = storage[item.storage_index]
-        sizes = stored[item.storage_index.offset]  # type: ignore[index]
-        yield _Job(
-            *(place.relative_path, place.offset, place.length, sizes, entry.properties.dtype),
-            begin=tuple(item.storage_offsets),
-            target=target,
-        )
+        yield _Job(place.relative_path, place.offset, place.length, tuple(item.storage_offsets), target)
     if found != [piece.tensor.numel() for piece in pieces]:
         raise UserError(f"{folder}: has not all of {name}; give another copy of this checkpoint, or an older one")
 
 
-def _narrowed(tensor: Tensor, item: ReadItem) -> Tensor:
-    for dim, (begin, size) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
+def _narrowed(tensor: Tensor, begins: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    for dim, (begin, size) in enumerate(zip(begins, sizes, strict=True)):
         tensor = tensor.narrow(dim, begin, size)
     return tensor
 
 
 def _fill(file: int, offset: int, tensor: Tensor) -> None:
     """Read a contiguous tensor's bytes."""
-    left = tensor.reshape(-1).view(torch.uint8).numpy().data
+    left = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
     while left:
         size = os.preadv(file, [left], offset)
         if not size:
@@ -219,68 +189,25 @@ def _fill(file: int, offset: int, tensor: Tensor) -> None:
         left, offset = left[size:], offset + size
 
 
-def _read(file: int, offset: int, length: int) -> bytes:
-    """A few bytes."""
-    found = os.pread(file, length, offset)
-    if len(found) < length:
-        raise OSError("a checkpoint's file ends where a tensor should be")
-    return found
+class _Block(io.RawIOBase):
+    """A part of an open file that threads share, as a file of its own."""
 
+    def __init__(self, file: int, offset: int, length: int):
+        super().__init__()
+        self._file, self._offset, self._length, self._at = file, offset, length, 0
 
-def _numbers(file: int, job: _Job) -> int | None:
-    """Offset in the file of a block's numbers; None: they do not lie there one after the other, as far as can be seen.
+    def seekable(self) -> bool:
+        return True
 
-    A block is a ZIP archive whose last part lists the others: what describes the tensor, and its numbers.
-    """
-    begin = max(0, job.length - _TAIL)
-    tail = _read(file, job.offset + begin, job.length - begin)
-    *_, size, place, comment = struct.unpack("<4s4H2LH", tail[-22:])
-    if tail[-22:-18] != b"PK\5\6" or comment or not begin <= place <= job.length - size:
-        return None
-    entries = {}
-    at = place - begin
-    while at < place - begin + size:
-        head = struct.unpack("<4s6H3L5H2L", tail[at : at + 46])
-        name_size, extra, remark = head[10:13]
-        name = tail[at + 46 : at + 46 + name_size].decode()
-        entries[name.partition("/")[2]] = (head[-1], head[8])  # offset of the part's own head, its size
-        at += 46 + name_size + extra + remark
-    if not {"data.pkl", "data/0"} <= entries.keys():
-        return None
-    (description, length), (numbers, num_bytes) = (
-        (_content(file, job.offset + head), size) for head, size in (entries["data.pkl"], entries["data/0"])
-    )
-    is_plain = _describes(_read(file, description, length), job.stored, job.dtype)
-    return numbers if is_plain and num_bytes == math.prod(job.stored) * job.dtype.itemsize else None
+    def readable(self) -> bool:
+        return True
 
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = (0, self._at, self._length)[whence] + offset
+        return self._at
 
-def _content(file: int, head: int) -> int:
-    """Where a part of an archive begins behind its head."""
-    name_size, extra = struct.unpack("<2H", _read(file, head + 26, 4))
-    return head + 30 + name_size + extra
-
-
-def _describes(description: bytes, sizes: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether torch's description of a saved tensor is of one with these sizes, whose storage holds nothing else."""
-    try:
-        storage, offset, found, strides = _Description(BytesIO(description)).load()
-    except Exception:  # anything but a plain tensor
-        return False
-    is_whole = offset == 0 and found == sizes and torch.empty(sizes, device="meta").stride() == strides
-    return is_whole and storage[1] == dtype and storage[2] == "0"
-
-
-class _Description(pickle.Unpickler):
-    """Says what a tensor is made of, and makes nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, sizes, strides, *others: (storage, offset, sizes, strides)
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        raise pickle.UnpicklingError(name)
-
-    def persistent_load(self, saved: Any) -> Any:
-        return saved
+    def readinto(self, buffer: Any, /) -> int:
+        wanted = memoryview(buffer)[: max(0, self._length - self._at)]
+        size = os.preadv(self._file, [wanted], self._offset + self._at)
+        self._at += size
+        return size

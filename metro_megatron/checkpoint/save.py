@@ -13,16 +13,24 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from metro_megatron.checkpoint.files import MARKER, check_metadata, files_of_rank, iteration_folder, verify_integrity
+from metro_megatron.checkpoint.files import (
+    MARKER,
+    check_metadata,
+    files_of_rank,
+    integrity_entries,
+    iteration_folder,
+    verify_integrity,
+    verify_sizes,
+)
 from metro_megatron.checkpoint.publish import BYTES_PER_PARAMETER, check_room, prepare, publish, unfinished_folder
 from metro_megatron.checkpoint.read import StoredModel
 from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
@@ -166,28 +174,41 @@ class Checkpoints:
         if remarks and strict:
             raise UserError([*remarks, "checkpoint.strict is set: write the step to go on from into that file"])
         for folder in folders:
-            damage = self._damage(folder)
+            damage = self._damage(folder) or self._load(folder)
             if damage and (strict or folder == folders[-1] or is_branch_point(folder, self.config)):
                 raise UserError([*remarks, *damage, "give another copy of a checkpoint, or another train.output"])
             if damage:
                 remarks += [*damage, f"{folder} is not whole; going back to an older checkpoint"]
                 continue
-            self.on_first_rank(lambda: refuse_other_run(folder, self.config))  # noqa: B023 - called at once
-            load = partial(load_state, folder, self.pair, self.optimizer, self.layout)
-            self._agree(_attempt(load), str(folder))
             told = overridden(load_config(folder / "run_config.yaml"), self.config)
             return Restored(folder, json.loads((folder / "progress.json").read_text()), remarks, told)
         return None
 
     def _damage(self, folder: Path) -> list[str]:
-        """What is wrong with a checkpoint, before a byte of it is loaded; each rank looks at some of its files."""
+        """What is wrong with a checkpoint beside the tensors' numbers, which are the most of it."""
 
         def look() -> None:
-            verify_integrity(folder, files_of_rank(folder, self.layout.rank, self.layout.world.size()))
-            if self.layout.rank == 0:
-                check_metadata(folder)
+            verify_sizes(folder)
+            verify_integrity(folder, [name for name in integrity_entries(folder) if not name.endswith(".distcp")])
+            check_metadata(folder)
 
-        return [problem for part in self._of_all_ranks(_problems(_attempt(look), str(folder))) for problem in part]
+        problem = _attempt(look) if self.layout.rank == 0 else None
+        return self._of_all_ranks(_problems(problem, str(folder)))[0]
+
+    def _load(self, folder: Path) -> list[str]:
+        """Load a checkpoint, and hash it meanwhile, each rank some of its files. Returns what is wrong with it; what
+        was loaded of it then counts for nothing."""
+        self.on_first_rank(lambda: refuse_other_run(folder, self.config))
+        names = files_of_rank(folder, self.layout.rank, self.layout.world.size())
+        with ThreadPoolExecutor(1) as beside:
+            look = beside.submit(_attempt, lambda: verify_integrity(folder, names))
+            # Of damaged files it may raise anything.
+            problem = _attempt(lambda: load_state(folder, self.pair, self.optimizer, self.layout), (Exception,))
+            found = _problems(look.result(), str(folder))
+        damage = [one for part in self._of_all_ranks(found) for one in part]
+        if not damage:
+            self._agree(problem, str(folder))
+        return damage
 
     def _start(self, step: int, progress: dict[str, Any], since: float, is_beside: bool) -> Saving:
         final, unfinished = iteration_folder(self.run, step), unfinished_folder(self.run, step)
@@ -253,9 +274,11 @@ def _problems(problem: BaseException | None, subject: str) -> list[str]:
     return [f"{subject}: {problem}"] if problem else []
 
 
-def _attempt(action: Callable[[], Any]) -> Exception | None:
+def _attempt(
+    action: Callable[[], Any], kinds: tuple[type[Exception], ...] = (UserError, OSError, RuntimeError)
+) -> Exception | None:
     try:
         action()
-    except (UserError, OSError, RuntimeError) as problem:
+    except kinds as problem:
         return problem
     return None

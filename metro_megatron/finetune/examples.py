@@ -12,6 +12,7 @@ from metro_megatron.finetune.tables import PLAIN, Layout, read_examples
 
 Label = TypeVar("Label")
 
+_NO_LABEL = -100
 ID = "id"
 """Column whose values are handed through to the predictions."""
 
@@ -45,6 +46,8 @@ def class_label(value: Any) -> str:
         raise UserError(f"label {value!r} is not a class; write classes as strings or integers")
     if not isinstance(value, str | int | float) or not str(value).strip():
         raise UserError("has no label")
+    if value in (_NO_LABEL, str(_NO_LABEL)):
+        raise UserError(f"label is {value}, which transformers takes for none; leave the row out, or give a class")
     return str(int(value) if isinstance(value, float) else value)
 
 

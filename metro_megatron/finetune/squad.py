@@ -18,8 +18,8 @@ def read_squad(path: Path) -> list[Question]:
     try:
         articles = json.loads(text)["data"]
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-        pairs = [(str(paragraph["context"]), line) for paragraph in paragraphs for line in paragraph["qas"]]
-    except (ValueError, KeyError, TypeError) as error:
+        pairs = [(paragraph["context"], line) for paragraph in paragraphs for line in paragraph["qas"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: has not the form of SQuAD's files ({type(error).__name__}: {error})") from error
     if not pairs:
         raise UserError(f"{path}: holds no questions")
@@ -28,18 +28,24 @@ def read_squad(path: Path) -> list[Question]:
         try:
             found.append(_question(context, line))
         except UserError as error:
-            problems.append(f"{path}, question {line.get('id')}: {error}")
+            name = line.get("id") if isinstance(line, dict) else len(found) + len(problems) + 1
+            problems.append(f"{path}, question {name}: {error}")
     if problems:
         raise UserError(problems[:5] + [f"{path}: {len(problems)} such questions of {len(pairs)}"])
     return found
 
 
-def _question(context: str, line: dict[str, Any]) -> Question:
-    if not isinstance(line.get("question"), str):
+def _question(context: Any, line: Any) -> Question:
+    if not isinstance(line, dict) or not isinstance(line.get("question"), str):
         raise UserError("has no question")
-    if "answers" not in line and not line.get("is_impossible"):
+    if not isinstance(context, str):
+        raise UserError(f"context is {context!r}, must be a string")
+    is_impossible = line.get("is_impossible", False)
+    if not isinstance(is_impossible, bool):
+        raise UserError(f"is_impossible is {is_impossible!r}, must be true or false")
+    if "answers" not in line and not is_impossible:
         return Question(line["question"], context, None, line.get("id"))
-    answers, moved = answers_of(context, [] if line.get("is_impossible") else line["answers"])
+    answers, moved = answers_of(context, [] if is_impossible else line["answers"])
     return Question(line["question"], context, answers, line.get("id"), moved)
 
 

@@ -18,13 +18,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, PreTrainedModel
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, PreTrainedConfig, PreTrainedModel
 
 from metro_megatron.config.schema import EncoderSizes, ModelConfig
 from metro_megatron.errors import UserError
 from metro_megatron.files import refuse_foreign, whole_folder
 from metro_megatron.hf.card import fact_tables
 from metro_megatron.hf.export import refuse_other_tokenizer, write_tokenizer
+from metro_megatron.hf.folder import folder_config
 from metro_megatron.hf.pretrained import Pretrained
 from metro_megatron.hf.stored import LazyTensors, in_short, read_json, stored_tensors, write_weights
 from metro_megatron.hf.weights import METRO, all_ties, hf_tensors
@@ -120,7 +121,7 @@ def open_electra(folder: Path) -> Pretrained:
     return Pretrained(
         folder,
         LazyTensors(makers),
-        _architecture(ElectraConfig(**config), role),
+        _architecture(folder_config(folder), role),
         folder,
         unread=unread,
         segments={f"{role}.{name}": tensor for name, tensor in segments.items()},
@@ -297,7 +298,7 @@ def _our_name(name: str, role: Role) -> str:
     return f"{ours.format(encoder=ENCODERS[role])}.{kind}" if ours else ""
 
 
-def _architecture(config: ElectraConfig, role: Role) -> dict[str, Any]:
+def _architecture(config: PreTrainedConfig, role: Role) -> dict[str, Any]:
     sizes = EncoderSizes(
         config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size
     )

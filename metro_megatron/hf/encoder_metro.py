@@ -252,9 +252,10 @@ def encode(
     """What stack.embeddings and stack.encoder make of token embeddings [B, S, D]; `outputs` are output_... of these.
 
     attention_mask: [B, S], 0 where there is no token; or [B, S, S] or [B, 1, S, S], 0 or False where a query (first)
-    does not see a key, or as floats that are added to the scores. position_ids [B or 1, S] begin at 0 with every sample
-    of a row, and tokens see their own sample only, unless a mask of pairs says what they see. Without position_ids
-    a row is one sample, whose first token is the first that attention_mask shows.
+    does not see a key, or as floats that are added to the scores; 1 instead of the first S where all queries see the
+    same. position_ids [B or 1, S] begin at 0 with every sample of a row, and tokens see their own sample only, unless a
+    mask of pairs says what they see. Without position_ids a row is one sample, whose first token is the first that
+    attention_mask [B, S] shows.
     Raises ValueError for rows or positions beyond the model's, and for a mask of another shape.
     """
     _check(stack.embeddings.max_length, inputs_embeds.shape[:2], attention_mask, position_ids)
@@ -273,11 +274,11 @@ def encode(
 def _check(max_length: int, rows: torch.Size, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
     """See `encode`."""
     length = rows[1]
-    pairs = (length, length)
-    if attention_mask is not None and attention_mask.shape[-2:] != (rows if attention_mask.dim() == 2 else pairs):
+    shapes = [rows] if attention_mask is not None and attention_mask.dim() == 2 else [(length, length), (1, length)]
+    if attention_mask is not None and attention_mask.shape[-2:] not in shapes:
         raise ValueError(
             f"attention_mask is {tuple(attention_mask.shape)}, must be {tuple(rows)}, or of pairs "
-            f"{(rows[0], *pairs)} or {(rows[0], 1, *pairs)}"
+            f"{(rows[0], length, length)} or {(rows[0], 1, length, length)}"
         )
     if position_ids is None:
         return

@@ -42,7 +42,7 @@ def folder_config(folder: Path, **settings: Any) -> PreTrainedConfig:
         raise UserError(
             f"{path}: no such file; give a folder that tools/convert_checkpoint.py or save_pretrained has written"
         ) from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: unreadable ({error}); write the folder again") from error
     is_ours = model_type == MetroConfig.model_type
     if not is_ours and model_type not in CONFIG_MAPPING:

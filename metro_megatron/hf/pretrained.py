@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from metro_megatron.config.schema import ModelConfig
-from metro_megatron.errors import UserError
-from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.export import model_config_of
+from metro_megatron.hf.folder import exported_config
 from metro_megatron.hf.stored import LazyTensors, stored_tensors
 from metro_megatron.hf.weights import DECODERS, all_ties
 
@@ -63,10 +62,7 @@ def architecture(model_config: ModelConfig, objectives: Collection[str]) -> dict
 
 def open_exported(folder: Path) -> Pretrained:
     """One that tools/convert_checkpoint.py or save_pretrained of our classes wrote. Raises UserError for another."""
-    try:
-        config = MetroConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{folder / 'config.json'}: not readable ({error}); give another copy of the folder") from error
+    config = exported_config(folder)
     model_config = model_config_of(config)
     return Pretrained(
         folder,

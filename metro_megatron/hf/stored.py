@@ -83,7 +83,7 @@ def read_torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle raises anything
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
         if refused:
             raise UserError(
                 f"{path}: refers to {refused[1]}, which could run code, and is not loaded; save its tensors alone, or "
@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path}: not readable ({error.strerror}); give the folder of a model") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); give another copy of the folder") from error
 
 
@@ -108,9 +108,11 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if (folder / f"{name}.index.json").is_file():
             listed = read_json(folder / f"{name}.index.json").get("weight_map")
-            if not isinstance(listed, dict):
-                raise UserError(f"{folder / name}.index.json: no weight_map in it; give another copy of the folder")
-            paths = [folder / Path(str(one)).name for one in dict.fromkeys(listed.values())]
+            if not isinstance(listed, dict) or not all(isinstance(one, str) for one in listed.values()):
+                raise UserError(
+                    f"{folder / name}.index.json: no weight_map of files in it; give another copy of the folder"
+                )
+            paths = [folder / Path(one).name for one in dict.fromkeys(listed.values())]
             missing = [f"{path}: missing; give another copy of the folder" for path in paths if not path.is_file()]
             if missing:
                 raise UserError(missing)

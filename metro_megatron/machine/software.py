@@ -105,16 +105,15 @@ def _kernels(wants_gpu: bool) -> Iterator[Finding]:
         yield Finding("Triton", "works", _version("triton"))
     if not wants_gpu:
         return
-    for subject, package, fault, cost in (
-        ("Transformer Engine", "transformer_engine", nvidia.transformer_engine_fault(), "no FP8"),
-        ("Apex", "apex", nvidia.apex_fault(), "nothing: torch's fused Adam does as well"),
+    for subject, package, fault_of, cost in (
+        ("Transformer Engine", "transformer_engine", nvidia.transformer_engine_fault, "no FP8"),
+        ("Apex", "apex", nvidia.apex_fault, "nothing: torch's fused Adam does as well"),
     ):
-        if not fault:
+        is_there = importlib.util.find_spec(package) is not None  # before one that does not load is hidden
+        if fault := fault_of():  # which names what mends it
+            yield Finding(subject, "wrong" if is_there else "absent", fault, cost)
+        else:
             yield Finding(subject, "works", _version(package))
-            continue
-        # A fault that quotes an error is one of something that is there: both name what mends it.
-        is_there = importlib.util.find_spec(package) is not None
-        yield Finding(subject, "wrong" if is_there else "absent", fault, cost)
 
 
 def _extras() -> Iterator[Finding]:

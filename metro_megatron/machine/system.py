@@ -84,7 +84,7 @@ def _storage(folder: Path) -> Iterator[Finding]:
     """Write, sync, rename and remove below the folder, as a save does."""
     subject, there = f"storage of {folder}", folder
     try:
-        while not there.exists():
+        while not (there.exists() or there.is_symlink()):  # nothing can be made where a link leads nowhere
             there = there.parent
         rate = _written_per_second(there)
     except OSError as error:

@@ -88,7 +88,7 @@ def _parsed(text: str, where: str, what: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not {what} ({error})") from error
 
 

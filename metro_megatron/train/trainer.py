@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metro_megatron.checkpoint.files import checkpoint_sha256
+from metro_megatron.checkpoint.read import SEGMENTS, find_segments
 from metro_megatron.checkpoint.resume import beginning, is_branch_point
 from metro_megatron.checkpoint.save import Checkpoints
 from metro_megatron.config.file import save_config
@@ -382,6 +384,9 @@ class Trainer:
         copy_tokenizer(self.corpus.tokenizer_folder, self.run / "tokenizer")
         if self.initial:
             self.initial.write_segments(self.run)
+        begins = self.progress.branch and self.progress.branch["step"] == self.progress.done
+        if begins and (segments := find_segments(Path(self.config.train.branch_from))):
+            shutil.copyfile(segments, self.run / SEGMENTS)
         before = self.report
         report = Report(self.run, self.parts.all_terms, self.progress.done, self.config.train.train_steps)
         report.has_begun = before is not None and before.has_begun
@@ -391,8 +396,7 @@ class Trainer:
             note(self.run, self.progress.done, self.told, report.say)
             report.say_all(f"from here on {name} is {now!r}, was {was!r}" for name, (was, now) in self.told.items())
         if self.progress.done:
-            begun = self.progress.branch and self.progress.branch["step"] == self.progress.done
-            whence = f"branching from {self.config.train.branch_from}" if begun else f"continuing {self.run}"
+            whence = f"branching from {self.config.train.branch_from}" if begins else f"continuing {self.run}"
             report.say(f"{whence} after step {self.progress.done}")
         self.report = report
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from metro_megatron.checkpoint.files import TRACKER, checkpoint_sha256, iteration_folder, tracked_step
+from metro_megatron.checkpoint.read import SEGMENTS
 from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
@@ -50,8 +51,10 @@ def final_weights(config: Config) -> dict[str, Any]:
 
 def parent_and_branches(parent: Config, branches: list[Config]) -> tuple[list[Any], list[Any]]:
     """(lines of metrics.jsonl, what was said) and last weights of each."""
-    runs = [parent, *branches]
-    return [run(one) for one in runs], [final_weights(one) for one in runs]
+    figures = [run(parent)]
+    (Path(parent.train.output) / SEGMENTS).write_bytes(b"of an ELECTRA that it began with")
+    figures += [run(one) for one in branches]
+    return figures, [final_weights(one) for one in (parent, *branches)]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,8 @@ def test_a_branch_that_differs_in_nothing_is_the_run_itself(folder: Path, traine
     progress = json.loads((iteration_folder(folder / "same", 6) / "progress.json").read_text())
     assert progress["branch"] == {"step": PARENT_DONE, "checkpoint": checkpoint_sha256(point)}
     assert "branch" not in json.loads((point / "progress.json").read_text())
+    kept = [(folder / name / SEGMENTS).read_bytes() for name in ("parent", "same")]
+    assert kept[0] == kept[1], "without it an export would have other segments"
 
 
 def test_a_branch_has_rates_of_its_own_from_there_on(folder: Path, trained: Any) -> None:

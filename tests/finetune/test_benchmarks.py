@@ -287,6 +287,21 @@ def corrupt(path: Path, old: str, new: str) -> None:
         ),
         ("record", "superglue/ReCoRD/val.jsonl", "to @placeholder", "to ?", "line 1: query has no @placeholder"),
         ("squad", "squad/dev-v1.1.json", '"paragraphs"', '"texts"', "dev-v1.1.json: has not the form .*paragraphs"),
+        ("squad", "squad/train-v1.1.json", '"qas": [', '"qas": [[7], ', "train-v1.1.json, question 1: has no question"),
+        (
+            "squad",
+            "squad/dev-v1.1.json",
+            '"context": "',
+            '"context": 7, "was": "',
+            "q0: context is 7, must be a string",
+        ),
+        (
+            "squad2",
+            "squad/dev-v2.0.json",
+            'impossible": true',
+            'impossible": "no"',
+            "is_impossible is 'no', must be true",
+        ),
         ("squad2", "squad/train-v2.0.json", 'old cat", "an', 'Cat", "an', "question q0: answer 'Cat' is not in its"),
     ],
 )

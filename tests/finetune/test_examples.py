@@ -42,6 +42,8 @@ HOSTILE = {
     "none.jsonl": ('{"text": null, "label": 1}\n', "line 1: text is None, must be a string"),
     "nolabel.jsonl": ('{"text": "a", "label": null}\n', "line 1: has no label"),
     "notext.jsonl": ('{"text": "a", "label": 1}\n{"label": 1}\n', "line 2: has no text"),
+    "ignored.csv": ("text,label\na,-100\nb,1\n", "line 2: label is -100, which transformers takes for none"),
+    "deep.jsonl": ('{"text": "a", "label": ' + "[" * 100_000, "line 1: not one JSON object a line .*recursion"),
     "data.parquet": ("PAR1", "not a readable Parquet file"),
     "data.xlsx": ("PK", r"must be named \.csv"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,9 @@ def test_what_is_no_pair_of_ours_is_named(pair: list[Path], tmp_path: Path) -> N
     path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
     with pytest.raises(UserError, match="hidden_act is 'relu', of ours 'gelu'"):
         open_electra(folders[0])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "gelu", "vocab_size": "300"}))
+    with pytest.raises(UserError, match="config.json: transformers cannot read it .*vocab_size"):
+        open_electra(folders[0])
     bare = tmp_path / "bare"
     ElectraModel(ElectraConfig.from_pretrained(pair[1])).save_pretrained(bare)
     with pytest.raises(UserError, match="was saved by ElectraModel, .* save it by ElectraForMaskedLM or"):
@@ -350,6 +354,11 @@ def test_older_files_are_read_without_running_what_they_hold(pair: list[Path], t
     expected, found = open_electra(pair[1]), open_electra(tmp_path)
     assert not found.unread and set(found.tensors) == set(expected.tensors)
     assert all(found.tensors[name].equal(tensor) for name, tensor in expected.tensors.items())
-    torch.save({**state, "more": print}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="refers to .*print, which could run code, and is not loaded"):
+    for code, name in ((print, "print"), (os.system, "system")):  # torch refuses some by a list, others as unknown
+        torch.save({**state, "more": code}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError, match=f"refers to .*{name}, which could run code, and is not loaded"):
+            open_electra(tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "other")
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": ["other"]}}')
+    with pytest.raises(UserError, match="index.json: no weight_map of files in it"):
         open_electra(tmp_path)

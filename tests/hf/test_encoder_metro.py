@@ -95,6 +95,11 @@ def test_masks_of_floats_are_added_in_both_their_shapes() -> None:
     added = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
     for pairs in (added, added[:, None]):
         torch.testing.assert_close(model(ids, pairs).last_hidden_state, expected, rtol=0, atol=1e-12)
+    keys = mask.bool()[:, None, None]  # as BERT takes them: all queries see the same
+    expected = model(ids, mask).last_hidden_state[mask.bool()]
+    for pairs in (keys, torch.zeros(keys.shape).masked_fill(~keys, torch.finfo(torch.float32).min)):
+        found = model(ids, pairs).last_hidden_state[mask.bool()]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +112,21 @@ def test_another_project_named_apex_is_told_from_nvidias(tmp_path: Path, monkeyp
     )
 
 
+@pytest.mark.parametrize("inside", ["", "pytorch"])
+def test_half_a_transformer_engine_is_wrong_and_not_absent(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without metadata, too: built in place, or what a broken uninstallation has left."""
+    (tmp_path / "transformer_engine" / inside).mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    nvidia.transformer_engine_fault.cache_clear()
+    page = said(list(packages(wants_gpu=True)))["Transformer Engine"]
+    nvidia.transformer_engine_fault.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformer_engine"]:
+        del sys.modules[name]
+    assert page.startswith("wrong: ") and "2.11.0" in page
+
+
 def test_a_checkout_that_is_not_installed_and_a_torch_that_does_not_load(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +152,8 @@ def test_storage_that_cannot_be_written_is_fatal_and_one_of_this_machine_is_said
     looked = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: looked(path) if path.name != "x" else denied(path))
     assert [one.cost for one in system(0, str(tmp_path / "x")) if one.is_fatal] == ["nothing can be saved"]
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert [one.cost for one in system(0, str(tmp_path / "link")) if one.is_fatal] == ["nothing can be saved"]
     mounts = [("/", "ext4"), (str(tmp_path), "nfs4"), (str(tmp_path / "run" / "deep"), "tmpfs")]
     partitions = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: partitions)

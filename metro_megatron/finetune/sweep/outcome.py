@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metro_megatron.errors import UserError
 from metro_megatron.finetune.sweep.plan import Run
 
 METRICS = "metrics.json"
@@ -29,11 +30,16 @@ class Outcome:
 
 
 def read_outcome(run: Run, folder: Path) -> Outcome:
-    """Of a finished run's folder."""
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    scores = {name: float(metrics[name]) for name in metrics["score_names"]}
-    numbers = [*scores.values(), *(value for epoch in metrics.get("epochs", []) for value in epoch.values())]
-    lines = read_predictions(folder / PREDICTIONS)
+    """Of a finished run's folder. Raises UserError where its files are damaged, as a disk that was full leaves them."""
+    try:
+        metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        scores = {name: float(metrics[name]) for name in metrics["score_names"]}
+        numbers = [*scores.values(), *(value for epoch in metrics.get("epochs", []) for value in epoch.values())]
+        lines = read_predictions(folder / PREDICTIONS)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: damaged ({type(error).__name__}: {error}); remove it, and the run is done again"
+        ) from error
     is_finite = all(map(math.isfinite, numbers))
     failure = one_answer(lines) if is_finite else "a loss or score is no finite number"
     return Outcome(run, scores, failure, metrics.get("majority_share"))

@@ -126,6 +126,18 @@ def test_a_run_that_ended_early_is_tried_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == ["4.0 1"] * 2
 
 
+@pytest.mark.parametrize(
+    ("file", "content"), [("metrics.json", ""), ("metrics.json", "{}"), ("predictions.jsonl", "{")]
+)
+def test_a_finished_run_whose_files_are_damaged_is_named(tmp_path: Path, file: str, content: str) -> None:
+    plan = plan_of(tmp_path, "--learning_rate", "1", "--seed", "1")
+    sweep(tmp_path, plan)
+    folder = tmp_path / "out" / "runs" / plan.runs[0].name
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=f"{folder}: damaged .*; remove it, and the run is done again"):
+        sweep(tmp_path, plan)
+
+
 def test_a_mistake_in_options_ends_the_sweep(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "--learning_rate", "4", "1", "5", "2", "--seed", "1", "3")
     heard: list[Outcome] = []
