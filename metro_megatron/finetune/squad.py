@@ -23,7 +23,8 @@ def read_squad(path: Path) -> list[Question]:
         raise UserError(f"{path}: has not the form of SQuAD's files ({type(error).__name__}: {error})") from error
     if not pairs:
         raise UserError(f"{path}: holds no questions")
-    found, problems = [], []
+    found: list[Question] = []
+    problems: list[str] = []
     for context, line in pairs:
         try:
             found.append(_question(context, line))
