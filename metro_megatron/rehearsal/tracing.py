@@ -1,18 +1,16 @@
 """One step of a rank that is not there: the program's own, on tensors without values, in groups without other members.
 
-Everything runs as it does in training: models, wrappers, schedules, buffers, reductions, the update. Replaced are what
-looks at values, which nothing does on a GPU (tests/train/test_waits.py), random states, and the way in which torch's
-modules take tensors that are not there.
+Everything runs as it does in training: models, wrappers, schedules, buffers, reductions, the update. Tensors are on
+torch's device "meta", which knows shapes and types. Replaced are random states and the few places that ask what a
+device is; what looks at values has no need to be, as nothing does on a GPU (tests/train/test_waits.py).
 """
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -22,18 +20,17 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.tensor_parallel import random as mcore_random
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import adam
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused.dispatch import reference_only
-from fused.samples import Samples
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.health import shards
 from metro_megatron.health.shards import WeightNorms
-from metro_megatron.model import sequences
 from metro_megatron.model.encoder import TIED, Pair
 from metro_megatron.model.init import global_parameters, split_dimension
+from metro_megatron.parallel import cpu
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
@@ -115,6 +112,31 @@ def _gathers(ddps: Iterable[DistributedDataParallel]) -> int:
     return sum(len(group.buckets) for ddp in ddps for group in ddp.bucket_groups)
 
 
+DEVICE = torch.device("meta")
+
+
+class _WithoutValues(TorchDispatchMode):
+    """Inside the block every tensor is made on "meta", whatever device is asked for.
+
+    torch's FakeTensorMode does the same for code that must not notice, at three times the cost of a step.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.lift_fresh.default:  # torch.tensor's, of numbers
+            made = args[0].to(DEVICE)
+            if made.numel() == 1:
+                made.number = torch.ops.aten._local_scalar_dense.default(args[0])
+            return made
+        if _takes_device(func):
+            kwargs = {**(kwargs or {}), "device": DEVICE}
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def _takes_device(operator: Any) -> bool:
+    return any(one.name == "device" for one in operator._schema.arguments)
+
+
 class _Run(Trainer):
     """A run of parts that are there, without a corpus and a folder."""
 
@@ -167,15 +189,16 @@ def trace(
         optimizer=replace(config.optimizer, adam_impl="torch"),
         train=replace(config.train, fp8_recipe="none"),
     )
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     recorder = Recorder()
     with ExitStack() as stack:
+        stack.enter_context(patch.dict(dist.Backend.backend_capability, fake=[DEVICE.type]))
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
         stack.callback(dist.destroy_process_group)
         stack.enter_context(_without_values())
-        layout = Layout.create(config.parallel, torch.device("cpu"))
+        layout = replace(Layout.create(config.parallel, torch.device("cpu")), device=DEVICE)
         stack.callback(layout.destroy)
         stack.enter_context(recorder.objects())
-        with recorder:
+        with recorder, _reading_zeros():
             refuse_mixed_libraries(config, layout)
             parts = Parts.build(config, layout)
             homes = MarkedHomes.build(config, layout, parts.pair.shared, parts.pair.main, both_phases=TIED)
@@ -251,33 +274,26 @@ def states_of(homes: Homes, optimizer: Optimizer) -> dict[str, States]:
 
 @contextmanager
 def _without_values() -> Iterator[None]:
-    heads: Any = importlib.import_module("fused.linear_cross_entropy.operator")
+    cpu.install()  # before what it answers is patched for a while
     with ExitStack() as stack:
         for owner, name, other in (
-            (heads, "_check", _nothing),
-            (sequences, "packed_samples", _packed),
-            (sequences, "padded_samples", _padded),
             (dist, "all_gather_object", _as_here),
             (torch, "set_rng_state", _nothing),
+            (adam, "_device_dtype_check_for_fused", _nothing),
+            (Tensor, "type", _on_gpu(Tensor.type)),
             (mcore_random.CudaRNGStatesTracker, "fork", _no_fork),
-            (torch.nn.utils, "skip_init", _made),
-            (torch.nn.Module, "_apply", _applied),
             (shards, "ThreadPoolExecutor", _in_turn),
         ):
             stack.enter_context(patch.object(owner, name, other))
-        stack.enter_context(reference_only())
-        stack.enter_context(warnings.catch_warnings())
-        # parallel/cpu.py asks whether two tensors are one, which all without values seem to be: in a group of one rank.
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(_WithoutValues())
         yield
 
 
 @contextmanager
 def _reading_zeros() -> Iterator[None]:
-    """What is read of tensors without values, outside of steps, is 0."""
+    """What is read of tensors without values, outside of steps, is the number that one was made of, or 0."""
     with ExitStack() as stack:
-        for name, read in (("tolist", _zeros), ("item", _zero), ("__int__", _zero), ("__float__", lambda tensor: 0.0)):
+        for name, read in (("tolist", _zeros), ("item", _number), ("__int__", _as_int), ("__float__", _as_float)):
             stack.enter_context(patch.object(Tensor, name, read))
         yield
 
@@ -291,20 +307,30 @@ def _zeros(tensor: Tensor) -> Any:
     return 0 if tensor.dim() == 0 else [_zeros(one) for one in tensor]
 
 
-def _zero(tensor: Tensor) -> int:
-    return 0
+def _number(tensor: Tensor) -> Any:
+    return getattr(tensor, "number", 0)
+
+
+def _as_int(tensor: Tensor) -> int:
+    return int(_number(tensor))
+
+
+def _as_float(tensor: Tensor) -> float:
+    return float(_number(tensor))
+
+
+def _on_gpu(type_name: Callable[..., Any]) -> Callable[..., Any]:
+    """megatron-core sorts parameters by names such as torch.cuda.FloatTensor."""
+
+    def named(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = type_name(tensor, *args, **kwargs)
+        return answer.replace(".meta.", ".") if isinstance(answer, str) else answer
+
+    return named
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
-
-
-def _packed(cu_seqlens: Tensor, longest: int) -> Samples:
-    return Samples(cu_seqlens[:-1].long(), cu_seqlens.diff().int(), longest)
-
-
-def _padded(length: Tensor, longest: int) -> Samples:
-    return Samples(torch.arange(len(length)), length, longest, len(length))
 
 
 def _as_here(everyone: list[Any], own: Any, group: Any = None) -> None:
@@ -314,16 +340,3 @@ def _as_here(everyone: list[Any], own: Any, group: Any = None) -> None:
 
 def _no_fork(tracker: Any, name: str = "") -> Any:
     return nullcontext()
-
-
-def _made(module: type[torch.nn.Module], *args: Any, device: Any = None, **kwargs: Any) -> torch.nn.Module:
-    """In place of torch.nn.utils.skip_init, which goes over the device "meta"; nothing is filled here, either."""
-    return module(*args, **kwargs)
-
-
-@torch.no_grad()
-def _applied(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.nn.Module:
-    """In place of Module._apply, which would exchange tensors without values whole, with the marks they bear."""
-    for parameter in module.parameters():
-        parameter.data = change(parameter)
-    return module

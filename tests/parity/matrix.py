@@ -1,6 +1,6 @@
 """Every way to spread a run, each against one process: `make parity` tries all, `pairs` are those that tests try.
 
-python -m tests.parity.matrix --output FILE tries what FILE does not know yet, and ends with 1 if anything differs.
+python -m tests.parity.matrix --output FILE tries what FILE does not know as equal, and ends with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "stages": ("balanced", "first heavy"),
     "rows": ("packed", "padded"),
 }
+EQUAL = "equal"
 Case = tuple[Any, ...]
 """A choice of each."""
 
@@ -112,10 +113,12 @@ def reference() -> Record:
     return run_ranks(train_in_layouts, 1, [alone()], STEPS)[0][0]
 
 
-def _missing(output: Path) -> Iterator[Case]:
+def missing(output: Path) -> Iterator[Case]:
+    """Cases that the file does not know as equal."""
     known = set()
     if output.is_file():
-        known = {tuple(json.loads(line)["case"]) for line in output.read_text().splitlines()}
+        lines = map(json.loads, output.read_text().splitlines())
+        known = {tuple(line["case"]) for line in lines if line["said"] == EQUAL}
     # In an order that is drawn, so that what has been tried when it is ended is a random sample of all.
     yield from (case for case in random.Random(0).sample(every_case(), len(every_case())) if case not in known)
 
@@ -127,20 +130,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="lines of what was tried; read to go on from there")
     output = parser.parse_args().output
-    missing = list(_missing(output))
+    untried = list(missing(output))
     wanted, begin, failed = reference(), time.monotonic(), 0
-    for number, case in enumerate(missing, 1):
-        said = "equal"
+    for number, case in enumerate(untried, 1):
+        said = EQUAL
         try:
             assert_same(run_cases([case])[0], wanted, str(case))
         except Exception as error:
             said, failed = f"{type(error).__name__}: {error}".splitlines()[0], failed + 1
         with output.open("a") as file:
             print(json.dumps({"case": case, "said": said}), file=file)
-        left = (time.monotonic() - begin) / number * (len(missing) - number) / 60
+        left = (time.monotonic() - begin) / number * (len(untried) - number) / 60
         named = ", ".join(f"{name} {choice}" for name, choice in zip(CHOICES, case, strict=True))
-        print(f"{number} of {len(missing)}, {left:.0f} minutes left: {named}: {said}", flush=True)
-    print(f"{len(every_case())} cases in {output}; {failed} of {len(missing)} now differ from one process")
+        print(f"{number} of {len(untried)}, {left:.0f} minutes left: {named}: {said}", flush=True)
+    print(f"{len(every_case())} cases in {output}; {failed} of {len(untried)} now differ from one process")
     return int(failed > 0)
 
 

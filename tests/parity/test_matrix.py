@@ -1,5 +1,6 @@
 """Pairs of choices of how a run is spread, in as few cases as show all of them; `make parity` has every case."""
 
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def test_every_case_can_run() -> None:
     """Of its problems only the folder is left, which these runs have not."""
     for case in every_case():
         assert all("train.output" in found for found in problems(matrix.config_of(case), world_size(case))), case
+
+
+def test_what_is_not_known_as_equal_is_tried_again(tmp_path: Path) -> None:
+    equal, failed, *others = every_case()
+    lines = [{"case": equal, "said": matrix.EQUAL}, {"case": failed, "said": "TimeoutError: over 600 s"}]
+    (tmp_path / "tried.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert sorted(map(str, matrix.missing(tmp_path / "tried.jsonl"))) == sorted(map(str, [failed, *others]))
 
 
 @pytest.mark.parametrize("size", [1, 2, *(pytest.param(size, marks=pytest.mark.long) for size in (4, 8, 16))])

@@ -20,7 +20,7 @@ model: {hidden_size: 64, num_attention_heads: 2, ffn_hidden_size: 128, num_layer
         relative_attention_max_distance: 32}
 data: {seq_length: 64, micro_batch_tokens: 256}
 parallel: {pipeline_model_parallel_size: 2}
-train: {global_batch_size: 32, precision: bf16}
+train: {global_batch_size: 32, precision: fp16}
 """
 
 
