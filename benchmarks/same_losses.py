@@ -121,7 +121,7 @@ def losses_config(folder: Path, precision: Precision, device: Device) -> Config:
     data = replace(config.data, train=[str(folder / "text")], validation=[], micro_batch_tokens=1024)
     return replace(
         config,
-        model=replace(config.model, hidden_dropout=0.1, attention_dropout=0.1),
+        model=replace(config.model, vocab_size=4096, hidden_dropout=0.1, attention_dropout=0.1),
         data=data,
         optimizer=replace(config.optimizer, lr_warmup_steps=STEPS // 10),
         train=replace(config.train, output=str(folder / "run"), device=device, precision=precision, train_steps=STEPS),

@@ -5,11 +5,13 @@ step. Content is brought to the disk before the rename: a power failure may othe
 stands behind it. `sync_folder` brings the names themselves there.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,9 +29,22 @@ def _partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
 
 
+def regular(path: Path) -> Path:
+    """The path of a file that can be opened at once: a pipe would wait for whoever writes into it.
+
+    Raises OSError where there is none, or a folder, a pipe, a socket or a device.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.ENXIO, "a pipe, a socket or a device", str(path))
+    return path
+
+
 def file_sha256(path: Path) -> str:
-    """Of all that a file holds, in hexadecimal."""
-    with path.open("rb") as file:
+    """Of all that a file holds, in hexadecimal. Raises OSError as regular."""
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -26,7 +26,7 @@ from metro_megatron.cli.options import (
 from metro_megatron.errors import UserError
 
 HELD_OUT = 100
-"""Documents that pretraining_lines holds out, of at least ten times as many."""
+"""Documents that pretraining_lines holds out, of at least ten times as many; of fewer than as many, none."""
 BASES_SHARE = 0.0005
 """data.validation_fraction of examples/base.yaml."""
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -37,6 +37,7 @@ _FILE_MISTAKES = {
     errno.EPERM: "not permitted; choose a path you may use",
     errno.EROFS: "on a read-only file system; choose a path that can be written",
     errno.EISDIR: "is a folder, a file is needed",
+    errno.ENXIO: "is a pipe, a socket or a device, a file is needed",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.EEXIST: "exists already; choose another path or remove it",
     errno.ENOTEMPTY: "the folder is not empty; choose another path or empty it",
@@ -83,26 +84,24 @@ def pretraining_command() -> str:
     return "torchrun --nproc-per-node 1 pretrain_metro.py --config examples/base.yaml"
 
 
-def pretraining_lines(prefixes: Sequence[str], documents: int, vocab_size: int) -> list[str]:
-    """What to run with some datasets, of so many documents and ids in all: on GPUs, and to try it on a CPU."""
+def pretraining_lines(prefixes: Sequence[str], documents: int) -> list[str]:
+    """What to run with some datasets, of so many documents in all: a small model on any machine, and base on GPUs."""
     script, examples = "pretrain_metro.py", "examples/{}.yaml"
     if _is_console_script():
         script, examples = f"--no-python {_console_script('pretrain')}", "{}"
     train = f"--data.train {' '.join(map(shlex.quote, prefixes))}"
     output = f"--train.output runs/{shlex.quote(Path(prefixes[0]).name if len(prefixes) == 1 else 'mixture')}"
     share = HELD_OUT / max(documents, 1)
-    fraction = f"--data.validation_fraction {min(share, 0.1):.1g}"
-    large = f"--config {examples.format('base')} {train} {output}" + (f" {fraction}" if share > BASES_SHARE else "")
-    small = (
-        f"--config {examples.format('demo')} --model.vocab_size {vocab_size} {train} --data.validation=[] {fraction} "
-        f"{output}"
-    )
+    # Documents are held out by a hash of what they say: of a few possibly none, or all.
+    fraction = f" --data.validation_fraction {min(share, 0.1) if documents >= HELD_OUT else 0:.1g}"
+    small = f"--config {examples.format('demo')} {train}{fraction} {output}"
+    large = f"--config {examples.format('base')} {train}{fraction if share > BASES_SHARE else ''} {output}"
     processes = min(2, os.cpu_count() or 1)
     return [
-        "next, on 8 GPUs:",
-        f"  torchrun --nproc-per-node 8 {script} {large}",
-        "or a small model, to try it on a CPU:",
+        "next, a small model, on any machine:",
         f"  torchrun --nproc-per-node {processes} {script} {small}",
+        "or base, on 8 GPUs:",
+        f"  torchrun --nproc-per-node 8 {script} {large}",
     ]
 
 

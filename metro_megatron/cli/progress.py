@@ -60,11 +60,8 @@ class ReadingProgress:
             self._last_line = now
             share = position / self._total
             remaining = seconds * (1 - share) / max(share, 1e-9)
-            print(
-                f"{self._title}: {share:.1%}, {note}, about {remaining:,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            note += f", about {remaining:,.0f} s left" if position else ""
+            print(f"{self._title}: {share:.1%}, {note}", file=sys.stderr, flush=True)
 
 
 class CountLines:

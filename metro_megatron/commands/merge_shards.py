@@ -39,7 +39,7 @@ def main(options: Options) -> None:
         f"{options.output_prefix}: {manifest.documents:,} documents, {manifest.units:,} units, "
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards"
     )
-    print(*pretraining_lines([options.output_prefix], manifest.documents, manifest.vocab_size), sep="\n")
+    print(*pretraining_lines([options.output_prefix], manifest.documents), sep="\n")
 
 
 run = partial(run_tool, main)

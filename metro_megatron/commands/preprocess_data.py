@@ -55,7 +55,7 @@ def describe_next(summaries: list[Summary]) -> str:
         return f"next, after all parts:\n  {tool_command('merge_shards')} {options}"
     documents = sum(summary.manifest.documents for summary in summaries)
     prefixes = [summary.prefix for summary in summaries]
-    return "\n".join(pretraining_lines(prefixes, documents, first.manifest.vocab_size))
+    return "\n".join(pretraining_lines(prefixes, documents))
 
 
 run = partial(run_tool, main)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_megatron.data.records import DamagedRecord, from_plain, unsealed
 from metro_megatron.errors import UserError
+from metro_megatron.files import regular
 from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 FORMAT_VERSION = 3
@@ -281,7 +282,7 @@ def read_manifest(prefix: str) -> Manifest:
     """The manifest of a finished dataset. Raises UserError if there is none or it is damaged."""
     path = DatasetPaths(prefix).manifest
     try:
-        content = unsealed(path.read_bytes())
+        content = unsealed(regular(path).read_bytes())
     except FileNotFoundError as error:
         begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
         what = "it was not finished" if begun else "there is no such dataset"
@@ -325,7 +326,8 @@ def near_prefixes(given: str) -> list[str]:
     """Datasets, five at most, that someone may mean by this prefix: a file's, a folder's, a glob, one spelled alike."""
     path = Path(given)
     folder = path if path.is_dir() else path.parent
-    own = {one.name.removesuffix(".manifest.json"): str(one) for one in sorted(folder.glob("*.manifest.json"))}
+    there = filter(Path.exists, sorted(folder.glob("*.manifest.json")))
+    own = {one.name.removesuffix(".manifest.json"): str(one) for one in there}
     names = list(own) if path.is_dir() else [name for name in own if path.name.startswith((f"{name}.", f"{name}_"))]
     names = names or fnmatch.filter(own, path.name) or get_close_matches(path.name, own)
     return [own[name].removesuffix(".manifest.json") for name in names[:5]]

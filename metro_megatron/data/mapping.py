@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_megatron.files import regular
+
 
 def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """All of a file as numbers of a dtype [n]; bytes behind the last whole one are left out. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """All of a file as numbers of a dtype [n]; bytes behind the last whole one are left out.
+
+    Raises OSError as files.regular.
+    """
+    descriptor = os.open(regular(path), os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size // dtype.itemsize * dtype.itemsize
         if size == 0:

@@ -15,7 +15,7 @@ from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.records import SEAL, DamagedRecord, from_plain, sealed, unsealed
 from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
-from metro_megatron.files import locked, write_whole
+from metro_megatron.files import locked, regular, write_whole
 
 _ENDING = ".counts.json"
 
@@ -79,7 +79,7 @@ def token_count_problems(folder: Path) -> Iterator[str]:
 def _stored(path: Path, vocab_size: int | None = None) -> NDArray[np.int64] | None:
     """Counts of a file; None where there is none, where it is damaged, or of another size [V]."""
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
         counts = from_plain(TokenCounts, unsealed(content)).counts
     except (FileNotFoundError, DamagedRecord):
         return None

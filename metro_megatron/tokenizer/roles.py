@@ -42,7 +42,10 @@ def stored_settings(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
-            found |= dict(json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise TypeError("no object")
+            found |= content
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error}); give another copy of the tokenizer") from error
     return found

@@ -57,10 +57,17 @@ class TrainedTokenizer(Tokenizer):
             return None
         processor = _processor(path)
         problems = check_model(processor)
-        if problems and _is_others(processor, folder / JSON_FILE):
+        beside = folder / JSON_FILE
+        is_same = not beside.is_file() or _has_tokens_of(processor, beside)
+        if problems and is_same:
             return None
         if problems:
             raise UserError([f"{path}: {problem}" for problem in problems])
+        if not is_same:
+            raise UserError(
+                f"{beside} is damaged, or of another tokenizer than {MODEL_FILE} beside it; "
+                "remove the one that is not meant"
+            )
         missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
         if missing:
             raise UserError(
@@ -113,15 +120,15 @@ def _processor(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise UserError(f"{path} is not a readable SentencePiece model ({error}); give another copy") from error
 
 
-def _is_others(processor: sentencepiece.SentencePieceProcessor, path: Path) -> bool:
-    """Whether a model that is none of ours has the tokens of a tokenizer.json, or stands without one."""
-    if not path.is_file():
-        return True
+def _has_tokens_of(processor: sentencepiece.SentencePieceProcessor, path: Path) -> bool:
+    """Whether a model's tokens are those of a tokenizer.json, which may have more, and ours spells with spaces."""
     try:
         beside = tokenizers.Tokenizer.from_file(str(path))
     except Exception:  # tokenizers raises plain ones
         return False
-    return all(beside.id_to_token(i) == processor.id_to_piece(i) for i in range(processor.get_piece_size()))
+    vocabulary = {number: token for token, number in beside.get_vocab(with_added_tokens=True).items()}
+    pieces = ((number, processor.id_to_piece(number)) for number in range(processor.get_piece_size()))
+    return all(vocabulary.get(number) in (piece, piece.replace(WORD_BOUNDARY, " ")) for number, piece in pieces)
 
 
 def check_model(processor: sentencepiece.SentencePieceProcessor) -> list[str]:

@@ -1,6 +1,7 @@
 """Datasets: megatron-core reads their shards, its builder writes the same bytes, damage is found on opening."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_megatron_core_reads_it_and_writes_the_same_bytes(tmp_path: Path, vocab_
 
 
 @pytest.mark.parametrize("ending", ["_00000.bin", "_00001.idx", ".manifest.json"])
-def test_every_truncation_is_found_on_opening(tmp_path: Path, vocab_size: int, ending: str) -> None:
+def test_truncations_and_what_is_no_file_are_found_on_opening(tmp_path: Path, vocab_size: int, ending: str) -> None:
     write(tmp_path / "s", vocab_size, (DOCUMENTS, DOCUMENTS))
     path = tmp_path / f"s{ending}"
     whole = path.read_bytes()
@@ -103,6 +104,9 @@ def test_every_truncation_is_found_on_opening(tmp_path: Path, vocab_size: int, e
             open_shards([str(tmp_path / "s")])
     path.unlink()
     with pytest.raises(UserError, match=f"s{ending}"):
+        open_shards([str(tmp_path / "s")])
+    os.mkfifo(path)  # nobody will write into it
+    with pytest.raises(UserError, match=rf"s{ending}: cannot be read \(a pipe, a socket or a device\)"):
         open_shards([str(tmp_path / "s")])
 
 

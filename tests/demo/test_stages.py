@@ -26,7 +26,6 @@ BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "MAKEFLAGS": ""}
 TINY = """
 model:
-  vocab_size: 400
   hidden_size: 16
   num_attention_heads: 2
   ffn_hidden_size: 32
@@ -77,7 +76,7 @@ class Demo:
             (folder / "bin" / name).chmod(0o755)
 
     def start(self, programs: Path, *options: str) -> subprocess.Popen[str]:
-        settings = (f"OUTPUT={self.run}", f"CONFIG={self.config}", f"BIN={programs}")
+        settings = (f"OUTPUT={self.run}", f"CONFIG={self.config}", "VOCAB_SIZE=400", f"BIN={programs}")
         process = subprocess.Popen(
             ["make", "-j2", "-f", "tools/demo/demo.mk", *settings, *options],
             cwd=ROOT,

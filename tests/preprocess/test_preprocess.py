@@ -464,7 +464,7 @@ def test_a_parent_that_ends_takes_its_workers_along(
         ("e.jsonl", b"", {}, "no documents in .*no records"),
         ("e.jsonl", b'{"Text": "a"}\n' * 3, {}, r"no documents in .*3 missing_key.*e\.jsonl at 0: missing_key"),
         ("r.jsonl", GOOD * 998 + b"\n\xff\n{\n", {}, r"2 of 1,000 records \(0.20%\).*not_utf8"),
-        ("r.jsonl", GOOD * 9999 + b"{\n", {"strict": True}, r"r\.jsonl at 169,983: invalid_json: .*--strict"),
+        ("r.jsonl", GOOD * 9999 + b"{\n", {"strict": True}, r"r\.jsonl at 169,983: invalid_json \('\{'\): .*--strict"),
         ("l.txt", b"x" * 50 + b"\n\nx", {"plan": {"max_document_bytes": 49}}, "1 too_long"),
         ("t.jsonl.gz", gzip.compress(GOOD * 100, mtime=0)[:-3], {}, r"t\.jsonl\.gz: \.gz data damaged or cut off"),
         ("e.jsonl", b"{\n", {"plan": {"num_shards": 2, "shard_index": 1}}, r"1 of 1 records \(100.00%\)"),

@@ -205,6 +205,10 @@ def test_foreign_models_are_refused(tokenizer_folder: Path, tmp_path: Path) -> N
     (tmp_path / "copy" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"lacks tokenizer\.json"):
         Tokenizer.from_folder(tmp_path / "copy")
+    words = tokenizers.models.WordLevel({"[UNK]": 0, "[MASK]": 1}, "[UNK]")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "copy" / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged, or of another tokenizer than tokenizer\.model"):
+        Tokenizer.from_folder(tmp_path / "copy")
 
 
 def test_reproducible_whatever_the_text(reviews: list[list[str]]) -> None:

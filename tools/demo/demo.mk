@@ -6,6 +6,7 @@
 MINUTES := 8
 OUTPUT := runs/demo
 CONFIG := examples/demo.yaml
+VOCAB_SIZE := 4096
 SEEDS := 1 2 3
 BIN := .venv/bin
 
@@ -53,7 +54,7 @@ $(text): tools/demo/demo.mk tools/demo/texts.py metro_megatron/__init__.py
 $(tokenizer): $(text) $(CONFIG)
 	$(call begin,2,tokenizer)
 	$(BIN)/python tools/train_tokenizer.py --input $(OUTPUT)/text/reviews.jsonl --output $(@D) \
-		--vocab_size $(shell sed -n 's/^ *vocab_size: *//p' $(CONFIG)) --overwrite
+		--vocab_size $(VOCAB_SIZE) --overwrite
 
 $(shards): $(tokenizer)
 	$(call begin,3,shards of token ids)
