@@ -14,7 +14,7 @@ OUTPUT ?= runs/storm
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help venv test test-all fuzz check demo learn figure3 ledger bench wheels bench-cpu bench-checkpoint zoo storm parity citizen clean
+.PHONY: help venv test test-all fuzz check demo learn figure3 ledger bench wheels bench-cpu bench-checkpoint bench-start zoo storm parity citizen clean
 
 help:
 	@echo "make demo    train a small METRO-LM on real text and see what it learned (8 minutes on 2 cores; MINUTES=)"
@@ -25,6 +25,7 @@ help:
 	@echo "make wheels  collect what a GPU machine without a package index needs for benchmarks/bare.sh"
 	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
 	@echo "make bench-checkpoint  measure saving and loading beside the disk alone (1 minute)"
+	@echo "make bench-start  measure a rank's start beside its imports (3 minutes)"
 	@echo "make test    a test of everything (12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (14 to 17 more)"
 	@echo "make fuzz    damage files of every kind: refused in a line, or read as they are (30 minutes on 2 cores)"
@@ -109,6 +110,9 @@ bench-cpu: $(STAMP)
 
 bench-checkpoint: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_checkpoint --output docs/benchmarks/checkpoint
+
+bench-start: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_start --output docs/benchmarks/start
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info
