@@ -76,7 +76,7 @@ def test_types_are_those_of_a_launch(value, is_constexpr, wanted):
 
 def test_shapes_are_those_of_the_presets():
     models = [yaml.safe_load(path.read_text())["model"] for path in sorted((ROOT / "examples").glob("*.yaml"))]
-    full = [model for model in models if model["vocab_size"] == ahead_of_time.VOCABULARY]
+    full = [model for model in models if model.get("vocab_size") == ahead_of_time.VOCABULARY]
     shapes = sorted({(model["hidden_size"], model["num_attention_heads"]) for model in full})
     assert shapes == list(zip(ahead_of_time.HIDDEN_SIZES, ahead_of_time.HEADS, strict=True))
     assert {hidden // heads for hidden, heads in shapes} == {ahead_of_time.HEAD_DIM}
