@@ -29,12 +29,20 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Those that may take longest come first: none of them is left for one process while the others have nothing to do.
+    items.sort(key=_seconds_allowed, reverse=True)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, torch finds none"))
+
+
+def _seconds_allowed(item: pytest.Item) -> float:
+    """Of tests that have a limit of their own, beyond that of all tests."""
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -96,6 +96,7 @@ def compiling(tmp_path: Path, *command: str, packages: str = "") -> subprocess.C
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_every_kernel_compiles_as_expected_and_as_documented(tmp_path):
     if version("triton") != pinned("triton"):
         pytest.skip(f"the table is of Triton {pinned('triton')}, this is {version('triton')}")
