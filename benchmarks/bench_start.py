@@ -110,14 +110,7 @@ def _shards(folder: Path) -> Path:
 
 
 def _round(shards: Path, run: Path) -> dict[str, Times]:
-    options = (
-        "--config",
-        ROOT / "examples" / "demo.yaml",
-        "--data.train",
-        shards,
-        "--data.validation=[]",
-        *("--model.vocab_size", str(IDS)),
-    )
+    options = ("--config", ROOT / "examples" / "demo.yaml", "--data.train", shards)
     threads = {"OMP_NUM_THREADS": "1"}
     alone = run_measured(python("-W", "ignore", "-c", ALONE), environment=threads)
     rank = run_measured(python("-W", "ignore", "-c", RANK, *options, "--train.output", run), environment=threads)

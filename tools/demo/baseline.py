@@ -1,11 +1,13 @@
 """Figures for scale: word and word-pair frequencies with logistic regression, and always saying the same."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metro_megatron.cli.command_line import run_tool
+from metro_megatron.files import replace_text
 from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
 
 
@@ -25,10 +27,15 @@ def main(options: Options) -> None:
     """Classify sentences by TF-IDF and logistic regression, and write the accuracy."""
     train, test = (read_labelled_texts(Path(path)) for path in (options.train_file, options.test_file))
     accuracy, output = tfidf_accuracy(train, test), Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     result = {"tfidf": accuracy, "chance": chance(test), "num_train": len(train), "num_test": len(test)}
-    output.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_result(output, result)
     print(f"{output}: TF-IDF with logistic regression has accuracy {accuracy:.4f}")
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """What tools/demo/summary.py reads of a task."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(result, indent=2) + "\n")
 
 
 def chance(test: LabelledTexts) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
+from metro_megatron.commands.score import best
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.prompts import Prompt, read_prompts
-from tools.demo.baseline import tfidf_and_regression
+from tools.demo.baseline import tfidf_and_regression, write_result
 
 if TYPE_CHECKING:
     from metro_megatron.evaluate.ranking import Scorer
@@ -63,8 +63,7 @@ def main(options: Options) -> None:
         "num_train": len(train),
         "num_test": len(test),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(output, result)
     print(f"{output}: {pretrained} by the pretrained head, {random} by random ones")
 
 
@@ -88,8 +87,7 @@ def _filled(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _accuracy(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> float:
-    choices = [max(range(len(of_prompt)), key=of_prompt.__getitem__) for of_prompt in scores]
-    return fmean(float(choice == prompt.label) for choice, prompt in zip(choices, prompts, strict=True))
+    return fmean(float(best(of_prompt) == prompt.label) for of_prompt, prompt in zip(scores, prompts, strict=True))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from metro_megatron.cli.options import at_least
 from metro_megatron.finetune.examples import LabelledTexts, read_labelled_texts
 from metro_megatron.probing.folder import ProbeTask
 from metro_megatron.probing.kinds import Classification, Row
-from tools.demo.baseline import chance, tfidf_accuracy
+from tools.demo.baseline import chance, tfidf_accuracy, write_result
 
 if TYPE_CHECKING:
     from metro_megatron.hf.modeling_metro import MetroModel
@@ -62,8 +61,7 @@ def main(options: Options) -> None:
         "num_train": len(parts[0]),
         "num_test": len(test),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(output, result)
     print(f"{output}: {result['pretrained']} by pretrained features, {result['random_init']} by random ones")
 
 
