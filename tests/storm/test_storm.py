@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 from metro_megatron.errors import UserError
 from tools.storm.faults import CALLS, MOST_CALLS, OF_FILES, TOGETHER, Shim, draw, flip_bit
 from tools.storm.journal import Journal, counts, problems, report
+from tools.storm.processes import signals_wait
 from tools.storm.series import SERIES
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,24 @@ def test_a_flipped_bit_is_one_bit_of_any_file(tmp_path: Path) -> None:
 def row(number: int, kind: str, series: str = "one layout", run: int = 1, **fields: Any) -> dict[str, Any]:
     usual = {"hit": True, "began": 0, "steps": [], "seconds": 2.0, "problems": [], "damaged": {}}
     return {"attempt": number, "kind": kind, "series": series, "run": run, **usual, **fields}
+
+
+def test_a_signal_that_comes_while_a_process_is_forked_is_heard_afterwards() -> None:
+    class Heard(Exception):
+        pass
+
+    def hear(number: int, _: object) -> None:
+        raise Heard(number)
+
+    before = signal.signal(signal.SIGTERM, hear)
+    forked = False
+    try:
+        with pytest.raises(Heard, match="15"), signals_wait():
+            signal.raise_signal(signal.SIGTERM)
+            forked = True
+        assert forked and signal.getsignal(signal.SIGTERM) is hear
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_journal_goes_on_after_a_line_that_was_cut_and_counts_what_came(tmp_path: Path) -> None:

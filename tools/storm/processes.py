@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,8 @@ PR_SET_CHILD_SUBREAPER = 36
 PROGRAM = Path(__file__).parents[2] / "pretrain_metro.py"
 STACKS = signal.SIGUSR1
 """Has a process write where its threads stand."""
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+"""Those that torchrun hears."""
 Prepare = Callable[[int], None]
 """What a rank does before anything else."""
 
@@ -108,11 +111,10 @@ class Attempt:
 
     def kill(self, with_stacks: bool = False) -> None:
         """End all processes, and wait for that."""
-        if with_stacks:
-            for process in self.ranks():
-                process.send_signal(signal.SIGCONT)
-                process.send_signal(STACKS)
-            time.sleep(1.0)
+        for process in self.processes() if with_stacks else ():
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(STACKS)
+            time.sleep(1.0)  # one after the other: they write into one file
         while not self.is_over():
             for process in self.processes():
                 process.kill()
@@ -125,21 +127,36 @@ def _torchrun(num_processes: int, words: Sequence[str], prepare: Prepare) -> Non
 
     class Forked(subprocess.Popen):  # type: ignore[type-arg]
         def _execute_child(self, args: Any, *others: Any) -> None:
-            self.pid = os.fork()
-            if self.pid == 0:
-                env = others[5]
-                _become(list(map(str, args)), env, prepare)
+            with signals_wait():
+                self.pid = os.fork()
+                if self.pid == 0:
+                    env = others[5]
+                    _become(list(map(str, args)), env, prepare)
             self._child_created = True
 
+    faulthandler.register(STACKS, all_threads=True)
     subprocess_handler.Popen = Forked  # type: ignore[misc]
     patience = ("--shutdown-timeout", "20")
     run.main(["--standalone", "--nproc-per-node", str(num_processes), *patience, "--no-python", *words])
 
 
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Signals are heard in the end, as they are when a process is made in C: what torchrun raises when it hears one is
+    lost in Python's own functions around a fork, and the lock of logging that these have taken with it."""
+    heard: list[int] = []
+    handlers = {ending: signal.signal(ending, lambda number, _: heard.append(number)) for ending in ENDING}
+    yield
+    for ending, handler in handlers.items():
+        signal.signal(ending, handler)
+    for number in heard:
+        signal.raise_signal(number)
+
+
 def _become(words: list[str], env: Mapping[str, str], prepare: Prepare) -> NoReturn:
     """Be the program, as if it had been executed here."""
     os.setsid()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     os.closerange(3, 1024)
     os.environ.clear()

@@ -26,6 +26,9 @@ ONE_LAYOUT = "one layout"
 SERIES = {ONE_LAYOUT: ("data 2",), "other layouts": ("alone", "tensor 2", "pipeline 2", "data 2")}
 """Runs that keep their layout, and runs that get another one at each start."""
 
+OF_CONSOLE = 10_000
+"""Characters shown of what a broken attempt said last."""
+
 
 class Storm:
     """Attempts take turns between the series. All that is known is in the folder: it can go on at any time."""
@@ -59,7 +62,8 @@ class Storm:
         folder, run = self._run(series)
         fault = draw(self.seed, number, SERIES[series], self.has_shim)
         damaged = self._damaged(series)
-        outcome = self._disturbed(folder).attempt(fault.layout, fault, self._console(f"{number:04d}"))
+        console = self._console(f"{number:04d}")
+        outcome = self._disturbed(folder).attempt(fault.layout, fault, console)
         if fault.kind == "flipped bit" and outcome.hit:
             path, sha256 = outcome.where.split("\n")
             damaged[path] = sha256
@@ -67,6 +71,8 @@ class Storm:
         row = {"attempt": number, "series": series, "run": run, **asdict(fault), **asdict(outcome)}
         self.journal.add({**row, "damaged": damaged})
         print(f"[{title}] {_described(row)}", flush=True)
+        if outcome.problems:
+            print(console.read_text(errors="replace")[-OF_CONSOLE:], flush=True)
         if tracked_step(folder) == self.train_steps:
             self._compare(series, run, folder)
 
