@@ -59,16 +59,17 @@ def open_datasets(train: Sequence[str], validation: Sequence[str] = ()) -> tuple
 def shared(datasets: Sequence[Manifest]) -> Iterator[tuple[int, int, str]]:
     """(number, later number, why) of each pair of datasets that share documents."""
     shards = [{shard.bin.sha256 for shard in manifest.shards} for manifest in datasets]
+    all_texts = [_all_texts(manifest) for manifest in datasets]
     found: dict[tuple[int, int], str] = {}
     for sets, reason in (
         ([_texts(manifest) for manifest in datasets], "were made of the same texts"),
-        ([_all_texts(manifest) for manifest in datasets], "were made of the same texts"),
+        ([{key} - {None, _NO_TEXTS} for key in all_texts], "were made of the same texts"),
         ([_inputs(manifest) for manifest in datasets], "were made of the same files"),
     ):
         for (one, other), count in _common(sets).items():
             if count in (len(sets[one]), len(sets[other])):
                 found[one, other] = reason
-    for whole, parts in repeated([next(iter(_all_texts(manifest)), None) for manifest in datasets]):
+    for whole, parts in repeated(all_texts):
         found |= {(min(part, whole), max(part, whole)): "were made of the same texts" for part in parts}
     for (one, other), count in _common(shards).items():
         is_whole = count == len(shards[one]) == len(shards[other])
@@ -141,10 +142,9 @@ def _texts(manifest: Manifest) -> set[object]:
     return {object() if key is None else key for key in keys} - {_NO_TEXTS}
 
 
-def _all_texts(manifest: Manifest) -> set[object]:
+def _all_texts(manifest: Manifest) -> str | None:
     """The key of all that a dataset was read from, if it is known: cut into other files, texts are the same."""
-    key = joined_keys(file.texts for source in manifest.sources for file in source.files)
-    return set() if key in (None, _NO_TEXTS) else {key}
+    return joined_keys(file.texts for source in manifest.sources for file in source.files)
 
 
 def _inputs(manifest: Manifest) -> set[tuple[tuple[str, ...], str]]:
