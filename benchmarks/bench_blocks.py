@@ -1,6 +1,7 @@
 """What comparing blocks with their checksums costs the loader: processor time, and bytes read from the disk."""
 
 import json
+import mmap
 import os
 import random
 import time
@@ -12,14 +13,16 @@ from types import SimpleNamespace
 from typing import Annotated, Any, cast
 from unittest.mock import patch
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.loading import SEQ_LENGTH
 from benchmarks.synthetic_shards import write_synthetic_dataset
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
 from metro_megatron.config.schema import Config
-from metro_megatron.data.blocks import TokenStreams
+from metro_megatron.data.blocks import BLOCK_BYTES, TokenStreams
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.manifest import DatasetPaths, read_manifest
 from metro_megatron.errors import UserError
@@ -55,6 +58,8 @@ class Reading:
     first_bytes_read: int
     check_cpu_s: float
     """Of cpu_s, in comparing."""
+    page_cpu_s: float
+    """Of cpu_s, in the system's bringing pages to where they are compared."""
 
 
 def main(options: Options) -> None:
@@ -62,9 +67,10 @@ def main(options: Options) -> None:
 
     Steps have 1,048,576 tokens, samples come in random order. Time is the process's own, so that other programs
     disturb it little; the ratio is that of the sums over all rounds. check_share is what comparing takes of the
-    processor time with checksums, by the same clock: ratios of runs one after another vary by more than that. Bytes
-    are those that /proc/self/io counts, with the shards dropped from memory before; a file system
-    without a disk (tmpfs) reads none.
+    processor time with checksums, by the same clock: ratios of runs one after another vary by more than that. Pages
+    that a comparison is the first to touch are brought before its time begins, as a loader that does not compare has
+    them brought, too, when it reads them; page_share is what that takes. Bytes are those that /proc/self/io counts,
+    with the shards dropped from memory before; a file system without a disk (tmpfs) reads none.
     """
     torch.set_num_threads(1)
     with TemporaryDirectory(dir=Path.cwd()) as folder:
@@ -88,13 +94,17 @@ def read_epochs(prefix: str, epochs: int, *, has_checks: bool) -> Reading:
     step, position, end = 0, 0, epochs * data.num_samples
     bytes_before, start = disk_bytes(), time.process_time()
     spent: list[tuple[float, int]] = []
-    comparing: list[float] = []
-    with patch.object(TokenStreams, "check", _timed(TokenStreams.check, comparing)):
+    checks: list[float] = []
+    touches: list[float] = []
+    with (
+        patch.object(TokenStreams, "check", _timed(TokenStreams.check, checks)),
+        patch.object(TokenStreams, "_damages", _touching(TokenStreams._damages, touches)),
+    ):
         for part in (end // 10, end):
             while position < part:
                 position, step = data.step_batch(step, position).end, step + 1
             spent.append((time.process_time() - start, disk_bytes() - bytes_before))
-    return Reading(*spent[1], *spent[0], sum(comparing))
+    return Reading(*spent[1], *spent[0], sum(checks) - sum(touches), sum(touches))
 
 
 def _timed(function: Callable[..., None], seconds: list[float]) -> Callable[..., None]:
@@ -106,6 +116,19 @@ def _timed(function: Callable[..., None], seconds: list[float]) -> Callable[...,
         seconds.append(time.process_time() - start)
 
     return timed
+
+
+def _touching(damages: Callable[..., list[str]], seconds: list[float]) -> Callable[..., list[str]]:
+    """TokenStreams._damages behind a look at a byte of every page of the blocks, whose processor time is left."""
+
+    def touching(streams: TokenStreams, number: int, blocks: NDArray[np.int64]) -> list[str]:
+        content, pages = streams.arrays[number].view(np.uint8), np.arange(0, BLOCK_BYTES, mmap.PAGESIZE)
+        start = time.process_time()
+        content.take(blocks[:, None] * BLOCK_BYTES + pages, mode="clip")
+        seconds.append(time.process_time() - start)
+        return damages(streams, number, blocks)
+
+    return touching
 
 
 def _data(prefix: str, has_checks: bool) -> PretrainingData:
@@ -140,8 +163,8 @@ def compare(with_checks: Sequence[Reading], without: Sequence[Reading]) -> dict[
     names = [field.name for field in fields(Reading)]
     sums = {name: [sum(getattr(one, name) for one in each) for each in (with_checks, without)] for name in names}
     ratios = {f"{name}_ratio": round(one / other, 4) if other else None for name, (one, other) in sums.items()}
-    share = {"check_share": round(sums["check_cpu_s"][0] / sums["cpu_s"][0], 4)}
-    return share | ratios | {name: [round(value, 3) for value in values] for name, values in sums.items()}
+    shares = {f"{name}_share": round(sums[f"{name}_cpu_s"][0] / sums["cpu_s"][0], 4) for name in ("check", "page")}
+    return shares | ratios | {name: [round(value, 3) for value in values] for name, values in sums.items()}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ import time
 from functools import partial
 
 from metro_megatron.cli.command_line import pretraining_lines, run_tool, tool_command
+from metro_megatron.data.identity import repeated_files
 from metro_megatron.preprocess.run import PreprocessOptions, Summary, preprocess
+
+_MOST_NAMED = 5
+"""Files that repeat others."""
 
 
 def main(options: PreprocessOptions) -> None:
@@ -42,6 +46,10 @@ def describe(summary: Summary, seconds: float) -> str:
     hits = manifest.sources[0].evaluation_hits
     rows += [(f"  repeat {name}", f"{count:,}") for name, count in hits.items()]
     rows += [("  for example", example) for example in summary.examples]
+    if not any(source.options.drop_duplicates for source in manifest.sources):
+        twice = repeated_files(manifest)
+        rows += [("given twice", f"{line} (--drop_duplicates reads one)") for line in twice[:_MOST_NAMED]]
+        rows += [("given twice", f"{len(twice) - _MOST_NAMED:,} more files")] if len(twice) > _MOST_NAMED else []
     return "\n".join([f"{summary.prefix}{state}", *(f"  {name:<24} {value}" for name, value in rows)])
 
 

@@ -1,5 +1,6 @@
 """Documents to a tokenizer folder: tokenizer.model, the equal tokenizer.json, tokenizer_config.json, report.json."""
 
+import os
 import shlex
 import sys
 from collections import Counter
@@ -49,7 +50,8 @@ def main(options: Options) -> None:
     Equal input and options give equal files.
     """
     files = find_inputs(options.input, lambda line: print(line, file=sys.stderr, flush=True))
-    output, folder = options.output, Path(options.output)
+    output, folder = options.output, Path(os.path.abspath(options.output))
+    _refuse_unwritable(folder)
     existing = [name for name in TOKENIZER_FILES if (folder / name).exists()]
     if existing and not options.overwrite:
         raise UserError(f"--output {output} holds {existing[0]} already; choose another folder or add --overwrite")
@@ -73,6 +75,16 @@ def main(options: Options) -> None:
         },
     )
     print("\n".join([*describe(report, rejects, output), *table(figures), *next_command(output)]))
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raise UserError where no folder can be written: reading and training may take hours."""
+    above = next(path for path in folder.parents if path.exists())
+    for path in filter(Path.exists, (folder, above)):
+        if not path.is_dir():
+            raise UserError(f"--output {folder}: {path} is a file; choose a folder")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise UserError(f"--output {folder}: {path} may not be written; choose another, or change its permissions")
 
 
 def describe(report: TrainingReport, rejects: Counter[Reject], output: str) -> list[str]:

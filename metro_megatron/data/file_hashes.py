@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metro_megatron.data.manifest import FileEntry
-from metro_megatron.files import file_sha256, is_partial
+from metro_megatron.files import is_partial, sized_sha256
 
 _THREADS = 8
 """Hashing and reading both leave Python to other threads."""
@@ -15,7 +15,7 @@ _WORTH_THREADS = 4 << 20
 
 def file_entry(path: Path) -> FileEntry:
     """Of a file as it is. Raises OSError if it cannot be read."""
-    return FileEntry(path.stat().st_size, file_sha256(path))
+    return FileEntry(*sized_sha256(path))
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

@@ -13,7 +13,7 @@ import numpy as np
 from metro_megatron.data.file_hashes import damaged_files
 from metro_megatron.data.manifest import FileEntry
 from metro_megatron.data.records import SEAL, DamagedRecord, from_plain, sealed, unsealed
-from metro_megatron.files import regular
+from metro_megatron.files import content_of
 
 FACTS = "index.json"
 """Written last, so that an index is there when this file is."""
@@ -36,7 +36,7 @@ class IndexFacts:
     @classmethod
     def read(cls, folder: Path) -> "IndexFacts":
         """Of the index in a folder. Raises DamagedRecord, or OSError."""
-        content = regular(folder / FACTS).read_bytes()
+        content = content_of(folder / FACTS)
         facts = from_plain(cls, unsealed(content))
         if facts.files is not None and SEAL.encode() not in content:
             raise DamagedRecord("it has no seal")

@@ -8,6 +8,7 @@ import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_megatron.data.records import DamagedRecord, from_plain, unsealed
 from metro_megatron.errors import UserError
-from metro_megatron.files import regular
+from metro_megatron.files import content_of
 from metro_megatron.vocabulary import TRAINED_IDS, SpecialIds
 
 FORMAT_VERSION = 3
@@ -37,15 +38,15 @@ class ShardPaths:
 
     prefix: str
 
-    @property
+    @cached_property
     def bin(self) -> Path:
         return Path(f"{self.prefix}.bin")
 
-    @property
+    @cached_property
     def idx(self) -> Path:
         return Path(f"{self.prefix}.idx")
 
-    @property
+    @cached_property
     def crc(self) -> Path:
         """Checksums of the blocks of `.bin`."""
         return Path(f"{self.prefix}.crc")
@@ -282,7 +283,7 @@ def read_manifest(prefix: str) -> Manifest:
     """The manifest of a finished dataset. Raises UserError if there is none or it is damaged."""
     path = DatasetPaths(prefix).manifest
     try:
-        content = unsealed(regular(path).read_bytes())
+        content = unsealed(content_of(path))
     except FileNotFoundError as error:
         begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
         what = "it was not finished" if begun else "there is no such dataset"

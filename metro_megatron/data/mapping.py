@@ -6,7 +6,7 @@ np.memmap's mmap keeps one for every file (until Python 3.13's trackfd), and a p
 import ctypes
 import mmap
 import os
-import weakref
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_megatron.files import regular
+from metro_megatron.files import opened_size
 
 
 def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     """All of a file as numbers of a dtype [n]; bytes behind the last whole one are left out.
 
-    Raises OSError as files.regular.
+    Raises OSError as files.opened.
     """
-    descriptor = os.open(regular(path), os.O_RDONLY)
+    descriptor, num_bytes = opened_size(path)
     try:
-        size = os.fstat(descriptor).st_size // dtype.itemsize * dtype.itemsize
+        size = num_bytes // dtype.itemsize * dtype.itemsize
         if size == 0:
             return np.empty(0, dtype)
-        content = _Mapping(path, descriptor, size)
+        address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
     finally:
         os.close(descriptor)
-    return np.asarray(content).view(dtype)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    return np.asarray(_Mapping(address, size)).view(dtype)
 
 
 class _Mapping:
-    """Bytes of a file in memory for as long as an array, or a view of one, is made of them."""
+    """Bytes in memory for as long as an array, or a view of one, is made of them; few objects, as there may be 30,000
+    files."""
 
-    def __init__(self, path: Path, descriptor: int, size: int):
-        libc = _libc()
-        address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-        if address == ctypes.c_void_p(-1).value:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
-        self.__array_interface__ = {"version": 3, "shape": (size,), "typestr": "|u1", "data": (address, True)}
+    __slots__ = "_address", "_size"
+
+    def __init__(self, address: int, size: int):
+        self._address, self._size = address, size
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "shape": (self._size,), "typestr": "|u1", "data": (self._address, True)}
+
+    def __del__(self) -> None:
         # Not when the interpreter ends: threads may read until the very end.
-        weakref.finalize(self, libc.munmap, address, size).atexit = False
+        if not sys.is_finalizing():
+            _libc().munmap(self._address, self._size)
 
 
 @cache

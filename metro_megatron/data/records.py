@@ -80,21 +80,20 @@ def from_plain(kind: type[_Record], value: object) -> _Record:
     """
     if not isinstance(value, dict):
         raise DamagedRecord("no object")
-    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
+    known = _fields(kind)  # type: ignore[arg-type]  # a class is hashable
     problems: list[str] = []
     unusable: list[str] = []
     found: dict[str, Any] = {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.name not in value:
-            if field.default is MISSING:
-                unusable.append(field.name)
+    for name, (hint, is_needed) in known.items():
+        if name not in value:
+            unusable += [name] if is_needed else []
             continue
         try:
-            found[field.name] = _converted(hints[field.name], value[field.name], field.name)
+            found[name] = _converted(hint, value[name], name)
         except DamagedRecord as error:
             problems += error.problems
-            unusable += [] if error.problems else [field.name]
-    unknown = [_shown(key) for key in value if key not in hints]
+            unusable += [] if error.problems else [name]
+    unknown = [_shown(key) for key in value if key not in known]
     problems += [f"unknown {', '.join(unknown)}"] if unknown else []
     problems += [f"no usable {', '.join(unusable)}"] if unusable else []
     if problems:
@@ -103,9 +102,11 @@ def from_plain(kind: type[_Record], value: object) -> _Record:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """Types of a dataclass's fields by name; looked up once, as a run may have a million entries."""
-    return get_type_hints(kind)
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Types of a dataclass's fields by name, and whether they have no default; looked up once, as a run may have a
+    million entries."""
+    hints = get_type_hints(kind)
+    return {field.name: (hints[field.name], field.default is MISSING) for field in fields(kind)}
 
 
 def _converted(kind: Any, value: Any, name: str) -> Any:

@@ -26,7 +26,7 @@ from metro_megatron.data.file_hashes import damaged_files, file_entry
 from metro_megatron.data.manifest import FileEntry
 from metro_megatron.data.records import SEAL, DamagedRecord, from_plain, sealed, to_json, unsealed
 from metro_megatron.errors import UserError
-from metro_megatron.files import regular, sync_folder, whole_files, write_whole
+from metro_megatron.files import content_of, sync_folder, whole_files, write_whole
 
 SAMPLER_VERSION = 1
 """Of order, masks and noise (data/order.py, data/masking.py, randomness.py): another one draws others."""
@@ -258,7 +258,7 @@ class CacheFolder:
     def _read(self, name: str, kind: type[_Record]) -> _Record | None:
         path = self.path / name
         try:
-            content = regular(path).read_bytes()
+            content = content_of(path)
             if SEAL.encode() not in content:
                 raise DamagedRecord("it has no checksum, which caches of earlier versions lack")
             return from_plain(kind, unsealed(content))

@@ -64,7 +64,8 @@ class Shard(TokenizedDocuments):
         Raises UserError if the manifest is missing or unreadable, a size or such a hash is not the manifest's, an index
         speaks of other tokens than `.bin` holds, or there is no document.
         """
-        manifest = read_manifest(prefix)
+        manifest, paths = read_manifest(prefix), DatasetPaths(prefix)
+        files = [paths.shard(number) for number in range(len(manifest.shards))]
         if not manifest.shards:
             raise UserError(f"{prefix}: holds no documents; merge it with other parts (tools/merge_shards.py)")
         shards: list[Shard] = []
@@ -72,20 +73,19 @@ class Shard(TokenizedDocuments):
         first = 0
         for number, entry in enumerate(manifest.shards):
             try:
-                shards.append(cls._open(prefix, manifest, number, first))
+                shards.append(cls._open(files[number], manifest, number, prefix, first))
             except UserError as error:
                 problems += error.problems
             first += entry.documents
         if not problems and is_first_on_machine():
-            problems += damaged_files(_hashed_files(prefix, manifest), REMEDY)
+            problems += damaged_files(_hashed_files(paths.tokenizer, files, manifest), REMEDY)
         if problems:
             raise UserError(problems)
         return shards
 
     @classmethod
-    def _open(cls, prefix: str, manifest: Manifest, number: int, first_document: int) -> "Shard":
+    def _open(cls, paths: ShardPaths, manifest: Manifest, number: int, dataset: str, first_document: int) -> "Shard":
         entry = manifest.shards[number]
-        paths = DatasetPaths(prefix).shard(number)
         dtype = token_dtype(manifest.vocab_size)
         content = _whole(paths.bin, entry.bin.bytes)
         unit_lengths, document_index = _read_index(paths.idx, dtype, entry)
@@ -97,7 +97,7 @@ class Shard(TokenizedDocuments):
             tokens=content.view(dtype),
             unit_lengths=unit_lengths,
             document_index=document_index,
-            dataset=prefix,
+            dataset=dataset,
             first_document=first_document,
             checksums=_checksums(paths.crc, entry),
             prefix=paths.prefix,
@@ -173,13 +173,13 @@ def open_shards(prefixes: Sequence[str]) -> list[Shard]:
     return [shard for shards in datasets for shard in shards]
 
 
-def _hashed_files(prefix: str, manifest: Manifest) -> dict[Path, FileEntry]:
+def _hashed_files(tokenizer: Path, files: Sequence[ShardPaths], manifest: Manifest) -> dict[Path, FileEntry]:
     """The files of a dataset that are not read by blocks, as the manifest says that they are."""
-    paths, files = DatasetPaths(prefix), manifest.tokenizer_files or {}
-    hashed = {paths.tokenizer / name: entry for name, entry in files.items()}
-    for number, shard in enumerate(manifest.shards):
-        by_path = paths.shard(number)
-        hashed |= {by_path.idx: shard.idx} | ({by_path.crc: shard.crc} if shard.crc else {})
+    hashed = {tokenizer / name: entry for name, entry in (manifest.tokenizer_files or {}).items()}
+    for paths, shard in zip(files, manifest.shards, strict=True):
+        hashed[paths.idx] = shard.idx
+        if shard.crc:
+            hashed[paths.crc] = shard.crc
     return hashed
 
 

@@ -15,7 +15,7 @@ from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.records import SEAL, DamagedRecord, from_plain, sealed, unsealed
 from metro_megatron.data.shards import Shard
 from metro_megatron.errors import UserError
-from metro_megatron.files import locked, regular, write_whole
+from metro_megatron.files import content_of, locked, write_whole
 
 _ENDING = ".counts.json"
 
@@ -79,7 +79,7 @@ def token_count_problems(folder: Path) -> Iterator[str]:
 def _stored(path: Path, vocab_size: int | None = None) -> NDArray[np.int64] | None:
     """Counts of a file; None where there is none, where it is damaged, or of another size [V]."""
     try:
-        content = regular(path).read_bytes()
+        content = content_of(path)
         counts = from_plain(TokenCounts, unsealed(content)).counts
     except (FileNotFoundError, DamagedRecord):
         return None

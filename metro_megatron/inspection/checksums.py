@@ -10,7 +10,7 @@ from metro_megatron.data.file_hashes import file_entries, file_entry
 from metro_megatron.data.manifest import FORMAT_VERSION, REMEDY, DatasetPaths, Manifest, read_manifest
 from metro_megatron.data.records import sealed
 from metro_megatron.errors import UserError
-from metro_megatron.files import regular, write_whole
+from metro_megatron.files import opened, write_whole
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 
 _BLOCK_BYTES = 4 << 20
@@ -42,7 +42,7 @@ def add_checksums(prefix: str, on_read: Callable[[int], object] = lambda size: N
 def _sums(path: Path, on_read: Callable[[int], object]) -> tuple[BlockSums, str]:
     """Checksums and SHA-256 of a file."""
     sums, digest = BlockSums(), hashlib.sha256()
-    with regular(path).open("rb") as file:
+    with opened(path) as file:
         while block := file.read(_BLOCK_BYTES):
             sums.update(memoryview(block))
             digest.update(block)

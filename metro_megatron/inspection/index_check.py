@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metro_megatron.data.manifest import REMEDY, ShardEntry
 from metro_megatron.data.shards import DTYPE_CODES, INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
-from metro_megatron.files import regular
+from metro_megatron.files import opened
 from metro_megatron.preprocess.parts import Section
 
 _BLOCK_ENTRIES = 1 << 19
@@ -23,7 +23,7 @@ def index_problems(path: Path, dtype: np.dtype[Any], entry: ShardEntry) -> Itera
     size = path.stat().st_size
     if size != entry.idx.bytes:
         return
-    with regular(path).open("rb") as file:
+    with opened(path) as file:
         header = file.read(INDEX_HEADER.size)
     if len(header) < INDEX_HEADER.size:
         yield f"{path}: {size:,} bytes, less than the header of an index; {REMEDY}"

@@ -29,7 +29,7 @@ from metro_megatron.data.samples import cache_folder
 from metro_megatron.data.shards import token_dtype
 from metro_megatron.data.token_counts import token_count_problems
 from metro_megatron.errors import UserError
-from metro_megatron.files import regular
+from metro_megatron.files import opened
 from metro_megatron.inspection.completeness import missing_inputs
 from metro_megatron.inspection.index_check import index_problems
 from metro_megatron.preprocess.journal import Journal
@@ -170,7 +170,7 @@ def _content(
     digest = hashlib.sha256()
     size = 0
     buffer = memoryview(bytearray(_BLOCK_BYTES))
-    with regular(path).open("rb") as file:
+    with opened(path) as file:
         while read := file.readinto(buffer):
             digest.update(buffer[:read])
             on_block(buffer[:read])

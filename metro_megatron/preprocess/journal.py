@@ -14,7 +14,7 @@ from typing import TypeVar
 from metro_megatron.data.manifest import Manifest, ShardContent, SourceOptions, Statistics
 from metro_megatron.data.records import DamagedRecord, from_plain, sealed, unsealed
 from metro_megatron.errors import UserError
-from metro_megatron.files import locked, regular, remove_partial, sync_folder, write_whole
+from metro_megatron.files import content_of, locked, remove_partial, sync_folder, write_whole
 
 TOO_SHORT, CONTAMINATED, DUPLICATE = "too_short", "contaminated", "duplicate"
 """Why a good document is left out on request."""
@@ -220,7 +220,7 @@ class Journal:
 
     def _content(self, name: str) -> object:
         try:
-            content = unsealed(regular(self.folder / name).read_bytes())
+            content = unsealed(content_of(self.folder / name))
         except FileNotFoundError:
             return None
         except DamagedRecord as error:

@@ -18,7 +18,7 @@ from metro_megatron.data.blocks import BLOCK_BYTES, CHECKSUM_BYTES, describe_dam
 from metro_megatron.data.manifest import DatasetPaths, Manifest, ShardPaths
 from metro_megatron.data.shards import INDEX_HEADER, token_dtype
 from metro_megatron.errors import UserError
-from metro_megatron.files import regular, whole_files
+from metro_megatron.files import opened, whole_files
 
 HASH_BYTES = 16
 SECTIONS = ("tokens", "units", "documents", "hashes")
@@ -197,7 +197,7 @@ def damaged_section(stem: Path, checksums: Sequence[int], first: int = 0) -> Pat
 
 def _crc32(path: Path) -> int:
     found = 0
-    with regular(path).open("rb") as file:
+    with opened(path) as file:
         while block := file.read(_READ_BYTES):
             found = crc32(block, found)
     return found

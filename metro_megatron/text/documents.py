@@ -8,8 +8,8 @@ not depend on how it is cut. Samples are later made of whole units of one docume
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import dataclass, replace
+from io import BufferedReader, BytesIO
 
 import orjson
 
@@ -27,6 +27,9 @@ CHUNK_BYTES = 32 << 20
 
 _BOM = b"\xef\xbb\xbf"
 _NUL = "\0"
+_SEPARATOR = b"\x1e"
+_SEVERAL = re.compile(rb'\}[ \t\x1e]*+\{[ \t]*+"')
+"""Where one object may follow another in a line, as no object does inside of one."""
 _CONTINUING = bytes(range(0x80, 0xC0))
 """Bytes of a character in UTF-8 behind its first."""
 _BLANK = re.compile(
@@ -258,10 +261,15 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
         if line is None:
             return
         content, is_too_long = line
-        # Marked files that were joined: no JSON begins with a mark.
-        content = content.removeprefix(_BOM)
-        if is_too_long or not _is_blank(content):
-            yield Record(offset, Reject.TOO_LONG if is_too_long else content, is_json=True)
+        # Marked files that were joined: no JSON begins with a mark, or with RFC 7464's.
+        content = content.removeprefix(_BOM).lstrip(_SEPARATOR)
+        if is_too_long:
+            yield Record(offset, Reject.TOO_LONG, is_json=True)
+        elif _SEVERAL.search(content):
+            for record in json_values(BufferedReader(BytesIO(content)), len(content)):  # type: ignore[arg-type]
+                yield replace(record, position=offset + record.position)
+        elif not _is_blank(content):
+            yield Record(offset, content, is_json=True)
 
 
 def _text_records(lines: _Lines, max_bytes: int, is_inside: bool) -> Iterator[Record]:

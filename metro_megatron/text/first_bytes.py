@@ -33,6 +33,18 @@ _FOREIGN_INSIDE = {
     re.compile(rb"(?:\x00[\t-~]){4}"): "UTF-16 text without a mark; convert it (iconv -f UTF-16BE -t UTF-8)",
     re.compile(rb"[^\n]{257}ustar"): "a tar archive; unpack it",
 }
+_NO_JSON = {
+    re.compile(
+        rb"(?:(?:event|id|retry):[^\n]*\n)*+data:[ \t]*[{\[]"
+    ): "a stream of events; keep their data (sed -n 's/^data: //p')",
+    re.compile(rb"\{[ \t]*u?'"): "Python's spelling of dicts, not JSON; write it with json.dumps",
+    re.compile(rb"<(?:!doctype|html|\?xml)", re.IGNORECASE): "HTML or XML, not JSON; fetch the data itself",
+    re.compile(
+        rb"\)\]\}'|(?:while|for) ?\([1; ]+\);"
+        rb"|(?:/\*(?:[^*]|\*(?!/))*+\*/\s*+)?(?:(?:var|let|const)\s++)?[A-Za-z_$][\w$.]*+\s*+[(=]\s*+[{\[]"
+    ): "JavaScript around JSON; take away what is before the first bracket, and what closes it",
+}
+"""How files begin, behind blanks, that are called JSON."""
 _UTF16_MARKS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _UTF16_JSON = {"utf-16-le": re.compile(rb"(?:\s\x00)*+[{\[]\x00"), "utf-16-be": re.compile(rb"(?:\x00\s)*+\x00[{\[]")}
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\[(?:\s*+(?:[{\]]|\Z)|(?![^\n]*\][ \t\r]*\n\s*+\S))")
@@ -41,7 +53,7 @@ _OVER_LINES = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*+\{(?:"
     rb"(?:[^\n]*[,:{\[])?[ \t\r]*\n"
     rb"|[^\n]*\n\s*+[,:}\]]"
-    rb'|[^\n]*\}[ \t]*\{"[^"\\\n]*"[ \t]*:)'
+    rb'|[^\n]*\}[ \t\x1e]*\{"[^"\\\n]*"[ \t]*:)'
 )
 """The line of a JSON object that goes on in the next one, which may begin with the comma; or that of several."""
 
@@ -86,10 +98,13 @@ def holds_json_values(first_bytes: bytes) -> bool:
     return bool(_ARRAY.match(first_bytes) or _OVER_LINES.match(first_bytes))
 
 
-def misread(first_bytes: bytes) -> str | None:
-    """What a file is, decompressed, that is not read, and what to do; None for text."""
+def misread(first_bytes: bytes, *, is_json: bool) -> str | None:
+    """What a file is, decompressed, that is not read, and what to do; None for text, and JSON where its name promises
+    it."""
     if compression_of(first_bytes, ""):
         return "is compressed twice; unpack it once"
     found = [what for mark, what in _FOREIGN.items() if first_bytes.startswith(mark)]
     found += [what for begin, what in _FOREIGN_INSIDE.items() if begin.match(first_bytes)]
+    begin = first_bytes.removeprefix(codecs.BOM_UTF8).lstrip()
+    found += [what for pattern, what in _NO_JSON.items() if is_json and pattern.match(begin)]
     return f"is {found[0]}" if found else None

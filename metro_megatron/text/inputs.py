@@ -41,7 +41,7 @@ _OF_TOKENIZER = {"special_tokens_map.json", "added_tokens.json", "vocab.json", "
 """Files of anyone's tokenizer, where some of them mark a folder as one's."""
 _MANIFEST = ".manifest.json"
 _MAGIC = re.compile(r"[*?\[]")
-_BEFORE_JSON = b" \t\r\n\xef\xbb\xbf"
+_BEFORE_JSON = b" \t\r\n\x1e\xef\xbb\xbf"
 """White space, and the bytes of a mark."""
 _OWN = "of this program's own"
 _MOST_NAMED = 5
@@ -299,7 +299,7 @@ def _stat(source: str, path: str) -> InputFile:
         first_bytes = _first_bytes(path, compression)
     if encoding := encoding_of(first_bytes, is_json=is_json):
         first_bytes = _first_bytes(path, compression, encoding)
-    if problem := misread(first_bytes):
+    if problem := misread(first_bytes, is_json=is_json):
         raise UserError(f"{path}: {problem}")
     has_values = is_json and holds_json_values(_json_begin(path, compression, encoding))
     return InputFile(source, path, status.st_size, compression, encoding, has_values)

@@ -16,8 +16,9 @@ _LONGEST_GAP = 1 << 16
 """White space before an object at which reading goes on behind damage, in bytes."""
 _WORDS = (b"true", b"false", b"null", b"NaN", b"Infinity")
 
-_BETWEEN = re.compile(rb"(?:[ \t\r\n,]|\xef\xbb\xbf)*+")
-"""Of values of an array or a file; files with byte order marks may have been joined."""
+_BETWEEN = re.compile(rb"(?:[ \t\r\n,\x1e]|\xef\xbb\xbf)*+")
+"""Of values of an array or a file; files with byte order marks may have been joined, and RFC 7464 puts 1E before each
+value."""
 _RUN = re.compile(
     rb'(?:[:, \t\r\n]++|"(?:[^"\\]++|\\.)*+"|[0-9.eE+-]++|true|false|null|NaN|-?Infinity)*+',
     re.DOTALL,
@@ -25,7 +26,7 @@ _RUN = re.compile(
 """All between two brackets that stand in no string, if the buffer holds it."""
 _IN_STRING = re.compile(rb"(?:[^\"\\]++|\\.)*+", re.DOTALL)
 _SCALAR = re.compile(rb"[^ \t\r\n,\[\]{}]++")
-_NEXT_OBJECT = re.compile(rb'(?:,\s*+|\n)(?=\{\s*+")')
+_NEXT_OBJECT = re.compile(rb'(?:[,\x1e]\s*+|\n)(?=\{\s*+")')
 """Where reading goes on behind damage: in no string, as quotes and line ends in one are spelled with a backslash."""
 _WHITE = b" \t\r\n"
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metro_megatron.commands.preprocess_data import describe
 from metro_megatron.config.schema import Config, DataConfig
 from metro_megatron.data.documents import TokenizedDocuments
-from metro_megatron.data.identity import open_datasets, shared
+from metro_megatron.data.identity import open_datasets, repeated_files, shared
 from metro_megatron.data.manifest import DatasetPaths, read_manifest
 from metro_megatron.data.mapping import mapped
 from metro_megatron.data.records import to_json
@@ -109,6 +111,26 @@ def test_texts_are_known_however_they_were_cut(
     earlier = read_manifest(str(tmp_path / "again"))
     assert list(shared([earlier, read_manifest(str(tmp_path / "array"))])) == [], "earlier versions' know no texts"
     assert [(one, other) for one, other, _ in shared([earlier, manifest])] == [(0, 1)]
+
+
+def test_a_file_beside_those_that_it_was_joined_of(folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    one, other = ((folder / f"{name}.txt").read_text() for name in "ab")
+    (tmp_path / "joined.txt").write_text(f"{other}\n\n{one}")
+    (tmp_path / "copy.txt").write_text(one.replace("\n", "\r\n"))
+    whole, joined = str(tmp_path / "whole"), str(tmp_path / "joined")
+    (summary,) = preprocess(PreprocessOptions([f"{joined}.txt"], str(tokenizer_folder), joined))
+    assert not repeated_files(summary.manifest)
+    parts = [str(folder / name) for name in "ab"]
+    with pytest.raises(UserError, match=f"{parts[0]} and {joined} were made of the same texts") as refused:
+        open_datasets([*parts, joined])
+    assert len(refused.value.problems) == 2
+    files = [*(f"{part}.txt" for part in parts), f"{joined}.txt", f"{tmp_path}/copy.txt"]
+    (summary,) = preprocess(PreprocessOptions(files, str(tokenizer_folder), whole))
+    assert sorted(sorted(re.findall(r"(\w+)[.]txt", line)) for line in repeated_files(summary.manifest)) == [
+        ["a", "b", "joined"],
+        ["a", "copy"],
+    ]
+    assert describe(summary, 1.0).count("given twice") == 2
 
 
 def texts(shards: Sequence[TokenizedDocuments], index: SampleIndex) -> set[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from metro_megatron.errors import UserError
 from metro_megatron.preprocess.run import PlanOptions, PreprocessOptions, preprocess
 from metro_megatron.text import json_values
 from metro_megatron.text.documents import ReadOptions, read_documents
@@ -136,6 +137,51 @@ def test_forms_of_the_same_text(tmp_path: Path, encoding: str, compress: Callabl
     if encoding not in ("utf-16-le", "utf-16-be"):  # without a mark, nothing tells what plain text is
         (tmp_path / "f.txt").write_bytes(encoded("\r\n \u3000\r\n".join(TEXTS)))
         assert read(tmp_path / "f.txt") == (TEXTS, {})
+
+
+def test_several_objects_in_any_line(tmp_path: Path) -> None:
+    path, lines = tmp_path / "f.jsonl", LINES.splitlines()
+    inside = json.dumps({"text": "one } {", "id": 1})
+    for between in (" ", "", "\x1e"):
+        pairs = [one + between + other for one, other in zip(lines[1::2], lines[2::2], strict=False)]
+        path.write_text("\n".join([lines[0], *pairs[:50], inside, *pairs[50:], lines[-1]]))
+        texts = [*TEXTS[:101], "one } {", *TEXTS[101:]]
+        assert read(path) == (texts, {})
+        (file,) = find_inputs([str(path)])
+        assert len(plan_chunks([file], 1000)) > 10, "others need not be read from the start"
+    path.write_text(f'{lines[0]}\n{{"text": "a"}} {{"text": \n{lines[1]}')
+    assert read(path) == ([TEXTS[0], "a", TEXTS[1]], {"cut_off": 1})
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_sequences_of_rfc_7464(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "f.json"
+    path.write_text("".join(f"\x1e{json.dumps(one, indent=indent)}\n" for one in OBJECTS))
+    assert read(path) == (TEXTS, {})
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "what"),
+    [
+        ("callback(", ");", "JavaScript"),
+        ("/**/ jQuery.cb_1({'docs': ", "});", "JavaScript"),
+        ("\ufeffwindow.YTD.part0 = ", "", "JavaScript"),
+        ("var data=", ";", "JavaScript"),
+        (")]}',\n", "", "JavaScript"),
+        ("for(;;);", "", "JavaScript"),
+        ("\n<!DOCTYPE html>", "", "HTML"),
+        ("event: x\ndata: ", "", None),
+        ("data: ", "", "stream of events"),
+        ("{'text': 'a'}\n", "", "Python"),
+    ],
+)
+def test_what_stands_around_json_is_named(tmp_path: Path, begin: str, end: str, what: str) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(begin + ARRAY + end)
+    with pytest.raises(UserError, match=what):
+        read(path)
+    (tmp_path / "f.txt").write_text(begin + ARRAY + end)
+    assert len(read(tmp_path / "f.txt")[0]) == 1, "text may begin with anything"
 
 
 def test_broken_characters_of_utf16_cost_their_record(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """tools/train_tokenizer.py as users run it."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -58,6 +60,20 @@ def test_refused(tmp_path: Path) -> None:
         main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t"), vocab_size=128000))
     with pytest.raises(UserError, match="no documents"):
         main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t"), max_document_bytes=3))
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metro_megatron.commands.train_tokenizer.read_documents", None)
+    (tmp_path / "a.txt").write_text("few words")
+    options = partial(Options, [str(tmp_path / "a.txt")])
+    for output in ("a.txt", "a.txt/b/c"):
+        with pytest.raises(UserError, match=r"a[.]txt is a file; choose a folder"):
+            main(options(str(tmp_path / output)))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(UserError, match=f"{tmp_path} may not be written"):
+        main(options(str(tmp_path / "b" / "c")))
     with pytest.raises(UserError, match="--sample_bytes is 0, must be at least 1"):
         argv = ["--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "t"), "--sample_bytes", "0"]
         call_with_options(main, argv)
