@@ -13,7 +13,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.distributed import distributed_c10d
 
 from metro_megatron.checkpoint.files import (
     MARKER,
+    Damaged,
     check_metadata,
     files_of_rank,
     integrity_entries,
@@ -196,15 +196,13 @@ class Checkpoints:
         return self._of_all_ranks(_problems(problem, str(folder)))[0]
 
     def _load(self, folder: Path) -> list[str]:
-        """Load a checkpoint, and hash it meanwhile, each rank some of its files. Returns what is wrong with it; what
-        was loaded of it then counts for nothing."""
+        """Load a checkpoint, and hash it by what is read, each rank some of its files. Returns what is wrong with it;
+        what was loaded of it then counts for nothing."""
         self.on_first_rank(lambda: refuse_other_run(folder, self.config))
         names = files_of_rank(folder, self.layout.rank, self.layout.world.size())
-        with ThreadPoolExecutor(1) as beside:
-            look = beside.submit(_attempt, lambda: verify_integrity(folder, names))
-            # Of damaged files it may raise anything.
-            problem = _attempt(lambda: load_state(folder, self.pair, self.optimizer, self.layout), (Exception,))
-            found = _problems(look.result(), str(folder))
+        # Of damaged files, which other ranks may hash, it may raise anything.
+        problem = _attempt(lambda: load_state(folder, self.pair, self.optimizer, self.layout, names), (Exception,))
+        found = problem.problems if isinstance(problem, Damaged) else []
         damage = [one for part in self._of_all_ranks(found) for one in part]
         if not damage:
             self._agree(problem, str(folder))
