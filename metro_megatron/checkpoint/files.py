@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 AVERAGE = "average.json"
 """What an average of checkpoints was made of; no other checkpoint has it."""
 INTEGRITY = "integrity.json"
-MARKER = ".seen_by_all."
-"""Begins the name of a file that the first rank writes into a run folder, and all look for, before a run begins."""
 METADATA = ".metadata"
 TRACKER = "latest_checkpointed_iteration.txt"
 TRIAL = ".save_trial"
