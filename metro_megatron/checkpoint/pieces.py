@@ -38,7 +38,7 @@ READERS = 8
 ENDS = 1 << 12
 """Bytes at the begin and at the end of what torch.save wrote, in which it says what is between."""
 STRIDE = 1 << 22
-"""Bytes that are read before they are hashed, while the system reads as many ahead."""
+"""Bytes that are read before they are hashed, while the system reads ahead."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,6 @@ class _Hashed:
         self._at = 0
         """What is before has been hashed."""
         self._sha256 = hashlib.sha256()
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def run(self, jobs: Iterable[_Job]) -> str:
         """Read what the jobs want, in the order of the file. Returns the file's SHA-256."""
@@ -250,7 +249,6 @@ class _Hashed:
             if not size:
                 raise OSError("a checkpoint's file ends where a tensor should be")
             self._at += size
-            os.posix_fadvise(self._file, self._at, STRIDE, os.POSIX_FADV_WILLNEED)
             self._sha256.update(left[:size])
             left = left[size:]
 
