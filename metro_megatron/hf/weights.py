@@ -70,7 +70,8 @@ def hf_state_dict(
 def hf_tensors(tensors: Mapping[str, Tensor], model_config: ModelConfig, objectives: Collection[str]) -> LazyTensors:
     """`hf_state_dict` without what is tied, of tensors that are read when asked for; with the heads left behind.
 
-    Raises UserError naming every tensor that is missing or superfluous; where one is read, if its shape is another.
+    Raises UserError naming every tensor that is missing or superfluous; where one is read, if its shape is another or
+    it is not finite.
     """
     origins = dict(_origins(model_config, objectives))
     problems = _other_names(tensors, origins)
@@ -113,7 +114,7 @@ class TrainerTensors(Mapping[str, Tensor]):
             self._tied.setdefault(source, []).append(name)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Raises UserError where a tensor is of another shape than the configuration gives."""
+        """Raises UserError where a tensor is of another shape than the configuration gives, or not finite."""
         origin = self.origins[name]
         shape, names = _target_shape(origin, self._model_config), [self._held_by(one)[0] for one in _targets(origin)]
         parts = [_checked(one, self._exported[one], shape) for one in names]
@@ -133,7 +134,7 @@ class TrainerTensors(Mapping[str, Tensor]):
         for origin in self.origins.values():
             for target in _targets(origin):
                 first, *others = self._held_by(target) or [target]
-                yield from ((first, name) for name in others if not self._exported[first].equal(self._exported[name]))
+                yield from ((first, name) for name in others if not _is(self._exported[first], self._exported[name]))
 
     @property
     def unread(self) -> list[str]:
@@ -158,11 +159,19 @@ def _other_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> list[str]
 
 
 def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """In fp32. Raises UserError for another shape."""
+    """In fp32. Raises UserError for another shape, and for values that no model can go on with."""
     problems = _other_shape(name, tensor, shape)
     if problems:
         raise UserError([*problems, MISFIT])
+    num_bad = int((~tensor.isfinite()).sum())
+    if num_bad:
+        raise UserError(f"tensor {name}: {num_bad:,} of its values are no finite numbers; give another copy, or model")
     return tensor.float()
+
+
+def _is(one: Tensor, other: Tensor) -> bool:
+    """Whether both have the same values, those that are no numbers, which equal nothing, in the same places."""
+    return one.shape == other.shape and one.allclose(other, rtol=0, atol=0, equal_nan=True)
 
 
 def _ties(model_config: ModelConfig, objectives: Collection[str]) -> dict[str, str]:

@@ -42,6 +42,22 @@ def test_what_is_not_there_or_of_another_shape_is_not_made_up() -> None:
         back["main.rtd_head.weight"]
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_value_that_is_no_number_is_refused_both_ways(value: str) -> None:
+    tensors = trainer_tensors()
+    state = hf_state_dict(tensors, MODEL)
+    word = "metro.embeddings.word_embeddings.weight"
+    damaged = state[word].index_fill(1, torch.tensor(3), float(value))
+    state = {name: damaged if tensor is state[word] else tensor for name, tensor in state.items()}
+    back = TrainerTensors(state, MODEL, OBJECTIVES)
+    assert not list(back.unequal_ties()), "one damage, not two tensors of other values"
+    with pytest.raises(UserError, match=rf"tensor {word}: {len(damaged)} of its values are no finite numbers"):
+        back["tied.word.weight"]
+    tensors["main.rtd_head.weight"][0, 0] = float(value)
+    with pytest.raises(UserError, match=r"tensor main.rtd_head.weight: 1 of its values are no finite"):
+        hf_tensors(tensors, MODEL, OBJECTIVES)["rtd_head.weight"]
+
+
 def test_one_tensor_of_two_values_is_named() -> None:
     state = hf_state_dict(trainer_tensors(), MODEL)
     state["clm_head.decoder.weight"] = state["clm_head.decoder.weight"] + 1
