@@ -72,7 +72,7 @@ def main(options: Options) -> None:
     write: the files' bytes from memory, a thread a file, with fsync. save: a checkpoint while the training waits.
     copy: of all that is saved into fresh memory. stopped: how long the training waits for a checkpoint that is written
     beside it. gathered: what megatron-core's format would have it wait for before a copy. step: of training. read: the
-    files, a thread each. hashes: what looks at them before they are loaded. load: both, into the model. Files are not
+    files, a thread each. hashes: SHA-256 of them alone. load: into the model, hashed by what is read. Files are not
     in the system's cache when these three read them, and are there for read_warm and load_warm. A ratio is of rates in
     one round: 1 is as fast as the disk, or the copy, alone. Processor time is the first rank's, all threads. Runs under
     torchrun, too, where each rank reads and writes its own files.

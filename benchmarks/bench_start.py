@@ -44,12 +44,11 @@ def timed(owner, name, part, is_last=False):
     setattr(owner, name, outer)
 
 def modules():
-    from metro_megatron.checkpoint import save, trial
+    from metro_megatron.checkpoint import save
     from metro_megatron.train import corpus, step, trainer
     timed(corpus.Corpus, "open", "data")
     timed(trainer.Trainer, "__init__", "models")
     timed(save.Checkpoints, "check_folder", "folder")
-    timed(trial, "try_saving", "folder")
     timed(trainer.Trainer, "_check", "self-check")
     timed(step.Step, "train", "first step", is_last=True)
 

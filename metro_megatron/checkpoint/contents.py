@@ -93,8 +93,8 @@ class Contents:
 
     @property
     def has_integrity(self) -> bool:
-        """Whether it says what its files should be: an exported folder does not."""
-        return (self.folder / INTEGRITY).is_file()
+        """Whether something says what its files should be: an exported folder has nothing that does."""
+        return (self.folder / METADATA).is_file() or (self.folder / INTEGRITY).is_file()
 
     def damage(self, hashes: bool, on_bytes: Callable[[int], object] = lambda size: None) -> list[str]:
         """What is wrong with its files: with their lengths, or with all they hold."""

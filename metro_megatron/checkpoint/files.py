@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 AVERAGE = "average.json"
 """What an average of checkpoints was made of; no other checkpoint has it."""
 INTEGRITY = "integrity.json"
-MARKER = ".seen_by_all."
-"""Begins the name of a file that the first rank writes into a run folder, and all look for, before a run begins."""
 METADATA = ".metadata"
 TRACKER = "latest_checkpointed_iteration.txt"
 TRIAL = ".save_trial"
@@ -148,28 +146,44 @@ def files_of_rank(folder: Path, rank: int, world_size: int) -> list[str]:
     return sorted(files, key=lambda name: (-files[name]["bytes"], name))[rank::world_size]
 
 
+class Damaged(UserError):
+    """Files of a checkpoint are not what was written."""
+
+
 def verify_integrity(
     folder: Path, names: Collection[str] | None = None, on_bytes: Callable[[int], object] = lambda size: None
 ) -> None:
     """Compare files with integrity.json: all, or those of these names.
 
-    on_bytes hears of what has been read. Raises UserError naming all that are missing or damaged.
+    on_bytes hears of what has been read. Raises Damaged naming all that are missing or damaged.
     """
     entries = integrity_entries(folder)
-    unknown = sorted(set(names or ()) - entries.keys())
-    if unknown:
-        raise UserError(f"{folder / INTEGRITY}: says nothing of {unknown[0]}; {_another(folder)}")
-    files = {name: entry for name, entry in sorted(entries.items()) if names is None or name in names}
-    found = {folder / name: _size_problem(folder / name, entry) for name, entry in files.items()}
-    problems = [problem for problem in found.values() if problem]
-    whole = [path for path, problem in found.items() if not problem]
+    wanted = sorted(entries if names is None else names)
+    whole = [name for name in wanted if name in entries and not _size_problem(folder / name, entries[name])]
+    found: dict[str, str] = dict.fromkeys(wanted, "")
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        for path, sha in zip(whole, threads.map(file_sha256, whole), strict=True):
-            on_bytes(files[path.name]["bytes"])
-            if sha != files[path.name]["sha256"]:
-                problems.append(f"{path}: damaged, its contents are not what was written (SHA-256 {sha[:12]}...)")
-    if problems:
-        raise UserError([*problems, _another(folder)])
+        for name, sha in zip(whole, threads.map(lambda name: file_sha256(folder / name), whole), strict=True):
+            on_bytes(entries[name]["bytes"])
+            found[name] = sha
+    compare_hashes(folder, found)
+
+
+def compare_hashes(folder: Path, found: Mapping[str, str]) -> None:
+    """Compare SHA-256 of files, by name, with integrity.json. Raises Damaged naming all that are missing or damaged."""
+    entries = integrity_entries(folder)
+    unknown = sorted(found.keys() - entries.keys())
+    if unknown:
+        raise Damaged(f"{folder / INTEGRITY}: says nothing of {unknown[0]}; {_another(folder)}")
+    problems = [_problem(folder / name, entries[name], sha) for name, sha in sorted(found.items())]
+    if any(problems):
+        raise Damaged([*filter(None, problems), _another(folder)])
+
+
+def _problem(path: Path, expected: Mapping[str, Any], sha: str) -> str:
+    if size_problem := _size_problem(path, expected):
+        return size_problem
+    is_whole = sha == expected["sha256"]
+    return "" if is_whole else f"{path}: damaged, its contents are not what was written (SHA-256 {sha[:12]}...)"
 
 
 def _size_problem(path: Path, expected: Mapping[str, Any]) -> str:

@@ -6,10 +6,11 @@ torch's own reader copies each of them three times, and has the whole of a block
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,10 +29,16 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from metro_megatron.checkpoint.files import compare_hashes, verify_integrity
 from metro_megatron.errors import UserError
+from metro_megatron.files import opened
 
 READERS = 8
 """Threads of one process."""
+ENDS = 1 << 12
+"""Bytes at the begin and at the end of what torch.save wrote, in which it says what is between."""
+STRIDE = 1 << 22
+"""Bytes that are read before they are hashed, while the system reads ahead."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +93,30 @@ def files_of(metadata: Metadata, names: Iterable[str]) -> set[str]:
 
 
 @torch.no_grad()
-def read_pieces(
-    folder: Path, metadata: Metadata, wanted: Iterable[Piece], on_bytes: Callable[[int], object] = lambda size: None
-) -> None:
+def read_pieces(folder: Path, metadata: Metadata, wanted: Iterable[Piece], hashed: Collection[str] = ()) -> None:
     """Fill the pieces' tensors, whatever blocks a checkpoint has of theirs, in whatever format.
 
-    metadata: checked (checkpoint/files.py), as the files are. on_bytes hears of what is read. Raises UserError where
-    the checkpoint has not what is wanted.
+    metadata: checked (checkpoint/files.py). hashed: names of files that are compared with integrity.json by the bytes
+    that are read of them; each is read once, by one thread. Raises UserError where the checkpoint has not what is
+    wanted, and Damaged where such a file is not what was written: what was read of it counts for nothing.
     """
-    jobs = [job for pieces in _by_name(wanted) for job in _jobs(folder, metadata, pieces)]
-    jobs.sort(key=lambda job: (job.file, job.offset))
-    with ExitStack() as stack:
-        files = {name: stack.enter_context((folder / name).open("rb")).fileno() for name in {job.file for job in jobs}}
-        with threads_of({job.target.device for job in jobs}, READERS) as threads:
-            for size in threads.map(lambda job: job.run(files[job.file]), jobs):
-                on_bytes(size)
+    jobs: dict[str, list[_Job]] = {name: [] for name in hashed}
+    for job in sorted((job for pieces in _by_name(wanted) for job in _jobs(folder, metadata, pieces)), key=_place):
+        jobs.setdefault(job.file, []).append(job)
+    devices = {job.target.device for share in jobs.values() for job in share}
+    try:
+        with ExitStack() as stack, threads_of(devices, READERS) as threads:
+            files = {name: stack.enter_context(opened(folder / name)).fileno() for name in jobs}
+            largest_first = sorted(hashed, key=lambda name: -os.fstat(files[name]).st_size)
+            hashes = threads.map(lambda name: _Hashed(files[name]).run(jobs[name]), largest_first)
+            rest = [job for name, share in jobs.items() if name not in set(hashed) for job in share]
+            list(threads.map(lambda job: job.run(files[job.file], _fill), rest))
+            found = dict(zip(largest_first, hashes, strict=True))
+    except Exception:  # of damaged files reading may raise anything
+        verify_integrity(folder, hashed)
+        raise
+    if found:
+        compare_hashes(folder, found)
 
 
 def threads_of(devices: Iterable[torch.device], number: int) -> ThreadPoolExecutor:
@@ -128,25 +144,24 @@ class _Job:
     """Where the common part begins in the block."""
     target: Tensor
 
-    def run(self, file: int) -> int:
-        """Read it. Returns the number of bytes."""
+    def run(self, file: int, fill: Callable[[int, int, Tensor], None]) -> None:
+        """Read it. fill: what reads a contiguous tensor's bytes from a place in a file."""
         block: Any = _Block(file, self.offset, self.length)
         part = self._common(torch.load(block, map_location="meta", weights_only=True))
         numbers = part.untyped_storage()._checkpoint_offset
         if numbers is None:  # a torch that reads what it then forgets
             block.seek(0)
             self.target.copy_(self._common(torch.load(block, map_location="cpu", weights_only=True)))
-            return self.length
+            return
         place = self.offset + numbers + int(part.storage_offset()) * part.itemsize
         span = 1 + sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
         is_straight = self.target.device.type == "cpu" and self.target.dtype == part.dtype
         if is_straight and self.target.is_contiguous() and part.is_contiguous():
-            _fill(file, place, self.target)
+            fill(file, place, self.target)
         else:
             read = torch.empty(span, dtype=part.dtype)
-            _fill(file, place, read)
+            fill(file, place, read)
             self.target.copy_(read.as_strided(part.shape, part.stride()))
-        return span * part.itemsize
 
     def _common(self, block: Tensor) -> Tensor:
         return _narrowed(block, self.begin, self.target.shape)
@@ -179,9 +194,18 @@ def _narrowed(tensor: Tensor, begins: Sequence[int], sizes: Sequence[int]) -> Te
     return tensor
 
 
+def _place(job: _Job) -> tuple[str, int]:
+    return job.file, job.offset
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
+
+
 def _fill(file: int, offset: int, tensor: Tensor) -> None:
     """Read a contiguous tensor's bytes."""
-    left = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
+    left = _bytes_of(tensor)
     while left:
         size = os.preadv(file, [left], offset)
         if not size:
@@ -189,12 +213,57 @@ def _fill(file: int, offset: int, tensor: Tensor) -> None:
         left, offset = left[size:], offset + size
 
 
+class _Hashed:
+    """A file that is hashed from its begin to its end by what is read for tensors, and by what lies between them."""
+
+    def __init__(self, file: int):
+        self._file = file
+        self._at = 0
+        """What is before has been hashed."""
+        self._sha256 = hashlib.sha256()
+
+    def run(self, jobs: Iterable[_Job]) -> str:
+        """Read what the jobs want, in the order of the file. Returns the file's SHA-256."""
+        for job in jobs:
+            job.run(self._file, self._fill)
+        self._pass_over(os.fstat(self._file).st_size)
+        return self._sha256.hexdigest()
+
+    def _fill(self, file: int, offset: int, tensor: Tensor) -> None:
+        self._pass_over(offset)
+        if offset < self._at:  # another part of a block that was wanted before
+            _fill(file, offset, tensor)
+        else:
+            self._read(_bytes_of(tensor))
+
+    def _pass_over(self, end: int) -> None:
+        """Hash what lies before a place."""
+        scratch = memoryview(bytearray(max(0, min(STRIDE, end - self._at))))
+        while self._at < end:
+            self._read(scratch[: end - self._at])
+
+    def _read(self, left: memoryview) -> None:
+        """Read what comes next, and hash it."""
+        while left:
+            size = os.preadv(self._file, [left[:STRIDE]], self._at)
+            if not size:
+                raise OSError("a checkpoint's file ends where a tensor should be")
+            self._at += size
+            self._sha256.update(left[:size])
+            left = left[size:]
+
+
 class _Block(io.RawIOBase):
-    """A part of an open file that threads share, as a file of its own."""
+    """A part of an open file that threads share, as a file of its own.
+
+    Its ends, which say what is in it, are read at once: each call of the system may have a thread wait for others.
+    """
 
     def __init__(self, file: int, offset: int, length: int):
         super().__init__()
         self._file, self._offset, self._length, self._at = file, offset, length, 0
+        places = (0, max(0, length - ENDS))
+        self._ends = [(place, os.pread(file, min(ENDS, length), offset + place)) for place in places]
 
     def seekable(self) -> bool:
         return True
@@ -208,6 +277,12 @@ class _Block(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         wanted = memoryview(buffer)[: max(0, self._length - self._at)]
-        size = os.preadv(self._file, [wanted], self._offset + self._at)
+        for begin, known in self._ends:
+            if begin <= self._at and self._at + len(wanted) <= begin + len(known):
+                wanted[:] = known[self._at - begin :][: len(wanted)]
+                size = len(wanted)
+                break
+        else:
+            size = os.preadv(self._file, [wanted], self._offset + self._at)
         self._at += size
         return size

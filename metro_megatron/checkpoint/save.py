@@ -9,11 +9,9 @@ by the first rank.
 from __future__ import annotations
 
 import json
-import socket
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from metro_megatron.checkpoint.files import (
-    MARKER,
+    Damaged,
     check_metadata,
     files_of_rank,
     integrity_entries,
@@ -31,11 +29,12 @@ from metro_megatron.checkpoint.files import (
     verify_integrity,
     verify_sizes,
 )
-from metro_megatron.checkpoint.publish import BYTES_PER_PARAMETER, check_room, prepare, publish, unfinished_folder
+from metro_megatron.checkpoint.publish import BYTES_PER_PARAMETER, prepare, publish, unfinished_folder
 from metro_megatron.checkpoint.read import StoredModel
 from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
 from metro_megatron.checkpoint.saving import Exchange, Saved, Saving, unwritten
 from metro_megatron.checkpoint.sharded_state import load_state, load_weights_into, sharded_state
+from metro_megatron.checkpoint.trial import try_saving
 from metro_megatron.checkpoint.writing import Planner, ShardWriter, Written
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake
 from metro_megatron.config.file import load_config
@@ -44,9 +43,6 @@ from metro_megatron.errors import UserError
 from metro_megatron.model.encoder import Pair
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.parallel.optim import Optimizer
-
-SECONDS_TO_APPEAR = 10.0
-"""How long a new file may take to be seen by other machines, whose network file systems remember what was absent."""
 
 SLOW_DISK = 1e8
 """Bytes/s."""
@@ -82,30 +78,8 @@ class Checkpoints:
         """Begun beside the training, and not yet known to have ended."""
 
     def check_folder(self) -> None:
-        """Raise UserError, on every rank, if the run folder cannot be written, has no room for a checkpoint, or is not
-        one that all ranks see."""
-        # Of this start alone: one that a killed start has left must not be taken for it.
-        marker = self.run / f"{MARKER}{self._of_all_ranks(uuid.uuid4().hex)[0]}"
-
-        def prepare() -> None:
-            self.run.mkdir(parents=True, exist_ok=True)
-            for left in self.run.glob(f"{MARKER}*"):
-                left.unlink()
-            marker.touch()
-
-        self.on_first_rank(prepare)
-        end = time.monotonic() + SECONDS_TO_APPEAR
-        while not (is_seen := marker.exists()) and time.monotonic() < end:
-            time.sleep(0.1)
-        problem = UserError(
-            f"{socket.gethostname()}, rank {self.layout.rank}: does not see what the first rank writes into "
-            f"{self.run.absolute()}; train.output must be one folder for all machines, on storage that they share"
-        )
-        unseen = next((one for one in self._of_all_ranks([] if is_seen else problem.problems) if one), None)
-        self.on_first_rank(lambda: marker.unlink(missing_ok=True))
-        if unseen:
-            raise UserError(unseen)
-        self.on_first_rank(lambda: check_room(self.run, self._num_parameters()))
+        """Raise UserError, on every rank, if the run could not be saved (checkpoint/trial.py)."""
+        try_saving(self.run, self._num_parameters(), self.layout)
 
     def save(self, step: int, progress: dict[str, Any]) -> Saved:
         """Save after `step` steps, and wait for it; the caller has fetched the parameters.
@@ -196,15 +170,13 @@ class Checkpoints:
         return self._of_all_ranks(_problems(problem, str(folder)))[0]
 
     def _load(self, folder: Path) -> list[str]:
-        """Load a checkpoint, and hash it meanwhile, each rank some of its files. Returns what is wrong with it; what
-        was loaded of it then counts for nothing."""
+        """Load a checkpoint, and hash it by what is read, each rank some of its files. Returns what is wrong with it;
+        what was loaded of it then counts for nothing."""
         self.on_first_rank(lambda: refuse_other_run(folder, self.config))
         names = files_of_rank(folder, self.layout.rank, self.layout.world.size())
-        with ThreadPoolExecutor(1) as beside:
-            look = beside.submit(_attempt, lambda: verify_integrity(folder, names))
-            # Of damaged files it may raise anything.
-            problem = _attempt(lambda: load_state(folder, self.pair, self.optimizer, self.layout), (Exception,))
-            found = _problems(look.result(), str(folder))
+        # Of damaged files, which other ranks may hash, it may raise anything.
+        problem = _attempt(lambda: load_state(folder, self.pair, self.optimizer, self.layout, names), (Exception,))
+        found = problem.problems if isinstance(problem, Damaged) else []
         damage = [one for part in self._of_all_ranks(found) for one in part]
         if not damage:
             self._agree(problem, str(folder))

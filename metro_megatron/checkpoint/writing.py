@@ -200,9 +200,14 @@ class Planner:
         files = {name: [(key, own[key]) for key in keys] for name, keys in self._plan.files.items()}
         return ShardWriter(folder, files, state.common, self._plan.metadata)
 
-    def _new(self, state: State) -> _Plan:
+    def gather(self, state: State) -> list[_Held]:
+        """What each rank could write, by rank: all that a plan asks of others. A collective call."""
         everyone: list[_Held] = [_Held({}, [])] * self._group.size()
         dist.all_gather_object(everyone, _Held.of(state), group=self._group)
+        return everyone
+
+    def _new(self, state: State) -> _Plan:
+        everyone = self.gather(state)
         tensors = {key: block for held in everyone for key, block in held.pieces.items()}
         sizes: dict[Key, int] = {key: HEAD + block.num_bytes for key, block in tensors.items()}
         sizes |= {(name, None): HEAD for held in everyone for name in held.empty}

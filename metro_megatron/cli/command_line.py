@@ -62,6 +62,12 @@ def run_tool(main: Callable[..., object], report: bool = True, **others: Callabl
     sys.exit(exit_code(lambda: call_with_options(main, argv), report))
 
 
+def run_printing_tool(main: Callable[..., object]) -> NoReturn:
+    """`run_tool` of a tool that does no more than print: into head or less, too, which may end before it."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    run_tool(main)
+
+
 def is_first_process() -> bool:
     """Whether this is the process that speaks for all that torchrun started."""
     return int(os.environ.get("RANK", 0)) == 0

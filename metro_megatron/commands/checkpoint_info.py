@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from metro_megatron.cli.command_line import run_tool, tool_command
+from metro_megatron.cli.command_line import run_printing_tool, tool_command
 from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import ReadingProgress
 
@@ -154,5 +154,5 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
-run = partial(run_tool, main)
+run = partial(run_printing_tool, main)
 """The console script."""

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from metro_megatron.cli.command_line import run_tool
+from metro_megatron.cli.command_line import run_printing_tool
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.comparison import (
     CONFIDENCE,
@@ -153,5 +153,5 @@ def _verdict(found: Difference) -> str:
     return f"no verdict; {more} more seeds would have one in {100 * POWER:g}% of cases if this is the difference"
 
 
-run = partial(run_tool, main)
+run = partial(run_printing_tool, main)
 """The console script."""

@@ -1,15 +1,15 @@
 """Look into datasets: statistics, documents, samples and batches as text, and whether every byte is as it should."""
 
 import shlex
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-from metro_megatron.cli.command_line import run_tool, tool_command
+from metro_megatron.cli.command_line import run_printing_tool, tool_command
 from metro_megatron.cli.options import at_least
 from metro_megatron.cli.progress import CountLines, ReadingProgress
 from metro_megatron.config.file import parse_config
@@ -176,7 +176,4 @@ def _show_step(config: list[str], step: int, samples: int) -> None:
     _print(islice(texts, samples or None))
 
 
-def run() -> NoReturn:
-    """The console script."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what is printed may go to head or less
-    run_tool(main)
+run = partial(run_printing_tool, main)

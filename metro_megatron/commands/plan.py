@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from metro_megatron.cli.command_line import pretraining_command, run_tool
+from metro_megatron.cli.command_line import pretraining_command, run_printing_tool
 from metro_megatron.cli.options import Range, at_least, flatten
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
@@ -134,5 +134,5 @@ def _written(layout: Mapping[str, object]) -> str:
     )
 
 
-run = partial(run_tool, main)
+run = partial(run_printing_tool, main)
 """The console script."""

@@ -18,6 +18,9 @@ from metro_megatron.plan.gpus import NODE
 
 FROM_FILES = ("cached", "frozen", "unigram")
 """Of corruption.source: what it needs is in files of the run."""
+REHEARSED = """\
+rehearsed: what the parts of a run gather at its start, two steps, an evaluation, and what a save asks of other ranks
+not rehearsed: making groups, looks at the run folder, loading, the self-check, writing"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ def rehearse(options: Options, others: list[str]) -> int:
     print(
         f"\nrehearsed {rehearsal.ranks} by {len(rehearsal.traces)} of them in {time.monotonic() - begun:,.0f} s: "
         f"all make the same calls in the same order{f'; made {picture}' if picture else ''}\n"
+        f"{REHEARSED}\n"
         f"next:\n  {launch_command(options.world_size, others, {})}"
     )
     return 0

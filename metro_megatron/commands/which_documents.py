@@ -1,13 +1,12 @@
 """Say which documents a step of a run has read, or will read."""
 
 import json
-import signal
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
 
-from metro_megatron.cli.command_line import run_tool, tool_command
+from metro_megatron.cli.command_line import run_printing_tool, tool_command
 from metro_megatron.cli.progress import CountLines
 from metro_megatron.errors import UserError
 from metro_megatron.inspection.readback import TokenText
@@ -70,7 +69,4 @@ def _print_step(step: int, samples: list[ReadSample], text: TokenText | None) ->
             print(f"    {text.plain(sample.ids.tolist())}")
 
 
-def run() -> NoReturn:
-    """The console script."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what is printed may go to head or less
-    run_tool(main)
+run = partial(run_printing_tool, main)

@@ -24,6 +24,8 @@ from torch.optim import adam
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metro_megatron.checkpoint.sharded_state import sharded_state
+from metro_megatron.checkpoint.writing import Planner
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.health import shards
@@ -170,8 +172,9 @@ def begin(trainer: Trainer) -> None:
 
 
 def save(trainer: Trainer) -> None:
-    """Of a save, all until ranks agree on who writes what."""
+    """Of a save, all until ranks know who could write what."""
     trainer._state()
+    Planner(trainer.layout.world).gather(sharded_state(trainer.pair, trainer.optimizer, trainer.layout))
 
 
 def trace(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metro_megatron import nvidia
-from metro_megatron.checkpoint.files import MARKER, TRIAL
+from metro_megatron.checkpoint.files import TRIAL
 from metro_megatron.checkpoint.resume import beginning
 from metro_megatron.cli.command_line import describe_os_error, is_file_mistake, is_first_process
 from metro_megatron.config.file import parse_config
@@ -95,7 +95,6 @@ def _train(config: Config, corpus: Corpus, device: Device) -> None:
     import torch
 
     from fused.dispatch import reference_only
-    from metro_megatron.checkpoint.trial import try_saving
     from metro_megatron.train.trainer import Trainer
     from metro_megatron.train.watchdog import watched
 
@@ -103,7 +102,6 @@ def _train(config: Config, corpus: Corpus, device: Device) -> None:
         trainer = Trainer(config, corpus, torch.device(device), watchdog)
         try:
             trainer.checkpoints.check_folder()
-            try_saving(Path(config.train.output), trainer.layout)
             trainer.restore()
             gc.freeze()  # megatron-core collects around every save: what is here already is no garbage
             trainer.train()
@@ -146,8 +144,7 @@ def prepare_run_folder(run: Path) -> None:
     Raises UserError for a folder with other content.
     """
     run.mkdir(parents=True, exist_ok=True)
-    of_a_start = (MARKER, TRIAL)
-    others = (path for path in run.iterdir() if path.name != LOCK and not path.name.startswith(of_a_start))
+    others = (path for path in run.iterdir() if path.name != LOCK and not path.name.startswith(TRIAL))
     foreign = [path.name for path in others if not is_partial(path)]  # a start may have been killed while it wrote
     if foreign and not (run / "run_config.yaml").exists() and not any(run.glob("iter_*")):
         raise UserError(

@@ -1,8 +1,10 @@
 """Blocks of tensors: those of a range of elements, and any of them read from blocks that were cut otherwise."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +17,28 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from metro_megatron.checkpoint.files import check_metadata
+from metro_megatron.checkpoint.files import Damaged, check_metadata, write_integrity
 from metro_megatron.checkpoint.pieces import Piece, blocks, read_pieces
 from metro_megatron.checkpoint.writing import write_piece
 from metro_megatron.errors import UserError
 
+FILE = "__0_0.distcp"
+
 
 def cut(tensor: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
     return tensor[tuple(slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True))]
+
+
+def write(folder: Path, tensor: Tensor, ranges: Sequence[tuple[int, int]]) -> Metadata:
+    """A checkpoint of one tensor in blocks of these ranges of elements."""
+    written = [one for start, end in ranges for one in blocks(tensor.shape, start, end)]
+    with (folder / FILE).open("wb") as file:
+        results = [write_piece(file, FILE, ("x", offsets), cut(tensor, offsets, sizes)) for offsets, sizes in written]
+    chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in written]
+    entry = TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.size(), chunks)
+    dcp.FileSystemWriter(folder).finish(Metadata({"x": entry}), [results])
+    write_integrity(folder)
+    return check_metadata(folder)
 
 
 def load_and_forget(load: Callable[..., Tensor], *arguments: object, map_location: str, **options: object) -> Tensor:
@@ -51,16 +67,7 @@ def test_any_block_is_read_from_blocks_of_other_ranges_and_into_another_format(
     if not says_where:
         monkeypatch.setattr(torch, "load", partial(load_and_forget, torch.load))
     tensor = torch.randn(5, 6)
-    written = [one for start, end in ((0, 7), (7, 30)) for one in blocks(tensor.shape, start, end)]
-    with (tmp_path / "__0_0.distcp").open("wb") as file:
-        results = [
-            write_piece(file, "__0_0.distcp", ("x", offsets), cut(tensor, offsets, sizes)) for offsets, sizes in written
-        ]
-    chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in written]
-    properties = TensorProperties(torch.float32)
-    entry = TensorStorageMetadata(properties, tensor.size(), chunks)
-    dcp.FileSystemWriter(tmp_path).finish(Metadata({"x": entry}), [results])
-    metadata = check_metadata(tmp_path)
+    metadata = write(tmp_path, tensor, ((0, 7), (7, 30)))
     wanted = [((0, 0), (5, 6)), ((2, 0), (2, 6)), ((0, 3), (5, 3)), ((1, 1), (3, 2)), ((4, 5), (1, 1))]
     for dtype in (torch.float32, torch.bfloat16):
         pieces = [Piece("x", (5, 6), offsets, torch.zeros(sizes, dtype=dtype)) for offsets, sizes in wanted]
@@ -74,6 +81,52 @@ def test_any_block_is_read_from_blocks_of_other_ranges_and_into_another_format(
         read_pieces(tmp_path, metadata, [Piece("y", (1,), (0,), torch.zeros(1))])
     with pytest.raises(UserError, match=r"has \[5, 6\] of x, \[6, 6\] is wanted"):
         read_pieces(tmp_path, metadata, [Piece("x", (6, 6), (0, 0), torch.zeros(6, 6))])
+    entry = metadata.state_dict_metadata["x"]
+    assert isinstance(entry, TensorStorageMetadata)
     entry.chunks.pop()
     with pytest.raises(UserError, match="has not all of x"):
         read_pieces(tmp_path, Metadata({"x": entry}, storage_data=metadata.storage_data), pieces[:1])
+
+
+def test_a_file_is_read_once_and_hashed_by_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all of it, whatever part is wanted; twice is read what two want, and what says where numbers lie."""
+    tensor = torch.randn(400, 500)
+    metadata = write(tmp_path, tensor, ((0, 90_250), (90_250, 200_000)))
+    sizes, read = [], os.preadv
+
+    def count(*arguments: Any) -> int:
+        sizes.append(read(*arguments))
+        return sizes[-1]
+
+    monkeypatch.setattr(os, "preadv", count)
+    wanted = [((0, 0), (400, 500)), ((170, 3), (200, 400)), ((399, 0), (1, 500))]
+    for offsets, shape in wanted:
+        for dtype in (torch.float32, torch.float64):
+            sizes.clear()
+            piece = Piece("x", (400, 500), offsets, torch.zeros(shape, dtype=dtype))
+            read_pieces(tmp_path, metadata, [piece], [FILE, ".metadata"])
+            assert piece.tensor.equal(cut(tensor, offsets, shape).to(dtype))
+            written = sum((tmp_path / name).stat().st_size for name in (FILE, ".metadata"))
+            assert written <= sum(sizes) <= 1.01 * written
+    pieces = [Piece("x", (400, 500), offsets, torch.zeros(shape)) for offsets, shape in wanted]
+    read_pieces(tmp_path, metadata, pieces, [FILE])
+    assert all(piece.tensor.equal(cut(tensor, piece.offsets, piece.tensor.shape)) for piece in pieces)
+
+
+def test_a_bit_that_was_flipped_anywhere_is_damage_whatever_reading_makes_of_it(tmp_path: Path) -> None:
+    tensor = torch.randn(5, 6)
+    metadata = write(tmp_path, tensor, ((0, 7), (7, 30)))
+    whole = (tmp_path / FILE).read_bytes()
+    wanted = [Piece("x", (5, 6), (1, 1), torch.zeros(3, 2))]
+    for place in range(0, len(whole), 41):
+        damaged = bytearray(whole)
+        damaged[place] ^= 16
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(Damaged, match=f"{FILE}: damaged, its contents"):
+            read_pieces(tmp_path, metadata, wanted, [FILE])
+    (tmp_path / FILE).write_bytes(whole[:-1])
+    with pytest.raises(Damaged, match=f"{FILE}: damaged, has {len(whole) - 1} bytes"):
+        read_pieces(tmp_path, metadata, wanted, [FILE])
+    (tmp_path / FILE).unlink()
+    with pytest.raises(Damaged, match=f"{FILE}: missing"):
+        read_pieces(tmp_path, metadata, wanted, [FILE])

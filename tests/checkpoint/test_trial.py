@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -43,6 +44,8 @@ def problems_on_storage(run: Path) -> dict[str, list[str]]:
 
         with patch.object(owner, call, refused if layout.rank == rank else plain):
             said[name] = _said(run, layout)
+    with patch.object(shutil, "disk_usage", lambda path: SimpleNamespace(free=15)):
+        said["room"] = _said(run, layout)
     said["none"] = _said(run, layout)
     layout.destroy()
     return said
@@ -50,7 +53,7 @@ def problems_on_storage(run: Path) -> dict[str, list[str]]:
 
 def _said(run: Path, layout: Layout) -> list[str]:
     try:
-        try_saving(run, layout)
+        try_saving(run, 1, layout)
     except UserError as error:
         return error.problems
     return []
@@ -61,6 +64,7 @@ def test_storage_that_refuses_a_part_of_a_save_is_named_on_every_rank_and_nothin
     of_ranks = run_ranks(problems_on_storage, 2, tmp_path)
     assert of_ranks[0] == of_ranks[1]
     assert of_ranks[0].pop("none") == []
+    assert "a checkpoint needs about" in of_ranks[0].pop("room")[0]
     for name, said in of_ranks[0].items():
         (problem,) = said
         assert f"(rank {REFUSED[name][2]} on " in problem and f"nothing could be saved in {tmp_path}" in problem, name
@@ -81,13 +85,12 @@ def test_a_run_that_cannot_be_saved_ends_before_its_first_step(tmp_path: Path, m
         def __getattr__(self, name: str) -> Any:
             return lambda: called.append(name)
 
-    def refuse(run: Path, layout: Any) -> None:
-        raise UserError(f"{run}: refused")
+        def check_folder(self) -> None:
+            raise UserError("refused")
 
     monkeypatch.setattr("metro_megatron.train.trainer.Trainer", Started)
-    monkeypatch.setattr(trial, "try_saving", refuse)
     from tests.parity.small_run import small_config
 
     with pytest.raises(UserError, match="refused"):
         launch._train(small_config(train={"output": str(tmp_path)}), None, "cpu")  # type: ignore[arg-type]
-    assert called == ["check_folder", "close"]
+    assert called == ["close"]

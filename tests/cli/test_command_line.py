@@ -3,6 +3,7 @@ import errno
 import importlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from metro_megatron.cli import command_line
 from metro_megatron.cli.command_line import call_with_options, exit_code
 from metro_megatron.cli.options import (
     REQUIRED,
@@ -299,6 +301,16 @@ def test_other_errors_keep_their_traceback():
         exit_code(raising(ConnectionResetError(errno.ECONNRESET, "reset")))
     with pytest.raises(ZeroDivisionError):
         exit_code(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_info", "compare_runs", "inspect_data", "plan", "which_documents"])
+def test_what_a_tool_prints_may_go_to_head(name, monkeypatch):
+    did = []
+    monkeypatch.setattr(signal, "signal", lambda *what: did.append(what))
+    monkeypatch.setattr(command_line, "run_tool", did.append)
+    tool = importlib.import_module(f"metro_megatron.commands.{name}")
+    tool.run()
+    assert did == [(signal.SIGPIPE, signal.SIG_DFL), tool.main]
 
 
 def test_run_tool_in_a_process(tmp_path):

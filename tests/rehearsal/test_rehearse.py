@@ -34,6 +34,7 @@ def test_a_run_without_data_or_gpus(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "rehearsed 8 ranks in 7 groups by 4 of them" in result.stdout
     assert "all make the same calls in the same order" in result.stdout
+    assert "not rehearsed: making groups, looks at the run folder, loading, the self-check, writing" in result.stdout
     assert "as long as Wikipedia's are assumed to be" in result.stdout
     assert Image.open(picture).size[0] > 1000
 

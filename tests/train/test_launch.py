@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metro_megatron.checkpoint.files import MARKER, TRIAL
+from metro_megatron.checkpoint.files import TRIAL
 from metro_megatron.errors import UserError
 from metro_megatron.train.launch import prepare_run_folder
 from metro_megatron.train.processes import LOCK
@@ -13,7 +13,7 @@ from metro_megatron.train.processes import LOCK
 def test_what_a_start_that_was_killed_leaves_is_not_foreign(tmp_path: Path) -> None:
     run = tmp_path / "new" / "run"
     prepare_run_folder(run)
-    for name in (LOCK, f"{MARKER}0123", f"{TRIAL}0123", "run_config.yaml.0123456789ab.partial"):
+    for name in (LOCK, f"{TRIAL}0123", "run_config.yaml.0123456789ab.partial"):
         (run / name).touch()
     prepare_run_folder(run)
     (run / "thesis.tex").touch()
