@@ -14,7 +14,7 @@ ifneq ($(shell expr $(MINUTES) + 0 \>= 3 2> /dev/null),1)
   $(error MINUTES is $(MINUTES), must be a whole number, at least 3)
 endif
 # What is left of the minutes beside the other stages, at the pace of two quiet cores.
-STEPS := $(shell expr $(MINUTES) \* 500 - 850)
+STEPS := $(shell expr $(MINUTES) \* 600 - 1400)
 PRETRAINING := --train.train_steps $(STEPS) --optimizer.lr_warmup_steps $(shell expr $(STEPS) / 16) \
 	--train.eval_interval $(shell expr $(STEPS) / 5)
 IS_SHORT := $(filter 1,$(shell expr $(MINUTES) \< 6))
