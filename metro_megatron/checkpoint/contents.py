@@ -46,7 +46,7 @@ class Contents:
     folder: Path
     tensors: Mapping[str, Stored]
     options: Mapping[str, Any]
-    """Its configuration, flat: ours of a checkpoint, transformers' of an exported folder."""
+    """Its configuration, flat: ours of a checkpoint, transformers' of an exported folder; empty where it is missing."""
     defaults: Mapping[str, Any]
     """Of these options, where they have any."""
     progress: Mapping[str, Any]
@@ -65,10 +65,11 @@ class Contents:
             name: Stored(tuple(entry.size), entry.properties.dtype, partial(_read, model, name))
             for name, entry in model.all_stored.items()
         }
+        config = folder / "run_config.yaml"
         return cls(
             folder,
             tensors,
-            flatten(load_config(folder / "run_config.yaml")),
+            flatten(load_config(config)) if config.is_file() else {},
             flatten(Config()),
             _read_object(folder / "progress.json"),
         )

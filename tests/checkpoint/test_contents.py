@@ -96,22 +96,26 @@ def test_two_checkpoints_differ_in_what_was_trained_and_told(
     assert len(found) > len(before), "moments, too"
 
 
-@pytest.mark.parametrize(("damage", "verify"), [("flip", True), ("flip", False), ("cut", False), ("", False)])
+@pytest.mark.parametrize(
+    ("damage", "verify"),
+    [("flip", True), ("flip", False), ("cut", False), ("integrity.json", False), ("run_config.yaml", False)],
+)
 def test_damage_is_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, verify: bool
 ) -> None:
-    """A flipped bit where hashes are compared, another length always, and a checkpoint whose save did not end."""
+    """A flipped bit where hashes are compared, another length always, and a file that is not there."""
     folder = shutil.copytree(run / "iter_0000001", tmp_path / "iter_0000001")
-    victim = next(folder.glob("*.distcp")) if damage else folder / "integrity.json"
+    is_missing = damage not in ("flip", "cut")
+    victim = folder / damage if is_missing else next(folder.glob("*.distcp"))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
-    if damage:
-        victim.write_bytes(content if damage == "flip" else content[:-1])
-    else:
+    if is_missing:
         victim.unlink()
+    else:
+        victim.write_bytes(content if damage == "flip" else content[:-1])
     is_seen = verify or damage != "flip"
     assert info(folder, verify=verify) == is_seen
-    assert (f"{victim}: {'damaged' if damage else 'missing'}" in capsys.readouterr().out) == is_seen
+    assert (f"{victim}: {'missing' if is_missing else 'damaged'}" in capsys.readouterr().out) == is_seen
 
 
 def test_an_exported_folder_and_what_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
