@@ -107,15 +107,11 @@ class StoredModel:
             raise UserError(f"{folder}: holds no model tensors")
         return model
 
-    def verify(self, names: Iterable[str]) -> None:
-        """Compare the files of some tensors with integrity.json, each once. Raises UserError as `open`."""
-        files = files_of(self.metadata, names) & self.unverified
+    def verify_weights(self) -> None:
+        """Compare the files of all that is the model's with integrity.json, each once. Raises UserError as `open`."""
+        files = files_of(self.metadata, self.stored) & self.unverified
         verify_integrity(self.folder, files)
         self.unverified.difference_update(files)
-
-    def verify_weights(self) -> None:
-        """`verify` of all that is the model's."""
-        self.verify(self.stored)
 
     @cached_property
     def stored(self) -> dict[str, TensorStorageMetadata]:

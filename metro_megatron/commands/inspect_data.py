@@ -177,3 +177,4 @@ def _show_step(config: list[str], step: int, samples: int) -> None:
 
 
 run = partial(run_printing_tool, main)
+"""The console script."""

@@ -70,3 +70,4 @@ def _print_step(step: int, samples: list[ReadSample], text: TokenText | None) ->
 
 
 run = partial(run_printing_tool, main)
+"""The console script."""

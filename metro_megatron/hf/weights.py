@@ -134,7 +134,7 @@ class TrainerTensors(Mapping[str, Tensor]):
         for origin in self.origins.values():
             for target in _targets(origin):
                 first, *others = self._held_by(target) or [target]
-                yield from ((first, name) for name in others if not _is(self._exported[first], self._exported[name]))
+                yield from ((first, name) for name in others if not _equal(self._exported[first], self._exported[name]))
 
     @property
     def unread(self) -> list[str]:
@@ -169,7 +169,7 @@ def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor.float()
 
 
-def _is(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether both have the same values, those that are no numbers, which equal nothing, in the same places."""
     return one.shape == other.shape and one.allclose(other, rtol=0, atol=0, equal_nan=True)
 

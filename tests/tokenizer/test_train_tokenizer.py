@@ -60,6 +60,9 @@ def test_refused(tmp_path: Path) -> None:
         main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t"), vocab_size=128000))
     with pytest.raises(UserError, match="no documents"):
         main(Options([str(tmp_path / "a.txt")], str(tmp_path / "t"), max_document_bytes=3))
+    with pytest.raises(UserError, match="--sample_bytes is 0, must be at least 1"):
+        argv = ["--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "t"), "--sample_bytes", "0"]
+        call_with_options(main, argv)
 
 
 def test_an_output_that_cannot_be_is_refused_before_anything_is_read(
@@ -74,7 +77,4 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_read(
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
     with pytest.raises(UserError, match=f"{tmp_path} may not be written"):
         main(options(str(tmp_path / "b" / "c")))
-    with pytest.raises(UserError, match="--sample_bytes is 0, must be at least 1"):
-        argv = ["--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "t"), "--sample_bytes", "0"]
-        call_with_options(main, argv)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

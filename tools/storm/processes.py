@@ -146,9 +146,11 @@ def signals_wait() -> Iterator[None]:
     lost in Python's own functions around a fork, and the lock of logging that these have taken with it."""
     heard: list[int] = []
     handlers = {ending: signal.signal(ending, lambda number, _: heard.append(number)) for ending in ENDING}
-    yield
-    for ending, handler in handlers.items():
-        signal.signal(ending, handler)
+    try:
+        yield
+    finally:
+        for ending, handler in handlers.items():
+            signal.signal(ending, handler)
     for number in heard:
         signal.raise_signal(number)
 
