@@ -98,10 +98,16 @@ class FrozenFolder:
     def load(self) -> PreTrainedModel:
         """The model in fp32 on the CPU.
 
-        Raises UserError if its weights are not whole, or its logits are not those of a linear output layer.
+        Raises UserError if its weights are not whole, or not finite, or its logits are not those of a linear output
+        layer.
         """
         logging.disable_progress_bar()
         model = self._of_run() if self.is_run else self._of_folder()
+        if bad := [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]:
+            raise UserError(
+                f"corruption.frozen_model {self.path}: values of {', '.join(bad[:3])} ({len(bad)} tensors in all) are "
+                "no finite numbers; give another copy, or model"
+            )
         _refuse_other_heads(model.eval(), self.path)
         return model
 

@@ -246,6 +246,12 @@ def test_a_folder_of_nothing_and_a_head_of_another_kind_are_refused(tmp_path: Pa
             FrozenFolder(str(folder)).load()
 
 
+def test_a_value_that_is_no_number_is_named(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path / "bert", spread=float("inf"))
+    with pytest.raises(UserError, match=r"values of bert\.embeddings\.word_embeddings\.weight .* no finite numbers"):
+        FrozenFolder(str(folder)).load()
+
+
 def test_what_is_no_whole_masked_language_model_is_refused(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     small = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 1, "n_head": 2}
