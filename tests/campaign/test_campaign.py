@@ -2,9 +2,12 @@
 
 import importlib
 import json
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
 from tools.campaign.arms import ARMS, PlannedRun, Text, chosen_runs, planned_runs, step_flops
 from tools.campaign.campaign import Options, campaign, check_arms, with_budget
+from tools.campaign.commands import Commands
 from tools.campaign.rows import COLUMNS, append_row, keep_tasks, read_baselines, read_rows, scores_beside
 
 BUDGET = 1e12
@@ -108,7 +112,10 @@ class Stages:
         self.calls: list[str] = []
         self.fails = ""
 
-    def __call__(self, command: Sequence[str]) -> None:
+    def end(self) -> None:
+        self.calls.append("end")
+
+    def __call__(self, command: Sequence[str], log: Path | None = None) -> None:
         script = next(word for word in command if word.endswith(".py"))
         words = list(command[command.index(script) + 1 :])
         name = Path(script).stem
@@ -156,7 +163,7 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
         stages.calls, stages.fails = [], stage
         with pytest.raises(UserError):
             campaign(options, TEXT, stages)
-        assert stages.calls == calls and read_rows(results) == []
+        assert stages.calls == [*calls, "end"] and read_rows(results) == []
     stages.calls, stages.fails = [], ""
     campaign(options, TEXT, stages)
     assert stages.calls == [*DONE[1:], *DONE * (len(ARMS) - 1)]
@@ -181,6 +188,49 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
     with pytest.raises(UserError, match="has a row of"):
         append_row(results, rows[0])
     assert results.read_bytes() == before
+
+
+def test_runs_go_on_beside_each_other_and_wait_for_what_they_depend_on(tmp_path):
+    rates, results = [1e-3, 5e-4], tmp_path / "campaign.csv"
+    options = Options(BUDGET, root=str(tmp_path), results=str(results), seeds=2, rates=rates, jobs=3)
+    options = replace(options, arms=["metro", "fast_electra"])
+    together = Barrier(2)  # of the two rates of METRO's first seed; all else waits for them
+    known: dict[str, list[str]] = {}
+
+    class Beside(Stages):
+        def __call__(self, command: Sequence[str], log: Path | None = None) -> None:
+            assert log is not None
+            if "pretrain_metro.py" in command:
+                known[log.parent.name] = [row["run"] for row in read_rows(results)]
+                if log.parent.name.startswith("metro-1"):
+                    together.wait(60)
+            super().__call__(command, log)
+
+    campaign(options, TEXT, Beside())
+    rows = read_rows(results)
+    runs = planned_runs(TEXT, BUDGET, 2, rates, rows)
+    assert {row["run"] for row in rows} == {run.name for run in runs if run.arm in options.arms} == set(known)
+    assert len(known) == 6
+    assert all(run.waits_for <= set(known[run.name]) for run in runs if run.name in known)
+    assert all(run.auxiliary in known[run.name] for run in runs if run.arm == "fast_electra")
+
+
+def test_commands_end_together_and_say_where_their_output_is(tmp_path):
+    commands, log = Commands(), tmp_path / "run" / "output.txt"
+    commands(["sh", "-c", "echo out; echo err >&2"], log)
+    with pytest.raises(UserError, match=rf"exit code 3 of: sh -c 'exit 3' \(see {log}\)"):
+        commands(["sh", "-c", "exit 3"], log)
+    assert log.read_text() == "out\nerr\n"
+    with ThreadPoolExecutor(2) as threads:
+        saves = ["sh", "-c", "trap 'echo saved; exit 1' TERM; echo begun; while :; do sleep 0.05; done"]
+        both = [threads.submit(commands, saves, tmp_path / name) for name in "ab"]
+        while not all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "ab"):
+            time.sleep(0.01)
+        commands.end()
+        assert all("exit code 1" in str(one.exception()) for one in both)
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["begun\nsaved\n"] * 2
+    with pytest.raises(UserError, match="run the same command again"):
+        commands(["true"])
 
 
 def test_minutes_are_flops_by_the_pace_of_the_first_steps_which_are_timed_once(tmp_path):

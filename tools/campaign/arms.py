@@ -85,6 +85,8 @@ class PlannedRun:
     options: tuple[str, ...]
     """All that pretrain_metro.py is given, train.output and corruption.frozen_model aside."""
     text: Text
+    waits_for: frozenset[str] = frozenset()
+    """Names of the runs that must have rows before it is known that this one is to be done."""
     auxiliary: str = ""
     """Name of the run whose auxiliary fills the masks, frozen; its FLOPs are not among this run's."""
     is_trained: bool = True
@@ -119,7 +121,7 @@ def planned_runs(
     budget.
 
     rows are those of runs that are done. As long as they leave an arm's rate open, the first one stands for it in later
-    seeds: such runs are counted, and not yet to be done, as all of the first seed come before them.
+    seeds: such runs are counted, and wait for those of the first seed.
     """
     arms = {arm: [*_arm_options(arm.name, text), *_step_options(arm.name, text, budget)] for arm in ARMS}
 
@@ -128,14 +130,17 @@ def planned_runs(
         options = (*arms[arm], *given, "--train.seed", str(seed))
         source = next((one for one in ARMS if one.name == AUXILIARY_OF.get(arm.name)), None)
         auxiliary = planned(source, seed, chosen[source]).name if source else ""
-        return PlannedRun(arm.name, options, text, auxiliary, arm.is_trained)
+        waits_for = {*(tried[arm] if seed > 1 else ()), *((auxiliary, *tried[source]) if source else ())}
+        return PlannedRun(arm.name, options, text, frozenset(waits_for), auxiliary, arm.is_trained)
 
     chosen: dict[Arm, float] = {}
+    tried: dict[Arm, list[str]] = {}
     first = []
     for arm in ARMS:
         chosen[arm] = rates[0]  # while its own first runs are planned
         grid = [(rate, planned(arm, 1, rate)) for rate in (rates if arm.is_trained else rates[:1])]
         first += [run for _, run in grid]
+        tried[arm] = [run.name for _, run in grid]
         chosen[arm] = _best_rate(arm, grid, rows)
     later = [
         planned(arm, seed, chosen[arm])

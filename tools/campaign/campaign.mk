@@ -1,10 +1,11 @@
 # The campaign: `make learn` calls this file. Run it again to go on where it was.
 #   BUDGET  minutes of each run, for which METRO's first steps are timed; empty: FLOPS
-#   FLOPS   of each run; 2e13 takes about eight minutes of two cores
+#   FLOPS   of each run; 2e13 is twelve minutes of a core, two cores do two in that time
 #   SEEDS   how many of METRO, ELECTRA and MLM; other arms have 3 at most
 #   RATES   peak learning rates that seed 1 of each arm tries
 #   ARMS    those to pretrain now, all if empty: the others are left for later
-#   CONFIG  configuration files of all arms, and on how many PROCESSES: of another size are other runs
+#   CONFIG  configuration files of all arms: of another size are other runs
+#   JOBS    runs beside each other, of PROCESSES data-parallel processes each; for one GPU JOBS=1
 OUTPUT := runs/campaign
 BUDGET :=
 FLOPS := 2e13
@@ -13,7 +14,8 @@ RATES := 1e-3 5e-4 2e-3
 ARMS :=
 BIN := .venv/bin
 CONFIG := examples/campaign/common.yaml
-PROCESSES := 2
+JOBS := 2
+PROCESSES := 1
 RESULTS := docs/results/campaign.csv
 
 # What each stage writes last. All are made once: rows of another text could not be compared.
@@ -49,4 +51,4 @@ $(OUTPUT)/shards/%.manifest.json: | $(tokenizer)
 campaign: | $(shards)
 	$(run) -m tools.campaign.campaign --root $(OUTPUT) --results $(RESULTS) \
 		$(if $(BUDGET),--minutes $(BUDGET),--budget $(FLOPS)) --seeds $(SEEDS) --rates $(RATES) \
-		$(if $(ARMS),--arms $(ARMS)) --config $(CONFIG) --processes $(PROCESSES)
+		$(if $(ARMS),--arms $(ARMS)) --config $(CONFIG) --processes $(PROCESSES) --jobs $(JOBS)

@@ -5,13 +5,14 @@ import json
 import os
 import platform
 import re
-import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -39,6 +40,7 @@ from tools.campaign.arms import (
     planned_runs,
     step_flops,
 )
+from tools.campaign.commands import Call, Commands
 from tools.campaign.rows import FIGURES, append_row, keep_scores, keep_tasks, read_rows, scores_beside
 
 FLOPS_PER_SECOND = 4.1e10
@@ -47,9 +49,6 @@ SECONDS_BESIDE = 90.0
 """Of a run, beside its steps: starting, saving, exporting, evaluating, probing."""
 TIMED_STEPS = 200
 VERSIONS = ("torch", "megatron-core", "transformers")
-
-Call = Callable[[Sequence[str]], None]
-"""Runs a command and returns when it has ended well."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,10 @@ class Options:
     """Peak learning rates, the same for each arm: seed 1 tries all, and each arm's best one on the validation text is
     that of its other seeds."""
     processes: Annotated[int, at_least(1)] = 2
-    """Data-parallel processes; no figure depends on them beyond rounding."""
+    """Data-parallel processes of a run; no figure depends on them beyond rounding."""
+    jobs: Annotated[int, at_least(1)] = 1
+    """Runs beside each other; of more than one, each run's output goes to its folder. Two of one process each get more
+    out of two cores than one of two."""
 
 
 def main(options: Options) -> None:
@@ -95,7 +97,8 @@ def main(options: Options) -> None:
         with locked(root / "lock", wait=False):
             keep_tasks(root / "tasks" / MANIFEST, Path(options.results))
             text = read_text(root, options.config)
-            campaign(options if options.budget else with_budget(options, text, call), text, call)
+            commands = Commands()
+            campaign(options if options.budget else with_budget(options, text, commands), text, commands)
     except BlockingIOError as error:
         raise UserError(f"{root}: another process runs this campaign; wait for it or end it") from error
 
@@ -137,22 +140,39 @@ def with_budget(options: Options, text: Text, call: Call) -> Options:
 
 
 def campaign(options: Options, text: Text, call: Call) -> None:
-    """Do what has no row yet, in order, and say before each run how much is left."""
+    """Do what has no row yet, in order, as many runs at a time as there are jobs, and say before each how much is left.
+
+    Where one fails, or this process is told to end, all end, and go on next time.
+    """
     results = Path(options.results)
-    while True:
-        rows = read_rows(results)
-        planned = planned_runs(text, options.budget, options.seeds, options.rates, rows)
-        runs = [run for run in planned if run.arm in options.arms]
-        finished = {row["run"] for row in rows}
-        left = [run for run in runs if run.name not in finished]
-        if not left:
-            break
-        run, number = left[0], len(runs) - len(left) + 1
-        time_left = duration(left, rows, device(run, options.processes))
-        print(f"\n[{number}/{len(runs)}] {describe(run)} | {len(left)} runs left, {time_left}", flush=True)
-        do(run, options, call)
-        keep_scores(Path(options.root) / run.name, run.config.train.seed, results)
-        append_row(results, row_of(run, options))
+    with ThreadPoolExecutor(options.jobs) as threads:
+        running: dict[Future[None], PlannedRun] = {}
+        try:
+            while True:
+                rows = read_rows(results)
+                planned = planned_runs(text, options.budget, options.seeds, options.rates, rows)
+                runs = [run for run in planned if run.arm in options.arms]
+                finished = {row["run"] for row in rows}
+                left = [run for run in runs if run.name not in finished]
+                begun = {run.name for run in running.values()}
+                ready = [run for run in left if run.name not in begun and finished.issuperset(run.waits_for)]
+                for run in ready[: options.jobs - len(running)]:
+                    number, hours = len(runs) - len(left) + len(running) + 1, hours_of(left, rows, run, options)
+                    head = f"[{number}/{len(runs)}] {describe(run)}"
+                    print(f"\n{head} | {len(left)} runs left, about {hours:.1f} hours", flush=True)
+                    running[threads.submit(do, run, options, call)] = run
+                if not running:
+                    break
+                ended = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                ended.result()
+                run = running.pop(ended)
+                keep_scores(Path(options.root) / run.name, run.config.train.seed, results)
+                row = row_of(run, options)
+                append_row(results, row)
+                print(f"{run.name}: done, validation {figure_of(run.arm)} {row['validation']:.4f}", flush=True)
+        except BaseException:
+            call.end()
+            raise
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
     print(f"next: python -m tools.campaign.summary --results {results}")
     if {"metro", "mlm_15"} <= set(options.arms):
@@ -167,19 +187,20 @@ def do(run: PlannedRun, options: Options, call: Call) -> None:
     """Pretrain, export, evaluate and probe. Raises UserError where a command fails or training was interrupted."""
     root, folder, python = Path(options.root), Path(options.root) / run.name, sys.executable
     training = folder / "pretraining"
-    pretrain(run, training, options, call)
-    call([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
+    run_command = partial(call, log=folder / "output.txt") if options.jobs > 1 else call
+    pretrain(run, training, options, run_command)
+    run_command([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
     judged = ("--model", str(folder / "model"), "--device", run.config.train.device)
     for part, scores in (("validation", ()), ("test", ("--documents", str(folder / "scores" / "test.jsonl")))):
         text = ("--input", str(root / "text" / f"{part}.jsonl"), "--unigram_from", run.text.train)
         output = ("--output", str(folder / f"{part}.json"), *scores, "--sentences", "1")
-        call([python, "tools/evaluate.py", *judged, *text, *output])
+        run_command([python, "tools/evaluate.py", *judged, *text, *output])
     # Its scores are where tools/compare_runs.py looks for them.
     tasks = ("--tasks", str(root / "tasks"), "--output", str(folder / "scores" / "tasks"))
-    call([python, "tools/probe.py", *judged, *tasks, "--random_baseline", "false"])
+    run_command([python, "tools/probe.py", *judged, *tasks, "--random_baseline", "false"])
 
 
-def pretrain(run: PlannedRun, training: Path, options: Options, call: Call) -> None:
+def pretrain(run: PlannedRun, training: Path, options: Options, run_command: Callable[[Sequence[str]], None]) -> None:
     """Train to the last step, or go on to it. Raises UserError where it fails or was interrupted."""
     steps = run.config.train.train_steps
     if tracked_step(training) == steps:
@@ -189,7 +210,7 @@ def pretrain(run: PlannedRun, training: Path, options: Options, call: Call) -> N
     patience = ("--shutdown-timeout", "100", "--signals-to-handle", "SIGTERM")
     auxiliary = Path(options.root) / run.auxiliary / "pretraining"
     frozen = ("--corruption.frozen_model", str(auxiliary)) if run.auxiliary else ()
-    call(
+    run_command(
         [
             sys.executable,
             *torchrun,
@@ -224,7 +245,7 @@ def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
         **{name: round(test[name], 6) for name in FIGURES if name in test},
         **{name: round(facts["score"], 6) for name, facts in probed["tasks"].items()},
         "seconds": round(tokens / curves.tokens_per_second(), 1),
-        "device": device(run, options.processes),
+        "device": device(run, options),
         "versions": ", ".join(
             [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in VERSIONS)]
         ),
@@ -244,24 +265,26 @@ def describe(run: PlannedRun) -> str:
     )
 
 
-def duration(runs: Sequence[PlannedRun], rows: Sequence[dict[str, str]], device: str) -> str:
+def hours_of(runs: Sequence[PlannedRun], rows: Sequence[dict[str, str]], like: PlannedRun, options: Options) -> float:
     """How long they take at the pace of the rows that have this device, else at that of make demo."""
-    done = [row for row in rows if row["device"] == device and float(row["seconds"])]
-    paces = [float(row["flops"]) / float(row["seconds"]) for row in done]
+    here = device(like, options)
+    done = [row for row in rows if row["device"] == here and float(row["seconds"])]
+    paces = [options.jobs * float(row["flops"]) / float(row["seconds"]) for row in done]
     pace = median(paces) if paces else FLOPS_PER_SECOND
-    hours = sum(run.flops / pace + SECONDS_BESIDE for run in runs) / 3600
-    return f"about {hours:.1f} hours"
+    return sum(run.flops / pace + SECONDS_BESIDE / options.jobs for run in runs) / 3600
 
 
-def device(run: PlannedRun, processes: int) -> str:
+def device(run: PlannedRun, options: Options) -> str:
     """The name of the processor and how many cores this process may use, or of the GPU; how many processes train."""
+    beside = f" of each of {options.jobs} runs" if options.jobs > 1 else ""
+    processes = f"{options.processes} process{'es' if options.processes > 1 else ''}{beside}"
     if run.config.train.device != "cpu":
         import torch  # --help does not wait for it
 
-        return f"{torch.cuda.get_device_name()}, {processes} processes"
+        return f"{torch.cuda.get_device_name()}, {processes}"
     found = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = found[1].strip() if found else platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {processes} processes"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {processes}"
 
 
 def commit() -> str:
@@ -273,23 +296,6 @@ def commit() -> str:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def call(command: Sequence[str]) -> None:
-    """Run a command to its end; when this process is told to end, that one is too, once, and is waited for.
-
-    Raises UserError where it fails.
-    """
-    # A session of its own: Ctrl-C would reach it twice.
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        code = process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    if code:
-        raise UserError(f"exit code {code} of: {shlex.join(command)}")
 
 
 if __name__ == "__main__":
