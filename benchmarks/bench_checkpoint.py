@@ -19,11 +19,14 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.bench_cpu import CPU, SIZES
+from benchmarks.processes import ROOT
 from benchmarks.provenance import provenance
 from benchmarks.results import Results, Row, table
 from benchmarks.training import Plan, prepare_data
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.cli.options import at_least
+from metro_megatron.config.file import parse_config
+from metro_megatron.config.schema import Config, DataConfig, TrainConfig
 from metro_megatron.train.launch import import_megatron
 
 if TYPE_CHECKING:
@@ -60,8 +63,9 @@ class Options:
     """Of each one save and load."""
     folder: str = ""
     """On the disk that is measured; a temporary folder by default."""
-    size: Literal["demo", "larger"] = "larger"
-    """Of bench_cpu: demo or larger, whose checkpoint has 0.4 GB."""
+    size: Literal["demo", "larger", "base"] = "larger"
+    """Of bench_cpu, demo or larger, whose checkpoint has 0.4 GB; or of examples/base.yaml, 2.5 GB, for which it takes
+    12 GB of memory."""
     output: str = ""
     """Results without ending, such as docs/benchmarks/checkpoint; none are written by default."""
 
@@ -106,13 +110,23 @@ def _of_first_rank(folder: Path) -> Path:
     return folders[0]
 
 
+def base() -> Config:
+    """examples/base.yaml's pair in FP32; a step is one sample, so that what a save takes of it says nothing."""
+    config = parse_config(["--config", str(ROOT / "examples" / "base.yaml")])
+    return replace(
+        config,
+        data=DataConfig(micro_batch_tokens=config.data.seq_length),
+        train=TrainConfig(global_batch_tokens=config.data.seq_length, precision="fp32", device="cpu"),
+    )
+
+
 @contextmanager
 def _trainer(size: str, folder: Path) -> Iterator[Trainer]:
     import_megatron()
     from metro_megatron.train.corpus import Corpus
     from metro_megatron.train.trainer import Trainer
 
-    config = SIZES[size]()
+    config = base() if size == "base" else SIZES[size]()
     config = replace(config, data=replace(config.data, train=[], validation=[]))
     if not dist.is_initialized() or dist.get_rank() == 0:
         config = prepare_data(config, Plan(warm_up=0, steps=1), folder)

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from io import BufferedReader
@@ -58,17 +58,22 @@ def content_of(path: Path) -> bytes:
         return file.read()
 
 
-def sized_sha256(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and their SHA-256 in hexadecimal. Raises OSError as opened."""
+def read_through(path: Path, take: Callable[[bytes], object]) -> int:
+    """Hand over all that a file holds, piece by piece. Returns bytes; raises OSError as opened."""
     # Half of hashlib.file_digest's time where there are thousands of small files.
     descriptor, size = opened_size(path)
-    digest = hashlib.sha256()
     try:
         while piece := os.read(descriptor, min(size + 1, _PIECE_BYTES)):
-            digest.update(piece)
+            take(piece)
     finally:
         os.close(descriptor)
-    return size, digest.hexdigest()
+    return size
+
+
+def sized_sha256(path: Path) -> tuple[int, str]:
+    """Bytes of a file, and their SHA-256 in hexadecimal. Raises OSError as opened."""
+    digest = hashlib.sha256()
+    return read_through(path, digest.update), digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

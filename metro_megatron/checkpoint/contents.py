@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metro_megatron.checkpoint.files import INTEGRITY, METADATA, check_metadata, verify_integrity, verify_sizes
 from metro_megatron.checkpoint.read import StoredModel, find_iteration
+from metro_megatron.checkpoint.sums import KINDS
 from metro_megatron.cli.options import flatten
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
@@ -97,11 +98,11 @@ class Contents:
         """Whether something says what its files should be: an exported folder has nothing that does."""
         return (self.folder / METADATA).is_file() or (self.folder / INTEGRITY).is_file()
 
-    def damage(self, hashes: bool, on_bytes: Callable[[int], object] = lambda size: None) -> list[str]:
+    def damage(self, contents: bool, on_bytes: Callable[[int], object] = lambda size: None) -> list[str]:
         """What is wrong with its files: with their lengths, or with all they hold."""
         try:
-            if hashes:
-                verify_integrity(self.folder, on_bytes=on_bytes)
+            if contents:
+                verify_integrity(self.folder, on_bytes=on_bytes, kinds=KINDS)
             else:
                 verify_sizes(self.folder)
         except UserError as error:

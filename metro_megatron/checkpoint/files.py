@@ -1,7 +1,7 @@
 """Whether a checkpoint folder is whole, and whether reading it is safe.
 
-integrity.json holds size and SHA-256 of every file. `.metadata`, which torch reads with plain pickle, may only refer
-to the classes that describe tensors.
+integrity.json holds size, CRC-32 and SHA-256 of every file. `.metadata`, which torch reads with plain pickle, may only
+refer to the classes that describe tensors.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metro_megatron.checkpoint.sums import KINDS, fastest, file_sums
 from metro_megatron.errors import UserError
 from metro_megatron.files import file_sha256
 
@@ -28,7 +29,7 @@ METADATA = ".metadata"
 TRACKER = "latest_checkpointed_iteration.txt"
 TRIAL = ".save_trial"
 """Begins the names of what a run writes, and removes, to see whether it can be saved."""
-_HASHING_THREADS = 8
+_READING_THREADS = 8
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 ALLOWED_GLOBALS = frozenset(
@@ -89,9 +90,9 @@ def resumable_steps(run: Path) -> list[int]:
 def file_entries(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """What integrity.json says of files, by name."""
     paths = sorted(paths)
-    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        hashes = list(threads.map(file_sha256, paths))
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha} for path, sha in zip(paths, hashes, strict=True)}
+    with ThreadPoolExecutor(_READING_THREADS) as threads:
+        found = list(threads.map(file_sums, paths))
+    return {path.name: {"bytes": size, **sums} for path, (size, sums) in zip(paths, found, strict=True)}
 
 
 def write_integrity(folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> None:
@@ -130,7 +131,7 @@ def verify_texts(folder: Path) -> None:
     problems = [
         f"{folder / name}: missing or damaged"
         for name in sorted(entries.keys() & {"run_config.yaml", "progress.json"})
-        if not (folder / name).is_file() or file_sha256(folder / name) != entries[name]["sha256"]
+        if not (folder / name).is_file() or _problem(folder / name, entries[name], file_sums(folder / name)[1])
     ]
     if problems:
         raise UserError([*problems, _another(folder)])
@@ -151,39 +152,53 @@ class Damaged(UserError):
 
 
 def verify_integrity(
-    folder: Path, names: Collection[str] | None = None, on_bytes: Callable[[int], object] = lambda size: None
+    folder: Path,
+    names: Collection[str] | None = None,
+    on_bytes: Callable[[int], object] = lambda size: None,
+    *,
+    kinds: Collection[str] = (),
 ) -> None:
     """Compare files with integrity.json: all, or those of these names.
 
-    on_bytes hears of what has been read. Raises Damaged naming all that are missing or damaged.
+    on_bytes hears of what has been read. kinds: sums that are compared, of those that are there; the fastest one if
+    none are named. Raises Damaged naming all that are missing or damaged.
     """
     entries = integrity_entries(folder)
     wanted = sorted(entries if names is None else names)
     whole = [name for name in wanted if name in entries and not _size_problem(folder / name, entries[name])]
-    found: dict[str, str] = dict.fromkeys(wanted, "")
-    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        for name, sha in zip(whole, threads.map(lambda name: file_sha256(folder / name), whole), strict=True):
+    found: dict[str, dict[str, str]] = {name: {} for name in wanted}
+
+    def read(name: str) -> dict[str, str]:
+        return file_sums(folder / name, kinds or fastest(entries[name]))[1]
+
+    with ThreadPoolExecutor(_READING_THREADS) as threads:
+        for name, sums in zip(whole, threads.map(read, whole), strict=True):
             on_bytes(entries[name]["bytes"])
-            found[name] = sha
-    compare_hashes(folder, found)
+            found[name] = sums
+    compare_sums(folder, found)
 
 
-def compare_hashes(folder: Path, found: Mapping[str, str]) -> None:
-    """Compare SHA-256 of files, by name, with integrity.json. Raises Damaged naming all that are missing or damaged."""
+def compare_sums(folder: Path, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Compare sums of files, by name and kind, with integrity.json. Raises Damaged naming all that are missing or
+    damaged."""
     entries = integrity_entries(folder)
     unknown = sorted(found.keys() - entries.keys())
     if unknown:
         raise Damaged(f"{folder / INTEGRITY}: says nothing of {unknown[0]}; {_another(folder)}")
-    problems = [_problem(folder / name, entries[name], sha) for name, sha in sorted(found.items())]
+    problems = [_problem(folder / name, entries[name], sums) for name, sums in sorted(found.items())]
     if any(problems):
         raise Damaged([*filter(None, problems), _another(folder)])
 
 
-def _problem(path: Path, expected: Mapping[str, Any], sha: str) -> str:
+def _problem(path: Path, expected: Mapping[str, Any], sums: Mapping[str, str]) -> str:
+    """What is wrong with a file of these sums, of which one at least is expected if its size is."""
     if size_problem := _size_problem(path, expected):
         return size_problem
-    is_whole = sha == expected["sha256"]
-    return "" if is_whole else f"{path}: damaged, its contents are not what was written (SHA-256 {sha[:12]}...)"
+    compared = sums.keys() & expected.keys()
+    if not compared:
+        return f"{path}: changes while it is read"
+    wrong = [f"{kind} {sums[kind][:12]}" for kind in KINDS if kind in compared and sums[kind] != expected[kind]]
+    return f"{path}: damaged, its contents are not what was written ({', '.join(wrong)})" if wrong else ""
 
 
 def _size_problem(path: Path, expected: Mapping[str, Any]) -> str:

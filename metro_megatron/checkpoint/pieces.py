@@ -6,7 +6,6 @@ torch's own reader copies each of them three times, and has the whole of a block
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
@@ -29,7 +28,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from metro_megatron.checkpoint.files import compare_hashes, verify_integrity
+from metro_megatron.checkpoint.files import compare_sums, integrity_entries, verify_integrity
+from metro_megatron.checkpoint.sums import Sums, fastest
 from metro_megatron.errors import UserError
 from metro_megatron.files import opened
 
@@ -38,7 +38,7 @@ READERS = 8
 ENDS = 1 << 12
 """Bytes at the begin and at the end of what torch.save wrote, in which it says what is between."""
 STRIDE = 1 << 22
-"""Bytes that are read before they are hashed, while the system reads ahead."""
+"""Bytes that are read before they are summed, while the system reads ahead."""
 
 
 @dataclass(frozen=True)
@@ -93,30 +93,36 @@ def files_of(metadata: Metadata, names: Iterable[str]) -> set[str]:
 
 
 @torch.no_grad()
-def read_pieces(folder: Path, metadata: Metadata, wanted: Iterable[Piece], hashed: Collection[str] = ()) -> None:
+def read_pieces(folder: Path, metadata: Metadata, wanted: Iterable[Piece], summed: Collection[str] = ()) -> None:
     """Fill the pieces' tensors, whatever blocks a checkpoint has of theirs, in whatever format.
 
-    metadata: checked (checkpoint/files.py). hashed: names of files that are compared with integrity.json by the bytes
+    metadata: checked (checkpoint/files.py). summed: names of files that are compared with integrity.json by the bytes
     that are read of them; each is read once, by one thread. Raises UserError where the checkpoint has not what is
     wanted, and Damaged where such a file is not what was written: what was read of it counts for nothing.
     """
-    jobs: dict[str, list[_Job]] = {name: [] for name in hashed}
+    entries = integrity_entries(folder) if summed else {}
+    jobs: dict[str, list[_Job]] = {name: [] for name in summed}
+    looks = _Looks()
     for job in sorted((job for pieces in _by_name(wanted) for job in _jobs(folder, metadata, pieces)), key=_place):
         jobs.setdefault(job.file, []).append(job)
     devices = {job.target.device for share in jobs.values() for job in share}
     try:
         with ExitStack() as stack, threads_of(devices, READERS) as threads:
             files = {name: stack.enter_context(opened(folder / name)).fileno() for name in jobs}
-            largest_first = sorted(hashed, key=lambda name: -os.fstat(files[name]).st_size)
-            hashes = threads.map(lambda name: _Hashed(files[name]).run(jobs[name]), largest_first)
-            rest = [job for name, share in jobs.items() if name not in set(hashed) for job in share]
-            list(threads.map(lambda job: job.run(files[job.file], _fill), rest))
-            found = dict(zip(largest_first, hashes, strict=True))
+            largest_first = sorted(summed, key=lambda name: -os.fstat(files[name]).st_size)
+
+            def read(name: str) -> dict[str, str]:
+                return _Summed(files[name], fastest(entries.get(name, {}))).run(jobs[name], looks)
+
+            sums = threads.map(read, largest_first)
+            rest = [job for name, share in jobs.items() if name not in set(summed) for job in share]
+            list(threads.map(lambda job: job.run(files[job.file], _fill, looks), rest))
+            found = dict(zip(largest_first, sums, strict=True))
     except Exception:  # of damaged files reading may raise anything
-        verify_integrity(folder, hashed)
+        verify_integrity(folder, summed)
         raise
     if found:
-        compare_hashes(folder, found)
+        compare_sums(folder, found)
 
 
 def threads_of(devices: Iterable[torch.device], number: int) -> ThreadPoolExecutor:
@@ -144,15 +150,14 @@ class _Job:
     """Where the common part begins in the block."""
     target: Tensor
 
-    def run(self, file: int, fill: Callable[[int, int, Tensor], None]) -> None:
+    def run(self, file: int, fill: Callable[[int, int, Tensor], None], looks: _Looks) -> None:
         """Read it. fill: what reads a contiguous tensor's bytes from a place in a file."""
-        block: Any = _Block(file, self.offset, self.length)
-        part = self._common(torch.load(block, map_location="meta", weights_only=True))
-        numbers = part.untyped_storage()._checkpoint_offset
+        block, numbers = looks.look(file, self.offset, self.length)
         if numbers is None:  # a torch that reads what it then forgets
-            block.seek(0)
-            self.target.copy_(self._common(torch.load(block, map_location="cpu", weights_only=True)))
+            source: Any = _Block(file, self.offset, self.length)
+            self.target.copy_(self._common(torch.load(source, map_location="cpu", weights_only=True)))
             return
+        part = self._common(block)
         place = self.offset + numbers + int(part.storage_offset()) * part.itemsize
         span = 1 + sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
         is_straight = self.target.device.type == "cpu" and self.target.dtype == part.dtype
@@ -188,6 +193,28 @@ def _jobs(folder: Path, metadata: Metadata, pieces: list[Piece]) -> Iterator[_Jo
         raise UserError(f"{folder}: has not all of {name}; give another copy of this checkpoint, or an older one")
 
 
+class _Looks:
+    """Where numbers lie in what torch.save wrote. torch is asked once for all blocks that begin alike, as it may take
+    longer to say it than they take to be read, and keeps other threads from going on meanwhile."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[tuple[bytes, Tensor]]] = {}
+        """By length: all that lies before the numbers, and the tensor."""
+
+    def look(self, file: int, offset: int, length: int) -> tuple[Tensor, int | None]:
+        """A block, on the device meta, and at which byte of it its numbers begin; None: torch does not say."""
+        begin = os.pread(file, min(ENDS, length), offset)
+        for known, tensor in self._known.get(length, ()):
+            if begin.startswith(known):
+                return tensor, len(known)
+        block: Any = _Block(file, offset, length)
+        tensor = torch.load(block, map_location="meta", weights_only=True)
+        numbers = tensor.untyped_storage()._checkpoint_offset
+        if numbers is not None and numbers <= len(begin):
+            self._known.setdefault(length, []).append((begin[:numbers], tensor))
+        return tensor, numbers
+
+
 def _narrowed(tensor: Tensor, begins: Sequence[int], sizes: Sequence[int]) -> Tensor:
     for dim, (begin, size) in enumerate(zip(begins, sizes, strict=True)):
         tensor = tensor.narrow(dim, begin, size)
@@ -213,21 +240,21 @@ def _fill(file: int, offset: int, tensor: Tensor) -> None:
         left, offset = left[size:], offset + size
 
 
-class _Hashed:
-    """A file that is hashed from its begin to its end by what is read for tensors, and by what lies between them."""
+class _Summed:
+    """A file that is summed from its begin to its end by what is read for tensors, and by what lies between them."""
 
-    def __init__(self, file: int):
+    def __init__(self, file: int, kinds: Iterable[str]):
         self._file = file
         self._at = 0
-        """What is before has been hashed."""
-        self._sha256 = hashlib.sha256()
+        """What is before has been summed."""
+        self._sums = Sums(kinds)
 
-    def run(self, jobs: Iterable[_Job]) -> str:
-        """Read what the jobs want, in the order of the file. Returns the file's SHA-256."""
+    def run(self, jobs: Iterable[_Job], looks: _Looks) -> dict[str, str]:
+        """Read what the jobs want, in the order of the file. Returns the file's sums."""
         for job in jobs:
-            job.run(self._file, self._fill)
+            job.run(self._file, self._fill, looks)
         self._pass_over(os.fstat(self._file).st_size)
-        return self._sha256.hexdigest()
+        return self._sums.found()
 
     def _fill(self, file: int, offset: int, tensor: Tensor) -> None:
         self._pass_over(offset)
@@ -237,19 +264,19 @@ class _Hashed:
             self._read(_bytes_of(tensor))
 
     def _pass_over(self, end: int) -> None:
-        """Hash what lies before a place."""
+        """Sum what lies before a place."""
         scratch = memoryview(bytearray(max(0, min(STRIDE, end - self._at))))
         while self._at < end:
             self._read(scratch[: end - self._at])
 
     def _read(self, left: memoryview) -> None:
-        """Read what comes next, and hash it."""
+        """Read what comes next, and sum it."""
         while left:
             size = os.preadv(self._file, [left[:STRIDE]], self._at)
             if not size:
                 raise OSError("a checkpoint's file ends where a tensor should be")
             self._at += size
-            self._sha256.update(left[:size])
+            self._sums.update(left[:size])
             left = left[size:]
 
 

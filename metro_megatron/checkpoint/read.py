@@ -92,7 +92,7 @@ class StoredModel:
     folder: Path
     metadata: Metadata
     unverified: set[str] = field(default_factory=set)
-    """Names of files that are hashed before anything is read of them."""
+    """Names of files that are compared before anything is read of them."""
 
     @classmethod
     def open(cls, folder: Path) -> StoredModel:
@@ -136,9 +136,9 @@ class StoredModel:
             name: torch.empty(one.size, dtype=one.properties.dtype, device="cpu") for name, one in stored.items()
         }
         pieces = [Piece(name, tuple(one.shape), (0,) * one.dim(), one) for name, one in tensors.items()]
-        hashed = files_of(self.metadata, stored) & self.unverified
-        read_pieces(self.folder, self.metadata, pieces, hashed)
-        self.unverified.difference_update(hashed)
+        summed = files_of(self.metadata, stored) & self.unverified
+        read_pieces(self.folder, self.metadata, pieces, summed)
+        self.unverified.difference_update(summed)
         return tensors
 
     @property

@@ -170,11 +170,11 @@ class Checkpoints:
         return self._of_all_ranks(_problems(problem, str(folder)))[0]
 
     def _load(self, folder: Path) -> list[str]:
-        """Load a checkpoint, and hash it by what is read, each rank some of its files. Returns what is wrong with it;
+        """Load a checkpoint, and sum it by what is read, each rank some of its files. Returns what is wrong with it;
         what was loaded of it then counts for nothing."""
         self.on_first_rank(lambda: refuse_other_run(folder, self.config))
         names = files_of_rank(folder, self.layout.rank, self.layout.world.size())
-        # Of damaged files, which other ranks may hash, it may raise anything.
+        # Of damaged files, which other ranks may sum, it may raise anything.
         problem = _attempt(lambda: load_state(folder, self.pair, self.optimizer, self.layout, names), (Exception,))
         found = problem.problems if isinstance(problem, Damaged) else []
         damage = [one for part in self._of_all_ranks(found) for one in part]

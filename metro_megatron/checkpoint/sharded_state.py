@@ -68,8 +68,8 @@ def load_weights_into(folder: Path, pair: Pair, layout: Layout) -> None:
     read_pieces(folder, check_metadata(folder), weights)
 
 
-def load_state(folder: Path, pair: Pair, optimizer: Optimizer, layout: Layout, hashed: Collection[str]) -> None:
-    """Read a checkpoint into the pair and the optimizer; hashed, and what is raised: as read_pieces."""
+def load_state(folder: Path, pair: Pair, optimizer: Optimizer, layout: Layout, summed: Collection[str]) -> None:
+    """Read a checkpoint into the pair and the optimizer; summed, and what is raised: as read_pieces."""
     common = torch.load(folder / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)["optimizer"]
     weights = [one for one in of_model(pair, layout) if isinstance(one, ShardedTensor)]
     for number, one in enumerate(optimizer.both):
@@ -92,7 +92,7 @@ def load_state(folder: Path, pair: Pair, optimizer: Optimizer, layout: Layout, h
         for kind in state.keys() & set(STATES):
             wanted += _pieces(f"{prefix}{kind}.{entry.key}", entry, start, state[kind])
     wanted += [_whole(one, masters.get(id(one), one.key)) for one in weights]
-    read_pieces(folder, check_metadata(folder), wanted, hashed)
+    read_pieces(folder, check_metadata(folder), wanted, summed)
 
 
 def of_model(pair: Pair, layout: Layout) -> Iterator[ShardedTensor | ShardedObject]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import socket
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from metro_megatron.checkpoint.files import TRIAL, file_entries
+from metro_megatron.checkpoint.files import TRIAL
 from metro_megatron.checkpoint.publish import check_room
 from metro_megatron.errors import UserError
-from metro_megatron.files import move_whole, replace_text, sync_folder
+from metro_megatron.files import content_of, move_whole, replace_text, sync_folder
 from metro_megatron.parallel.layout import Layout
 
 CONTENT = bytes(range(256)) * 4096
@@ -85,8 +84,7 @@ class _Trial:
             file.write(CONTENT)
             file.flush()
             os.fsync(file.fileno())
-        entry = file_entries([self.own])[self.own.name]
-        if entry["sha256"] != hashlib.sha256(CONTENT).hexdigest():
+        if content_of(self.own) != CONTENT:
             raise OSError(f"{self.own}: is not read as it was written")
 
     def publish(self) -> None:

@@ -6,7 +6,6 @@ collective call.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import mmap
 import os
@@ -40,27 +39,28 @@ from torch.distributed.checkpoint.storage import WriteResult
 from metro_megatron.checkpoint.pieces import threads_of
 from metro_megatron.checkpoint.read import OPTIMIZER_PREFIX
 from metro_megatron.checkpoint.sharded_state import State
+from metro_megatron.checkpoint.sums import Sums
 
 FORMAT = ("torch_dist", 1)
 """megatron-core's name and version of how tensors lie in files."""
 HEAD = 1200
 """Bytes, about, that torch.save needs beside the numbers of a piece."""
 OPTIMIZER_FILES = 2
-"""Of one rank: as many threads hash and write them."""
+"""Of one rank: as many threads sum and write them."""
 
 Key = tuple[str, tuple[int, ...] | None]
 """Name and place of a piece; None: of what is no tensor."""
 
 
-class HashedFile(io.BufferedWriter):
-    """A new file that is hashed while it is written, which no seek may disturb."""
+class SummedFile(io.BufferedWriter):
+    """A new file that is summed while it is written, which no seek may disturb."""
 
     def __init__(self, path: Path):
         super().__init__(io.FileIO(path, "w"))
-        self.sha256 = hashlib.sha256()
+        self.sums = Sums()
 
     def write(self, data: Any) -> int:
-        self.sha256.update(data)
+        self.sums.update(data)
         return super().write(data)
 
     def seekable(self) -> bool:
@@ -99,7 +99,7 @@ class ShardWriter:
             self.files = dict(zip(self.files, threads.map(_copied, self.files.values()), strict=True))
 
     def write(self) -> Written:
-        """Write and hash this rank's files, beside each other, and bring them to the disk."""
+        """Write and sum this rank's files, beside each other, and bring them to the disk."""
         written = Written()
         try:
             with ThreadPoolExecutor(max(1, len(self.files))) as threads:
@@ -126,11 +126,11 @@ class ShardWriter:
         return {name: entry for one in written for name, entry in one.entries.items()}
 
     def _write(self, name: str, share: list[tuple[Key, Tensor | None]]) -> tuple[list[WriteResult], dict[str, Any]]:
-        with HashedFile(self.folder / name) as file:
+        with SummedFile(self.folder / name) as file:
             results = [write_piece(file, name, key, tensor) for key, tensor in share]
             file.flush()
             os.fsync(file.fileno())
-            return results, {"bytes": file.tell(), "sha256": file.sha256.hexdigest()}
+            return results, {"bytes": file.tell(), **file.sums.found()}
 
 
 def write_piece(file: io.BufferedWriter, name: str, key: Key, tensor: Tensor | None) -> WriteResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -88,7 +88,6 @@ def fingerprint(pair: Pair, optimizer: Optimizer, layout: Layout) -> str:
 
     Sums of the numbers' bits, each parameter's and state's times a hash of its name, modulo 2^64.
     """
-    total = torch.zeros((), dtype=torch.int64, device=layout.device)
     parts = [
         (value.contiguous().view(-1), 2 * zlib.crc32(f"{one.name} {key}".encode()) + 1)
         for one in shards(pair, optimizer, layout)
@@ -96,18 +95,24 @@ def fingerprint(pair: Pair, optimizer: Optimizer, layout: Layout) -> str:
         for key, value in (("", one.master.detach()), *sorted(one.state.items()))
         if value.dim()
     ]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        each = map if layout.device.type != "cpu" else threads.map
-        for part, (_, factor) in zip(each(_sum_of_bits, [value for value, _ in parts]), parts, strict=True):
-            total += part * factor
+    if layout.device.type == "cpu":
+        with ThreadPoolExecutor(_THREADS) as threads:
+            total = sum(threads.map(_sum_of_bits, [parts[number::_THREADS] for number in range(_THREADS)]))
+    else:
+        total = _sum_of_bits(parts)
+    total = torch.as_tensor(total, dtype=torch.int64, device=layout.device)
     dist.all_reduce(total, group=layout.world)
     return f"{int(total) & (1 << 64) - 1:016x}"
 
 
-def _sum_of_bits(numbers: Tensor) -> Tensor:
-    """Of FP32 numbers [n], as signed integers, in int64."""
-    bits = numbers.view(torch.int32)
-    if numbers.device.type != "cpu":
-        return bits.sum(dtype=torch.int64)
-    # torch's own sum of 32 bits in 64 takes seven times as long on a CPU.
-    return torch.tensor(bits.numpy().sum(dtype="int64"))
+def _sum_of_bits(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """[] sum of FP32 numbers' bits, as signed integers, each part's times its factor, in int64."""
+    total = torch.zeros((), dtype=torch.int64)
+    for numbers, factor in parts:
+        bits = numbers.view(torch.int32)
+        # torch's own sum of 32 bits in 64 takes seven times as long on a CPU.
+        is_there = numbers.device.type == "cpu"
+        total = total.to(numbers.device) + factor * (
+            torch.tensor(bits.numpy().sum(dtype="int64")) if is_there else bits.sum(dtype=torch.int64)
+        )
+    return total

@@ -1,10 +1,12 @@
 """Damaged and malicious checkpoint folders are refused before anything of them is used."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from metro_megatron.checkpoint.files import (
     verify_integrity,
     write_integrity,
 )
+from metro_megatron.checkpoint.sums import KINDS
 from metro_megatron.errors import UserError
 
 
@@ -48,6 +51,24 @@ def test_one_flipped_bit_is_found(folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="damaged") as raised:
         verify_integrity(folder)
     assert str(path) in raised.value.problems[0]
+
+
+def test_a_load_compares_the_fastest_sum_that_is_there_and_verifying_all(folder: Path) -> None:
+    def rewrite(change: Callable[[dict[str, str]], object]) -> None:
+        integrity = json.loads((folder / "integrity.json").read_text())
+        change(integrity["files"]["__0_0.distcp"])
+        (folder / "integrity.json").write_text(json.dumps(integrity))
+
+    rewrite(lambda entry: entry.update(sha256="0" * 64))
+    verify_integrity(folder)
+    with pytest.raises(UserError, match=r"__0_0.distcp: damaged, its contents are not what was written \(sha256 "):
+        verify_integrity(folder, kinds=KINDS)
+    rewrite(lambda entry: entry.pop("crc32"))  # as it was written before
+    with pytest.raises(UserError, match=r"__0_0.distcp: damaged, its contents"):
+        verify_integrity(folder)
+    rewrite(lambda entry: entry.update(sha256=hashlib.sha256((folder / "__0_0.distcp").read_bytes()).hexdigest()))
+    verify_integrity(folder)
+    verify_integrity(folder, kinds=KINDS)
 
 
 def test_all_damage_is_reported_at_once(folder: Path) -> None:

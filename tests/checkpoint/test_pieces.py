@@ -88,7 +88,7 @@ def test_any_block_is_read_from_blocks_of_other_ranges_and_into_another_format(
         read_pieces(tmp_path, Metadata({"x": entry}, storage_data=metadata.storage_data), pieces[:1])
 
 
-def test_a_file_is_read_once_and_hashed_by_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_once_and_summed_by_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all of it, whatever part is wanted; twice is read what two want, and what says where numbers lie."""
     tensor = torch.randn(400, 500)
     metadata = write(tmp_path, tensor, ((0, 90_250), (90_250, 200_000)))

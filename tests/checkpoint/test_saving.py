@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from metro_megatron.checkpoint import writing
 from metro_megatron.checkpoint.files import newest_step, tracked_step, verify_integrity
 from metro_megatron.checkpoint.publish import UNFINISHED
 from metro_megatron.checkpoint.saving import Exchange
-from metro_megatron.checkpoint.writing import HashedFile, Written
+from metro_megatron.checkpoint.writing import SummedFile, Written
 from metro_megatron.config.schema import Config
 from metro_megatron.train import saves as module
 from metro_megatron.train.trainer import Trainer
@@ -110,15 +111,15 @@ def test_what_ranks_have_told_does_not_stay_in_their_store(is_handed: bool) -> N
     assert ranks[0].hear() == told and store.num_keys() == before
 
 
-def test_a_hash_of_what_is_written_is_the_file_s(tmp_path: Path) -> None:
-    with HashedFile(tmp_path / "file") as file:
+def test_sums_of_what_is_written_are_the_file_s(tmp_path: Path) -> None:
+    with SummedFile(tmp_path / "file") as file:
         torch.save(torch.arange(100_000), file)
         torch.save(torch.zeros(3), file)
-    assert file.sha256.hexdigest() == _sha256(tmp_path / "file")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    written = (tmp_path / "file").read_bytes()
+    assert file.sums.found() == {
+        "crc32": f"{zlib.crc32(written):08x}",
+        "sha256": hashlib.sha256(written).hexdigest(),
+    }
 
 
 def states(trainer: Trainer) -> Iterator[tuple[int, torch.Tensor]]:
