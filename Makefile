@@ -1,13 +1,15 @@
 # Every target makes the virtual environment first; see README.md.
 #   PYTHON     the interpreter that makes it; the newest tested one that is there and can
 #   PIP_FLAGS  options for pip, such as the index of torch's CPU builds
-#   JOBS       how many tests run beside each other
+#   JOBS       how many tests, or runs of `make learn`, go on beside each other
+#   SIZE       of the checkpoint that `make bench-checkpoint` saves and loads: demo, larger or base
 #   MODEL      the exported folder that `make citizen` checks
 #   FAULTS     how many of them `make storm` has come over its runs, and OUTPUT, where it goes on
 PYTHON ?= $(or $(firstword $(foreach version,3.13 3.12 3.11,$(shell \
 	python$(version) -c "import ensurepip" 2> /dev/null && echo python$(version)))),python3)
 PIP_FLAGS ?=
 JOBS ?= 2
+SIZE ?= larger
 MODEL ?= runs/demo/model
 FAULTS ?= 300
 OUTPUT ?= runs/storm
@@ -24,7 +26,7 @@ help:
 	@echo "make bench   test, check and measure on one GPU (9 minutes); resumes; see docs/benchmarks.md"
 	@echo "make wheels  collect what a GPU machine without a package index needs for benchmarks/bare.sh"
 	@echo "make bench-cpu  measure the CPU step beside plain torch (5 to 10 minutes on 2 cores)"
-	@echo "make bench-checkpoint  measure saving and loading beside the disk alone (1 minute)"
+	@echo "make bench-checkpoint  measure saving and loading beside the disk alone (1 minute; SIZE=base 4)"
 	@echo "make bench-start  measure a rank's start beside its imports (3 minutes)"
 	@echo "make test    a test of everything (12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (14 to 17 more)"
@@ -109,7 +111,8 @@ bench-cpu: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_cpu --output docs/benchmarks/cpu
 
 bench-checkpoint: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_checkpoint --output docs/benchmarks/checkpoint
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_checkpoint --size $(SIZE) \
+		--output docs/benchmarks/checkpoint_$(SIZE)
 
 bench-start: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_start --output docs/benchmarks/start

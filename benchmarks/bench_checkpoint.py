@@ -44,7 +44,7 @@ BESIDE = {
     "gathered": "copy",
     "step": "step",
     "read": "read",
-    "hashes": "read",
+    "sums": "read",
     "load": "read",
     "read_warm": "read_warm",
     "load_warm": "read_warm",
@@ -67,7 +67,7 @@ class Options:
     """Of bench_cpu, demo or larger, whose checkpoint has 0.4 GB; or of examples/base.yaml, 2.5 GB, for which it takes
     12 GB of memory."""
     output: str = ""
-    """Results without ending, such as docs/benchmarks/checkpoint; none are written by default."""
+    """Results without ending, such as docs/benchmarks/checkpoint_larger; none are written by default."""
 
 
 def main(options: Options) -> None:
@@ -76,7 +76,7 @@ def main(options: Options) -> None:
     write: the files' bytes from memory, a thread a file, with fsync. save: a checkpoint while the training waits.
     copy: of all that is saved into fresh memory. stopped: how long the training waits for a checkpoint that is written
     beside it. gathered: what megatron-core's format would have it wait for before a copy. step: of training. read: the
-    files, a thread each. hashes: SHA-256 of them alone. load: into the model, hashed by what is read. Files are not
+    files, a thread each. sums: CRC-32 of them alone. load: into the model, summed by what is read. Files are not
     in the system's cache when these three read them, and are there for read_warm and load_warm. A ratio is of rates in
     one round: 1 is as fast as the disk, or the copy, alone. Processor time is the first rank's, all threads. Runs under
     torchrun, too, where each rank reads and writes its own files.
@@ -174,7 +174,7 @@ def _round(trainer: Trainer, step: int) -> dict[str, Times]:
     times["write"] = _timed(lambda: _write(files, trainer.run))
     for what, action in (
         ("read", lambda: _read(files)),
-        ("hashes", lambda: verify_integrity(every[0].parent, names)),
+        ("sums", lambda: verify_integrity(every[0].parent, names)),
         ("load", trainer.restore),
     ):
         _forget(every)
