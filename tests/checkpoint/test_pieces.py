@@ -1,5 +1,6 @@
 """Blocks of tensors: those of a range of elements, and any of them read from blocks that were cut otherwise."""
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
+    MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -86,6 +88,28 @@ def test_any_block_is_read_from_blocks_of_other_ranges_and_into_another_format(
     entry.chunks.pop()
     with pytest.raises(UserError, match="has not all of x"):
         read_pieces(tmp_path, Metadata({"x": entry}, storage_data=metadata.storage_data), pieces[:1])
+
+
+def test_torch_is_asked_once_where_numbers_of_blocks_that_begin_alike_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of equal length begin alike; one in the middle that was written transposed has their length, no more."""
+    tensor = torch.randn(5, 6, 4)
+    metadata = write(tmp_path, tensor, [(row * 24, row * 24 + 24) for row in range(5)])
+    storage = metadata.storage_data
+    place = storage[MetadataIndex("x", (2, 0, 0))]
+    own = io.BytesIO()
+    torch.save(tensor[2:3].transpose(1, 2).contiguous().transpose(1, 2), own)
+    own.seek(0)
+    contents = bytearray((tmp_path / FILE).read_bytes())
+    assert own.getbuffer().nbytes == place.length
+    contents[place.offset : place.offset + place.length] = own.getvalue()
+    (tmp_path / FILE).write_bytes(contents)
+    asked, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: asked.append(args) or load(*args, **options))
+    piece = Piece("x", (5, 6, 4), (0, 0, 0), torch.zeros(5, 6, 4))
+    read_pieces(tmp_path, metadata, [piece])
+    assert piece.tensor.equal(tensor) and len(asked) == 2
 
 
 def test_a_file_is_read_once_and_summed_by_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
