@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from metro_megatron.evaluate.scores import Score, write_scores
 from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
 from tools.campaign.arms import ARMS, PlannedRun, Text, planned_runs, step_flops
-from tools.campaign.campaign import Options, campaign, check_arms, with_budget
+from tools.campaign.campaign import Options, campaign, check_arms, check_rates, with_budget
 from tools.campaign.commands import Commands
 from tools.campaign.rows import COLUMNS, keep_tasks, put_row, read_baselines, read_rows, scores_beside
 
@@ -297,6 +298,19 @@ def test_some_arms_are_done_first_and_their_runs_are_the_same(tmp_path):
         f"--arms mlm: unknown; there are {', '.join(arm.name for arm in ARMS)}",
         "--arms fast_electra: its auxiliary is that of metro; give metro, too",
     ]
+
+
+def test_rates_are_those_that_a_run_can_have():
+    check_rates([1e-3, 5e-4])
+    for rates, expected in (
+        ([0.0, 1e-3, -1e-3], [f"--rates: lr is {rate}, must be greater than 0" for rate in (0.0, -0.001)]),
+        ([math.nan, math.inf], [f"--rates: lr is {rate}, must be greater than 0" for rate in ("nan", "inf")]),
+        ([1e-3, 2e-3, 0.00100000001], ["--rates 0.001: given twice"]),
+        ([], ["--rates: give one, or several to choose from"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_rates(rates)
+        assert caught.value.problems == expected
 
 
 def test_rows_of_one_table_are_of_the_same_tasks(tmp_path):

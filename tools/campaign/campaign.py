@@ -20,9 +20,10 @@ from typing import Annotated
 
 from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.cli.command_line import run_tool
-from metro_megatron.cli.options import at_least
+from metro_megatron.cli.options import at_least, options_of, out_of_range
 from metro_megatron.commands.probe import FIGURES as PROBED
 from metro_megatron.config.file import parse_config
+from metro_megatron.config.schema import OptimizerConfig
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
@@ -89,6 +90,7 @@ def main(options: Options) -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
             signal.signal(number, signal.default_int_handler)
     check_arms(options.arms)
+    check_rates(options.rates)
     if bool(options.budget) == bool(options.minutes):
         raise UserError("give either --budget, the FLOPs of each run, or --minutes of it")
     root = Path(options.root)
@@ -111,6 +113,19 @@ def check_arms(arms: Sequence[str]) -> None:
         for arm, source in AUXILIARY_OF.items()
         if arm in arms and source not in arms
     ]
+    if problems:
+        raise UserError(problems)
+
+
+def check_rates(rates: Sequence[float]) -> None:
+    """Raises UserError for rates that no run can have, for one that is there twice, and where there is none."""
+    problems = [] if rates else ["--rates: give one, or several to choose from"]
+    known = {option.name: option for option in options_of(OptimizerConfig)}
+    for rate in rates:
+        problems += [f"--rates: {problem}" for problem in out_of_range(known, {"lr": rate})]
+    # As options are written: equal ones would be two runs in one folder.
+    written = [f"{rate:g}" for rate in rates]
+    problems += [f"--rates {rate}: given twice" for rate in dict.fromkeys(written) if written.count(rate) > 1]
     if problems:
         raise UserError(problems)
 
