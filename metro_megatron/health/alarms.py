@@ -18,6 +18,8 @@ LEAST_STEPS = 20
 """Steps that a judgement of a loss or a norm is made over."""
 SIGMAS = 5.0
 """Standard deviations: by chance less than once in a million lines."""
+FADED = 0.05
+"""Share of the peak rate, below which steps have lost four of FP32's 24 bits, and weights may stand in any run."""
 SPREAD = 3.0
 """Standard deviation in nats of a masked token's loss, at most about that of word frequencies."""
 
@@ -193,7 +195,10 @@ def _decay_rules(history: History) -> str | None:
 
 
 def _frozen(history: History) -> str | None:
-    if len(history.lines) < 2 or not history.last.figures["learning_rate"]:
+    """FP32 rounds away a step of less than 2^-24 of a weight: first where gradients are below adam_eps, as the step is
+    that share of the rate. What the optimizer leaves out stands at any rate, so it is looked for at higher ones.
+    """
+    if len(history.lines) < 2 or history.last.figures["learning_rate"] < FADED * history.config.optimizer.lr:
         return None
     now, before = history.last, history.lines[-2]
     if now.skipped >= len(now.norms):

@@ -37,6 +37,9 @@ FIGURES = {
 MATRIX = "main.block.layers.0.mlp.linear_fc1.weight"
 
 
+STILL = {"weights": {MATRIX: (20.0, 10**6)}}
+
+
 def line(step: int, **changed: Any) -> Line:
     """One of ten steps in the middle of a healthy run; what is no field of a line is a figure."""
     fields = {name: changed.pop(name) for name in list(changed) if name in Line.__dataclass_fields__}
@@ -77,7 +80,9 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         # One gradient of norm 1 in 10^13 elements has an element of 3e-7, below 1e-6.
         ("epsilon rules Adam", {"weights": {"a": (1.0, 10**13)}}, {"weights": {"a": (1.0, 10**11)}}),
         ("repeated data", {"repeated": 0.51}, {"repeated": 0.5}),
-        ("weights do not move", {"weights": {MATRIX: (20.0, 10**6)}}, {}),
+        ("weights do not move", STILL, {}),
+        # 5% of 5e-4
+        ("weights do not move", STILL | {"learning_rate": 2.6e-5}, STILL | {"learning_rate": 2.4e-5}),
         ("worse than frequencies", {"clm_loss": 6.95}, {"clm_loss": 6.85}),
         ("detection inverted", {"rtd_auc": 0.44}, {"rtd_auc": 0.46}),
         ("RTD says original to all", {"rtd_auc": 0.505}, {"rtd_auc": 0.52}),
