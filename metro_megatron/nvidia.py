@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 from metro_megatron.errors import UserError
@@ -72,9 +73,12 @@ def _hide(package: str) -> None:
 def apex_fault() -> str:
     """Why Apex's Adam cannot be used, and what mends it; empty where it can."""
     if importlib.util.find_spec("amp_C") is None:
-        is_other = importlib.util.find_spec("apex") is not None
-        what = "the package apex that is installed has no CUDA kernels" if is_other else "Apex is not installed"
-        return f"{what}: {'pip uninstall apex; ' if is_other else ''}{APEX_COMMAND}"
+        installed = importlib.util.find_spec("apex")
+        if installed is None:
+            return f"Apex is not installed: {APEX_COMMAND}"
+        is_nvidias = any(Path(place, "optimizers").is_dir() for place in installed.submodule_search_locations or ())
+        what = "Apex is installed without its CUDA kernels" if is_nvidias else "the package apex is not NVIDIA's"
+        return f"{what}: pip uninstall apex; {APEX_COMMAND}"
     try:
         importlib.import_module("torch")  # whose libraries the extension is built on
         importlib.import_module("amp_C")

@@ -83,7 +83,7 @@ def test_what_is_asked_for_and_not_there_is_refused_at_once(install: Install) ->
 
 def test_the_other_apex_is_recognised(install: Install) -> None:
     install("apex", "")
-    assert nvidia.apex_fault().startswith("the package apex that is installed has no CUDA kernels: pip uninstall apex")
+    assert nvidia.apex_fault().startswith("the package apex is not NVIDIA's: pip uninstall apex")
     install("amp_C", "raise ImportError('undefined symbol')")
     nvidia.apex_fault.cache_clear()
     assert "do not load (undefined symbol)" in nvidia.apex_fault()

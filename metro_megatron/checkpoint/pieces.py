@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from metro_megatron.checkpoint.files import compare_sums, integrity_entries, verify_integrity
+from metro_megatron.checkpoint.files import INTEGRITY, compare_sums, integrity_entries, verify_integrity
 from metro_megatron.checkpoint.sums import Sums, fastest
 from metro_megatron.errors import UserError
 from metro_megatron.files import opened
@@ -119,7 +119,8 @@ def read_pieces(folder: Path, metadata: Metadata, wanted: Iterable[Piece], summe
             list(threads.map(lambda job: job.run(files[job.file], _fill, looks), rest))
             found = dict(zip(largest_first, sums, strict=True))
     except Exception:  # of damaged files reading may raise anything
-        verify_integrity(folder, summed)
+        if (folder / INTEGRITY).is_file():
+            verify_integrity(folder, jobs)
         raise
     if found:
         compare_sums(folder, found)

@@ -28,7 +28,7 @@ from metro_megatron.checkpoint.pieces import Piece, blocks, read_pieces
 from metro_megatron.checkpoint.read import OPTIMIZER_PREFIX
 from metro_megatron.model.encoder import Pair
 from metro_megatron.parallel.layout import Layout
-from metro_megatron.parallel.optim import Optimizer
+from metro_megatron.parallel.optim import OWN_SCHEDULE, Optimizer
 
 STATES = ("param", "exp_avg", "exp_avg_sq")
 """What is saved of each parameter beside its weights: its master, and two moments."""
@@ -155,7 +155,8 @@ def _create_moments(optimizer: DistributedOptimizer) -> None:
 
 
 def _keep_own_rates(optimizer: DistributedOptimizer, saved: list[dict[str, Any]]) -> None:
-    """Groups' shares of the learning rate are the run's options', which may be others than when it was saved.
+    """Groups' shares of the learning rate, and its schedule, are the run's options', which may be others than when it
+    was saved.
 
     They are one of the entries by which megatron-core finds a checkpoint's groups again.
     """
@@ -168,3 +169,4 @@ def _keep_own_rates(optimizer: DistributedOptimizer, saved: list[dict[str, Any]]
             same = {**all_others, **{key: own[key] for key in keys}}
             saved.append(same)
         same["lr_mult"] = own["lr_mult"]
+        same[OWN_SCHEDULE] = own.get(OWN_SCHEDULE, False)

@@ -21,6 +21,7 @@ FROM_FILES = ("cached", "frozen", "unigram")
 REHEARSED = """\
 rehearsed: what the parts of a run gather at its start, two steps, an evaluation, and what a save asks of other ranks
 not rehearsed: making groups, looks at the run folder, loading, the self-check, writing"""
+STOOD_IN = "not rehearsed: Transformer Engine's layers (parallel.transformer_impl), for which megatron-core's stood in"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +72,11 @@ def rehearse(options: Options, others: list[str]) -> int:
         return 1
     for section in rehearsal.sections(picture):
         print("", *section, sep="\n")
+    said = REHEARSED if config.parallel.transformer_impl == "local" else f"{REHEARSED}\n{STOOD_IN}"
     print(
         f"\nrehearsed {rehearsal.ranks} by {len(rehearsal.traces)} of them in {time.monotonic() - begun:,.0f} s: "
         f"all make the same calls in the same order{f'; made {picture}' if picture else ''}\n"
-        f"{REHEARSED}\n"
+        f"{said}\n"
         f"next:\n  {launch_command(options.world_size, others, {})}"
     )
     return 0

@@ -388,7 +388,10 @@ class OptimizerConfig:
     """Muon's Nesterov momentum."""
     auxiliary_lr: Annotated[float, at_least(0)] = 0.0
     """Peak learning rate of what the auxiliary alone has; 0: lr. What both encoders share, such as the token table, has
-    main's options. All rates have one schedule."""
+    main's options."""
+    auxiliary_lr_schedule: Written = ""
+    """The rates of what the auxiliary alone has, as shares of their peaks: a schedule, such as 0 -> 1 at 5% -> 0 at
+    60%. Empty: as lr_warmup_steps and lr_decay_steps have it for all."""
     auxiliary_adam_beta1: Annotated[float, Range(0, 1)] = 0.0
     """First-moment coefficient of what the auxiliary alone has; 0: adam_beta1."""
     auxiliary_adam_beta2: Annotated[float, Range(0, 1)] = 0.0
@@ -618,6 +621,8 @@ class Config:
         planned: dict[str, Schedule | Decay] = {
             "optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)
         }
+        if self.optimizer.auxiliary_lr_schedule != "":
+            planned["optimizer.auxiliary_lr_schedule"] = Schedule.parse(self.optimizer.auxiliary_lr_schedule)
         if self.corruption.temperature_schedule != "constant":
             planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
         if self.early_exit.layers:

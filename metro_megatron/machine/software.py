@@ -103,13 +103,13 @@ def _kernels(wants_gpu: bool) -> Iterator[Finding]:
         yield Finding("Triton", "absent", MISSING, cost if wants_gpu else "", f"pip install 'triton>={least}'")
     else:
         yield Finding("Triton", "works", _version("triton"))
-    if not wants_gpu:
-        return
     for subject, package, fault_of, cost in (
         ("Transformer Engine", "transformer_engine", nvidia.transformer_engine_fault, "no FP8"),
         ("Apex", "apex", nvidia.apex_fault, "nothing: torch's fused Adam does as well"),
     ):
         is_there = importlib.util.find_spec(package) is not None  # before one that does not load is hidden
+        if not (wants_gpu or is_there):
+            continue
         if fault := fault_of():  # which names what mends it
             yield Finding(subject, "wrong" if is_there else "absent", fault, cost)
         else:

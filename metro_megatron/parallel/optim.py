@@ -27,6 +27,7 @@ from metro_megatron.parallel.adam import adam_step
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.loss_scale import LossScale
 from metro_megatron.parallel.muon import Matrix, Muon, matrices_of
+from metro_megatron.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class PendingUpdate:
         return Update(self.learning_rate, total, shared, stage, scale, bool(is_skipped), bool(stops))
 
 
+OWN_SCHEDULE = "own_schedule"
+"""Marks the groups of parameters whose rates follow optimizer.auxiliary_lr_schedule."""
+
+
 def learning_rate(step: int, options: OptimizerConfig, train_steps: int) -> float:
     """Rate of 0-based step: linear from lr / warm-up to lr, then towards 0 at train_steps."""
     return options.learning_rate(train_steps).at(step, train_steps)
@@ -74,6 +79,8 @@ class Optimizer:
         self.options = config.optimizer
         self.train_steps = config.train.train_steps
         self.lr_factor = config.lr_factor
+        own = self.options.auxiliary_lr_schedule
+        self.auxiliary_share = Schedule.parse(1.0 if own == "" else own)
         self.homes = homes
         precision, layout, main = config.train.precision, homes.layout, self.options
         auxiliary = homes.only_in_phase_1 if config.corruption.trains_auxiliary else []
@@ -123,9 +130,11 @@ class Optimizer:
         A skipped step leaves parameters and moments as they are. stops: whether this rank has been asked to, which
         every rank learns from the update. A collective call.
         """
-        rate = learning_rate(step, self.options, self.train_steps) * self.lr_factor.at(step, self.train_steps)
+        phase = self.lr_factor.at(step, self.train_steps)
+        rate = phase * learning_rate(step, self.options, self.train_steps)
+        own_rate = phase * self.options.lr * self.auxiliary_share.at(step, self.train_steps)
         for group in self.chained.param_groups:
-            group["lr"] = rate * group["lr_mult"]
+            group["lr"] = (own_rate if group.get(OWN_SCHEDULE) else rate) * group["lr_mult"]
             # megatron-core marks what is decayed and leaves the product to a scheduler that we do not use.
             group["weight_decay"] = self.options.weight_decay * group["wd_mult"]
         for one in self.both:
@@ -178,12 +187,14 @@ def _own_groups(
     weights = {matrix.weight for matrix in matrices}
     others = {weight for ddp in ddps for weight in ddp.parameters()} - weights
     groups = []
+    schedule = {OWN_SCHEDULE: True} if options is not of_all and options.auxiliary_lr_schedule != "" else {}
     if weights:
         muon = {"lr_mult": (options.muon_lr or options.lr) / of_all.lr, "momentum": options.muon_momentum}
-        groups.append(mcore.OwnGroup(f"{name} matrices", weights, muon))
+        groups.append(mcore.OwnGroup(f"{name} matrices", weights, {**muon, **schedule}))
     betas = (options.adam_beta1, options.adam_beta2)
-    if options.lr != of_all.lr or betas != (of_all.adam_beta1, of_all.adam_beta2):
-        groups.append(mcore.OwnGroup(name, others, {"lr_mult": options.lr / of_all.lr, "betas": betas}))
+    if schedule or options.lr != of_all.lr or betas != (of_all.adam_beta1, of_all.adam_beta2):
+        adam = {"lr_mult": options.lr / of_all.lr, "betas": betas}
+        groups.append(mcore.OwnGroup(name, others, {**adam, **schedule}))
     return matrices, groups
 
 

@@ -10,43 +10,50 @@ from metro_megatron.plan.report import table
 from metro_megatron.rehearsal.ranks import Ranks
 from metro_megatron.rehearsal.recording import Call, calls
 from metro_megatron.rehearsal.timeline import BUBBLE, COMMUNICATING, WAITING, Play
-from metro_megatron.rehearsal.tracing import Trace
+from metro_megatron.rehearsal.tracing import Held, Trace
 
 Traces = Mapping[int, Trace]
 """By traced rank."""
+STATES = ("weights", "gradients", "optimizer")
+"""What a home allocates, by the names of tracing.States."""
 
 
 def parameters(traces: Traces, ranks: Ranks) -> list[str]:
     """By home and component: all there are, and on a rank of each kind of stage."""
-    stages = _stages(ranks)
     whole: Counter[tuple[str, str]] = Counter()
     for stage in range(ranks.pipeline):
         for one in traces[_first(ranks, stage)].held:
             # What is in the shared home is the same on every stage.
             if one.home == "stage" or stage == 0:
                 whole[one.home, one.component] += one.whole
-    own = {
-        stage: {(one.home, one.component): one.parameters for one in traces[_first(ranks, stage)].held}
-        for stage in stages
-    }
+    kinds = _kinds_of_stages(traces, ranks)
+    own = [{(one.home, one.component): one.parameters for one in trace.held} for trace in kinds.values()]
     rows = [
-        [component, home, f"{total:,}", *(f"{own[stage].get((home, component), 0):,}" for stage in stages)]
+        [component, home, f"{total:,}", *(f"{held.get((home, component), 0):,}" for held in own)]
         for (home, component), total in whole.items()
     ]
-    rows.append(["all", "", f"{sum(whole.values()):,}", *(f"{sum(own[stage].values()):,}" for stage in stages)])
-    return table(["parameters", "home", "whole", *(f"on stage {stage}" for stage in stages)], rows)
+    rows.append(["all", "", f"{sum(whole.values()):,}", *(f"{sum(held.values()):,}" for held in own)])
+    return table(["parameters", "home", "whole", *(f"on {stages}" for stages in kinds)], rows)
 
 
 def memory(traces: Traces, ranks: Ranks, own: Estimate) -> list[str]:
-    """GB that ranks of each kind of stage allocate, by home, and what the plan reckons with beside them."""
+    """GB that ranks of each kind of stage allocate, and what the plan reckons with beside them.
+
+    Components have parts of what their home allocates, padding too, as their parameters are of its.
+    """
     rows = []
-    for stage in _stages(ranks):
-        for home, states in traces[_first(ranks, stage)].states.items():
-            sizes = (states.weights, states.gradients, states.optimizer)
-            rows.append([f"stage {stage}", home, *(f"{size / 1e9:,.3f}" for size in (*sizes, sum(sizes)))])
+    for stages, trace in _kinds_of_stages(traces, ranks).items():
+        for home, states in trace.states.items():
+            held = {one.component: one.parameters for one in trace.held if one.home == home}
+            for component, count in held.items():
+                share = count / sum(held.values()) / 1e9
+                sizes = [share * size for size in (states.weights, states.gradients, states.optimizer)]
+                rows.append([stages, component, home, *(f"{size:,.3f}" for size in (*sizes, sum(sizes)))])
+        sums = [sum(getattr(one, name) for one in trace.states.values()) for name in STATES]
+        rows.append([stages, "all", "", *(f"{size / 1e9:,.3f}" for size in (*sums, sum(sums)))])
     planned = own.memory
     return [
-        *table(["GB a rank", "home", "weights", "gradients", "optimizer", "sum"], rows),
+        *table(["GB a rank", "component", "home", *STATES, "sum"], rows),
         f"activations {planned.activations / 1e9:,.2f} and heads {planned.heads / 1e9:,.2f} on the rank that needs "
         f"most, by the plan; {own.cluster.memory_limit / 1e9:,.1f} are there",
     ]
@@ -95,9 +102,23 @@ def second_steps(traces: Traces) -> dict[int, list[Call]]:
     return {rank: calls(trace.steps[1]) for rank, trace in traces.items()}
 
 
-def _stages(ranks: Ranks) -> list[int]:
-    """The first, one of the middle, the last."""
-    return sorted({0, ranks.pipeline // 2, ranks.pipeline - 1})
+def _kinds_of_stages(traces: Traces, ranks: Ranks) -> dict[str, Trace]:
+    """The first rank of stages that hold different things, by the stages that hold the same."""
+    alike: dict[tuple[Held, ...], list[int]] = defaultdict(list)
+    for stage in range(ranks.pipeline):
+        alike[tuple(traces[_first(ranks, stage)].held)].append(stage)
+    return {_named(stages): traces[_first(ranks, stages[0])] for stages in alike.values()}
+
+
+def _named(stages: Sequence[int]) -> str:
+    """Ascending numbers, those in a row by the first and the last."""
+    rows: list[list[int]] = []
+    for stage in stages:
+        if rows and rows[-1][-1] == stage - 1:
+            rows[-1][1:] = [stage]
+        else:
+            rows.append([stage])
+    return f"stage{'s' if len(stages) > 1 else ''} {', '.join('-'.join(map(str, row)) for row in rows)}"
 
 
 def _first(ranks: Ranks, stage: int) -> int:

@@ -118,6 +118,15 @@ def test_damage_is_named(
     assert (f"{victim}: {'missing' if is_missing else 'damaged'}" in capsys.readouterr().out) == is_seen
 
 
+def test_damage_that_keeps_tensors_from_being_compared_is_named(run: Path, tmp_path: Path) -> None:
+    """Not numbers, which are another's then, but what says where they lie."""
+    folder = shutil.copytree(run / "iter_0000001", tmp_path / "iter_0000001")
+    victim = max(folder.glob("*.distcp"), key=lambda file: file.stat().st_size)
+    victim.write_bytes(victim.read_bytes().replace(b"PK\3\4", b"PK\3\5"))
+    with pytest.raises(UserError, match=f"{victim}: damaged, its contents"):
+        info(folder, against=str(run / "iter_0000001"))
+
+
 def test_an_exported_folder_and_what_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

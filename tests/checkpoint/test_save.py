@@ -39,7 +39,13 @@ from tests.parity.small_run import (
 )
 
 HALF = STEPS // 2
-MUON = {"matrices": "muon", "auxiliary_matrices": "muon", "auxiliary_lr": 2e-3, "auxiliary_adam_beta2": 0.9}
+MUON = {
+    "matrices": "muon",
+    "auxiliary_matrices": "muon",
+    "auxiliary_lr": 2e-3,
+    "auxiliary_adam_beta2": 0.9,
+    "auxiliary_lr_schedule": "0.2 -> 1 at 100%",
+}
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 

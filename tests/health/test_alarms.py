@@ -99,6 +99,19 @@ def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict
     assert name not in said(after(**nearly)), nearly
 
 
+def test_what_stands_by_its_own_schedule_is_not_frozen() -> None:
+    """The auxiliary's rate has ended, main's has not; or the other way round."""
+    for name, rate, written, is_said in (
+        ("auxiliary.block.layers.0.mlp.linear_fc1.weight", 5e-4, "1 -> 0 at 50%", False),
+        (MATRIX, 5e-4, "1 -> 0 at 50%", True),
+        ("auxiliary.block.layers.0.mlp.linear_fc1.weight", 1e-6, "1", True),
+        ("auxiliary.block.layers.0.mlp.linear_fc1.weight", 1e-6, "", False),
+    ):
+        config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, auxiliary_lr_schedule=written))
+        found = said(after(weights={name: (20.0, 10**6)}, learning_rate=rate), config)
+        assert ("weights do not move" in found) == is_said, (name, rate, written)
+
+
 def test_a_spike_is_one_that_adam_cannot_average() -> None:
     """1 / sqrt(1 - 0.98) = 7.07 times the usual norm, after clipping; clipped ones are told from 50 times on."""
     usual = [line(step) for step in range(10, 110, 10)]

@@ -99,28 +99,34 @@ def test_releases_are_compared_with_the_ranges() -> None:
     assert misfit(Requirement("no-such-package>=4")) == "no-such-package is not installed, >=4 is needed"
 
 
-def test_another_project_named_apex_is_told_from_nvidias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wants_gpu", [True, False])
+def test_another_project_named_apex_is_told_from_nvidias_without_its_kernels(
+    wants_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").write_text("")
-    nvidia.apex_fault.cache_clear()
     monkeypatch.syspath_prepend(tmp_path)
-    apex = said(list(packages(wants_gpu=True)))["Apex"]
+    for inside, what in (
+        ("", "the package apex is not NVIDIA's"),
+        ("optimizers", "Apex is installed without its CUDA"),
+    ):
+        (tmp_path / "apex" / inside).mkdir(exist_ok=True)
+        nvidia.apex_fault.cache_clear()
+        apex = said(list(packages(wants_gpu)))["Apex"]
+        assert apex.startswith(f"wrong: {what}") and "pip uninstall apex" in apex
     nvidia.apex_fault.cache_clear()
-    assert (
-        apex.startswith("wrong: the package apex that is installed has no CUDA kernels")
-        and "pip uninstall apex" in apex
-    )
 
 
+@pytest.mark.parametrize("wants_gpu", [True, False])
 @pytest.mark.parametrize("inside", ["", "pytorch"])
 def test_half_a_transformer_engine_is_wrong_and_not_absent(
-    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inside: str, wants_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without metadata, too: built in place, or what a broken uninstallation has left."""
     (tmp_path / "transformer_engine" / inside).mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path)
     nvidia.transformer_engine_fault.cache_clear()
-    page = said(list(packages(wants_gpu=True)))["Transformer Engine"]
+    page = said(list(packages(wants_gpu)))["Transformer Engine"]
     nvidia.transformer_engine_fault.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformer_engine"]:
         del sys.modules[name]

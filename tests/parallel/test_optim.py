@@ -34,11 +34,11 @@ def reference(options: OptimizerConfig, copies: dict[str, torch.nn.Parameter]) -
     for name, one in copies.items():
         is_auxiliary = name.startswith("aux.")
         if one.dim() == 2 and ".layers." in name and kinds[is_auxiliary] == "muon":
-            muon.append({"params": [one], "lr": of_muon[is_auxiliary]})
+            muon.append({"params": [one], "lr": of_muon[is_auxiliary], "is_auxiliary": is_auxiliary})
         else:
             decay = options.weight_decay if one.dim() > 1 or options.decay_all else 0.0
             group = {"params": [one], "weight_decay": decay, "betas": betas[is_auxiliary], "lr": rates[is_auxiliary]}
-            adam.append(group)
+            adam.append({**group, "is_auxiliary": is_auxiliary})
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam, eps=options.adam_eps)]
     if muon:
         momentum, decay = options.muon_momentum, options.weight_decay
@@ -91,7 +91,8 @@ def updated(config: Config, steps: int, spoiled: int) -> tuple[list[Update], Wei
                 copies[part].grad = gradient
             torch.nn.utils.clip_grad_norm_(copies.values(), options.clip_grad or math.inf)
             for group, peak in zip(groups, peaks, strict=True):
-                group["lr"] = updates[-1].learning_rate * (peak / options.lr)
+                is_own = group["is_auxiliary"] and options.auxiliary_lr_schedule
+                group["lr"] = peak * (SHARES[step] if is_own else updates[-1].learning_rate / options.lr)
             for optimizer in optimizers:
                 optimizer.step()
     trainer.homes.fetch_parameters()
@@ -129,10 +130,9 @@ def test_updates_are_those_of_adamw(clip_grad: float, decay_all: bool) -> None:
 
 OWN = {"auxiliary_lr": 3e-3, "auxiliary_adam_beta1": 0.8, "auxiliary_adam_beta2": 0.9}
 MUON = {"matrices": "muon", "auxiliary_matrices": "muon"}
-
-
-OWN = {"auxiliary_lr": 3e-3, "auxiliary_adam_beta1": 0.8, "auxiliary_adam_beta2": 0.9}
-MUON = {"matrices": "muon", "auxiliary_matrices": "muon"}
+SCHEDULED = {"auxiliary_lr_schedule": "1 -> 0.25 at step 1 -> 0.75 at step 3"}
+SHARES = [0.25, 0.5, 0.75]
+"""What it says of the first steps, each when it is done."""
 
 
 BF16, FP16 = {"precision": "bf16"}, {"precision": "fp16"}
@@ -143,6 +143,8 @@ BF16, FP16 = {"precision": "bf16"}, {"precision": "fp16"}
     [
         (1, OWN, {}, {}),
         (1, {"auxiliary_adam_beta2": 0.9}, {}, {}),
+        (1, SCHEDULED, {}, {}),
+        (1, {**MUON, **OWN, **SCHEDULED}, {}, {}),
         (1, {**MUON, **OWN, "muon_lr": 2e-2, "muon_momentum": 0.9}, {}, {}),
         (1, {"auxiliary_matrices": "muon", "auxiliary_muon_lr": 1e-2}, FP16, {}),
         (2, {**MUON, **OWN}, BF16, {}),

@@ -63,7 +63,7 @@ def test_distances_keep_their_biases_and_further_ones_have_the_furthest(kind: st
     [
         ("COCO-LM's buckets, which reach further", "repeat", MANY),
         pytest.param("T5's, TUPE", "interpolate", MANY, marks=pytest.mark.long),
-        pytest.param("no reset", "repeat", 1024, marks=pytest.mark.long),
+        pytest.param("no reset", "repeat", 4096, marks=pytest.mark.long),
     ],
 )
 def test_a_run_goes_on_with_many_times_as_many(tmp_path: Path, name: str, how: str, positions: int) -> None:

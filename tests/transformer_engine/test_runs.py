@@ -19,6 +19,13 @@ TP: dict[str, Any] = {"tensor_model_parallel_size": 2}
 SP: dict[str, Any] = {**TP, "sequence_parallel": True, "recompute": "full"}
 PARTS: dict[str, Any] = {"recompute": "selective", "recompute_modules": ["core_attn", "mlp"]}
 UNEVEN: dict[str, Any] = {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "Et|tttL"}
+CHUNKS: dict[str, Any] = {
+    "pipeline_model_parallel_size": 2,
+    "virtual_pipeline_model_parallel_size": 2,
+    "overlap": False,
+}
+PADDED: dict[str, Any] = {"row_format": "padded"}
+"""Of the data, beside what is of the layout."""
 WithTE = Callable[..., list[Any]]
 
 
@@ -61,11 +68,20 @@ def test_layers_have_the_same_parameters_and_shards(with_te: WithTE) -> None:
         (1, [{}, PARTS]),
         (2, [SP]),
         pytest.param(2, [TP, UNEVEN, {**SP, **PARTS}, {**UNEVEN, "recompute": "selective"}], marks=pytest.mark.long),
+        pytest.param(2, [PADDED, {**CHUNKS, **PADDED}], marks=pytest.mark.long),
+        pytest.param(4, [{**TP, **CHUNKS}], marks=pytest.mark.long),
     ],
 )
 def test_training_equals_local_layers_bit_for_bit(with_te: WithTE, ranks: int, layouts: list[dict[str, Any]]) -> None:
     """Losses, gradient norms and weights of six steps; gradients are added up by the products themselves."""
-    configs = [small_config(parallel={**layout, **impl}) for layout in layouts for impl in ({}, TE)]
+    configs = [
+        small_config(
+            data={"row_format": layout.get("row_format", "packed")},
+            parallel={**{name: value for name, value in layout.items() if name != "row_format"}, **impl},
+        )
+        for layout in layouts
+        for impl in ({}, TE)
+    ]
     records = with_te("train_in_layouts", ranks, configs)[0]
     for local, other in zip(records[::2], records[1::2], strict=True):
         assert_equal(local, other)
