@@ -111,7 +111,7 @@ class History:
     def share_of_peak(self, parameter: str) -> float:
         """A parameter's learning rate at the last step, as a share of its peak."""
         own = self.config.schedules.get("optimizer.auxiliary_lr_schedule")
-        if own and parameter.startswith("auxiliary."):
+        if own and not parameter.startswith(("tied.", "main.")):
             step, steps = self.last.step - 1, self.config.train.train_steps
             return self.config.lr_factor.at(step, steps) * own.at(step, steps)
         return self.last.figures["learning_rate"] / self.config.optimizer.lr

@@ -102,10 +102,10 @@ def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict
 def test_what_stands_by_its_own_schedule_is_not_frozen() -> None:
     """The auxiliary's rate has ended, main's has not; or the other way round."""
     for name, rate, written, is_said in (
-        ("auxiliary.block.layers.0.mlp.linear_fc1.weight", 5e-4, "1 -> 0 at 50%", False),
+        ("aux.block.layers.0.mlp.linear_fc1.weight", 5e-4, "1 -> 0 at 50%", False),
         (MATRIX, 5e-4, "1 -> 0 at 50%", True),
-        ("auxiliary.block.layers.0.mlp.linear_fc1.weight", 1e-6, "1", True),
-        ("auxiliary.block.layers.0.mlp.linear_fc1.weight", 1e-6, "", False),
+        ("aux.block.layers.0.mlp.linear_fc1.weight", 1e-6, "1", True),
+        ("aux.block.layers.0.mlp.linear_fc1.weight", 1e-6, "", False),
     ):
         config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, auxiliary_lr_schedule=written))
         found = said(after(weights={name: (20.0, 10**6)}, learning_rate=rate), config)
