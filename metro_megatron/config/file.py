@@ -1,5 +1,6 @@
 """Configuration from YAML files and a command line, and back to YAML."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -41,14 +42,14 @@ class _Files:
     """YAML files or presets (base, base_pp, large_pp, xl, xxl, electra_small, electra_base, demo); a later one
     overrides an earlier one."""
     print_config: bool = False
-    """Print the resolved configuration as YAML and exit."""
+    """Print the resolved configuration as YAML and exit; with an error for each mistake in it."""
 
 
 def parse_config(argv: Sequence[str]) -> Config:
     """Defaults, then the files of `--config`, then options (`--optimizer.lr 1e-4`, `--data.train A B`).
 
     Raises UserError with every unknown key, wrong type and unreadable file found. `--help` and
-    `--print_config` print and exit 0.
+    `--print_config` print and exit 0; what is printed and could not be run raises UserError, too.
     """
     if any(token in HELP for token in argv):
         _help()
@@ -65,9 +66,19 @@ def parse_config(argv: Sequence[str]) -> Config:
         raise UserError(given.problems)
     config: Config = with_values(Config, values | given.values)
     if files.print_config:
-        print(dump_config(config), end="")
+        print(dump_config(config), end="", flush=True)
+        _check(config)
         sys.exit(0)
     return config
+
+
+def _check(config: Config) -> None:
+    """Raises UserError for what no run can have, on the processes of torchrun or as few as the layout takes."""
+    from metro_megatron.config.problems import setting_problems  # has kernels' limits, and so torch
+
+    found = setting_problems(config, int(os.environ.get("WORLD_SIZE", config.parallel.model_ranks)))
+    if found:
+        raise UserError(found)
 
 
 def preset_names() -> list[str]:

@@ -31,7 +31,12 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
     ranges hide the checks that would calculate with them. Evaluation without validation data is no mistake:
     it is skipped.
     """
-    found = out_of_range({option.name: option for option in options_of(Config)}, flatten(config))
+    return setting_problems(config, world_size, device) + list(_paths(config))
+
+
+def setting_problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
+    """Those of `problems` that do not wait for paths to be given."""
+    found = _out_of_range(config)
     if not found:
         found += _model(config)
         found += variant_problems(config)
@@ -46,7 +51,11 @@ def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | N
         found += implementation_problems(config, device or config.train.device)
         found += _phases(config, world_size, device or config.train.device)
         found += _initial_weights(config)
-    return found + list(_paths(config))
+    return found
+
+
+def _out_of_range(config: Config) -> list[str]:
+    return out_of_range({option.name: option for option in options_of(Config)}, flatten(config))
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -318,6 +327,9 @@ def _phases(config: Config, world_size: int, device: str) -> Iterator[str]:
     for number, phase in enumerate(config.train.phases, 1):
         name = f"phase {number} of train.phases"
         outside = out_of_range({option.name: option for option in options_of(Phase)}, flatten(phase))
+        if not outside:
+            # What 0 is for a phase, the run's own options do not have; all else has their limits.
+            outside = _out_of_range(config.by_phase[number])
         yield from (f"{name}: {one}" for one in outside)
         if not outside:
             own = of_samples(config.by_phase[number])

@@ -18,6 +18,8 @@ LEAST_STEPS = 20
 """Steps that a judgement of a loss or a norm is made over."""
 SIGMAS = 5.0
 """Standard deviations: by chance less than once in a million lines."""
+FADED = 0.05
+"""Share of the peak rate, below which steps have lost four of FP32's 24 bits, and weights may stand in any run."""
 SPREAD = 3.0
 """Standard deviation in nats of a masked token's loss, at most about that of word frequencies."""
 
@@ -106,6 +108,14 @@ class History:
     def _is_plain(self, term: str) -> bool:
         return term != "clm" or self.config.objective.clm == "simplified"
 
+    def share_of_peak(self, parameter: str) -> float:
+        """A parameter's learning rate at the last step, as a share of its peak."""
+        own = self.config.schedules.get("optimizer.auxiliary_lr_schedule")
+        if own and not parameter.startswith(("tied.", "main.")):
+            step, steps = self.last.step - 1, self.config.train.train_steps
+            return self.config.lr_factor.at(step, steps) * own.at(step, steps)
+        return self.last.figures["learning_rate"] / self.config.optimizer.lr
+
     @property
     def matrix_rms(self) -> float:
         """Root mean square of the elements of the layers' matrices; 0: not known."""
@@ -193,12 +203,19 @@ def _decay_rules(history: History) -> str | None:
 
 
 def _frozen(history: History) -> str | None:
-    if len(history.lines) < 2 or not history.last.figures["learning_rate"]:
+    """FP32 rounds away a step of less than 2^-24 of a weight: first where gradients are below adam_eps, as the step is
+    that share of the rate. What the optimizer leaves out stands at any rate, so it is looked for at higher ones.
+    """
+    if len(history.lines) < 2:
         return None
     now, before = history.last, history.lines[-2]
     if now.skipped >= len(now.norms):
         return None
-    same = [name for name in now.weights if before.weights.get(name, (None,))[0] == now.weights[name][0]]
+    same = [
+        name
+        for name in now.weights
+        if before.weights.get(name, (None,))[0] == now.weights[name][0] and history.share_of_peak(name) >= FADED
+    ]
     # Rows that no step has read leave a norm as it was only if there are no others; decay alone would change it.
     return f"{', '.join(same[:3])}{' and others' if len(same) > 3 else ''}" if same else None
 

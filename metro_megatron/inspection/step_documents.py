@@ -79,8 +79,11 @@ class RunOrder:
         `on_step` hears of each. Raises UserError for steps that are not of the run.
         """
         steps = self.config.train.train_steps
-        if not 1 <= first <= last <= steps:
-            raise UserError(f"--step {first} {last}: must ascend within 1 to train.train_steps {steps}")
+        outside = [step for step in dict.fromkeys((first, last)) if not 1 <= step <= steps]
+        if outside:
+            raise UserError([f"--step {step}: is not within 1 to train.train_steps {steps}" for step in outside])
+        if first > last:
+            raise UserError(f"--step {first} {last}: must ascend; swap them")
         position = self._samples.position(first - 1, lambda step: known_position(self.run, step), on_step)
         for step in range(first, last + 1):
             yield from self._of_step(step, position)

@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from metro_megatron.config.file import load_config
 from metro_megatron.config.schema import Config
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 VALIDATION = "validation/"
 PROBE = "probe/"
 COLUMNS = 3
+PLACES = ("step", "consumed_samples", "consumed_tokens")
+"""Where in the run a line is."""
 DASHES = ("--", ":", "-.")
 """Of references, which differ in nothing else."""
 
@@ -73,6 +77,23 @@ class Run:
         plan = folder / "run_config.yaml"
         return cls(folder.name, training, validation, load_config(plan) if plan.is_file() else None)
 
+    @cached_property
+    def even_lines(self) -> list[dict[str, float]]:
+        """Those of training, joined until each covers half as many steps as they usually do: where a run ends, there
+        may be a line whose figures are those of a few samples. A figure is the mean over the steps of the lines that
+        have it, the place is that of the last one.
+        """
+        steps = covered_steps([line["step"] for line in self.training])
+        least = float(np.median(steps)) / 2
+        joined: list[list[tuple[float, dict[str, float]]]] = [[]]
+        for one in zip(steps.tolist(), self.training, strict=True):
+            if _steps(joined[-1]) >= least:
+                joined.append([])
+            joined[-1].append(one)
+        if len(joined) > 1 and _steps(joined[-1]) < least:
+            joined[-2:] = [joined[-2] + joined[-1]]
+        return [_mean(lines) for lines in joined]
+
     def tokens_at(self, steps: Sequence[float]) -> list[float]:
         """Tokens read up to each step, between log lines by their mean."""
         known = [0.0, *(line["step"] for line in self.training)]
@@ -86,6 +107,31 @@ class Run:
             seconds += (line["consumed_tokens"] - before) / line["tokens_per_second"]
             tokens, before = line["consumed_tokens"], line["consumed_tokens"]
         return tokens / seconds
+
+
+def covered_steps(ends: ArrayLike) -> NDArray[np.float64]:
+    """[n] how many steps each line is of, by the step at its end; a run that began elsewhere did not log all before."""
+    steps = np.diff(ends, prepend=0.0)
+    return np.append(min(steps[0], np.median(steps)), steps[1:])
+
+
+def _steps(lines: Sequence[tuple[float, object]]) -> float:
+    return sum(steps for steps, _ in lines)
+
+
+def _mean(lines: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Of lines with the steps that each covers; text, which they have beside figures, stays that of the last."""
+    last = lines[-1][1]
+    means = {}
+    for name in {name for _, line in lines for name in line} - set(PLACES):
+        found = [(steps, line[name]) for steps, line in lines if _is_figure(line.get(name))]
+        if found:
+            means[name] = sum(steps * value for steps, value in found) / _steps(found)
+    return last | means
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
 
 
 def draw(runs: Sequence[Run], output: Path, references: Sequence[Band] = ()) -> None:
@@ -130,7 +176,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], references: Seque
             style: dict[str, Any] = {"color": f"C{color}"}
             colors.setdefault(name, f"C{color}")
             places: Callable[[list[float]], list[float]] = run.tokens_at if references else list
-            steps, values = _points(run.training, name)
+            steps, values = _points(run.even_lines, name)
             axes.plot(places(steps), values, **style, alpha=0.25, linewidth=1)
             axes.plot(places(steps), smooth(values, smoothing(len(values))), **style, linewidth=1.8, label=label)
             steps, values = _points(run.validation, name)

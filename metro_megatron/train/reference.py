@@ -1,8 +1,8 @@
 """Curves of healthy runs to compare others with: a run's figures, thinned to a small CSV that says what run it was.
 
 Lines `# name: value` come first: name, seed, commit and every option that is not the default. Then follows a table
-whose rows are means over consecutive log lines: the place of the last of them (step, tokens), and every figure of
-training that is drawn.
+whose rows are means over the steps of consecutive log lines: the place of the last of them (step, tokens), and every
+figure of training that is drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import replace_text
 from metro_megatron.objective.figures import panels
 from metro_megatron.objective.terms import ALL
-from metro_megatron.train.curves import Run, smooth, smoothing
+from metro_megatron.train.curves import Run, covered_steps, smooth, smoothing
 
 CURVES = Path(metro_megatron.__file__).parent / "curves"
 """Those that belong to the program: NAME-SEED.csv."""
@@ -51,12 +51,15 @@ class Reference:
         lines = np.array(
             [
                 [line["step"], line["consumed_tokens"], *(line.get(one, math.nan) for one in figures)]
-                for line in run.training
+                for line in run.even_lines
             ]
         )
+        steps = covered_steps(lines[:, 0])
         width = math.ceil(len(lines) / MOST_ROWS)
-        blocks = [lines[begin : begin + width] for begin in range(0, len(lines), width)]
-        rows = np.array([[*block[-1, :2], *block[:, 2:].mean(0)] for block in blocks])
+        blocks = [slice(begin, begin + width) for begin in range(0, len(lines), width)]
+        rows = np.array(
+            [[*lines[one][-1, :2], *np.average(lines[one, 2:], axis=0, weights=steps[one])] for one in blocks]
+        )
         facts = {
             "seed": str(run.config.train.seed),
             "commit": commit,

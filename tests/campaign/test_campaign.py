@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import math
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +23,10 @@ from metro_megatron.errors import UserError
 from metro_megatron.evaluate.scores import Score, write_scores
 from metro_megatron.plan.flops import Amount, model_flops
 from tests.demo.test_stages import silent
-from tools.campaign.arms import ARMS, PlannedRun, Text, chosen_runs, planned_runs, step_flops
-from tools.campaign.campaign import Options, campaign, check_arms, with_budget
+from tools.campaign.arms import ARMS, PlannedRun, Text, planned_runs, step_flops
+from tools.campaign.campaign import Options, campaign, check_arms, check_rates, with_budget
 from tools.campaign.commands import Commands
-from tools.campaign.rows import COLUMNS, append_row, keep_tasks, read_baselines, read_rows, scores_beside
+from tools.campaign.rows import COLUMNS, keep_tasks, put_row, read_baselines, read_rows, scores_beside
 
 BUDGET = 1e12
 TEXT = Text("reviews", "held_out", np.array([64, 64, 64, 23]), "0" * 64)
@@ -57,7 +59,7 @@ def test_runs_have_equal_flops_and_differ_in_the_arm_alone():
 def validated(run: PlannedRun, wanted: dict[str, float]) -> dict[str, str]:
     """A row whose validation figure is the arm's best at the wanted rate; what its test says must not be asked."""
     is_best, is_loss = run.config.optimizer.lr == wanted.get(run.arm), run.arm.startswith("mlm")
-    return {"run": run.name, "validation": str(0.7 if is_best != is_loss else 0.6)}
+    return {"run": run.name, "arm": run.arm, "validation": str(0.7 if is_best != is_loss else 0.6)}
 
 
 def test_seed_1_tries_every_rate_and_chooses_each_arm_s_own():
@@ -85,13 +87,14 @@ def test_seed_1_tries_every_rate_and_chooses_each_arm_s_own():
 
 
 def test_what_is_compared_is_one_run_of_each_seed():
-    rates, figures = [1e-3, 5e-4], iter([0.6, 0.7])
-    grid = [run for run in planned_runs(TEXT, BUDGET, 3, rates) if run.arm == "metro" and run.config.train.seed == 1]
-    rows = [{"run": run.name, "validation": str(next(figures))} for run in grid]
-    runs = planned_runs(TEXT, BUDGET, 3, rates, rows)
-    assert [(one.config.train.seed, one.config.optimizer.lr) for one in chosen_runs(runs, "metro")] == [
-        (seed, 5e-4) for seed in (1, 2, 3)
-    ]
+    def chosen(seeds, rows=()):
+        runs = [run for run in planned_runs(TEXT, BUDGET, seeds, [1e-3, 5e-4], rows) if run.arm == "metro"]
+        return [(run.config.train.seed, run.config.optimizer.lr) for run in runs if run.is_chosen]
+
+    grid = [run for run in planned_runs(TEXT, BUDGET, 1, [1e-3, 5e-4]) if run.arm == "metro"]
+    rows = [validated(run, {"metro": 5e-4}) for run in grid]
+    assert chosen(3, rows) == [(seed, 5e-4) for seed in (1, 2, 3)] and chosen(1, rows) == [(1, 5e-4)]
+    assert chosen(1) == [], "as long as a try has no row"
 
 
 def test_another_run_has_another_name_and_layout_makes_none():
@@ -185,9 +188,6 @@ def test_a_campaign_goes_on_where_it_was_and_does_nothing_twice(tmp_path, capsys
     stages.calls = []
     campaign(options, TEXT, stages)
     assert stages.calls == [] and results.read_bytes() == before
-    with pytest.raises(UserError, match="has a row of"):
-        append_row(results, rows[0])
-    assert results.read_bytes() == before
 
 
 def test_runs_go_on_beside_each_other_and_wait_for_what_they_depend_on(tmp_path):
@@ -213,6 +213,50 @@ def test_runs_go_on_beside_each_other_and_wait_for_what_they_depend_on(tmp_path)
     assert len(known) == 6
     assert all(run.waits_for <= set(known[run.name]) for run in runs if run.name in known)
     assert all(run.auxiliary in known[run.name] for run in runs if run.arm == "fast_electra")
+
+
+class Trained(Stages):
+    """Notes which runs are pretrained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[str] = []
+
+    def __call__(self, command: Sequence[str], log: Path | None = None) -> None:
+        if "pretrain_metro.py" in command:
+            self.runs.append(Path(command[command.index("--train.output") + 1]).parent.name)
+        super().__call__(command, log)
+
+
+def test_another_machine_does_again_what_the_table_does_not_bring(tmp_path):
+    results, rates = tmp_path / "campaign.csv", [1e-3, 5e-4]
+    options = Options(BUDGET, root=str(tmp_path / "here"), results=str(results), seeds=2, rates=rates, jobs=2)
+    options = replace(options, arms=["metro"])
+    campaign(options, TEXT, Stages())
+    before = read_rows(results)
+    names = {(row["seed"], row["lr"]): row["run"] for row in before}
+    first, other, second = names["1", "0.001"], names["1", "0.0005"], names["2", "0.001"]
+    for run in (first, other):  # a try of another rate needs none
+        shutil.rmtree(scores_beside(results) / run)
+    put_row(results, {**next(row for row in before if row["run"] == first), "date": "long ago"})
+    options = replace(options, root=str(tmp_path / "there"))
+    campaign(options, TEXT, there := Trained())
+    assert there.runs == [first] and read_rows(results) == before, "its row is replaced where it stands"
+    # The frozen auxiliary is a model, which no table has.
+    options = replace(options, arms=["metro", "fast_electra"])
+    campaign(options, TEXT, there := Trained())
+    assert sorted(name.rpartition("-")[0] for name in there.runs) == [
+        *["fast_electra-1"] * 2,
+        "fast_electra-2",
+        "metro-2",
+    ]
+    assert there.runs.index(second) < there.runs.index(
+        next(run for run in there.runs if run.startswith("fast_electra-2"))
+    )
+    assert read_rows(results)[: len(before)] == before
+    shutil.rmtree(tmp_path / "there")
+    campaign(options, TEXT, there := Trained())
+    assert there.runs == [], "no run takes it any more"
 
 
 def test_commands_end_together_and_say_where_their_output_is(tmp_path):
@@ -256,6 +300,19 @@ def test_some_arms_are_done_first_and_their_runs_are_the_same(tmp_path):
     ]
 
 
+def test_rates_are_those_that_a_run_can_have():
+    check_rates([1e-3, 5e-4])
+    for rates, expected in (
+        ([0.0, 1e-3, -1e-3], [f"--rates: lr is {rate}, must be greater than 0" for rate in (0.0, -0.001)]),
+        ([math.nan, math.inf], [f"--rates: lr is {rate}, must be greater than 0" for rate in ("nan", "inf")]),
+        ([1e-3, 2e-3, 0.00100000001], ["--rates 0.001: given twice"]),
+        ([], ["--rates: give one, or several to choose from"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_rates(rates)
+        assert caught.value.problems == expected
+
+
 def test_rows_of_one_table_are_of_the_same_tasks(tmp_path):
     results, manifest = tmp_path / "results" / "campaign.csv", tmp_path / "tasks" / "manifest.json"
     manifest.parent.mkdir()
@@ -267,7 +324,7 @@ def test_rows_of_one_table_are_of_the_same_tasks(tmp_path):
     for sha256 in ("0", "1"):  # there are no rows yet
         write(sha256, 0.3)
         keep_tasks(manifest, results)
-    append_row(results, {"run": "metro-1"})
+    put_row(results, {"run": "metro-1"})
     write("1", 0.4)
     keep_tasks(manifest, results)
     assert read_baselines(results) == {"cloze": {"trivial": 0.25, "tfidf": 0.4}}

@@ -1,5 +1,15 @@
-from tools.campaign.rows import COLUMNS
-from tools.campaign.summary import lines
+import gzip
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from metro_megatron.cli.command_line import call_with_options
+from metro_megatron.commands.compare_runs import main as compare
+from tools.campaign.rows import COLUMNS, put_row, scores_beside
+from tools.campaign.summary import Options, lines, main
 
 
 def test_seeds_of_an_arm_are_summed_up_and_other_rates_and_budgets_are_not_mixed_in():
@@ -19,3 +29,42 @@ def test_seeds_of_an_arm_are_summed_up_and_other_rates_and_budgets_are_not_mixed
         "| metro | 0.001 | 2e+13 | 3 | rtd_auc | 0.6000 | 0.2000 | 0.0577 |",
         "| metro | 0.002 | 2e+13 | 1 | rtd_auc | 0.9000 | 0.0000 |  |",
     ]
+
+
+def put(results, arm, seed, rate, validation, has_scores=True):
+    run = f"{arm}-{seed}-{rate}"
+    figures = {"flops": "2.2501e+13" if arm == "metro" else "2.2499e+13", "steps": "9", "validation": validation}
+    put_row(results, {"run": run, "arm": arm, "seed": seed, "lr": rate, **figures})
+    if has_scores:
+        scores = scores_beside(results) / run / "scores"
+        scores.mkdir(parents=True)
+        items = "".join(f'{{"task": "cloze", "id": "{item}", "score": {item}}}\n' for item in (0, 1))
+        (scores / "tasks.jsonl.gz").write_bytes(gzip.compress(items.encode()))
+        (scores.parent / "run_config.yaml").write_text(f"train: {{seed: {seed}}}\n")
+
+
+def test_it_ends_with_commands_that_compare_one_run_of_each_seed(tmp_path, capsys):
+    results = tmp_path / "results of mine.csv"
+    for rate, auc, loss in (("0.001", 0.6, 5.0), ("0.002", 0.7, 4.0), ("0.004", 0.5, 6.0)):
+        put(results, "metro", 1, rate, auc)
+        put(results, "electra", 1, rate, auc, has_scores=False)
+        put(results, "mlm_15", 1, rate, loss)
+    put(results, "metro", 2, "0.001", 0.1)  # chosen by what the table had at that time
+    put(results, "metro", 3, "0.001", 0.1, has_scores=False)
+    main(Options(str(results)))
+    *_, lacks, command = capsys.readouterr().out.splitlines()
+    assert lacks == "metro and electra at 2.3e+13 FLOPs: no seed has scores of both yet; make learn adds them"
+    words = shlex.split(command)
+    assert [Path(word).name for word in words[2:]] == ["--a", "metro-1-0.001", "metro-2-0.001", "--b", "mlm_15-1-0.002"]
+    call_with_options(compare, words[2:])
+    assert "cloze" in capsys.readouterr().out
+
+
+def test_tables_of_earlier_campaigns_have_fewer_columns_and_what_is_printed_may_go_to_head():
+    table = "docs/results/campaign_reviews.csv"
+    command = [sys.executable, "-m", "tools.campaign.summary", "--results", table]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from metro_megatron.cli.options import flatten, options_of, type_name
-from metro_megatron.config.file import dump_config, load_config, parse_config, save_config
+from metro_megatron.config.file import dump_config, load_config, parse_config, preset_names, save_config
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import Config, DataConfig, OptimizerConfig, TrainConfig
 from metro_megatron.errors import UserError
@@ -128,6 +128,20 @@ def test_print_config_prints_what_load_reads(capsys, write):
     text = capsys.readouterr().out
     assert "  # Peak learning rate.\n  lr: 3.0e-05\n" in text
     assert load_config(Path(write(text))) == replace(Config(), optimizer=OptimizerConfig(lr=3e-5))
+
+
+def test_print_config_prints_what_no_run_can_have_and_names_it(capsys, write):
+    options = ["--optimizer.lr_warmup_steps", "9", "--train.train_steps", "5", "--corruption.temperature", "-1"]
+    for given, part in ((options[:4], "optimizer.lr_warmup_steps is 9, more than"), (options, "temperature is -1")):
+        with pytest.raises(UserError) as caught:
+            parse_config(["--print_config", "--parallel.tensor_model_parallel_size", "4", *given])
+        assert len(caught.value.problems) == 1 and part in caught.value.problems[0]
+        assert load_config(Path(write(capsys.readouterr().out))).optimizer.lr_warmup_steps == 9
+    # Paths are not missed, nor are processes; a preset is printed as it is.
+    for name in preset_names():
+        with pytest.raises(SystemExit) as done:
+            parse_config(["--print_config", "--config", name])
+        assert done.value.code == 0, name
 
 
 def test_help_explains_every_field(capsys):

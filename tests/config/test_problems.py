@@ -377,10 +377,10 @@ def test_contradictory_objectives_are_all_named():
 def test_phases_are_checked_in_one_go() -> None:
     phases = [
         Phase("90%", seq_length=1024, lr_factor=-1.0),
-        Phase("50%", seq_length=2, mask_probability=1.0),
+        Phase("50%", mask_probability=1.0),
         Phase("60%", seq_length=1024),
-        Phase("soon"),
-        Phase(125000),
+        Phase("soon", seq_length=2),
+        Phase(125000, weights=[-1.0]),
     ]
     config = configured(train__phases=phases, optimizer__lr_decay_steps="many", data__micro_batch_tokens=600)
     longer = "data.seq_length is 1024, model.max_position_embeddings only 512; lower the first or raise the second"
@@ -397,6 +397,7 @@ def test_phases_are_checked_in_one_go() -> None:
         f"phase 3 of train.phases: {longer}",
         f"phase 3 of train.phases: {row}",
         f"phase 3 of train.phases: start is 60%, step 75,000; {limit}",
+        "phase 4 of train.phases: data.seq_length is 2, must be at least 3",
         "phase 4 of train.phases: start: 'soon' is neither a number of steps nor a share of the run; write 5000 or 10%",
         f"phase 5 of train.phases: start is 125000, step 125,000; {limit}",
     ]

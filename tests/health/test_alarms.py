@@ -37,6 +37,9 @@ FIGURES = {
 MATRIX = "main.block.layers.0.mlp.linear_fc1.weight"
 
 
+STILL = {"weights": {MATRIX: (20.0, 10**6)}}
+
+
 def line(step: int, **changed: Any) -> Line:
     """One of ten steps in the middle of a healthy run; what is no field of a line is a figure."""
     fields = {name: changed.pop(name) for name in list(changed) if name in Line.__dataclass_fields__}
@@ -77,7 +80,9 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         # One gradient of norm 1 in 10^13 elements has an element of 3e-7, below 1e-6.
         ("epsilon rules Adam", {"weights": {"a": (1.0, 10**13)}}, {"weights": {"a": (1.0, 10**11)}}),
         ("repeated data", {"repeated": 0.51}, {"repeated": 0.5}),
-        ("weights do not move", {"weights": {MATRIX: (20.0, 10**6)}}, {}),
+        ("weights do not move", STILL, {}),
+        # 5% of 5e-4
+        ("weights do not move", STILL | {"learning_rate": 2.6e-5}, STILL | {"learning_rate": 2.4e-5}),
         ("worse than frequencies", {"clm_loss": 6.95}, {"clm_loss": 6.85}),
         ("detection inverted", {"rtd_auc": 0.44}, {"rtd_auc": 0.46}),
         ("RTD says original to all", {"rtd_auc": 0.505}, {"rtd_auc": 0.52}),
@@ -92,6 +97,19 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
 def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict[str, Any]) -> None:
     assert name in said(after(**sick)), sick
     assert name not in said(after(**nearly)), nearly
+
+
+def test_what_stands_by_its_own_schedule_is_not_frozen() -> None:
+    """The auxiliary's rate has ended, main's has not; or the other way round."""
+    for name, rate, written, is_said in (
+        ("aux.block.layers.0.mlp.linear_fc1.weight", 5e-4, "1 -> 0 at 50%", False),
+        (MATRIX, 5e-4, "1 -> 0 at 50%", True),
+        ("aux.block.layers.0.mlp.linear_fc1.weight", 1e-6, "1", True),
+        ("aux.block.layers.0.mlp.linear_fc1.weight", 1e-6, "", False),
+    ):
+        config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, auxiliary_lr_schedule=written))
+        found = said(after(weights={name: (20.0, 10**6)}, learning_rate=rate), config)
+        assert ("weights do not move" in found) == is_said, (name, rate, written)
 
 
 def test_a_spike_is_one_that_adam_cannot_average() -> None:

@@ -122,9 +122,18 @@ def test_what_is_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:
     config = write_run(folder, tmp_path / "run")
-    for steps in ([0], [41], [3, 2], [-1, 2], [1, 2, 3]):
-        with pytest.raises(UserError, match="--step"):
+    beyond = "is not within 1 to train.train_steps 40"
+    for steps, problems in (
+        ([0], [f"--step 0: {beyond}"]),
+        ([41], [f"--step 41: {beyond}"]),
+        ([-1, 2], [f"--step -1: {beyond}"]),
+        ([50, 41], [f"--step 50: {beyond}", f"--step 41: {beyond}"]),
+        ([3, 2], ["--step 3 2: must ascend; swap them"]),
+        ([1, 2, 3], ["--step 1 2 3: give one step, or the first and the last one"]),
+    ):
+        with pytest.raises(UserError) as caught:
             tool.main(tool.Options(str(tmp_path / "run"), steps))
+        assert caught.value.problems == problems
     with pytest.raises(UserError, match="run_config.yaml: no such file; give a run folder"):
         RunOrder(tmp_path)
     gone = replace(config, data=replace(config.data, train=[str(tmp_path / "gone")], weights=[]))

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,25 @@ def test_an_unfinished_last_line_is_left_out_and_another_is_an_error(tmp_path):
     path.write_text('{"step": 4, "aux\n' + whole)
     with pytest.raises(UserError, match="line 1"):
         Run.read(tmp_path / "one")
+
+
+def test_lines_of_fewer_steps_than_usual_are_joined_by_their_steps():
+    def evened(*lines):
+        named = [
+            dict(zip(("step", "consumed_tokens", "aux_loss"), line, strict=True)) | {"digest": "f"} for line in lines
+        ]
+        found = Run("", named, []).even_lines
+        assert all(line["digest"] == "f" for line in found)
+        return [(line["step"], line["consumed_tokens"], line["aux_loss"]) for line in found]
+
+    usual = [(25 * i, 100 * i, 5.0) for i in (1, 2, 3)]
+    assert evened(*usual, (79, 316, 34.0)) == [*usual[:2], (79, 316, 9.0)], "(25 x 5 + 4 x 34) / 29"
+    assert evened(*usual, (88, 352, 34.0))[-1] == (88, 352, 34.0), "half of the usual ones is enough"
+    assert evened((5, 20, 9.0), *usual[:1], *usual[1:]) == [(25, 100, 5.8), *usual[1:]]
+    # Nothing is measured in one of them; the run began at step 1,000.
+    later = [(1000 + step, tokens, loss) for step, tokens, loss in usual]
+    assert evened(*later, (1079, 316, math.nan)) == [*later[:2], (1079, 316, 5.0)]
+    assert evened((4, 16, 3.0)) == [(4, 16, 3.0)]
 
 
 def test_smoothing_is_a_mean_over_neighbors():

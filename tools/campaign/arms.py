@@ -7,7 +7,7 @@ of what they are for, never of the arm.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -86,10 +86,12 @@ class PlannedRun:
     """All that pretrain_metro.py is given, train.output and corruption.frozen_model aside."""
     text: Text
     waits_for: frozenset[str] = frozenset()
-    """Names of the runs that must have rows before it is known that this one is to be done."""
+    """Names of the runs that must be finished before it is known that this one is to be done."""
     auxiliary: str = ""
     """Name of the run whose auxiliary fills the masks, frozen; its FLOPs are not among this run's."""
     is_trained: bool = True
+    is_chosen: bool = False
+    """Whether its rate is that of its arm's comparisons: seed 1's other tries only choose it."""
 
     @cached_property
     def config(self) -> Config:
@@ -100,7 +102,7 @@ class PlannedRun:
         """Model FLOPs of all steps, by plan/flops.py."""
         return self.config.train.train_steps * _step_flops(self.config, self.text) if self.is_trained else 0.0
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Arm, seed, and a hash of all that would make another run of it: the text and every option but layout, rows
         and reporting that is not at its default."""
@@ -131,7 +133,7 @@ def planned_runs(
         source = next((one for one in ARMS if one.name == AUXILIARY_OF.get(arm.name)), None)
         auxiliary = planned(source, seed, chosen[source]).name if source else ""
         waits_for = {*(tried[arm] if seed > 1 else ()), *((auxiliary, *tried[source]) if source else ())}
-        return PlannedRun(arm.name, options, text, frozenset(waits_for), auxiliary, arm.is_trained)
+        return PlannedRun(arm.name, options, text, frozenset(waits_for), auxiliary, arm.is_trained, seed > 1)
 
     chosen: dict[Arm, float] = {}
     tried: dict[Arm, list[str]] = {}
@@ -139,9 +141,10 @@ def planned_runs(
     for arm in ARMS:
         chosen[arm] = rates[0]  # while its own first runs are planned
         grid = [(rate, planned(arm, 1, rate)) for rate in (rates if arm.is_trained else rates[:1])]
-        first += [run for _, run in grid]
         tried[arm] = [run.name for _, run in grid]
-        chosen[arm] = _best_rate(arm, grid, rows)
+        best = _best_rate(arm, grid, rows)
+        chosen[arm] = best or rates[0]
+        first += [replace(run, is_chosen=rate == best) for rate, run in grid]
     later = [
         planned(arm, seed, chosen[arm])
         for seed in range(2, seeds + 1)
@@ -151,15 +154,14 @@ def planned_runs(
     return [*first, *later]
 
 
-def chosen_runs(runs: Sequence[PlannedRun], arm: str) -> list[PlannedRun]:
-    """Of the runs that planned_runs has made, an arm's at its chosen rate: one of each seed, if there are several."""
-    own = [run for run in runs if run.arm == arm]
-    return [run for run in own if run.config.optimizer.lr == own[-1].config.optimizer.lr]
-
-
 def figure_of(arm: str) -> str:
     """The figure by which an arm's learning rate is chosen."""
     return next(one.figure for one in ARMS if one.name == arm)
+
+
+def badness(row: Mapping[str, str]) -> float:
+    """What chooses a rate: the lower, the better, of the rows of one arm."""
+    return float(row["validation"]) * (1 if figure_of(row["arm"]).endswith("_loss") else -1)
 
 
 def step_flops(arm: str, text: Text) -> float:
@@ -167,13 +169,14 @@ def step_flops(arm: str, text: Text) -> float:
     return _step_flops(parse_config(_arm_options(arm, text)), text)
 
 
-def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequence[Mapping[str, str]]) -> float:
-    """Of the rates whose runs have rows, all of them or else the first."""
-    found = {row["run"]: row["validation"] for row in rows}
-    if any(run.name not in found for _, run in grid) or len(grid) == 1:
+def _best_rate(arm: Arm, grid: Sequence[tuple[float, PlannedRun]], rows: Sequence[Mapping[str, str]]) -> float | None:
+    """The rate whose run is the best; None as long as a run has no row."""
+    if len(grid) == 1:
         return grid[0][0]
-    sign = 1 if arm.figure.endswith("_loss") else -1
-    return min(grid, key=lambda one: sign * float(found[one[1].name]))[0]
+    found = {row["run"]: row for row in rows}
+    if any(run.name not in found for _, run in grid):
+        return None
+    return min(grid, key=lambda one: badness(found[one[1].name]))[0]
 
 
 def _arm_options(arm: str, text: Text) -> list[str]:

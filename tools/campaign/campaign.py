@@ -1,4 +1,4 @@
-"""Pretrain, export, evaluate and note one run after the other, as long as there are runs without a row."""
+"""Pretrain, export, evaluate and note one run after the other, as long as there are runs that are not finished."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,9 +20,10 @@ from typing import Annotated
 
 from metro_megatron.checkpoint.files import tracked_step
 from metro_megatron.cli.command_line import run_tool
-from metro_megatron.cli.options import at_least
+from metro_megatron.cli.options import at_least, options_of, out_of_range
 from metro_megatron.commands.probe import FIGURES as PROBED
 from metro_megatron.config.file import parse_config
+from metro_megatron.config.schema import OptimizerConfig
 from metro_megatron.data.samples import NUM_SAMPLE_SPECIALS, build_sample_index
 from metro_megatron.data.shards import open_shards
 from metro_megatron.errors import UserError
@@ -35,13 +36,12 @@ from tools.campaign.arms import (
     COMMON,
     PlannedRun,
     Text,
-    chosen_runs,
     figure_of,
     planned_runs,
     step_flops,
 )
 from tools.campaign.commands import Call, Commands
-from tools.campaign.rows import FIGURES, append_row, keep_scores, keep_tasks, read_rows, scores_beside
+from tools.campaign.rows import FIGURES, has_scores, keep_scores, keep_tasks, put_row, read_rows
 
 FLOPS_PER_SECOND = 4.1e10
 """Of make demo's pretraining on two quiet cores: a guess where no row of this device is there."""
@@ -80,16 +80,17 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Pretrain every arm with every seed at equal FLOPs; runs that have a row are skipped, an interrupted one goes on.
+    """Pretrain every arm with every seed at equal FLOPs; finished runs are skipped, an interrupted one goes on.
 
     All arms of a seed come before the next seed. A finished run is exported, evaluated on held-out text, asked the
-    tasks with its weights as they are, and appended to the table, and its scores are kept beside that; the exports stay
-    for other judges.
+    tasks with its weights as they are, and put into the table, and its scores are kept beside that; the exports stay
+    for other judges. A run at its arm's chosen rate whose scores are not there is done again.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # a run in the background may ignore a hang-up
             signal.signal(number, signal.default_int_handler)
     check_arms(options.arms)
+    check_rates(options.rates)
     if bool(options.budget) == bool(options.minutes):
         raise UserError("give either --budget, the FLOPs of each run, or --minutes of it")
     root = Path(options.root)
@@ -112,6 +113,19 @@ def check_arms(arms: Sequence[str]) -> None:
         for arm, source in AUXILIARY_OF.items()
         if arm in arms and source not in arms
     ]
+    if problems:
+        raise UserError(problems)
+
+
+def check_rates(rates: Sequence[float]) -> None:
+    """Raises UserError for rates that no run can have, for one that is there twice, and where there is none."""
+    problems = [] if rates else ["--rates: give one, or several to choose from"]
+    known = {option.name: option for option in options_of(OptimizerConfig)}
+    for rate in rates:
+        problems += [f"--rates: {problem}" for problem in out_of_range(known, {"lr": rate})]
+    # As options are written: equal ones would be two runs in one folder.
+    written = [f"{rate:g}" for rate in rates]
+    problems += [f"--rates {rate}: given twice" for rate in dict.fromkeys(written) if written.count(rate) > 1]
     if problems:
         raise UserError(problems)
 
@@ -140,7 +154,7 @@ def with_budget(options: Options, text: Text, call: Call) -> Options:
 
 
 def campaign(options: Options, text: Text, call: Call) -> None:
-    """Do what has no row yet, in order, as many runs at a time as there are jobs, and say before each how much is left.
+    """Do what is not finished, in order, as many runs at a time as there are jobs; say before each how much is left.
 
     Where one fails, or this process is told to end, all end, and go on next time.
     """
@@ -152,9 +166,9 @@ def campaign(options: Options, text: Text, call: Call) -> None:
                 rows = read_rows(results)
                 planned = planned_runs(text, options.budget, options.seeds, options.rates, rows)
                 runs = [run for run in planned if run.arm in options.arms]
-                finished = {row["run"] for row in rows}
-                left = [run for run in runs if run.name not in finished]
                 begun = {run.name for run in running.values()}
+                finished = finished_runs(runs, rows, options) - begun
+                left = [run for run in runs if run.name not in finished]
                 ready = [run for run in left if run.name not in begun and finished.issuperset(run.waits_for)]
                 for run in ready[: options.jobs - len(running)]:
                     number, hours = len(runs) - len(left) + len(running) + 1, hours_of(left, rows, run, options)
@@ -168,25 +182,30 @@ def campaign(options: Options, text: Text, call: Call) -> None:
                 run = running.pop(ended)
                 keep_scores(Path(options.root) / run.name, run.config.train.seed, results)
                 row = row_of(run, options)
-                append_row(results, row)
+                put_row(results, row)
                 print(f"{run.name}: done, validation {figure_of(run.arm)} {row['validation']:.4f}", flush=True)
         except BaseException:
             call.end()
             raise
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
     print(f"next: python -m tools.campaign.summary --results {results}")
-    if {"metro", "mlm_15"} <= set(options.arms):
-        a, b = (
-            " ".join(f"{scores_beside(results)}/{run.name}" for run in chosen_runs(runs, arm))
-            for arm in ("metro", "mlm_15")
-        )
-        print(f"      python tools/compare_runs.py --a {a} --b {b}")
+
+
+def finished_runs(runs: Sequence[PlannedRun], rows: Sequence[Mapping[str, str]], options: Options) -> set[str]:
+    """Names of those that need not be done again: they have their row and, at a chosen rate, their scores beside it.
+    A run whose auxiliary another is about to take has its model here, too, which rows of another machine do not bring.
+    """
+    noted, results = {row["run"] for row in rows}, Path(options.results)
+    done = {run.name for run in runs if run.name in noted and (not run.is_chosen or has_scores(run.name, results))}
+    pretrained = {run.name for run in runs if is_pretrained(run, options)}
+    wanted = {run.auxiliary for run in runs if run.name not in done | pretrained and noted.issuperset(run.waits_for)}
+    return done - (wanted - pretrained)
 
 
 def do(run: PlannedRun, options: Options, call: Call) -> None:
     """Pretrain, export, evaluate and probe. Raises UserError where a command fails or training was interrupted."""
     root, folder, python = Path(options.root), Path(options.root) / run.name, sys.executable
-    training = folder / "pretraining"
+    training = training_folder(run.name, options)
     run_command = partial(call, log=folder / "output.txt") if options.jobs > 1 else call
     pretrain(run, training, options, run_command)
     run_command([python, "tools/convert_checkpoint.py", "--load", str(training), "--output", str(folder / "model")])
@@ -200,6 +219,15 @@ def do(run: PlannedRun, options: Options, call: Call) -> None:
     run_command([python, "tools/probe.py", *judged, *tasks, "--random_baseline", "false"])
 
 
+def training_folder(run: str, options: Options) -> Path:
+    return Path(options.root) / run / "pretraining"
+
+
+def is_pretrained(run: PlannedRun, options: Options) -> bool:
+    """Whether its last step's checkpoint is on this machine."""
+    return tracked_step(training_folder(run.name, options)) == run.config.train.train_steps
+
+
 def pretrain(run: PlannedRun, training: Path, options: Options, run_command: Callable[[Sequence[str]], None]) -> None:
     """Train to the last step, or go on to it. Raises UserError where it fails or was interrupted."""
     steps = run.config.train.train_steps
@@ -208,8 +236,7 @@ def pretrain(run: PlannedRun, training: Path, options: Options, run_command: Cal
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes))
     # Its processes save at SIGTERM.
     patience = ("--shutdown-timeout", "100", "--signals-to-handle", "SIGTERM")
-    auxiliary = Path(options.root) / run.auxiliary / "pretraining"
-    frozen = ("--corruption.frozen_model", str(auxiliary)) if run.auxiliary else ()
+    frozen = ("--corruption.frozen_model", str(training_folder(run.auxiliary, options))) if run.auxiliary else ()
     run_command(
         [
             sys.executable,
@@ -231,7 +258,7 @@ def row_of(run: PlannedRun, options: Options) -> dict[str, object]:
     folder, config = Path(options.root) / run.name, run.config
     files = (folder / "validation.json", folder / "test.json", folder / "scores" / "tasks" / PROBED)
     validation, test, probed = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-    curves = Run.read(folder / "pretraining")
+    curves = Run.read(training_folder(run.name, options))
     tokens = int(curves.training[-1]["consumed_tokens"]) if run.is_trained else 0
     return {
         "run": run.name,

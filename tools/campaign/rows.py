@@ -35,6 +35,8 @@ COLUMNS = (
     *("run", "arm", "seed", "lr", "steps", "tokens", "flops", "validation", *FIGURES, *TASKS),
     *("seconds", "device", "versions", "commit", "date"),
 )
+CONFIG = "run_config.yaml"
+"""Of a run's kept scores: says its seed."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -45,15 +47,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def append_row(path: Path, row: Mapping[str, object]) -> None:
-    """Add a row; the file is the old one or the new one at any time. Raises UserError if it has this run's row."""
-    rows: list[Mapping[str, object]] = [*read_rows(path)]
-    if any(one["run"] == row["run"] for one in rows):
-        raise UserError(f"{path} has a row of {row['run']} already; remove that one if it is wrong")
+def put_row(path: Path, row: Mapping[str, object]) -> None:
+    """Put a row where the same run's stands, or else at the end; the file is the old one or the new one at any time."""
+    rows: dict[object, Mapping[str, object]] = {one["run"]: one for one in read_rows(path)}
+    rows[row["run"]] = row
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*rows, row])
+    writer.writerows(rows.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, text.getvalue())
 
@@ -75,7 +76,14 @@ def keep_scores(run: Path, seed: int, results: Path) -> None:
         copy = kept / f"{file.relative_to(run)}.gz"
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
-    (kept / "run_config.yaml").write_text(f"train: {{seed: {seed}}}\n", encoding="utf-8")
+    # The last one: where it is, all are.
+    (kept / CONFIG).write_text(f"train: {{seed: {seed}}}\n", encoding="utf-8")
+
+
+def has_scores(run: str, results: Path) -> bool:
+    """Whether keep_scores has kept those of a run."""
+    kept = scores_beside(results) / run
+    return (kept / CONFIG).is_file() and any(kept.rglob("*.jsonl.gz"))
 
 
 def keep_tasks(manifest: Path, results: Path) -> None:
