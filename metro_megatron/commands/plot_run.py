@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +40,10 @@ def main(options: Options) -> None:
     from metro_megatron.train.reference import bands
 
     runs, problems = [], []
-    for folder in options.run:
+    folders = [Path(folder) for folder in options.run]
+    for folder, name in zip(folders, distinct_names(folders), strict=True):
         try:
-            runs.append(Run.read(Path(folder)))
+            runs.append(replace(Run.read(folder), name=name))
         except UserError as error:
             problems += error.problems
     if problems:
@@ -54,6 +56,13 @@ def main(options: Options) -> None:
     draw(runs, Path(options.output), bands(options.reference))
     steps = ", ".join(f"{one.name} to step {int(one.training[-1]['step']):,}" for one in runs)
     print(f"made {options.output}: {steps}")
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The ends of their paths, as short as tells one from another: many runs lie in a folder of one name."""
+    most = max(len(folder.parts) for folder in folders)
+    names = (["/".join(folder.parts[-parts:]) for folder in folders] for parts in range(1, most + 1))
+    return next((found for found in names if len(set(found)) == len(folders)), [str(folder) for folder in folders])
 
 
 def _write_reference(options: Options, runs: list[Run]) -> None:

@@ -116,3 +116,17 @@ def test_a_run_shows_the_curves_that_it_has(tmp_path):
     shown = picture.read_text()
     assert "<!-- plain: MLM of the main model -->" in shown and "<!-- pair: CLM -->" in shown
     assert "<!-- plain: CLM -->" not in shown and "<!-- replaced token detection -->" not in shown
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["runs/a/pretraining", "runs/b/pretraining"], ["a/pretraining", "b/pretraining"]),
+        (["x/a/run", "y/a/run", "z"], ["x/a/run", "y/a/run", "z"]),
+        (["a", "a"], ["a", "a"]),
+        (["."], ["."]),
+    ],
+)
+def test_runs_of_one_name_are_told_apart_by_where_they_lie(folders, names):
+    assert tool.distinct_names([Path(folder) for folder in folders]) == names
