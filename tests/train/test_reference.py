@@ -109,8 +109,8 @@ def test_the_picture_has_the_reference_beneath(tmp_path: Path, capsys: pytest.Ca
     picture = tmp_path / "x.svg"
     tool.main(tool.Options([str(run)], str(picture), reference=[str(curve), str(other), "metro"]))
     shown = picture.read_text()
-    assert "<!-- arm, 2 seeds: MLM -->" in shown and "<!-- metro-1: MLM -->" in shown
-    assert "<!-- tokens -->" in shown and "<!-- metro-1: CLM -->" not in shown
+    assert "<!-- arm, 2 seeds: MLM -->" in shown and "<!-- metro, 2 seeds: MLM -->" in shown
+    assert "<!-- tokens -->" in shown and "<!-- metro, 2 seeds: CLM -->" not in shown
     assert Run.read(run).tokens_at([0.5, 2.5, 3]) == [25, 125, 150]
 
 
