@@ -64,7 +64,7 @@ class Options:
     folder: str = ""
     """On the disk that is measured; a temporary folder by default."""
     size: Literal["demo", "larger", "base"] = "larger"
-    """Of bench_cpu, demo or larger, whose checkpoint has 0.4 GB; or of examples/base.yaml, 2.5 GB, for which it takes
+    """Of bench_cpu, demo or larger, whose checkpoint has 0.4 GB; or of examples/base.yaml, 3.4 GB, for which it takes
     12 GB of memory."""
     output: str = ""
     """Results without ending, such as docs/benchmarks/checkpoint_larger; none are written by default."""
@@ -126,7 +126,7 @@ def _trainer(size: str, folder: Path) -> Iterator[Trainer]:
     from metro_megatron.train.corpus import Corpus
     from metro_megatron.train.trainer import Trainer
 
-    config = base() if size == "base" else SIZES[size]()
+    config = {**SIZES, "base": base}[size]()
     config = replace(config, data=replace(config.data, train=[], validation=[]))
     if not dist.is_initialized() or dist.get_rank() == 0:
         config = prepare_data(config, Plan(warm_up=0, steps=1), folder)

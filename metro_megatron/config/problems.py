@@ -21,7 +21,7 @@ from metro_megatron.config.schema import (
 from metro_megatron.config.stages import layers_of_layout
 from metro_megatron.config.variants import variant_problems
 from metro_megatron.errors import UserError
-from metro_megatron.schedule import Schedule, step_window, steps_of
+from metro_megatron.schedule import step_window, steps_of
 
 
 def problems(config: Config, world_size: int, device: Literal["cpu", "cuda"] | None = None) -> list[str]:
@@ -230,13 +230,12 @@ def _schedule(config: Config) -> Iterator[str]:
                 f"optimizer.lr_decay_steps is {optimizer.lr_decay_steps}, more than train.train_steps {steps}; "
                 "lower it, or give a share such as 10%"
             )
-    if optimizer.auxiliary_lr_schedule != "":
-        try:
-            schedule = Schedule.parse(optimizer.auxiliary_lr_schedule)
-        except UserError as error:
-            yield f"optimizer.auxiliary_lr_schedule: {error}"
-        else:
-            yield from schedule.problems("optimizer.auxiliary_lr_schedule", steps, Range(0, 1))
+    try:
+        own = optimizer.auxiliary_schedule
+    except UserError as error:
+        yield f"optimizer.auxiliary_lr_schedule: {error}"
+    else:
+        yield from own.problems("optimizer.auxiliary_lr_schedule", steps, Range(0, 1)) if own else ()
     if optimizer.initial_loss_scale < optimizer.min_loss_scale:
         yield (
             f"optimizer.initial_loss_scale is {optimizer.initial_loss_scale:g}, less than "

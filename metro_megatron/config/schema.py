@@ -426,6 +426,11 @@ class OptimizerConfig:
             muon_lr=self.auxiliary_muon_lr,
         )
 
+    @property
+    def auxiliary_schedule(self) -> Schedule | None:
+        """Share of the peak rates of what the auxiliary alone has; None: they follow main's. Raises UserError."""
+        return None if self.auxiliary_lr_schedule == "" else Schedule.parse(self.auxiliary_lr_schedule)
+
     def learning_rate(self, train_steps: int) -> Schedule:
         """Linear from 0 to lr over the warm-up, lr until the decay begins, then to 0 at train_steps."""
         warm, decay = self.lr_warmup_steps, steps_of(self.lr_decay_steps, train_steps)
@@ -621,8 +626,8 @@ class Config:
         planned: dict[str, Schedule | Decay] = {
             "optimizer.learning_rate": self.optimizer.learning_rate(self.train.train_steps)
         }
-        if self.optimizer.auxiliary_lr_schedule != "":
-            planned["optimizer.auxiliary_lr_schedule"] = Schedule.parse(self.optimizer.auxiliary_lr_schedule)
+        if own := self.optimizer.auxiliary_schedule:
+            planned["optimizer.auxiliary_lr_schedule"] = own
         if self.corruption.temperature_schedule != "constant":
             planned["corruption.sampling_temperature"] = self.corruption.sampling_temperature
         if self.early_exit.layers:

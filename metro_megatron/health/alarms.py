@@ -110,7 +110,7 @@ class History:
 
     def share_of_peak(self, parameter: str) -> float:
         """A parameter's learning rate at the last step, as a share of its peak."""
-        own = self.config.schedules.get("optimizer.auxiliary_lr_schedule")
+        own = self.config.optimizer.auxiliary_schedule
         if own and not parameter.startswith(("tied.", "main.")):
             step, steps = self.last.step - 1, self.config.train.train_steps
             return self.config.lr_factor.at(step, steps) * own.at(step, steps)

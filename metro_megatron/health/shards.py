@@ -95,24 +95,24 @@ def fingerprint(pair: Pair, optimizer: Optimizer, layout: Layout) -> str:
         for key, value in (("", one.master.detach()), *sorted(one.state.items()))
         if value.dim()
     ]
-    if layout.device.type == "cpu":
-        with ThreadPoolExecutor(_THREADS) as threads:
-            total = sum(threads.map(_sum_of_bits, [parts[number::_THREADS] for number in range(_THREADS)]))
-    else:
-        total = _sum_of_bits(parts)
-    total = torch.as_tensor(total, dtype=torch.int64, device=layout.device)
+
+    def sum_of(share: Sequence[tuple[Tensor, int]]) -> Tensor:
+        nothing = torch.zeros((), dtype=torch.int64, device=layout.device)
+        return sum((factor * _sum_of_bits(value) for value, factor in share), nothing)
+
+    total = sum_of([])
+    with ThreadPoolExecutor(_THREADS) as threads:
+        each = map if layout.device.type != "cpu" else threads.map
+        for part in each(sum_of, [parts[number::_THREADS] for number in range(_THREADS)]):
+            total += part
     dist.all_reduce(total, group=layout.world)
     return f"{int(total) & (1 << 64) - 1:016x}"
 
 
-def _sum_of_bits(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """[] sum of FP32 numbers' bits, as signed integers, each part's times its factor, in int64."""
-    total = torch.zeros((), dtype=torch.int64)
-    for numbers, factor in parts:
-        bits = numbers.view(torch.int32)
-        # torch's own sum of 32 bits in 64 takes seven times as long on a CPU.
-        is_there = numbers.device.type == "cpu"
-        total = total.to(numbers.device) + factor * (
-            torch.tensor(bits.numpy().sum(dtype="int64")) if is_there else bits.sum(dtype=torch.int64)
-        )
-    return total
+def _sum_of_bits(numbers: Tensor) -> Tensor:
+    """Of FP32 numbers [n], as signed integers, in int64."""
+    bits = numbers.view(torch.int32)
+    if numbers.device.type != "cpu":
+        return bits.sum(dtype=torch.int64)
+    # torch's own sum of 32 bits in 64 takes seven times as long on a CPU.
+    return torch.tensor(bits.numpy().sum(dtype="int64"))

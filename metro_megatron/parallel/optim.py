@@ -27,7 +27,6 @@ from metro_megatron.parallel.adam import adam_step
 from metro_megatron.parallel.homes import Homes
 from metro_megatron.parallel.loss_scale import LossScale
 from metro_megatron.parallel.muon import Matrix, Muon, matrices_of
-from metro_megatron.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ class Optimizer:
         self.options = config.optimizer
         self.train_steps = config.train.train_steps
         self.lr_factor = config.lr_factor
-        own = self.options.auxiliary_lr_schedule
-        self.auxiliary_share = Schedule.parse(1.0 if own == "" else own)
+        self.auxiliary_schedule = self.options.auxiliary_schedule
         self.homes = homes
         precision, layout, main = config.train.precision, homes.layout, self.options
         auxiliary = homes.only_in_phase_1 if config.corruption.trains_auxiliary else []
@@ -132,7 +130,8 @@ class Optimizer:
         """
         phase = self.lr_factor.at(step, self.train_steps)
         rate = phase * learning_rate(step, self.options, self.train_steps)
-        own_rate = phase * self.options.lr * self.auxiliary_share.at(step, self.train_steps)
+        own = self.auxiliary_schedule
+        own_rate = phase * self.options.lr * own.at(step, self.train_steps) if own else rate
         for group in self.chained.param_groups:
             group["lr"] = (own_rate if group.get(OWN_SCHEDULE) else rate) * group["lr_mult"]
             # megatron-core marks what is decayed and leaves the product to a scheduler that we do not use.
@@ -187,7 +186,7 @@ def _own_groups(
     weights = {matrix.weight for matrix in matrices}
     others = {weight for ddp in ddps for weight in ddp.parameters()} - weights
     groups = []
-    schedule = {OWN_SCHEDULE: True} if options is not of_all and options.auxiliary_lr_schedule != "" else {}
+    schedule = {OWN_SCHEDULE: True} if options is not of_all and of_all.auxiliary_schedule else {}
     if weights:
         muon = {"lr_mult": (options.muon_lr or options.lr) / of_all.lr, "momentum": options.muon_momentum}
         groups.append(mcore.OwnGroup(f"{name} matrices", weights, {**muon, **schedule}))

@@ -57,7 +57,6 @@ def draw(spans: Mapping[int, Sequence[Span]], ranks: Ranks, title: str, output: 
     axes.set_title(title)
     labels = [Patch(facecolor=color, label=label) for color, label in COLORS.values() if label]
     figure.legend(handles=labels, loc="outside lower center", ncols=len(labels), fontsize="small")
-    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
 
 

@@ -100,7 +100,6 @@ def test_torch_is_asked_once_where_numbers_of_blocks_that_begin_alike_lie(
     place = storage[MetadataIndex("x", (2, 0, 0))]
     own = io.BytesIO()
     torch.save(tensor[2:3].transpose(1, 2).contiguous().transpose(1, 2), own)
-    own.seek(0)
     contents = bytearray((tmp_path / FILE).read_bytes())
     assert own.getbuffer().nbytes == place.length
     contents[place.offset : place.offset + place.length] = own.getvalue()

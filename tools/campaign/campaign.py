@@ -72,7 +72,7 @@ class Options:
     rates: list[float] = field(default_factory=lambda: [1e-3, 5e-4, 2e-3])
     """Peak learning rates, the same for each arm: seed 1 tries all, and each arm's best one on the validation text is
     that of its other seeds."""
-    processes: Annotated[int, at_least(1)] = 2
+    processes: Annotated[int, at_least(1)] = 1
     """Data-parallel processes of a run; no figure depends on them beyond rounding."""
     jobs: Annotated[int, at_least(1)] = 1
     """Runs beside each other; of more than one, each run's output goes to its folder. Two of one process each get more
