@@ -40,11 +40,12 @@ COLUMNS = ("size", "program", "processes", "threads", "tokens_per_s", *RATIOS, "
 
 
 def demo() -> Config:
-    """examples/demo.yaml with the vocabulary of `make demo`; a step is 16 samples of up to 64 tokens."""
+    """examples/demo.yaml with the vocabulary of `make demo`; a step is 16 samples of up to 64 tokens where it has 8,
+    and as there each of two processes has one micro batch."""
     config = parse_config(["--config", str(ROOT / "examples" / "demo.yaml"), "--model.vocab_size", "4096"])
-    # demo.yaml gives 8 samples, which would leave this size; figures are of 16.
     tokens = 16 * config.data.seq_length
-    return replace(config, train=replace(config.train, global_batch_size=0, global_batch_tokens=tokens))
+    data = replace(config.data, micro_batch_tokens=tokens // 2)
+    return replace(config, data=data, train=replace(config.train, global_batch_size=0, global_batch_tokens=tokens))
 
 
 def larger() -> Config:
