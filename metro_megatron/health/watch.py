@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch, StepBatch
-from metro_megatron.health.alarms import ALARMS, Alarm, History, Line
+from metro_megatron.health.alarms import ALARMS, Alarm
+from metro_megatron.health.history import History, Line
 from metro_megatron.health.trivial import WordFrequencies
 from metro_megatron.parallel.optim import Update
 from metro_megatron.randomness import hash64

@@ -11,7 +11,8 @@ from scipy.stats import entropy
 
 from metro_megatron.config.schema import Config, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
-from metro_megatron.health.alarms import ALARMS, History, Line
+from metro_megatron.health.alarms import ALARMS
+from metro_megatron.health.history import History, Line
 from metro_megatron.health.trivial import WordFrequencies, detection_entropy
 from metro_megatron.health.watch import QUIET_LINES, Watch, sample_hashes
 from metro_megatron.parallel.optim import Update

@@ -1,0 +1,120 @@
+"""The lines of a run so far, and what the alarms take from them: means over windows, their noise, gains, rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metro_megatron.config.schema import Config
+from metro_megatron.health.trivial import detection_entropy
+
+LEAST_STEPS = 20
+"""Steps that a judgement of a loss or a norm is made over."""
+SIGMAS = 5.0
+"""Standard deviations: by chance less than once in a million lines."""
+SPREAD = 3.0
+"""Standard deviation in nats of a masked token's loss, at most about that of word frequencies."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is known at one log line."""
+
+    step: int
+    """Steps done."""
+    figures: Mapping[str, float]
+    """As they are logged."""
+    masked: int
+    """Masked tokens since the line before, over all ranks."""
+    tokens: int
+    """All of them."""
+    norms: Sequence[float] = ()
+    """Gradient norm of every step since the line before."""
+    skipped: int = 0
+    """Steps of those that were skipped for gradients that are not finite."""
+    unigram: float = 0.0
+    """Loss of word frequencies."""
+    repeated: float = 0.0
+    """Share of the samples that were read before, though the order says that they are new."""
+    weights: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """Norm and number of elements of every parameter."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The lines so far, of this start of the run."""
+
+    config: Config
+    lines: Sequence[Line]
+
+    @property
+    def last(self) -> Line:
+        return self.lines[-1]
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the window and the one before lie behind the warm-up of the learning rate, and Adam remembers it."""
+        options = self.config.optimizer
+        begin = options.lr_warmup_steps + 1 / max(1 - options.adam_beta2, 1e-3)
+        return self.last.step - 2 * LEAST_STEPS >= begin and len(self._window_before) > 0
+
+    @property
+    def is_half_done(self) -> bool:
+        return self.is_warm and self.last.step >= self.config.train.train_steps / 2
+
+    @property
+    def _window_before(self) -> list[Line]:
+        return self.window(len(self.lines) - len(self.window()))
+
+    def is_falling(self, name: str) -> bool:
+        """Whether a loss is lower by a hundredth than in the window before."""
+        return self.mean(name) < 0.99 * self.mean(name, self._window_before)
+
+    def window(self, end: int | None = None) -> list[Line]:
+        """The lines of the last LEAST_STEPS steps, or those before line number `end`."""
+        lines = self.lines[:end]
+        return [] if not lines else [line for line in lines if line.step > lines[-1].step - LEAST_STEPS]
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.last.figures for name in names)
+
+    def mean(self, name: str, lines: Sequence[Line] | None = None) -> float:
+        """Of a figure over the tokens of a window."""
+        lines = self.window() if lines is None else lines
+        return sum(line.figures[name] * line.tokens for line in lines) / max(sum(line.tokens for line in lines), 1)
+
+    def noise(self) -> float:
+        """SIGMAS standard deviations in nats of a mean over the masked tokens of the window."""
+        return SIGMAS * SPREAD / math.sqrt(max(sum(line.masked for line in self.window()), 1))
+
+    def gain(self, term: str, lines: Sequence[Line] | None = None) -> float:
+        """By what share of the trivial loss a loss lies below it."""
+        trivial = detection_entropy(self.mean("replace_rate", lines)) if term == "rtd" else self.last.unigram
+        return 1 - self.mean(f"{term}_loss", lines) / trivial if trivial else 0.0
+
+    @property
+    def language_terms(self) -> list[str]:
+        """The language models among the run's losses: those that word frequencies are the plateau of."""
+        return [term for term in ("aux", "clm", "mlm") if self.has(f"{term}_loss") and self._is_plain(term)]
+
+    def _is_plain(self, term: str) -> bool:
+        return term != "clm" or self.config.objective.clm == "simplified"
+
+    def share_of_peak(self, parameter: str) -> float:
+        """A parameter's learning rate at the last step, as a share of its peak."""
+        own = self.config.optimizer.auxiliary_schedule
+        if own and not parameter.startswith(("tied.", "main.")):
+            step, steps = self.last.step - 1, self.config.train.train_steps
+            return self.config.lr_factor.at(step, steps) * own.at(step, steps)
+        return self.last.figures["learning_rate"] / self.config.optimizer.lr
+
+    @property
+    def matrix_rms(self) -> float:
+        """Root mean square of the elements of the layers' matrices; 0: not known."""
+        own = [
+            (norm, size)
+            for name, (norm, size) in self.last.weights.items()
+            if ".layers." in name and name.endswith(".weight") and "linear" in name and "layer_norm" not in name
+        ]
+        return math.sqrt(sum(norm**2 for norm, _ in own) / sum(size for _, size in own)) if own else 0.0
