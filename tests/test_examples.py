@@ -177,7 +177,7 @@ def test_the_arms_of_figure_3():
 
 def test_the_arms_of_the_campaign():
     common = EXAMPLES / "campaign" / "common.yaml"
-    assert sorted(path.stem for path in common.parent.iterdir()) == sorted(["common", "gpu", *CAMPAIGN])
+    assert sorted(path.stem for path in common.parent.glob("*.yaml")) == sorted(["common", "gpu", *CAMPAIGN])
     for name, expected in CAMPAIGN.items():
         config = load(common, common.with_stem(name))
         assert problems(config, processes(common)) == []
@@ -186,6 +186,17 @@ def test_the_arms_of_the_campaign():
         assert problems(load(common, gpu, common.with_stem(name)), processes(gpu)) == []
     sizes = [load(path).model.main for path in (common, EXAMPLES / "demo.yaml")]
     assert sizes[0] == sizes[1]
+
+
+def test_one_change_at_a_time_to_metro_in_the_campaign():
+    common, metro = (EXAMPLES / "campaign" / f"{name}.yaml" for name in ("common", "metro"))
+    files = sorted((EXAMPLES / "campaign" / "one_change").iterdir())
+    assert {path.stem: changes(load(common, path, metro), load(common, metro)) for path in files} == {
+        "auxiliary_depth": {"model.auxiliary_num_layers": 2},
+        "auxiliary_rate": {"optimizer.auxiliary_lr": 2e-3},
+        "lambda_3": {"objective.rtd_weight": 3.0},
+        "lambda_50": {"objective.rtd_weight": 50.0},
+    }
 
 
 def test_presets_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
