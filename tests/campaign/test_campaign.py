@@ -238,7 +238,9 @@ def test_another_machine_does_again_what_the_table_does_not_bring(tmp_path):
     first, other, second = names["1", "0.001"], names["1", "0.0005"], names["2", "0.001"]
     for run in (first, other):  # a try of another rate needs none
         shutil.rmtree(scores_beside(results) / run)
-    put_row(results, {**next(row for row in before if row["run"] == first), "date": "long ago"})
+    row = next(row for row in before if row["run"] == first)
+    put_row(results, {**row, "date": "long ago", "validation": "0.01"})
+    assert {**row, "date": "long ago"} in read_rows(results), "what chose the rate stays"
     options = replace(options, root=str(tmp_path / "there"))
     campaign(options, TEXT, there := Trained())
     assert there.runs == [first] and read_rows(results) == before, "its row is replaced where it stands"

@@ -48,9 +48,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def put_row(path: Path, row: Mapping[str, object]) -> None:
-    """Put a row where the same run's stands, or else at the end; the file is the old one or the new one at any time."""
+    """Put a row where the same run's stands, or else at the end; the file is the old one or the new one at any time.
+
+    A run that is done again keeps its `validation`: later seeds were trained at the rate that it chose, which another
+    layout's rounding must not undo.
+    """
     rows: dict[object, Mapping[str, object]] = {one["run"]: one for one in read_rows(path)}
-    rows[row["run"]] = row
+    before = rows.get(row["run"], row)
+    rows[row["run"]] = {**row, "validation": before.get("validation", "")}
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
