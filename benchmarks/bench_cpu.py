@@ -123,7 +123,7 @@ def _rows(config: Config, kinds: list[Kind], rounds: int, folder: Path) -> list[
     with _steps(config, kinds, folder) as steps:
         taken: dict[Kind, list[Taken]] = {kind: [] for kind in kinds}
         for number in range(1 + rounds):
-            for kind in kinds:
+            for kind in kinds if number % 2 else reversed(kinds):  # no kind has always the same one before it
                 one = steps.take(kind, number % MANY)
                 if number:  # the first round warms up
                     taken[kind].append(one)
