@@ -22,11 +22,11 @@ from metro_megatron.data.steps import step_samples
 LEAST = 0.9
 """Of the places in a step's rows, those that must hold tokens; a run with fewer warns."""
 FULL = 0.97
-"""And those that do with what it is told to change."""
+"""Those that do after the change it names."""
 STEPS = 16
 """So many are looked at."""
 MOST_SAMPLES = 16
-"""Of a rank's step and pipeline stage, in the batches that are tried: fewer fill a row (FULL_ROW_SAMPLES)."""
+"""Of a rank's step for each of its pipeline's stages, in the batches that are tried; FULL_ROW_SAMPLES are enough."""
 
 
 def filled(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> Iterator[float]:
@@ -41,8 +41,8 @@ def filled(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> Iterator
 def advice(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> str | None:
     """What to change if one of the next steps leaves more than a tenth of its places empty; None if none does.
 
-    That is the first change that lets all of them be FULL, or the best one. lengths: of the next samples, specials
-    included; those of STEPS steps, and `tried_samples`.
+    Named is the first change with which all of these steps are FULL, else the best one. lengths: of the next samples,
+    specials included, for STEPS steps of the run's batch and of `tried_samples`.
     """
     share = _least(config, dp_size, lengths, default=1.0)
     if share >= LEAST:

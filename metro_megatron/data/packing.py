@@ -21,7 +21,7 @@ def balanced(lengths: ArrayLike, rule: RowRule) -> tuple[list[NDArray[np.int64]]
 
     `spread` where its fullest row has at most a 128th more tokens than the mean. Else MULTIFIT (Coffman, Garey and
     Johnson 1978): of the shorter lengths, the first one in which `pack` needs no more rows is looked for by halves.
-    Where that leaves a 64th more than it must, as with four samples a row, rows of `spread` exchange samples.
+    Where that leaves a 64th more than it must, as with four samples a row, those of `spread` are `exchanged`.
     There are more rows where samples do not fit into data.micro_batch_tokens. A pure function of its arguments, so
     every rank computes the same rows. A row is empty only where there are fewer samples than rows. Lengths must lie
     in 1 to data.micro_batch_tokens.

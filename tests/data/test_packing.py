@@ -78,14 +78,11 @@ def test_hand_made_exchanges():
     assert made([3, 3, 3, 1, 1], [[0, 1, 2], [3, 4]], 6) == [[1, 2], [0, 3, 4]], "one for none"
     assert made([6, 5, 4], [[0, 1], [2]], 11) == [[0, 1], [2]], "enough"
     assert made([9, 1, 1], [[0], [1], [2]], 1) == [[0], [1], [2]], "nothing helps"
-    # Neither the longest first into the emptiest (128) nor best fit (128) finds 896 of 896 places' tokens a row of 112.
-    eighths = [7, 5, 7, 2, 5, 8, 8, 2, 2, 4, 7, 5, 8, 7, 5, 6, 8, 6, 8]
-    lengths = [8 * size for size in eighths]
-    assert balanced(lengths, rule_of(512, dp_size=8))[1] == 112
-    assert (
-        len(pack(np.array(lengths), 112)) == 9
-        and max(sum(eighths[p] for p in row) for row in spread(np.array(eighths), 8)) > 14
-    )
+    # The longest first into the emptiest fills more than 112, and best fit needs a ninth row: exchanges find eight.
+    lengths = 8 * np.array([7, 5, 7, 2, 5, 8, 8, 2, 2, 4, 7, 5, 8, 7, 5, 6, 8, 6, 8])
+    assert max(lengths[row].sum() for row in spread(lengths, 8)) > 112 and len(pack(lengths, 112)) == 9
+    found = {ranks: balanced(lengths, rule_of(128, dp_size=ranks)) for ranks in (4, 8)}
+    assert {ranks: (len(rows), length) for ranks, (rows, length) in found.items()} == {4: (8, 128), 8: (8, 112)}
 
 
 @pytest.mark.parametrize("seed", range(4))
