@@ -9,7 +9,7 @@ from fused.layer_norm import WIDEST
 from metro_megatron.cli.options import Range, flatten, options_of, out_of_range
 from metro_megatron.config.implementations import implementation_problems
 from metro_megatron.config.phases import Phase
-from metro_megatron.config.rows import RowRule
+from metro_megatron.config.rows import FULL_ROW_SAMPLES, RowRule
 from metro_megatron.config.schema import (
     OVERRIDE_MAY_CHANGE,
     Config,
@@ -193,17 +193,19 @@ def _batch(config: Config, world_size: int) -> Iterator[str]:
     if micro_batches > dp:
         who = f"{micro_batches // dp} micro batches, one for each pipeline stage, on {who}"
     batch, chunk = train.global_batch_size, data.micro_batch_size * dp
+    full = FULL_ROW_SAMPLES * dp * parallel.pipeline_model_parallel_size * (1 if batch else data.seq_length)
+    or_more = f"or more ({full} are enough for full rows)" if data.is_packed else "or more"
     if batch == 0:
         least = micro_batches * data.seq_length
         if train.global_batch_tokens < least:
             yield (
                 f"train.global_batch_tokens is {train.global_batch_tokens}, less than one sample of data.seq_length "
-                f"{data.seq_length} for {who}; use {least} or more, or start fewer processes"
+                f"{data.seq_length} for {who}; use {least} {or_more}, or start fewer processes"
             )
     elif batch < micro_batches:
         yield (
             f"train.global_batch_size is {batch}, less than one sample for {who}; "
-            f"use {micro_batches} or more, or start fewer processes"
+            f"use {micro_batches} {or_more}, or start fewer processes"
         )
     elif not data.is_packed and batch % chunk:
         yield (

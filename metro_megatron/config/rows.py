@@ -16,6 +16,8 @@ from metro_megatron.config.schema import Config, DataConfig, ParallelConfig
 
 GRAIN = 16
 """Rows are a multiple of this: tiles of matrix products."""
+FULL_ROW_SAMPLES = 6
+"""So many samples a packed row fill it to 97%, with five it is luck (tests/data/test_fill.py)."""
 
 
 @dataclass(frozen=True)

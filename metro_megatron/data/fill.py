@@ -5,6 +5,7 @@ Legend: dp data-parallel ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -20,14 +21,16 @@ from metro_megatron.data.steps import step_samples
 
 LEAST = 0.9
 """Of the places in a step's rows, those that must hold tokens; a run with fewer warns."""
-STEPS = 4
+FULL = 0.97
+"""Those that do after the change it names."""
+STEPS = 16
 """So many are looked at."""
-MOST_SAMPLES = 64
-"""Of a rank's step, in the batches that are tried: so many fill its rows."""
+MOST_SAMPLES = 16
+"""Of a rank's step for each of its pipeline's stages, in the batches that are tried; FULL_ROW_SAMPLES are enough."""
 
 
 def filled(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> Iterator[float]:
-    """Share of the places that hold tokens, for each of the steps that begin with these samples, at most STEPS."""
+    """Share of the places that hold tokens, for each of the whole steps of these samples."""
     rule, first = RowRule.of(config, dp_size), 0
     while count := step_samples(lengths[first:], config.train):
         of_step = lengths[first : first + count]
@@ -38,20 +41,38 @@ def filled(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> Iterator
 def advice(config: Config, dp_size: int, lengths: NDArray[np.int64]) -> str | None:
     """What to change if one of the next steps leaves more than a tenth of its places empty; None if none does.
 
-    lengths: of the next samples, specials included; those of STEPS steps, and MOST_SAMPLES for each of dp_size ranks.
+    Named is the first change with which all of these steps are FULL, else the best one. lengths: of the next samples,
+    specials included, for STEPS steps of the run's batch and of `tried_samples`.
     """
-    share = min(islice(filled(config, dp_size, lengths), STEPS), default=1.0)
+    share = _least(config, dp_size, lengths, default=1.0)
     if share >= LEAST:
         return None
-    better = (
-        f"{remedy} would fill {found:.0%}"
-        for remedy, changed in _remedies(config, dp_size, float(lengths.mean()))
-        if (found := min(islice(filled(changed, dp_size, lengths), STEPS), default=0.0)) >= LEAST
-    )
+    better, most = "start fewer processes", LEAST
+    for remedy, changed in _remedies(config, dp_size, float(lengths.mean())):
+        found = _least(changed, dp_size, lengths)
+        if found > most:
+            better, most = f"{remedy} would fill {_percent(found)}", found
+        if found >= FULL:
+            break
     return (
-        f"only {share:.0%} of the places in a step's rows hold tokens, the rest is padding that costs as much; "
-        f"{next(better, 'start fewer processes')}"
+        f"only {_percent(share)} of the places in a step's rows hold tokens, the rest is padding that costs as much; "
+        f"{better}"
     )
+
+
+def tried_samples(config: Config, dp_size: int) -> int:
+    """Of the largest batch that advice() may name."""
+    return MOST_SAMPLES * config.parallel.pipeline_model_parallel_size * dp_size
+
+
+def _least(config: Config, dp_size: int, lengths: NDArray[np.int64], default: float = 0.0) -> float:
+    """Of `filled` in STEPS steps, or `default` without any."""
+    return min(islice(filled(config, dp_size, lengths), STEPS), default=default)
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that it is less than a limit if the share is."""
+    return f"{math.floor(1000 * share) / 10:.1f}%"
 
 
 def _remedies(config: Config, dp_size: int, mean: float) -> Iterator[tuple[str, Config]]:
@@ -68,7 +89,7 @@ def _remedies(config: Config, dp_size: int, mean: float) -> Iterator[tuple[str, 
         for tokens in (data.micro_batch_tokens * factor for factor in (2, 4, 8)):
             changed = replace(config, data=replace(data, micro_batch_tokens=tokens))
             yield f"data.micro_batch_tokens {tokens}", changed
-    for samples in range(dp_size, MOST_SAMPLES * dp_size + 1, dp_size):
+    for samples in range(dp_size, tried_samples(config, dp_size) + 1, dp_size):
         tokens = round(samples * mean)
         if samples > train.global_batch_size > 0:
             yield f"train.global_batch_size {samples}", replace(config, train=replace(train, global_batch_size=samples))

@@ -62,7 +62,7 @@ class PhaseData:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""
         train, mean = self._config.train, self._index.num_tokens / len(self._index)
         of_step = train.global_batch_size or train.global_batch_tokens / mean
-        count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.MOST_SAMPLES * self._dp_size)
+        count = max(round(1.1 * fill.STEPS * of_step), fill.STEPS * fill.tried_samples(self._config, self._dp_size))
         lengths = self._samples.lengths(self._samples.draws(first, count))
         return fill.advice(self._config, self._dp_size, lengths)
 

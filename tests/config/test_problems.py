@@ -164,7 +164,11 @@ def test_sound_configurations_have_no_problems(world_size, changes):
             {PP: 4, VPP: 3, "train__global_batch_tokens": 1 << 13},
             ["global_batch_tokens is 8192", "4 micro batches, one for each pipeline stage, on each of 8", "use 16384"],
         ),
-        (32, {PP: 4, VPP: 3, "train__global_batch_size": 31}, ["global_batch_size is 31, less than", "use 32 or more"]),
+        (
+            32,
+            {PP: 4, VPP: 3, "train__global_batch_size": 31},
+            ["global_batch_size is 31, less than", "use 32 or more (192 are enough for full rows), or start fewer"],
+        ),
         (1, {"train__global_batch_size": -1}, ["global_batch_size is -1, must be at least 0"]),
         (4, {"train__global_batch_size": 3}, ["global_batch_size is 3, less than one sample for each of 4"]),
         (1, {"model__relative_attention_num_buckets": 33}, ["num_buckets is 33, must be even; use 34"]),

@@ -5,7 +5,7 @@ import pytest
 
 from metro_megatron.config.rows import RowRule
 from metro_megatron.config.schema import DataConfig, ParallelConfig
-from metro_megatron.data.packing import balanced, pack, spread
+from metro_megatron.data.packing import balanced, exchanged, pack, spread
 from metro_megatron.data.samples import build_sample_index
 
 
@@ -68,6 +68,39 @@ def test_hand_made_rows():
     assert (sorted(row.tolist() for row in rows), length) == ([[0], [1], [2], [3]], 112)
     rows, length = balanced([5, 5], rule_of(512, dp_size=3))
     assert ([row.tolist() for row in rows], length) == ([[0], [1], []], 16)
+
+
+def test_hand_made_exchanges():
+    def made(sizes, rows, enough):
+        return [row.tolist() for row in exchanged([np.array(row) for row in rows], np.array(sizes), enough)]
+
+    assert made([6, 5, 4, 3], [[0, 1], [2, 3]], 9) == [[1, 2], [0, 3]], "one sample for one"
+    assert made([3, 3, 3, 1, 1], [[0, 1, 2], [3, 4]], 6) == [[1, 2], [0, 3, 4]], "one for none"
+    assert made([6, 5, 4], [[0, 1], [2]], 11) == [[0, 1], [2]], "enough"
+    assert made([9, 1, 1], [[0], [1], [2]], 1) == [[0], [1], [2]], "nothing helps"
+    # The longest first into the emptiest fills more than 112, and best fit needs a ninth row: exchanges find eight.
+    lengths = 8 * np.array([7, 5, 7, 2, 5, 8, 8, 2, 2, 4, 7, 5, 8, 7, 5, 6, 8, 6, 8])
+    assert max(lengths[row].sum() for row in spread(lengths, 8)) > 112 and len(pack(lengths, 112)) == 9
+    found = {ranks: balanced(lengths, rule_of(128, dp_size=ranks)) for ranks in (4, 8)}
+    assert {ranks: (len(rows), length) for ranks, (rows, length) in found.items()} == {4: (8, 128), 8: (8, 112)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exchanged_rows_hold_the_same_samples_and_none_is_empty(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 60, rng.integers(30, 90))
+    before = spread(lengths, 24)[::-1]
+    rows = exchanged(before, lengths, 1)
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(lengths)))
+    assert all(row.tolist() == sorted(row) for row in rows) and min(map(len, rows)) > 0
+    tokens = [int(lengths[row].sum()) for row in rows]
+    fullest, own = max(tokens), tokens.index(max(tokens))
+    assert fullest <= max(int(lengths[row].sum()) for row in before)
+    # No sample of the fullest row can be given to another row, for one of its samples or none.
+    for number in set(range(24)) - {own}:
+        for given in lengths[rows[own]]:
+            for taken in (0, *lengths[rows[number]]):
+                assert max(fullest - given + taken, tokens[number] + given - taken) >= fullest
 
 
 @pytest.mark.parametrize("seed", range(4))
