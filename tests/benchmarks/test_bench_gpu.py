@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from benchmarks import bench_fused, bench_train, memory_check, same_losses
 from benchmarks.bench_gpu import Options, chosen, gpu_stages, main
 from benchmarks.operators import cases
 from benchmarks.predictions import STEP, Prediction, beside_predictions, read_predictions
+from benchmarks.provenance import ROOT
 from benchmarks.stages import Record, Stage, run_stages
 from benchmarks.summary import write_summary
 from fused.dispatch import OPERATOR_NAMES
@@ -23,7 +25,6 @@ from metro_megatron.cli.options import options_of, read_options
 from metro_megatron.config.file import parse_config
 from metro_megatron.errors import UserError
 from metro_megatron.plan.gpus import GPUS
-from tests.distributed import run_ranks
 
 HEAD = {"device": "NVIDIA H200", "commit": "abc", "date": "today", "command": "bench"}
 
@@ -140,10 +141,22 @@ def test_the_page(tmp_path: Path) -> None:
     assert "| base | all | 0.5 | 20 | ok |" in text
 
 
+def on_a_bare_machine(modules: Sequence[str]) -> Sequence[dict[str, float]]:
+    """Losses of the first steps, from a machine that has only what the docs and the Makefile's WHEELS list."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.bare", *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses: Sequence[dict[str, float]] = json.loads(done.stdout)
+    return losses
+
+
 def test_losses_of_the_first_steps_are_the_reference() -> None:
     wanted = same_losses.read_reference(same_losses.REFERENCE)
     assert len(wanted) == same_losses.STEPS and wanted[-1]["aux_loss"] < wanted[0]["aux_loss"] - 1
-    (got,) = run_ranks(same_losses.train, 1, "fp32", "cpu", 2)
+    commands = [list(stage.command(60.0)) for stage in gpu_stages(Path("out"), torch.device("cuda"), "abc")]
+    stages = {words[words.index("-m") + 1] for words in commands}
+    tests = [f"tests.fused.{path.stem}" for path in (ROOT / "tests" / "fused").glob("*.py")]
+    got = on_a_bare_machine(["benchmarks.bench_gpu", *stages, "tests.conftest", *tests])
     assert all(one["is_equal"] for one in same_losses.compare("fp32", got, wanted))
     wrong = [{**one, "rtd_loss": one["rtd_loss"] * 1.001} for one in wanted]
     found = same_losses.compare("fp32", wrong, wanted)
