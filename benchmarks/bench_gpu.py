@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.contestants import NO_DROPOUT
 from benchmarks.provenance import ROOT, provenance
-from benchmarks.stages import FAILED, Record, Stage, run_stages
+from benchmarks.stages import PASSED, SKIPPED, Record, Stage, run_stages
 from benchmarks.summary import write_summary
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
@@ -49,8 +49,9 @@ class Options:
 def main(options: Options) -> int:
     """Test, check and measure on one GPU, stage by stage, each within its time and written down when it ends.
 
-    What has finished is not run again by the same command, unless commit, device or versions have changed. Exit codes:
-    0 no stage failed, 1 one did, 2 nothing could be run, with the reason.
+    What has passed is not run again by the same command, unless commit, device or versions have changed. Exit codes: 0
+    all that can run here has passed, 1 a stage failed, was stopped at its limit or not reached, 2 nothing could be run,
+    with the reason.
     """
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -68,7 +69,7 @@ def main(options: Options) -> int:
     for _ in run_stages(stages, record, options.budget_s):
         write_summary(folder)
     print(f"\n{(folder / 'summary.md').read_text()}\nwrote {folder}/summary.md and what it is made of")
-    return int(any(record.rows[stage.name]["result"] == FAILED for stage in stages))
+    return int(any(record.result(stage) not in (PASSED, SKIPPED) for stage in stages))
 
 
 def chosen(stages: Sequence[Stage], names: Sequence[str], limits: Sequence[str]) -> list[Stage]:

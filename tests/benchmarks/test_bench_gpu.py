@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import bench_fused, bench_train, memory_check, same_losses
+from benchmarks import bench_fused, bench_gpu, bench_train, memory_check, same_losses
 from benchmarks.bench_gpu import Options, chosen, gpu_stages, main
 from benchmarks.operators import cases
 from benchmarks.predictions import STEP, Prediction, beside_predictions, read_predictions
@@ -64,6 +64,32 @@ def test_stages_end_and_are_resumed(tmp_path: Path) -> None:
     assert not (folder / "right.csv").exists()
     assert results([Stage("right", "", python("pass"), 60.0)], folder, "def") and count.read_text() == "xx"
     assert results(stages[:1], tmp_path / "late", budget_s=1.0) == {"right": "not run"}
+
+
+def test_what_failed_is_run_again_after_the_others(tmp_path: Path) -> None:
+    mended, log = tmp_path / "mended", tmp_path / "log"
+    says = f"import os, sys; open({str(log)!r}, 'a').write(sys.argv[1]); "
+    command = [sys.executable, "-S", "-c", says + f"sys.exit(not os.path.exists({str(mended)!r}))"]
+    stages = [Stage(name, "", lambda _, name=name: [*command, name], 60.0) for name in "ab"]
+    assert results(stages[:1], tmp_path / "out") == {"a": "failed"}
+    # Without time nothing of what is known of it is lost.
+    assert results(stages, tmp_path / "out", budget_s=1.0) == {"a": "failed", "b": "not run"}
+    mended.touch()
+    assert results(stages, tmp_path / "out") == {"a": "passed", "b": "passed"} and log.read_text() == "aba"
+    assert results(stages, tmp_path / "out") and log.read_text() == "aba"
+
+
+@pytest.mark.parametrize(
+    "code, limit_s, budget_s, wanted",
+    [("", 60.0, 60.0, 0), ("exit(3)", 60.0, 60.0, 1), ("while 1: 1", 1.0, 60.0, 1), ("", 60.0, 1.0, 1)],
+)
+def test_exit_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, limit_s: float, budget_s: float, wanted: int
+) -> None:
+    """Also of a stage that hangs, and of one that was not reached."""
+    stages = [Stage("one", "", python(code), limit_s), Stage("two", "", python(""), 60.0, "needs a GPU")]
+    monkeypatch.setattr(bench_gpu, "gpu_stages", lambda *_: stages)
+    assert main(Options(output=str(tmp_path), device="cpu", commit="abc", budget_s=budget_s)) == wanted
 
 
 def test_options() -> None:
