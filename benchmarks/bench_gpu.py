@@ -6,9 +6,11 @@ Needs torch with Triton, numpy, pytest and what `make wheels` collects; no packa
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from benchmarks.stages import PASSED, SKIPPED, Record, Stage, run_stages
 from benchmarks.summary import write_summary
 from metro_megatron.cli.command_line import run_tool
 from metro_megatron.errors import UserError
+from metro_megatron.files import whole_files
 
 OUTPUT = "docs/benchmarks/gpu"
 START_S = 20.0
@@ -68,8 +71,19 @@ def main(options: Options) -> int:
     record = Record(folder, head)
     for _ in run_stages(stages, record, options.budget_s):
         write_summary(folder)
-    print(f"\n{(folder / 'summary.md').read_text()}\nwrote {folder}/summary.md and what it is made of")
+        write_archive(folder)
+    print(
+        f"\n{(folder / 'summary.md').read_text()}\nwrote {folder}/summary.md, what it is made of, and {folder}.tar.gz"
+    )
     return int(any(record.result(stage) not in (PASSED, SKIPPED) for stage in stages))
+
+
+def write_archive(folder: Path) -> None:
+    """Everything in one file beside the folder, as a machine that is lent may give back few."""
+    path = folder.with_name(f"{folder.name}.tar.gz")
+    # Traces, the most of it, are compressed already.
+    with whole_files([path]) as (file,), tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as archive:
+        archive.add(folder, folder.name)
 
 
 def chosen(stages: Sequence[Stage], names: Sequence[str], limits: Sequence[str]) -> list[Stage]:
@@ -109,7 +123,9 @@ def gpu_stages(folder: Path, device: torch.device, commit: str) -> list[Stage]:
             "--output", str(folder / stage),
         )  # fmt: skip
 
-    trace = lambda stage: ("--warm_up", "3", "--steps", "5", "--profile", str(folder / f"{stage}.trace.json.gz"))  # noqa: E731
+    def trace(stage: str) -> tuple[str, ...]:
+        return "--warm_up", "3", "--steps", "5", "--profile", str(folder / f"{stage}.trace.json.gz")
+
     tried = ("--steps", "20", "--precisions", "fp32") if kind == "cpu" else ()
     return [
         Stage("tests", "tests of the operators", lambda _: _tests(), 110.0, no_gpu or _missing("pytest")),
@@ -135,7 +151,9 @@ def _budget(limit_s: float) -> tuple[str, str]:
 
 def _tests() -> list[str]:
     """Of kernels; compiling for GPUs that are not there needs none, and has been done elsewhere."""
-    beside = ("-n", "4") if importlib.util.find_spec("xdist") else ()
+    # Most of the time is Triton's, which compiles about 150 variants of kernels for 1 to 2 s each.
+    processes = max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+    beside = ("-n", str(processes)) if importlib.util.find_spec("xdist") else ()
     skipped = ("-p", "no:cacheprovider", "--ignore", "tests/fused/test_ahead_of_time.py", "-m", "not long")
     return [sys.executable, "-m", "pytest", "-q", *beside, *skipped, "tests/fused"]
 

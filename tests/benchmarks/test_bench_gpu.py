@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,7 +91,17 @@ def test_exit_codes(
     """Also of a stage that hangs, and of one that was not reached."""
     stages = [Stage("one", "", python(code), limit_s), Stage("two", "", python(""), 60.0, "needs a GPU")]
     monkeypatch.setattr(bench_gpu, "gpu_stages", lambda *_: stages)
-    assert main(Options(output=str(tmp_path), device="cpu", commit="abc", budget_s=budget_s)) == wanted
+    folder = tmp_path / "out"
+    assert main(Options(output=str(folder), device="cpu", commit="abc", budget_s=budget_s)) == wanted
+    with tarfile.open(tmp_path / "out.tar.gz") as archive:
+        assert set(archive.getnames()) == {"out", *(f"out/{name}" for name in os.listdir(folder))}
+
+
+def test_wheels_that_are_missing_are_told(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    script = shutil.copy(ROOT / "benchmarks" / "bare.sh", tmp_path / "benchmarks")
+    done = subprocess.run(["sh", script], capture_output=True, text=True)
+    assert done.returncode == 2 and "make wheels" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_options() -> None:
