@@ -127,20 +127,27 @@ def gpu_stages(folder: Path, device: torch.device, commit: str) -> list[Stage]:
         return "--warm_up", "3", "--steps", "5", "--profile", str(folder / f"{stage}.trace.json.gz")
 
     tried = ("--steps", "20", "--precisions", "fp32") if kind == "cpu" else ()
+    few = ("--steps", "20", "--every", "5") if kind == "cpu" else ()
     return [
-        Stage("tests", "tests of the operators", lambda _: _tests(), 110.0, no_gpu or _missing("pytest")),
-        Stage("memory", "memory checker on attention and head", lambda _: _memory(), 40.0, no_gpu or _no_checker()),
+        Stage("tests", "tests of the operators", lambda _: _tests(), 90.0, no_gpu or _missing("pytest")),
+        Stage("memory", "memory checker on attention and head", lambda _: _memory(), 35.0, no_gpu or _no_checker()),
         Stage(
             "losses", "200 steps of the demo's model beside the CPU's",
             lambda _: module("same_losses", "--device", kind, *tried, "--output", str(folder / "losses")), 50.0,
         ),
-        Stage("operators", "our operators", fused("operators", "--against", NO_DROPOUT), 80.0),
-        Stage("base", "steps of base, with a trace", steps("base", "base", *trace("base")), 60.0, no_gpu),
-        Stage("large", "steps of large, with a trace", steps("large", "large_pp", *trace("large")), 60.0, no_gpu),
-        Stage("rivals", "operators beside others'", fused("rivals", "--presets", "base"), 75.0, no_gpu),
+        Stage("operators", "our operators", fused("operators", "--against", NO_DROPOUT), 75.0),
+        Stage("base", "steps of base, with a trace", steps("base", "base", *trace("base")), 55.0, no_gpu),
+        Stage("large", "steps of large, with a trace", steps("large", "large_pp", *trace("large")), 55.0, no_gpu),
+        Stage(
+            "learn", "METRO and masked language modeling on a language of hashes",
+            lambda limit_s: module(
+                "bench_learn", "--device", kind, *few, *_budget(limit_s), "--output", str(folder / "learn")
+            ), 60.0,
+        ),
+        Stage("rivals", "operators beside others'", fused("rivals", "--presets", "base"), 60.0, no_gpu),
         Stage(
             "table5", "steps of base with torch's own operators, with each of ours, with all",
-            steps("table5", "base", "--table5", "--warm_up", "2", "--steps", "3"), 65.0, no_gpu,
+            steps("table5", "base", "--table5", "--warm_up", "2", "--steps", "3"), 60.0, no_gpu,
         ),
     ]  # fmt: skip
 

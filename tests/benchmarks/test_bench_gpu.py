@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import bench_fused, bench_gpu, bench_train, memory_check, same_losses
+from benchmarks import bench_fused, bench_gpu, bench_learn, bench_train, memory_check, same_losses
 from benchmarks.bench_gpu import Options, chosen, gpu_stages, main
 from benchmarks.operators import cases
 from benchmarks.predictions import STEP, Prediction, beside_predictions, read_predictions
@@ -118,7 +118,12 @@ def test_options() -> None:
 
 def test_commands_have_options_that_exist() -> None:
     """A misspelled one would be found on the GPU, in time that is lent."""
-    tools = {"bench_fused": bench_fused, "bench_train": bench_train, "same_losses": same_losses}
+    tools = {
+        "bench_fused": bench_fused,
+        "bench_train": bench_train,
+        "same_losses": same_losses,
+        "bench_learn": bench_learn,
+    }
     seen = []
     for stage in gpu_stages(Path("out"), torch.device("cuda"), "abc"):
         words = list(stage.command(stage.limit_s))
@@ -131,7 +136,7 @@ def test_commands_have_options_that_exist() -> None:
         assert given.problems == [] and given.values["commit"] == "abc"
         assert given.values["output"] == f"out/{stage.name}"
         parse_config(given.unknown)
-    assert seen == ["losses", "operators", "base", "large", "rivals", "table5"]
+    assert seen == ["losses", "operators", "base", "large", "learn", "rivals", "table5"]
 
 
 def test_predictions_speak_of_what_is_measured() -> None:
@@ -168,6 +173,7 @@ def test_the_page(tmp_path: Path) -> None:
         },
         "base": [{"rows": []}, {"rows": [step], "profile": kernels}],
         "losses": [{"rows": [], "verdicts": [{"text": "fp32 aux_loss: equal"}]}],
+        "learn": [{"rows": [], "verdicts": [{"text": "metro aux_loss: 8 -> 6"}]}],
     }
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -175,7 +181,8 @@ def test_the_page(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     assert text.startswith("# One GPU: NVIDIA H200\n") and "| commit | abc |" in text
     assert "| step | base | mfu_percent | 26 to 35 | 20 | below | counted |" in text
-    assert "fp32 aux_loss: equal" in text and "| 50 | 3 | 7 | a/b |" in text and "no kernel ran" in text
+    assert "fp32 aux_loss: equal" in text and "metro aux_loss: 8 -> 6" in text
+    assert "| 50 | 3 | 7 | a/b |" in text and "no kernel ran" in text
     assert "| base | all | 0.5 | 20 | ok |" in text
 
 
@@ -217,6 +224,6 @@ def test_a_trial_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert call_with_options(main, options) == 0
     record = json.loads(Path("out/stages.json").read_text())
     passed = [row["stage"] for row in record["stages"] if row["result"] == "passed"]
-    assert passed == ["losses", "operators"]
+    assert passed == ["losses", "operators", "learn"]
     assert "## Losses beside the CPU's" in Path("out/summary.md").read_text()
     assert {"losses.csv", "operators.csv", "losses.log"} <= set(os.listdir("out"))
