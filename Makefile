@@ -97,9 +97,9 @@ storm: $(STAMP)
 citizen: .venv/citizen
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tools.citizen.citizen --model $(MODEL)
 
-# For Python 3.12 on x86-64: what bench_gpu imports beside torch, Triton, numpy, pytest, PyYAML, psutil, packaging,
-# rich, sentencepiece and tensorboard. The releases are those of constraints.txt.
-WHEELS := megatron-core orjson zstandard isal
+# For Python 3.12 on x86-64: what bench_gpu and tests/fused import beside the packages that docs/benchmarks.md lists. The
+# releases are those of constraints.txt.
+WHEELS := megatron-core orjson zstandard isal hypothesis sortedcontainers pytest-timeout pytest-xdist execnet
 PLATFORMS := $(foreach glibc,28 24 17,--platform manylinux_2_$(glibc)_x86_64)
 
 wheels: $(STAMP)

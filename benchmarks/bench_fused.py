@@ -1,6 +1,6 @@
 """Check and time the fused operators against what a user would take instead, in one call on one GPU.
 
-Needs torch, triton, numpy and this checkout on PYTHONPATH; nothing else.
+Needs torch, Triton, numpy, and this checkout on PYTHONPATH, of which it takes metro_megatron's command line too.
 """
 
 import sys

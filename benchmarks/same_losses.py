@@ -11,7 +11,7 @@ import csv
 import io
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,24 +95,33 @@ def main(options: Options) -> int:
 
 def train(precision: Precision, device: Device, steps: int) -> list[Losses]:
     """The losses of each step, on documents in a folder that is dropped."""
+    with tempfile.TemporaryDirectory(prefix="same_losses_") as folder:
+        config = losses_config(Path(folder), precision, device)
+        write_dataset(Path(config.data.train[0]), hashed_documents(config.model.vocab_size), config.model.vocab_size)
+        return [{name: figures[name] for name in LOSSES} for _, figures in trained(config, device, steps)]
+
+
+def trained(
+    config: Config, device: Device, steps: int, every: int = 1
+) -> Generator[tuple[int, dict[str, float]], None, None]:
+    """Train, and yield the tokens and the figures of each so many steps, whose end the host waits for."""
     import_megatron()
     from metro_megatron.train.corpus import Corpus
     from metro_megatron.train.metrics import MetricSums
     from metro_megatron.train.trainer import Trainer
 
-    with tempfile.TemporaryDirectory(prefix="same_losses_") as folder:
-        config = losses_config(Path(folder), precision, device)
-        write_dataset(Path(config.data.train[0]), hashed_documents(config.model.vocab_size), config.model.vocab_size)
-        trainer = Trainer(config, Corpus.open(config), torch.device(device))
-        metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
-        losses = []
+    trainer, tokens = Trainer(config, Corpus.open(config), torch.device(device)), 0
+    metrics = MetricSums(trainer.layout, trainer.parts.all_terms)
+    try:
         with closing(trainer.corpus.training_data(trainer.layout).prefetch(0, steps, 0)) as batches:
-            for batch in batches:
+            for step, batch in enumerate(batches, 1):
                 trainer.step.train(batch, metrics)
-                figures = metrics.reduce()
-                losses.append({name: figures[name] for name in LOSSES})
+                tokens += batch.num_tokens
+                if step % every == 0 or step == steps:
+                    yield tokens, metrics.reduce()
+                    tokens = 0
+    finally:
         trainer.close()
-    return losses
 
 
 def losses_config(folder: Path, precision: Precision, device: Device) -> Config:
@@ -128,9 +137,9 @@ def losses_config(folder: Path, precision: Precision, device: Device) -> Config:
     )
 
 
-def hashed_documents(vocab_size: int) -> TokenizedDocuments:
-    """DOCUMENTS of 20 to LONGEST tokens, made of integers alone, so that they are the same on every machine."""
-    document, place = np.arange(DOCUMENTS)[:, None], np.arange(LONGEST)
+def hashed_documents(vocab_size: int, count: int = DOCUMENTS) -> TokenizedDocuments:
+    """Documents of 20 to LONGEST tokens, made of integers alone, so that they are the same on every machine."""
+    document, place = np.arange(count)[:, None], np.arange(LONGEST)
     noise = hash64(1, document, place)  # [D, L]
     # Ids 2^k to 2^(k+1) together have the same share for every k below the number of bits.
     bits = vocab_size.bit_length() - 1
@@ -141,9 +150,9 @@ def hashed_documents(vocab_size: int) -> TokenizedDocuments:
     for t in range(1, LONGEST):
         follows = (5 * tokens[:, t - 1] + 7) % words
         tokens[:, t] = np.where(noise[:, t] >> np.uint64(63) == 1, follows, tokens[:, t])
-    lengths = 20 + (hash64(2, np.arange(DOCUMENTS)) % np.uint64(LONGEST - 19)).astype(np.int32)
+    lengths = 20 + (hash64(2, np.arange(count)) % np.uint64(LONGEST - 19)).astype(np.int32)
     ids = (tokens + NUM_SPECIALS)[place < lengths[:, None]]
-    return TokenizedDocuments(ids, lengths, np.arange(DOCUMENTS + 1))
+    return TokenizedDocuments(ids, lengths, np.arange(count + 1))
 
 
 def compare(precision: Precision, got: Sequence[Losses], wanted: Sequence[Losses]) -> list[Row]:

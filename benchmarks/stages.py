@@ -1,6 +1,7 @@
 """Commands in order, each with a time limit, whose ends are written down at once, so that nothing finished is lost.
 
-What has finished is not run again while the machine, the versions and the commit stay.
+What has passed is not run again while the machine, the versions and the commit stay. What has failed is, since packages
+and drivers may be mended, but after all that has not been tried.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from benchmarks.results import Row
 from metro_megatron.files import replace_text
 
 PASSED, FAILED, STOPPED, SKIPPED, NOT_RUN = "passed", "failed", "stopped", "skipped", "not run"
-FINISHED = (PASSED, FAILED)
-"""Ends that would come again."""
+TRIED = (FAILED, STOPPED)
+"""Ends of what ran and did not pass."""
 PATIENCE_S = 10.0
 """Between asking a command to end and ending it."""
 LEAST_S = 15.0
@@ -56,9 +57,10 @@ class Record:
         same = _identity(earlier.get("head", {})) == _identity(self.head)
         self.rows: dict[str, Row] = {row["stage"]: row for row in earlier.get("stages", ())} if same else {}
 
-    def has_finished(self, stage: Stage) -> bool:
+    def result(self, stage: Stage) -> str:
+        """How the same command ended; empty where it has not been here."""
         row = self.rows.get(stage.name, {})
-        return row.get("result") in FINISHED and row.get("command") == _words(stage)
+        return row.get("result", "") if row.get("command") == _words(stage) else ""
 
     def note(self, stage: Stage, result: str, seconds: float = 0.0, note: str = "") -> None:
         row = {"stage": stage.name, "result": result, "seconds": round(seconds, 1), "note": note}
@@ -68,17 +70,21 @@ class Record:
 
 
 def run_stages(stages: Sequence[Stage], record: Record, budget_s: float) -> Iterator[Stage]:
-    """Run what has not finished within budget_s seconds, and yield each stage when its end is in the record."""
+    """Run what has not passed within budget_s seconds, and yield each stage when its end is in the record."""
     deadline = time.monotonic() + budget_s
+    stages = sorted(stages, key=lambda stage: record.result(stage) in TRIED)
     for number, stage in enumerate(stages, 1):
         left = deadline - time.monotonic()
         limit = min(stage.limit_s, left)
         title = f"[{number}/{len(stages)}] {stage.name}: {stage.what}"
-        if record.has_finished(stage):
-            print(f"{title} | finished before: {record.rows[stage.name]['result']}", flush=True)
+        before = record.result(stage)
+        if before == PASSED:
+            print(f"{title} | passed before", flush=True)
         elif stage.obstacle:
             record.note(stage, SKIPPED, note=stage.obstacle)
             print(f"{title} | skipped: {stage.obstacle}", flush=True)
+        elif left < LEAST_S and before in TRIED:
+            print(f"{title} | {before} before, not run again: the time was up", flush=True)
         elif left < LEAST_S:
             record.note(stage, NOT_RUN, note="the time was up (--budget_s); the same command goes on here")
             print(f"{title} | not run: the time was up", flush=True)

@@ -27,7 +27,7 @@ STEP_FIGURES = (
 def write_summary(folder: Path) -> None:
     """Write folder/summary.md from the results that are there."""
     record = json.loads((folder / "stages.json").read_text())
-    operators, rivals, losses = (_run(folder, name) for name in ("operators", "rivals", "losses"))
+    operators, rivals, losses, learned = (_run(folder, name) for name in ("operators", "rivals", "losses", "learn"))
     steps = {name: run for name in STEPS if (run := _run(folder, name))}
     step_rows = [row for run in steps.values() for row in run["rows"]]
     rows = [*operators.get("rows", ()), *rivals.get("rows", ()), *step_rows]
@@ -39,6 +39,7 @@ def write_summary(folder: Path) -> None:
         "Run": [{"what": name, "is": record["head"][name]} for name in HEAD],
         "Stages": [{name: row[name] for name in ("stage", "result", "seconds", "note")} for row in record["stages"]],
         "Losses beside the CPU's": [{"loss": one["text"]} for one in losses.get("verdicts", ())],
+        "Learning": [{"loss": one["text"]} for one in learned.get("verdicts", ())],
         "Beside the predictions": compared,
         "Targets": targets,
         "Operators": _columns(operators.get("rows", ()), OPERATOR_FIGURES),

@@ -4,7 +4,6 @@
 """
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +36,23 @@ LEAST_TRITON = (3, 6)
 
 LEAST_CAPABILITY = (8, 0)
 """A100. bfloat16 and asynchronous copies start here, and no kernel was compiled for less."""
+
+
+def without(version: str, missing: str) -> str:
+    """Why Triton is of no use, by its release or by what its import said; empty where it is.
+
+    A version that does not begin with two numbers is taken for a new one.
+    """
+    if missing:
+        return f"Triton cannot be imported ({missing}); `pip install triton` where there is a GPU"
+    release, least = version.partition("+")[0].split(".")[:2], ".".join(map(str, LEAST_TRITON))
+    if not all(part.isdecimal() for part in release) or (*map(int, release),) >= LEAST_TRITON:
+        return ""
+    return f"kernels need Triton {least} and this is {version}; `pip install 'triton>={least}'`"
+
+
+WITHOUT = without("" if MISSING else triton.__version__, MISSING)
+"""Asked once: operators ask for it in what torch.compile traces, and Dynamo of torch 2.11 follows no parsing."""
 
 HOPPER_SHARED = 227 * 1024
 """Bytes of shared memory that H100 lets a program have; A100 has 163 KB, and 99 are left on RTX and L40 cards."""
@@ -140,11 +156,8 @@ def processors(device: torch.device) -> int:
 
 def _obstacle(device: torch.device) -> str:
     """Why no kernel can run on this device; empty where one can."""
-    if MISSING:
-        return f"Triton cannot be imported ({MISSING}); `pip install triton` where there is a GPU"
-    if _release(triton.__version__) < LEAST_TRITON:
-        least = ".".join(map(str, LEAST_TRITON))
-        return f"kernels need Triton {least} and this is {triton.__version__}; `pip install 'triton>={least}'`"
+    if WITHOUT:
+        return WITHOUT
     if device.type != "cuda":
         return "" if _Choice.interpreted else f"kernels need a CUDA device and this is {device.type}"
     if INTERPRETED:
@@ -153,9 +166,3 @@ def _obstacle(device: torch.device) -> str:
     if capability < LEAST_CAPABILITY:
         return f"kernels need compute capability 8.0 and this device has {capability[0]}.{capability[1]}"
     return ""
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """(3, 7) of "3.7.1+git"; a version that does not begin with numbers is taken for a new one."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return tuple(map(int, found.groups())) if found else LEAST_TRITON

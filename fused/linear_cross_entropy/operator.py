@@ -64,7 +64,8 @@ def linear_cross_entropy(
         return linear_cross_entropy_cpu(rows, weight, bias, targets, shard, sampling)
     partial = shard_statistics(rows, weight, bias, targets, shard, sampling)
     statistics = combine(partial[None])
-    return statistics._replace(loss=shard_loss(rows, weight, bias, targets, shard, statistics))
+    # Not _replace, which the Dynamo of torch 2.11 cannot return from a graph.
+    return Statistics(shard_loss(rows, weight, bias, targets, shard, statistics), *statistics[1:])
 
 
 @torch.no_grad()

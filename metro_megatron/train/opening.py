@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fused.dispatch import describe
 from metro_megatron.config.schema import Config
 from metro_megatron.mcore import implementations
 from metro_megatron.parallel.layout import Layout
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.initial_weights import InitialWeights
+
+if TYPE_CHECKING:
+    from metro_megatron.train.initial_weights import InitialWeights
 
 
 def opening_lines(config: Config, layout: Layout, corpus: Corpus, initial: InitialWeights | None) -> Iterator[str]:

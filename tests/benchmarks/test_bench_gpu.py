@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +14,11 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import bench_fused, bench_train, memory_check, same_losses
+from benchmarks import bench_fused, bench_gpu, bench_learn, bench_train, memory_check, same_losses
 from benchmarks.bench_gpu import Options, chosen, gpu_stages, main
 from benchmarks.operators import cases
 from benchmarks.predictions import STEP, Prediction, beside_predictions, read_predictions
+from benchmarks.provenance import ROOT
 from benchmarks.stages import Record, Stage, run_stages
 from benchmarks.summary import write_summary
 from fused.dispatch import OPERATOR_NAMES
@@ -23,7 +27,6 @@ from metro_megatron.cli.options import options_of, read_options
 from metro_megatron.config.file import parse_config
 from metro_megatron.errors import UserError
 from metro_megatron.plan.gpus import GPUS
-from tests.distributed import run_ranks
 
 HEAD = {"device": "NVIDIA H200", "commit": "abc", "date": "today", "command": "bench"}
 
@@ -65,6 +68,42 @@ def test_stages_end_and_are_resumed(tmp_path: Path) -> None:
     assert results(stages[:1], tmp_path / "late", budget_s=1.0) == {"right": "not run"}
 
 
+def test_what_failed_is_run_again_after_the_others(tmp_path: Path) -> None:
+    mended, log = tmp_path / "mended", tmp_path / "log"
+    says = f"import os, sys; open({str(log)!r}, 'a').write(sys.argv[1]); "
+    command = [sys.executable, "-S", "-c", says + f"sys.exit(not os.path.exists({str(mended)!r}))"]
+    stages = [Stage(name, "", lambda _, name=name: [*command, name], 60.0) for name in "ab"]
+    assert results(stages[:1], tmp_path / "out") == {"a": "failed"}
+    # Without time nothing of what is known of it is lost.
+    assert results(stages, tmp_path / "out", budget_s=1.0) == {"a": "failed", "b": "not run"}
+    mended.touch()
+    assert results(stages, tmp_path / "out") == {"a": "passed", "b": "passed"} and log.read_text() == "aba"
+    assert results(stages, tmp_path / "out") and log.read_text() == "aba"
+
+
+@pytest.mark.parametrize(
+    "code, limit_s, budget_s, wanted",
+    [("", 60.0, 60.0, 0), ("exit(3)", 60.0, 60.0, 1), ("while 1: 1", 1.0, 60.0, 1), ("", 60.0, 1.0, 1)],
+)
+def test_exit_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, limit_s: float, budget_s: float, wanted: int
+) -> None:
+    """Also of a stage that hangs, and of one that was not reached."""
+    stages = [Stage("one", "", python(code), limit_s), Stage("two", "", python(""), 60.0, "needs a GPU")]
+    monkeypatch.setattr(bench_gpu, "gpu_stages", lambda *_: stages)
+    folder = tmp_path / "out"
+    assert main(Options(output=str(folder), device="cpu", commit="abc", budget_s=budget_s)) == wanted
+    with tarfile.open(tmp_path / "out.tar.gz") as archive:
+        assert set(archive.getnames()) == {"out", *(f"out/{name}" for name in os.listdir(folder))}
+
+
+def test_wheels_that_are_missing_are_told(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    script = shutil.copy(ROOT / "benchmarks" / "bare.sh", tmp_path / "benchmarks")
+    done = subprocess.run(["sh", script], capture_output=True, text=True)
+    assert done.returncode == 2 and "make wheels" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_options() -> None:
     stages = gpu_stages(Path("out"), torch.device("cuda"), "abc")
     assert [stage.name for stage in chosen(stages, ["base", "tests"], [])] == ["tests", "base"]
@@ -79,7 +118,12 @@ def test_options() -> None:
 
 def test_commands_have_options_that_exist() -> None:
     """A misspelled one would be found on the GPU, in time that is lent."""
-    tools = {"bench_fused": bench_fused, "bench_train": bench_train, "same_losses": same_losses}
+    tools = {
+        "bench_fused": bench_fused,
+        "bench_train": bench_train,
+        "same_losses": same_losses,
+        "bench_learn": bench_learn,
+    }
     seen = []
     for stage in gpu_stages(Path("out"), torch.device("cuda"), "abc"):
         words = list(stage.command(stage.limit_s))
@@ -92,7 +136,7 @@ def test_commands_have_options_that_exist() -> None:
         assert given.problems == [] and given.values["commit"] == "abc"
         assert given.values["output"] == f"out/{stage.name}"
         parse_config(given.unknown)
-    assert seen == ["losses", "operators", "base", "large", "rivals", "table5"]
+    assert seen == ["losses", "operators", "base", "large", "learn", "rivals", "table5"]
 
 
 def test_predictions_speak_of_what_is_measured() -> None:
@@ -129,6 +173,7 @@ def test_the_page(tmp_path: Path) -> None:
         },
         "base": [{"rows": []}, {"rows": [step], "profile": kernels}],
         "losses": [{"rows": [], "verdicts": [{"text": "fp32 aux_loss: equal"}]}],
+        "learn": [{"rows": [], "verdicts": [{"text": "metro aux_loss: 8 -> 6"}]}],
     }
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -136,14 +181,27 @@ def test_the_page(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     assert text.startswith("# One GPU: NVIDIA H200\n") and "| commit | abc |" in text
     assert "| step | base | mfu_percent | 26 to 35 | 20 | below | counted |" in text
-    assert "fp32 aux_loss: equal" in text and "| 50 | 3 | 7 | a/b |" in text and "no kernel ran" in text
+    assert "fp32 aux_loss: equal" in text and "metro aux_loss: 8 -> 6" in text
+    assert "| 50 | 3 | 7 | a/b |" in text and "no kernel ran" in text
     assert "| base | all | 0.5 | 20 | ok |" in text
+
+
+def on_a_bare_machine(modules: Sequence[str]) -> Sequence[dict[str, float]]:
+    """Losses of the first steps, from a machine that has only what the docs and the Makefile's WHEELS list."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.bare", *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses: Sequence[dict[str, float]] = json.loads(done.stdout)
+    return losses
 
 
 def test_losses_of_the_first_steps_are_the_reference() -> None:
     wanted = same_losses.read_reference(same_losses.REFERENCE)
     assert len(wanted) == same_losses.STEPS and wanted[-1]["aux_loss"] < wanted[0]["aux_loss"] - 1
-    (got,) = run_ranks(same_losses.train, 1, "fp32", "cpu", 2)
+    commands = [list(stage.command(60.0)) for stage in gpu_stages(Path("out"), torch.device("cuda"), "abc")]
+    stages = {words[words.index("-m") + 1] for words in commands}
+    tests = [f"tests.fused.{path.stem}" for path in (ROOT / "tests" / "fused").glob("*.py")]
+    got = on_a_bare_machine(["benchmarks.bench_gpu", *stages, "tests.conftest", *tests])
     assert all(one["is_equal"] for one in same_losses.compare("fp32", got, wanted))
     wrong = [{**one, "rtd_loss": one["rtd_loss"] * 1.001} for one in wanted]
     found = same_losses.compare("fp32", wrong, wanted)
@@ -166,6 +224,6 @@ def test_a_trial_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert call_with_options(main, options) == 0
     record = json.loads(Path("out/stages.json").read_text())
     passed = [row["stage"] for row in record["stages"] if row["result"] == "passed"]
-    assert passed == ["losses", "operators"]
+    assert passed == ["losses", "operators", "learn"]
     assert "## Losses beside the CPU's" in Path("out/summary.md").read_text()
     assert {"losses.csv", "operators.csv", "losses.log"} <= set(os.listdir("out"))

@@ -1,3 +1,4 @@
+import collections
 import importlib
 import os
 import pkgutil
@@ -11,7 +12,7 @@ import torch
 
 import fused
 from fused import dispatch
-from fused.dispatch import describe, reference_only, use_kernel
+from fused.dispatch import describe, reference_only, use_cpu, use_kernel
 
 CPU = torch.device("cpu")
 
@@ -78,11 +79,27 @@ def test_gpus_are_described(monkeypatch, capability, shared_kb, wanted, tiles):
     "version, is_old", [("3.5.1", True), ("2.10.0", True), ("3.6.0", False), ("3.10.0+git1", False), ("main", False)]
 )
 def test_old_releases_of_triton_are_named(monkeypatch, version, is_old):
-    monkeypatch.setattr(dispatch.triton, "__version__", version)
+    monkeypatch.setattr(dispatch, "WITHOUT", dispatch.without(version, ""))
     message = f"because kernels need Triton 3.6 and this is {version}; `pip install 'triton>=3.6'`"
     assert (message in describe(CPU)) == is_old
     if is_old:
         assert not use_kernel("layer_norm", torch.zeros(1))
+
+
+def test_what_is_asked_at_each_call_can_be_traced():
+    """Nothing of Python's library: Dynamo of torch 2.11 cannot follow a regular expression."""
+    called = []
+    x = torch.zeros(1)
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        assert use_kernel("layer_norm", x) and use_cpu("layer_norm", x) == (x.device == CPU)
+        dispatch.architecture(x.device), dispatch.processors(x.device)
+    finally:
+        sys.setprofile(None)
+    library = os.path.dirname(os.__file__)
+    assert dispatch.__file__ in called
+    others = {name for name in called if name.startswith(library) and "site-packages" not in name}
+    assert others <= {collections.__file__}  # Counter
 
 
 def test_the_interpreter_does_not_train(monkeypatch):
