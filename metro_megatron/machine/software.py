@@ -95,12 +95,13 @@ def misfit(requirement: Requirement) -> str:
 
 def _kernels(wants_gpu: bool) -> Iterator[Finding]:
     """What makes training on a GPU faster; said, but missed by no CPU."""
-    from fused.dispatch import LEAST_TRITON, MISSING
+    from fused.dispatch import LEAST_TRITON, MISSING, WITHOUT
 
-    if MISSING:
+    if WITHOUT:
         least = ".".join(map(str, LEAST_TRITON))
         cost = "attention, LayerNorm and the vocabulary's loss in plain torch: slower, and more memory"
-        yield Finding("Triton", "absent", MISSING, cost if wants_gpu else "", f"pip install 'triton>={least}'")
+        found = MISSING or f"{_version('triton')}, kernels need {least}"
+        yield Finding("Triton", "absent", found, cost if wants_gpu else "", f"pip install 'triton>={least}'")
     else:
         yield Finding("Triton", "works", _version("triton"))
     for subject, package, fault_of, cost in (

@@ -147,6 +147,12 @@ def test_a_checkout_that_is_not_installed_and_a_torch_that_does_not_load(
     assert page.splitlines()[-1] == "this machine cannot train as asked: torch, packages"
 
 
+def test_a_triton_too_old_for_the_kernels_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fused.dispatch.WITHOUT", "kernels need Triton 3.6")
+    (triton,) = [one for one in packages(True) if one.subject == "Triton"]
+    assert triton.state == "absent" and triton.cost and triton.remedy == "pip install 'triton>=3.6'"
+
+
 def test_storage_that_cannot_be_written_is_fatal_and_one_of_this_machine_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
