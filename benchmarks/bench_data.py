@@ -104,7 +104,7 @@ def main(options: Options) -> None:
     finally:
         if not options.work:
             shutil.rmtree(folder, ignore_errors=True)
-    run = provenance(torch.device("cpu"), sys.argv)
+    run = provenance(torch.device("cpu"), ["python", "-m", "benchmarks.bench_data", *sys.argv[1:]])
     _write(Path(output), {"run": run, "machine": _machine(), "preprocessing": rows, **rates})
     print(_table(rows))
     index, loader = rates["index"], rates["loader"]
