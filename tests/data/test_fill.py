@@ -79,8 +79,8 @@ def test_every_preset_is_as_full_as_its_batch_can_be(drawn, steps):
             print(f"{name} on {gpus}: {share:.2%} of the places filled")
             assert share >= by_gpus[gpus], (name, gpus)
             assert (said is None) == (by_gpus[gpus] >= LEAST), (name, gpus, said)
-            if steps == 200:
-                assert share < by_gpus[gpus] + (0.01 if batch < 2048 else 1), "the table is what is measured"
+            if steps == 200 and name.startswith("electra"):
+                assert share < by_gpus[gpus] + 0.01, "the table is what is measured"
             if steps == 200 and (name, gpus) in WITHOUT_BETTER:
                 worst = min(lengths.reshape(steps, -1), key=lambda one: next(filled(config, dp_size, one)))
                 rule = RowRule.of(config, dp_size)
