@@ -135,10 +135,40 @@ def refuse_other_run(iteration: Path, config: Config) -> None:
 
 def _past_differences(iteration: Path, saved: Config, given: Config) -> Iterator[str]:
     """What of a branch's plan has not room behind the branching, or is not what was done before it."""
-    step = json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"]
+    step = _steps_done(iteration)
     if given.train.train_steps <= step:
         yield f"train.train_steps is {given.train.train_steps}, but the branch begins after step {step}; give more"
     yield from _other_phases(step, saved, given)
+
+
+def rate_jumps(iteration: Path, given: Config) -> list[str]:
+    """A line for each learning rate that is, at a branch's first step, more than a tenth off its parent's plan."""
+    saved, step = load_config(iteration / "run_config.yaml"), _steps_done(iteration)
+    has_own = any(one.optimizer.auxiliary_schedule for one in (saved, given))
+    found = []
+    for of, there, here in zip(("", " of the auxiliary"), _rates(saved, step), _rates(given, step), strict=True):
+        if (of and not has_own) or abs(here - there) <= 0.1 * there:
+            continue
+        found.append(
+            f"warning: the learning rate{of} is {here:.3g} in step {step + 1:,}, the first of the branch, and would be "
+            f"{there:.3g} in the run that it branches from; a decay from the peak begins here with "
+            f"optimizer.lr_decay_steps {given.train.train_steps - step}, one from a lower rate takes an lr_factor of "
+            "train.phases, or optimizer.auxiliary_lr_schedule"
+        )
+    return found
+
+
+def _rates(config: Config, step: int) -> tuple[float, float]:
+    """Of main and of what the auxiliary alone has, in a step counted from 0."""
+    optimizer, steps = config.optimizer, config.train.train_steps
+    factor, own = config.lr_factor.at(step, steps), optimizer.auxiliary_schedule
+    rate = optimizer.learning_rate(steps).at(step, steps)
+    of_auxiliary = own.at(step, steps) if own else rate / optimizer.lr
+    return factor * rate, factor * of_auxiliary * optimizer.auxiliary.lr
+
+
+def _steps_done(iteration: Path) -> int:
+    return int(json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"])
 
 
 def _other_phases(step: int, saved: Config, given: Config) -> Iterator[str]:
@@ -152,7 +182,7 @@ def _other_phases(step: int, saved: Config, given: Config) -> Iterator[str]:
 
 def _skipped_otherwise(iteration: Path, saved: Config, given: Config) -> Iterator[str]:
     """What of the plan of steps that are passed over is not what was done before the checkpoint."""
-    step = json.loads((iteration / "progress.json").read_text(encoding="utf-8"))["step"]
+    step = _steps_done(iteration)
     if given.train.train_steps < step:
         yield f"train.train_steps is {given.train.train_steps}, but {step} are done; give more"
     yield from _other_phases(step, saved, given)

@@ -31,7 +31,14 @@ from metro_megatron.checkpoint.files import (
 )
 from metro_megatron.checkpoint.publish import BYTES_PER_PARAMETER, prepare, publish, unfinished_folder
 from metro_megatron.checkpoint.read import StoredModel
-from metro_megatron.checkpoint.resume import beginnings, is_branch_point, lost_tracker, overridden, refuse_other_run
+from metro_megatron.checkpoint.resume import (
+    beginnings,
+    is_branch_point,
+    lost_tracker,
+    overridden,
+    rate_jumps,
+    refuse_other_run,
+)
 from metro_megatron.checkpoint.saving import Exchange, Saved, Saving, unwritten
 from metro_megatron.checkpoint.sharded_state import load_state, load_weights_into, sharded_state
 from metro_megatron.checkpoint.trial import try_saving
@@ -155,6 +162,8 @@ class Checkpoints:
                 remarks += [*damage, f"{folder} is not whole; going back to an older checkpoint"]
                 continue
             told = overridden(load_config(folder / "run_config.yaml"), self.config)
+            if is_branch_point(folder, self.config):
+                remarks += rate_jumps(folder, self.config)
             return Restored(folder, json.loads((folder / "progress.json").read_text()), remarks, told)
         return None
 

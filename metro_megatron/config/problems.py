@@ -237,7 +237,7 @@ def _schedule(config: Config) -> Iterator[str]:
     except UserError as error:
         yield f"optimizer.auxiliary_lr_schedule: {error}"
     else:
-        yield from own.problems("optimizer.auxiliary_lr_schedule", steps, Range(0, 1)) if own else ()
+        yield from own.problems("optimizer.auxiliary_lr_schedule", steps, Range(0, 1, has_high=True)) if own else ()
     if optimizer.initial_loss_scale < optimizer.min_loss_scale:
         yield (
             f"optimizer.initial_loss_scale is {optimizer.initial_loss_scale:g}, less than "

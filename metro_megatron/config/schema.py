@@ -382,14 +382,14 @@ class OptimizerConfig:
     matrices: Literal["adam", "muon"] = "adam"
     """What updates the matrices of main's layers. muon: torch.optim.Muon's rule on whole ones, q, k and v each by
     itself, in steps of Adam's usual size, 0.2 of the rate; tables, heads, biases and norms stay Adam's."""
-    muon_lr: Annotated[float, at_least(0)] = 0.0
+    muon_lr: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 0.0
     """Peak learning rate of main's matrices under muon; 0: lr."""
     muon_momentum: Annotated[float, Range(0, 1)] = 0.95
     """Muon's Nesterov momentum."""
-    auxiliary_lr: Annotated[float, at_least(0)] = 0.0
+    auxiliary_lr: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 0.0
     """Peak learning rate of what the auxiliary alone has; 0: lr. What both encoders share, such as the token table, has
     main's options."""
-    auxiliary_lr_schedule: Written = ""
+    auxiliary_lr_schedule: Annotated[Written, BRANCH_MAY_CHANGE, OVERRIDE_MAY_CHANGE] = ""
     """The rates of what the auxiliary alone has, as shares of their peaks: a schedule, such as 0 -> 1 at 5% -> 0 at
     60%. Empty: as lr_warmup_steps and lr_decay_steps have it for all."""
     auxiliary_adam_beta1: Annotated[float, Range(0, 1)] = 0.0
@@ -398,7 +398,7 @@ class OptimizerConfig:
     """Second-moment coefficient of what the auxiliary alone has; 0: adam_beta2."""
     auxiliary_matrices: Literal["adam", "muon"] = "adam"
     """What updates the matrices of the auxiliary's layers, as `matrices` says of main's."""
-    auxiliary_muon_lr: Annotated[float, at_least(0)] = 0.0
+    auxiliary_muon_lr: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 0.0
     """Peak learning rate of the auxiliary's matrices under muon; 0: the auxiliary's."""
     clip_grad: Annotated[float, at_least(0), OVERRIDE_MAY_CHANGE] = 2.0
     """Largest global gradient norm, over all that is trained; 0 switches clipping off."""

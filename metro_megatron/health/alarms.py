@@ -66,12 +66,14 @@ def _no_gradient(history: History) -> str | None:
 
 
 def _rate_too_high(history: History) -> str | None:
-    """Adam moves a weight by about the rate in a step, and averages over 1 / (1 - beta1) steps: in these it must not
-    rewrite the weights.
+    """A step moves a weight by about so much of the rate, and averages over 1 / (1 - memory) steps: in these it must
+    not rewrite the weights.
     """
-    rate, rms = history.last.figures["learning_rate"], history.matrix_rms
-    most = (1 - history.config.optimizer.adam_beta1) * rms
-    return f"rate {rate:.2g}, weights of {rms:.2g}: more than {most:.2g}" if rms and rate > most else None
+    for one in history.rated:
+        step, most = one.share * one.peak * one.update, (1 - one.memory) * one.rms
+        if step > most:
+            return f"{one.option}: steps of {step:.2g}, weights of {one.rms:.2g}: more than {most:.2g}"
+    return None
 
 
 def _epsilon_rules(history: History) -> str | None:
@@ -85,12 +87,16 @@ def _epsilon_rules(history: History) -> str | None:
 
 
 def _decay_rules(history: History) -> str | None:
-    """AdamW's weights tend to a size of sqrt(rate / (2 decay)) within 1 / (rate decay) steps (Kosson et al. 2023)."""
-    options, rms = history.config.optimizer, history.matrix_rms
-    if not rms or options.lr * options.weight_decay * history.config.train.train_steps < 1:
-        return None
-    rest = math.sqrt(options.lr / (2 * options.weight_decay))
-    return f"weights of {rms:.2g} tend to {rest:.2g}" if rest < rms / 2 else None
+    """Decayed weights tend to a size of sqrt(rate / (2 decay)) times a step's share of the rate, within
+    1 / (rate decay) steps (Kosson et al. 2023)."""
+    decay, steps = history.config.optimizer.weight_decay, history.config.train.train_steps
+    for one in history.rated:
+        if one.peak * decay * steps < 1:
+            continue
+        rest = one.update * math.sqrt(one.peak / (2 * decay))
+        if rest < one.rms / 2:
+            return f"weights of {one.rms:.2g} tend to {rest:.2g}, by {one.option}"
+    return None
 
 
 def _frozen(history: History) -> str | None:
@@ -255,8 +261,8 @@ ALARMS: tuple[Alarm, ...] = (
     ),
     Alarm(
         "learning rate too high",
-        "weights are rewritten faster than Adam averages",
-        "lower optimizer.lr",
+        "weights are rewritten faster than Adam, or Muon, averages",
+        "lower the option that is named",
         _rate_too_high,
     ),
     Alarm(

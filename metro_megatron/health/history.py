@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from metro_megatron.config.schema import Config
 from metro_megatron.health.trivial import detection_entropy
@@ -39,6 +40,23 @@ class Line:
     """Share of the samples that were read before, though the order says that they are new."""
     weights: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     """Norm and number of elements of every parameter."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Weights that one option gives the learning rate of."""
+
+    option: str
+    peak: float
+    """Its rate."""
+    share: float
+    """Of the peak, now."""
+    update: float
+    """Root mean square of a step's elements, as a share of the rate."""
+    memory: float
+    """What a step keeps of the average of gradients."""
+    rms: float
+    """Root mean square of the weights' elements."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +128,30 @@ class History:
         return self.last.figures["learning_rate"] / self.config.optimizer.lr
 
     @property
-    def matrix_rms(self) -> float:
-        """Root mean square of the elements of the layers' matrices; 0: not known."""
-        own = [
-            (norm, size)
-            for name, (norm, size) in self.last.weights.items()
-            if ".layers." in name and name.endswith(".weight") and "linear" in name and "layer_norm" not in name
-        ]
-        return math.sqrt(sum(norm**2 for norm, _ in own) / sum(size for _, size in own)) if own else 0.0
+    def rated(self) -> Iterator[Rated]:
+        """The weights of both models, by what gives their rate; those that are not known are left out."""
+        optimizer = self.config.optimizer
+        for prefixes, own, prefix in (
+            (("tied.", "main."), optimizer, ""),
+            (("aux.",), optimizer.auxiliary, "auxiliary_"),
+        ):
+            weights = {name: one for name, one in self.last.weights.items() if name.startswith(prefixes)}
+            matrices = [one for name, one in weights.items() if _is_of_layers(name)]
+            others = [one for name, one in weights.items() if name.endswith(("word.weight", "dense.weight"))]
+            share = self.share_of_peak(prefixes[-1])
+            rate = f"optimizer.{prefix}lr" if getattr(optimizer, f"{prefix}lr") else "optimizer.lr"
+            adam = partial(Rated, rate, own.lr, share, 1.0, own.adam_beta1)
+            if own.matrices == "muon":
+                named = f"optimizer.{prefix}muon_lr" if own.muon_lr else rate
+                muon = partial(Rated, named, own.muon_lr or own.lr, share, 0.2, own.muon_momentum)
+                yield from (kind(_rms(some)) for kind, some in ((muon, matrices), (adam, others)) if some)
+            elif matrices:
+                yield adam(_rms(matrices))
+
+
+def _is_of_layers(name: str) -> bool:
+    return ".layers." in name and name.endswith(".weight") and "linear" in name and "layer_norm" not in name
+
+
+def _rms(weights: Sequence[tuple[float, int]]) -> float:
+    return math.sqrt(sum(norm**2 for norm, _ in weights) / sum(size for _, size in weights))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from metro_megatron.checkpoint.files import TRACKER, checkpoint_sha256, iteration_folder, tracked_step
 from metro_megatron.checkpoint.read import SEGMENTS
-from metro_megatron.checkpoint.resume import beginning
+from metro_megatron.checkpoint.resume import beginning, rate_jumps
+from metro_megatron.config.file import save_config
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
+from metro_megatron.train import trainer as trainer_module
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config, start, whole_weights
 from tests.train.test_trainer import run
@@ -80,12 +84,14 @@ def trained(folder: Path) -> tuple[list[Any], list[Any]]:
 
 
 def test_a_branch_that_differs_in_nothing_is_the_run_itself(folder: Path, trained: Any) -> None:
-    (parent, same, _), (weights, equal, other) = trained
+    (parent, same, other), (weights, equal, decayed) = trained
     assert figures(same[0]) == figures(parent[0])[PARENT_DONE:]
     assert all(tensor.equal(equal[name]) for name, tensor in weights.items())
-    assert not all(tensor.equal(other[name]) for name, tensor in weights.items())
+    assert not all(tensor.equal(decayed[name]) for name, tensor in weights.items())
     point = iteration_folder(folder / "parent", PARENT_DONE)
     assert f"branching from {point} after step {PARENT_DONE}" in same[1]
+    assert not any("learning rate is" in one for one in same[1])
+    assert any("rate is 0.001 in step 4, the first of the branch, and would be 0.00075" in one for one in other[1])
     progress = json.loads((iteration_folder(folder / "same", 6) / "progress.json").read_text())
     assert progress["branch"] == {"step": PARENT_DONE, "checkpoint": checkpoint_sha256(point)}
     assert "branch" not in json.loads((point / "progress.json").read_text())
@@ -115,6 +121,70 @@ def test_a_branch_is_resumed_from_its_own_checkpoints(folder: Path, trained: Any
     assert [line["consumed_samples"] for line in lines] == [line["consumed_samples"] for line in parent]
     for line, expected in zip(lines, parent, strict=True):
         assert line["aux_loss"] == pytest.approx(expected["aux_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "told"),
+    [
+        ({"lr_decay_steps": 0}, {"lr_decay_steps": 3}, []),
+        ({"lr_decay_steps": 0}, {"lr_decay_steps": 5}, ["rate is 0.00075 in step 4.* be 0.001 .*lr_decay_steps 3,"]),
+        ({}, {"lr_decay_steps": 3}, ["rate is 0.001 in step 4.* be 0.00075 "]),
+        ({"auxiliary_lr_schedule": "1"}, {"auxiliary_lr_schedule": "1 -> 1 at 50% -> 0 at 100%"}, []),
+        (
+            {"auxiliary_lr_schedule": "1", "auxiliary_lr": 5e-4},
+            {"auxiliary_lr_schedule": "0.5", "auxiliary_lr": 5e-4},
+            ["rate of the auxiliary is 0.00025 in step 4.* be 0.0005 "],
+        ),
+        ({}, {"auxiliary_lr_schedule": "1"}, ["rate of the auxiliary is 0.001 in step 4.* be 0.00075 "]),
+    ],
+)
+def test_rates_that_do_not_join_the_parents_are_said(
+    tmp_path: Path, there: dict[str, Any], here: dict[str, Any], told: list[str]
+) -> None:
+    save_config(config_for(tmp_path, there), tmp_path / "run_config.yaml")
+    (tmp_path / "progress.json").write_text(json.dumps({"step": PARENT_DONE}))
+    found = rate_jumps(tmp_path, config_for(tmp_path, here))
+    assert len(found) == len(told) and all(map(re.search, told, found)), found
+
+
+def last_rates(configs: list[Config]) -> list[tuple[float, float]]:
+    """Of each run's last step: the shared table's, and that of a weight that the auxiliary alone has."""
+    found = []
+    for config in configs:
+        trainer = start(config)
+        trainer.restore()
+        with patch.object(trainer_module, "copy_tokenizer"):
+            trainer.train()
+        home = trainer.optimizer.shared
+        own = {
+            parameter: home.optimizer.param_groups[group]["lr"]
+            for parameter, (group, _) in home.model_param_group_index_map.items()
+        }
+        named = {
+            prefix + name: value
+            for prefix, module in trainer.pair.modules()
+            for name, value in module.named_parameters()
+        }
+        found.append((own[named["tied.word.weight"]], own[named["aux.head.dense.weight"]]))
+        trainer.close()
+    return found
+
+
+def test_the_auxiliarys_own_schedule_may_begin_end_and_change_in_a_branch(tmp_path: Path) -> None:
+    def config(name: str, written: str, parent: str = "") -> Config:
+        point = str(iteration_folder(tmp_path / parent, PARENT_DONE)) if parent else ""
+        optimizer = {"lr_decay_steps": 0, "auxiliary_lr_schedule": written}
+        return config_for(tmp_path / name, optimizer, branch_from=point, train_steps=4 if parent else PARENT_DONE)
+
+    runs = [
+        config("plain", ""),
+        config("own", "0.5"),
+        config("begins", "0.25", "plain"),
+        config("ends", "", "own"),
+        config("changes", "0.5 -> 0.5 at step 3 -> 0.125 at step 4", "own"),
+    ]
+    (rates,) = run_ranks(last_rates, 1, runs)
+    assert rates == [(1e-3, 1e-3), (1e-3, 5e-4), (1e-3, 2.5e-4), (1e-3, 1e-3), (1e-3, 5e-4)]
 
 
 def test_what_is_no_branch_is_refused_with_all_differences(folder: Path, trained: Any) -> None:

@@ -30,6 +30,7 @@ VPP, LAYOUT = "parallel__virtual_pipeline_model_parallel_size", "parallel__pipel
     [
         (1, {}),
         (64, {}),
+        (1, {"optimizer__auxiliary_lr_schedule": "0 -> 1 at 5% -> 0 at 60%"}),
         (2048, {"train__global_batch_size": 2048}),
         (8, {TP: 4, PP: 2, "parallel__sequence_parallel": True}),
         (6, {TP: 3, "model__vocab_size": 3 * 128 - 1, "train__global_batch_size": 7}),

@@ -100,13 +100,44 @@ def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict
     assert name not in said(after(**nearly)), nearly
 
 
+AUXILIARY = "aux.block.layers.0.mlp.linear_fc1.weight"
+
+
+@pytest.mark.parametrize(
+    ("most", "named", "weight", "given"),
+    [
+        # (1 - 0.9) of 0.02; Muon's steps are 0.2 of its rate, and it keeps 0.95.
+        (2e-3, "lr", MATRIX, {}),
+        (2e-3, "lr", AUXILIARY, {}),
+        (2e-3, "auxiliary_lr", AUXILIARY, {"lr": 1e-4}),
+        (5e-3, "muon_lr", MATRIX, {"matrices": "muon", "lr": 1e-4}),
+        (5e-3, "lr", MATRIX, {"matrices": "muon"}),
+        (5e-3, "auxiliary_muon_lr", AUXILIARY, {"auxiliary_matrices": "muon", "lr": 1e-4}),
+        (5e-3, "auxiliary_lr", AUXILIARY, {"auxiliary_matrices": "muon", "lr": 1e-4}),
+        (2e-3, "lr", "tied.word.weight", {"matrices": "muon", "muon_lr": 1e-4}),
+        (2e-3, "auxiliary_lr", "aux.head.dense.weight", {"auxiliary_matrices": "muon", "auxiliary_muon_lr": 1e-4}),
+        (4e-3, "auxiliary_lr", AUXILIARY, {"lr": 1e-4, "auxiliary_lr_schedule": "0.5"}),
+    ],
+)
+def test_each_rate_is_judged_by_the_weights_that_have_it(
+    most: float, named: str, weight: str, given: dict[str, Any]
+) -> None:
+    (alarm,) = (one for one in ALARMS if one.name == "learning rate too high")
+    for rate, is_told in ((0.99 * most, False), (1.01 * most, True)):
+        optimizer = replace(CONFIG.optimizer, **{**given, named: rate})
+        # The logged rate is main's.
+        told = line(600, weights={weight: (20.0, 10**6)}, learning_rate=optimizer.lr)
+        seen = alarm.sees(History(replace(CONFIG, optimizer=optimizer), [told]))
+        assert (seen is not None and seen.startswith(f"optimizer.{named}: ")) == is_told, (rate, seen)
+
+
 def test_what_stands_by_its_own_schedule_is_not_frozen() -> None:
     """The auxiliary's rate has ended, main's has not; or the other way round."""
     for name, rate, written, is_said in (
-        ("aux.block.layers.0.mlp.linear_fc1.weight", 5e-4, "1 -> 0 at 50%", False),
+        (AUXILIARY, 5e-4, "1 -> 0 at 50%", False),
         (MATRIX, 5e-4, "1 -> 0 at 50%", True),
-        ("aux.block.layers.0.mlp.linear_fc1.weight", 1e-6, "1", True),
-        ("aux.block.layers.0.mlp.linear_fc1.weight", 1e-6, "", False),
+        (AUXILIARY, 1e-6, "1", True),
+        (AUXILIARY, 1e-6, "", False),
     ):
         config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, auxiliary_lr_schedule=written))
         found = said(after(weights={name: (20.0, 10**6)}, learning_rate=rate), config)
