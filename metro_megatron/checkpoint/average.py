@@ -79,20 +79,26 @@ class Source:
         if read_average(folder):
             raise UserError(f"{folder}: an average itself; name the checkpoints that its {AVERAGE} lists, with weights")
         model = StoredModel.open(folder)
+        model.verify_weights()
         tokenizer = Tokenizer.from_folder(find_tokenizer(folder))
         return cls(model, load_config(folder / "run_config.yaml"), tokenizer, weight)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What checkpoints that are averaged have in common."""
-        config = self.config
+    def facts(self, part: Part) -> dict[str, Any]:
+        """What checkpoints whose part is averaged have in common."""
+        config, is_pair = self.config, part == "pair"
+        model = {f"model.{name}": value for name, value in flatten(config.model).items()}
+        of_pair = {"corruption.source": config.corruption.source} if is_pair else {}
         return {
-            **{f"model.{name}": value for name, value in flatten(config.model).items()},
+            **{name: value for name, value in model.items() if is_pair or not name.startswith("model.auxiliary_")},
             "objective.main": config.objective.main,
-            "corruption.source": config.corruption.source,
+            **of_pair,
             "tokenizer": self.tokenizer.sha256[:12],
-            **{f"tensor {name}": tuple(stored.size) for name, stored in self.model.stored.items()},
+            **{f"tensor {name}": tuple(self.model.stored[name].size) for name in self.names(part)},
         }
+
+    def names(self, part: Part) -> list[str]:
+        """Of the tensors of a part."""
+        return [name for name in self.model.stored if is_in(name, part)]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -116,10 +122,10 @@ class Average:
     def __init__(self, sources: Sequence[Source], part: Part):
         self._sources = sources
         self._part = part
-        problems = [problem for other in sources[1:] for problem in _differences(sources[0], other)]
+        problems = [problem for other in sources[1:] for problem in _differences(sources[0], other, part)]
         if problems:
             raise UserError([*problems, "only checkpoints of one architecture have an average; give others"])
-        self.names = [name for name in sources[0].model.stored if self._is_in(name)]
+        self.names = sources[0].names(part)
         """Of its tensors."""
 
     @property
@@ -154,8 +160,9 @@ class Average:
             (folder / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
             torch.save({}, folder / "common.pt")
             save_config(last.config, folder / "run_config.yaml")
+            has_auxiliary = any(name.startswith(AUXILIARY) for name in self.names)
             record = {
-                "part": self._part,
+                "part": "pair" if has_auxiliary else "main",
                 "sources": [source.record for source in self._sources],
                 "differing_options": _differing_options([source.config for source in self._sources]),
             }
@@ -170,7 +177,7 @@ class Average:
         planned: dict[str, Any] = {
             name: torch.empty(first.stored[name].size, dtype=torch.float32, device="meta") for name in self.names
         }
-        layers = {name: io.BytesIO(content) for name, content in first.extra_states() if self._is_in(name)}
+        layers = {name: io.BytesIO(content) for name, content in first.extra_states() if is_in(name, self._part)}
         # A file for each tensor: the writer keeps all tensors of a file until that is closed.
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=False, thread_count=1)
         planner = _Planner(lambda name: layers[name] if name in layers else self.tensor(name, on_bytes))
@@ -179,9 +186,6 @@ class Average:
                 dcp.save({**planned, **layers}, storage_writer=writer, planner=planner, no_dist=True)
             except dcp.CheckpointException as error:
                 raise error.failures[0][0] from None  # of rank 0, the only one; torch wraps whatever it meets
-
-    def _is_in(self, name: str) -> bool:
-        return self._part == "pair" or not name.startswith(AUXILIARY)
 
 
 class _Planner(dcp.DefaultSavePlanner):
@@ -193,6 +197,11 @@ class _Planner(dcp.DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         return self._make(write_item.index.fqn)
+
+
+def is_in(name: str, part: Part) -> bool:
+    """Whether a tensor is of a part."""
+    return part == "pair" or not name.startswith(AUXILIARY)
 
 
 def normalized(weights: Sequence[float], count: int) -> list[float]:
@@ -211,8 +220,11 @@ def normalized(weights: Sequence[float], count: int) -> list[float]:
         problems.append(f"--weights: {len(weights)} numbers for {count} checkpoints; give as many")
     if problems:
         raise UserError(problems)
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
+    shares = [weight / max(weights) for weight in weights]  # first, as large ones have an infinite sum
+    if least := [weight for weight, share in zip(weights, shares, strict=True) if not share]:
+        raise UserError(f"--weights: {least[0]:g} is nothing beside {max(weights):g}; leave that checkpoint out")
+    total = math.fsum(shares)
+    return [share / total for share in shares]
 
 
 def newest(run: Path, count: int) -> list[Path]:
@@ -242,8 +254,8 @@ def average_facts(folder: Path) -> dict[str, object]:
     return facts
 
 
-def _differences(first: Source, other: Source) -> list[str]:
-    ours, theirs = first.facts, other.facts
+def _differences(first: Source, other: Source, part: Part) -> list[str]:
+    ours, theirs = first.facts(part), other.facts(part)
     return [
         f"{other.model.folder}: {name} is {theirs.get(name, 'missing')}, in {first.model.folder} "
         f"{ours.get(name, 'missing')}"

@@ -46,6 +46,11 @@ class Range:
         is_above = value >= self.low if self.has_low else value > self.low
         return is_above and (value <= self.high if self.has_high else value < self.high)
 
+    def refusal(self, value: Any) -> str:
+        """What must be of one that it does not contain."""
+        limit = "" if math.isfinite(value) else "finite and "
+        return f"{value}, must be {limit}{self}"
+
     def __str__(self) -> str:
         low = f"at least {self.low:g}" if self.has_low else f"greater than {self.low:g}"
         high = f"at most {self.high:g}" if self.has_high else f"less than {self.high:g}"
@@ -126,7 +131,7 @@ def out_of_range(known: Mapping[str, Option], values: Mapping[str, Any], prefix:
     `known` maps names as they are written, but for a prefix, to options.
     """
     return [
-        f"{prefix}{name} is {values[option.name]}, must be {option.range}"
+        f"{prefix}{name} is {option.range.refusal(values[option.name])}"
         for name, option in known.items()
         if option.range and option.name in values and values[option.name] not in option.range
     ]

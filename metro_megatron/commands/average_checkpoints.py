@@ -35,22 +35,25 @@ class Options:
 def main(options: Options) -> None:
     """Average the weights of checkpoints, written under any layouts, into a checkpoint folder.
 
-    Sums are in fp64, results in fp32. Every file is compared with its hash before anything is read, and memory holds
-    single tensors only. tools/convert_checkpoint.py makes a model of the folder, for tools/evaluate.py and
-    tools/finetune.py. Pretraining cannot go on from it: it has no moments and no place in the data. An earlier
+    Sums are in fp64, results in fp32. Every file of the models is compared with its hash before anything is averaged,
+    and memory holds single tensors only. tools/convert_checkpoint.py makes a model of the folder, for tools/evaluate.py
+    and tools/finetune.py. Pretraining cannot go on from it: it has no moments and no place in the data. An earlier
     average at the same place is replaced.
     """
     # Late, so that --help and mistakes do not wait for torch.
     from metro_megatron.checkpoint.average import AVERAGED_FILES, Average, Source, normalized
+    from metro_megatron.checkpoint.files import TRACKER
 
     target = Path(options.output)
     refuse_foreign(target, AVERAGED_FILES)
+    if target.name.startswith("iter_") and (target.parent / TRACKER).is_file():
+        raise UserError(f"{target}: is among the checkpoints of a run, which would go on from it; give another name")
     folders = _checkpoints(options)
     weights = normalized(options.weights, len(folders))
     sources = []
     for folder, weight in zip(folders, weights, strict=True):
         sources.append(Source.open(folder, weight))
-        print(f"{folder}: all files are as written, weight {weight:.4g}", flush=True)
+        print(f"{folder}: the model's files are as written, weight {weight:.4g}", flush=True)
     average = Average(sources, options.part)
     with ReadingProgress(f"{target}: averaging", average.num_bytes) as progress:
         average.write(target, progress.advance)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,9 @@ def save_config(config: Config, path: Path) -> None:
 def dump_config(config: Config) -> str:
     """YAML of every field, each under a comment that says what it is; `load_config` reads it back equal."""
     lines: list[str] = []
+    planned = []
+    with suppress(UserError):  # `problems` names the option that is none
+        planned = [(name.partition("."), schedule) for name, schedule in config.schedules.items()]
     for section, values in vars(config).items():
         lines += [f"# {type(values).__doc__}", f"{section}:"]
         for option in options_of(type(values)):
@@ -122,7 +126,6 @@ def dump_config(config: Config) -> str:
             ).removesuffix("...\n")
             lines += [f"  # {option.text}", f"  {option.name}: {value.strip()}"]
         # A dotted name stands in its section, as a comment: it follows from the options there.
-        planned = [(name.partition("."), schedule) for name, schedule in config.schedules.items()]
         lines += [f"  # {name.replace('_', ' ')}: {one}" for (own, _, name), one in planned if own == section]
         lines.append("")
     return "\n".join(lines)

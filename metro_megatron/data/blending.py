@@ -43,7 +43,8 @@ def source_weights(
     problems += [f"dataset {number} of data.train has no samples, but a weight" for number in empty]
     if problems:
         raise UserError(problems)
-    return tuple(max(1, round(weight / sum(weights) * _RESOLUTION)) if weight else 0 for weight in weights)
+    shares = [weight / max(weights) for weight in weights]  # first, as large ones have an infinite sum
+    return tuple(max(1, round(share / sum(shares) * _RESOLUTION)) if share else 0 for share in shares)
 
 
 @dataclass(frozen=True)

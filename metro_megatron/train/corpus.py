@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -179,21 +180,30 @@ class Corpus:
         return replace(self, cache=cache, filled_by=plan.sha256)
 
     @property
-    def epochs(self) -> float:
-        """How often the run reads its training samples."""
-        train, index = self.config.train, self.train_index
-        if train.global_batch_size:
-            return train.train_steps * train.global_batch_size / len(index)
-        return train.train_steps * train.global_batch_tokens / index.num_tokens
+    def epochs(self) -> list[float]:
+        """How often the run reads the training samples of each source; steps of so many tokens are taken to have as
+        many samples as they have on average."""
+        train, found = self.config.train, np.zeros(len(self.train_index.source_bounds) - 1)
+        starts = [*self.config.phase_starts, train.train_steps]
+        phases = zip(self.config.by_phase, [self.train_index, *self.phase_indices], pairwise(starts), strict=True)
+        for phase, index, (start, end) in phases:
+            size = train.global_batch_size or train.global_batch_tokens * len(index) / index.num_tokens
+            sizes = np.diff(index.source_bounds)
+            weights = np.array(source_weights(phase.data.weights, sizes.tolist(), may_rest=True))
+            found += (end - start) * size * weights / weights.sum() / np.maximum(sizes, 1)
+        return found.tolist()
 
     @property
     def advice(self) -> str | None:
-        """What to change if the run reads its samples absurdly often."""
-        if self.epochs <= _MOST_EPOCHS:
+        """What to change if the run reads samples absurdly often."""
+        most, source = max((epochs, number) for number, epochs in enumerate(self.epochs))
+        if most <= _MOST_EPOCHS:
             return None
+        bounds, names = self.train_index.source_bounds, self.config.data.train
+        of = f" of {names[source]}" if len(names) > 1 else ""
         return (
-            f"the run reads its {len(self.train_index):,} samples {self.epochs:,.0f} times: check data.train, or lower "
-            "train.train_steps or the batch"
+            f"the run reads the {bounds[source + 1] - bounds[source]:,} samples{of} {most:,.0f} times: check "
+            "data.train and weights, or lower train.train_steps or the batch"
         )
 
     @property
@@ -202,10 +212,12 @@ class Corpus:
         train = config.train
         has_size = train.global_batch_size > 0
         batch = f"{train.global_batch_size:,} samples" if has_size else f"{train.global_batch_tokens:,} tokens"
+        least, most = min(self.epochs), max(self.epochs)
+        epochs = f"{most:,.2f}" if most - least < 0.01 else f"{least:,.2f} to {most:,.2f}"
         held_out = f", {len(self.validation_index)} samples held out" if self.validation_index else ""
         return (
             f"{len(index):,} samples with {index.num_tokens:,} tokens{held_out}; "
-            f"{train.train_steps:,} steps of {batch}: {self.epochs:,.2f} epochs"
+            f"{train.train_steps:,} steps of {batch}: {epochs} epochs"
         )
 
     def index_at(self, step: int) -> SampleIndex:
@@ -276,5 +288,12 @@ def _refuse_weights(config: Config, indices: Sequence[SampleIndex]) -> None:
             source_weights(weights, np.diff(index.source_bounds).tolist(), name, may_rest=len(indices) > 1)
         except UserError as error:
             problems += error.problems
+    resting = [phase.data.weights for phase in config.by_phase]
+    if not problems and all(resting):
+        problems = [
+            f"data.weights and those of all phases are 0 for {name}; leave it out, or give it one in a phase"
+            for name, *weights in zip(config.data.train, *resting, strict=True)
+            if not any(weights)
+        ]
     if problems:
         raise UserError(problems)

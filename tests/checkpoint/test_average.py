@@ -120,7 +120,7 @@ def test_no_run_continues_from_an_average(runs: list[Path], tmp_path: Path) -> N
 
 
 def test_damaged_and_diverged_checkpoints_are_refused(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shutil.copytree(runs[0], tmp_path / "run")
     path = copy / "iter_0000002" / "__0_0.distcp"
@@ -130,6 +130,7 @@ def test_damaged_and_diverged_checkpoints_are_refused(
     options = average_checkpoints.Options([str(copy)], str(tmp_path / "average"), last=2)
     with pytest.raises(UserError, match="__0_0.distcp: damaged"):
         average_checkpoints.main(options)
+    assert "iter_0000002" not in capsys.readouterr().out, "nothing is said to be whole that is not"
     read = StoredModel.read
     monkeypatch.setattr(StoredModel, "read", lambda *given: {k: v / 0 for k, v in read(*given).items()})
     with pytest.raises(UserError, match=r"tensor aux\S+ is not finite.*leave it out"):
@@ -156,7 +157,31 @@ def test_every_difference_of_architectures_is_named(runs: list[Path], tmp_path: 
     assert f"{folder}: tensor main.rtd_head.bias is missing, in {first} (1,)" in found and len(found) == 4
 
 
+def test_mains_of_pairs_with_other_auxiliaries_are_averaged(runs: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "other") / "iter_0000002"
+    config = load_config(folder / "run_config.yaml")
+    save_config(replace(config, model=replace(config.model, auxiliary_num_layers=1)), folder / "run_config.yaml")
+    write_integrity(folder)
+    sources = [Source.open(newest(runs[0], 1)[0], 0.5), Source.open(folder, 0.5)]
+    sources[1].model.stored.pop("aux.head.dense.weight")
+    assert all(not name.startswith("aux.") for name in Average(sources, "main").names)
+    with pytest.raises(UserError) as caught:
+        Average(sources, "pair")
+    assert len(caught.value.problems) == 3
+
+
+def test_shares_of_weights_of_any_size() -> None:
+    assert normalized([1e308, 1e308], 2) == [0.5, 0.5] and normalized([3e-300, 1e-300], 2) == pytest.approx(
+        [0.75, 0.25]
+    )
+    with pytest.raises(UserError, match=r"--weights: 1e-300 is nothing beside 1e\+308; leave that checkpoint out"):
+        normalized([1e-300, 1e308], 2)
+
+
 def test_mistakes_about_weights_and_counts(runs: list[Path]) -> None:
+    beside = average_checkpoints.Options([str(runs[0])], str(runs[0] / "iter_0000099"), last=2)
+    with pytest.raises(UserError, match="is among the checkpoints of a run, which would go on from it; give another"):
+        average_checkpoints.main(beside)
     with pytest.raises(UserError) as caught:
         normalized([1.0, 0.0, float("nan")], 2)
     assert [problem.split(";")[0] for problem in caught.value.problems] == [

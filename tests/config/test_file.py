@@ -130,6 +130,26 @@ def test_print_config_prints_what_load_reads(capsys, write):
     assert load_config(Path(write(text))) == replace(Config(), optimizer=OptimizerConfig(lr=3e-5))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "others"),
+    [
+        ("optimizer.lr_decay_steps", "150%", []),
+        ("optimizer.auxiliary_lr_schedule", "often", []),
+        ("early_exit.share", "often", ["--early_exit.layers", "1"]),
+        ("phase 1 of train.phases: start", "often", []),
+    ],
+)
+def test_print_config_prints_a_schedule_that_is_none_beside_other_mistakes(capsys, name, given, others):
+    value = [f"--{name}", given] if "phase" not in name else ["--train.phases", "{start: often}"]
+    with pytest.raises(UserError) as caught:
+        parse_config(["--print_config", "--parallel.tensor_model_parallel_size", "5", *value, *others])
+    assert given in capsys.readouterr().out
+    found = caught.value.problems
+    assert any(one.startswith(name) for one in found) and any("tensor_model_parallel_size" in one for one in found), (
+        found
+    )
+
+
 def test_print_config_prints_what_no_run_can_have_and_names_it(capsys, write):
     options = ["--optimizer.lr_warmup_steps", "9", "--train.train_steps", "5", "--corruption.temperature", "-1"]
     for given, part in ((options[:4], "optimizer.lr_warmup_steps is 9, more than"), (options, "temperature is -1")):

@@ -210,6 +210,7 @@ def test_sound_configurations_have_no_problems(world_size, changes):
             ["auxiliary_lr is 0.001, but with corruption.source uniform no auxiliary is trained; leave"],
         ),
         (1, {"optimizer__auxiliary_lr_schedule": "0 -> 2 at 10%"}, ["optimizer.auxiliary_lr_schedule"]),
+        (1, {"optimizer__lr_decay_steps": 0, "optimizer__lr_decay_style": "cosine"}, ["0 nothing decays; leave it"]),
         (1, {"optimizer__auxiliary_lr_schedule": "often"}, ["auxiliary_lr_schedule: 'often' is not a point of"]),
         (1, {"optimizer__muon_lr": 1e-2}, ["muon_lr is 0.01, which adam does not read", "set optimizer.matrices muon"]),
         (
@@ -274,8 +275,8 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (1, {"data__seq_length": 2}, ["data.seq_length is 2, must be at least 3"]),
         (1, {"objective__mask_probability": 0.0}, ["mask_probability is 0.0, must be greater than 0 and less than 1"]),
         (1, {"model__hidden_dropout": 1.0}, ["hidden_dropout is 1.0, must be at least 0 and less than 1"]),
-        (1, {"optimizer__lr": float("nan")}, ["optimizer.lr is nan, must be greater than 0"]),
-        (1, {"optimizer__lr": float("inf")}, ["optimizer.lr is inf, must be greater than 0"]),
+        (1, {"optimizer__lr": float("nan")}, ["optimizer.lr is nan, must be finite and greater than 0"]),
+        (1, {"optimizer__lr": float("inf")}, ["optimizer.lr is inf, must be finite and greater than 0"]),
         (1, {"train__seed": -1}, ["train.seed is -1, must be at least 0"]),
         (1, {"train__log_interval": 0}, ["train.log_interval is 0, must be at least 1"]),
         (1, {"early_exit__layers": [4, 12]}, ["early_exit.layers has 12, must be at least 1", "num_layers 12, behind"]),

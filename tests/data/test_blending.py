@@ -53,6 +53,7 @@ def test_weights() -> None:
     one, two, three = source_weights([0.1, 0.2, 0.7], [5, 9, 7])
     assert abs(two / one - 2) < 1e-5 and abs(three / one - 7) < 1e-5
     assert source_weights([1e-12, 1.0], [1, 1])[0] == 1
+    assert source_weights([1e308, 1.5e308], [1, 1]) == source_weights([2, 3], [1, 1])
     with pytest.raises(UserError) as refused:
         source_weights([0.5, -1.0, float("nan")], [5, 0])
     assert len(refused.value.problems) == 4

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from metro_megatron.commands.preprocess_data import describe
-from metro_megatron.config.schema import Config, DataConfig
+from metro_megatron.config.phases import Phase
+from metro_megatron.config.schema import Config, DataConfig, TrainConfig
 from metro_megatron.data.documents import TokenizedDocuments
 from metro_megatron.data.identity import open_datasets, repeated_files, shared
 from metro_megatron.data.manifest import DatasetPaths, read_manifest
@@ -213,8 +214,24 @@ def test_an_absurd_number_of_epochs_is_said() -> None:
     shard: MemoryShard = memory_shard(seed=1)
     index = build_sample_index([shard], 512)  # type: ignore[list-item]
     corpus = Corpus(Config(), [], index, [], None)
-    assert f"reads its {len(index):,} samples {corpus.epochs:,.0f} times" in (corpus.advice or "")
+    (epochs,) = corpus.epochs
+    assert f"reads the {len(index):,} samples {epochs:,.0f} times" in (corpus.advice or "")
     assert replace(corpus, train_index=replace(index, content_tokens=10**12)).advice is None
+
+
+def test_epochs_are_those_of_each_source_in_all_phases() -> None:
+    """Of a small source that a late phase reads alone, the run as a whole says little."""
+    shards = [replace(memory_shard(seed, count), dataset=str(seed)) for seed, count in ((1, 400), (2, 40))]
+    index, shorter = (build_sample_index(shards, length) for length in (512, 32))  # type: ignore[arg-type]
+    many, few = np.diff(index.source_bounds).tolist()
+    phase = Phase(start=100, seq_length=32, weights=[0.0, 1.0])
+    train = TrainConfig(train_steps=110, global_batch_size=10 * few, phases=[phase])
+    data = DataConfig(train=["many", "few"], weights=[3.0, 1.0], seq_length=512)
+    corpus = Corpus(Config(data=data, train=train), [], index, [], None, [shorter])
+    short = int(np.diff(shorter.source_bounds)[1])
+    assert corpus.epochs == pytest.approx([750 * few / many, 250 + 10 * 10 * few / short], rel=1e-6)
+    longer = replace(corpus, config=replace(corpus.config, train=replace(train, train_steps=2000)))
+    assert f"reads the {few:,} samples of few {longer.epochs[1]:,.0f} times" in (longer.advice or "")
 
 
 def test_the_near_prefix_is_named(folder: Path) -> None:
