@@ -241,7 +241,7 @@ class StepBench:
         config, steps = trainer.config, len(totals.seconds)
         seconds = statistics.median(totals.seconds)
         processes = trainer.layout.world.size()
-        tflops = achieved_tflops(config, totals.done, steps * seconds, processes)
+        tflops = achieved_tflops(model_flops(config, totals.done), steps * seconds, processes)
         is_cuda = self.device.type == "cuda"
         return {
             "processes": processes,

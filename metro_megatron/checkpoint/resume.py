@@ -139,6 +139,7 @@ def _past_differences(iteration: Path, saved: Config, given: Config) -> Iterator
     if given.train.train_steps <= step:
         yield f"train.train_steps is {given.train.train_steps}, but the branch begins after step {step}; give more"
     yield from _other_phases(step, saved, given)
+    yield from _other_skips(step, saved, given)
 
 
 def rate_jumps(iteration: Path, given: Config) -> list[str]:
@@ -186,6 +187,10 @@ def _skipped_otherwise(iteration: Path, saved: Config, given: Config) -> Iterato
     if given.train.train_steps < step:
         yield f"train.train_steps is {given.train.train_steps}, but {step} are done; give more"
     yield from _other_phases(step, saved, given)
+    yield from _other_skips(step, saved, given)
+
+
+def _other_skips(step: int, saved: Config, given: Config) -> Iterator[str]:
     before, planned = (
         {one for part in config.skipped_steps for one in part if one < step} for config in (saved, given)
     )

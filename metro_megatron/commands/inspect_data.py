@@ -169,10 +169,10 @@ def _show_step(config: list[str], step: int, samples: int) -> None:
     from metro_megatron.train.past_step import past_step
 
     lines = CountLines(f"steps before {step:,}: made {{:,}}")
-    batch, corpus = past_step(with_vocabulary(parse_config(["--config", *config])), step, lines.show)
+    batch, corpus, why = past_step(with_vocabulary(parse_config(["--config", *config])), step, lines.show)
     text = TokenText(Tokenizer.from_folder(corpus.tokenizer_folder))
     texts = describe_step(batch, corpus.index_at(step - 1), corpus.train_shards, text)
-    print(f"step {step}: {next(texts)}\n")
+    print(f"step {step}: {f'passed over, {why}: ' if why else ''}{next(texts)}\n")
     _print(islice(texts, samples or None))
 
 

@@ -12,6 +12,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.inspection.readback import TokenText
 from metro_megatron.inspection.step_documents import ReadSample, RunOrder
 from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.train.journal import passed_over
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def main(options: Options) -> None:
 
     Nothing is trained and no batch is made: the order of samples is a function of the seed. Where a step is as many
     samples as fit into train.global_batch_tokens, its first one is counted from the nearest step before it that the run
-    has logged or saved. Documents and tokens are numbered from 0.
+    has logged or saved. Documents and tokens are numbered from 0. Steps that are passed over, by train.skip_steps or as
+    the run went back from them, say so (passed_over in JSON, else null).
     """
     if len(options.step) not in (1, 2):
         raise UserError(f"--step {' '.join(map(str, options.step))}: give one step, or the first and the last one")
@@ -41,22 +43,27 @@ def main(options: Options) -> None:
     text = TokenText(Tokenizer.from_folder(order.tokenizer_folder)) if options.text else None
     lines = CountLines("steps counted up to {:,}")
     samples = order.samples(options.step[0], options.step[-1], lines.show)
-    if options.json:
-        for sample in samples:
-            print(json.dumps({**sample.record, **({"text": text.plain(sample.ids.tolist())} if text else {})}))
-        return
     for step, of_step in groupby(samples, lambda sample: sample.step):
-        _print_step(step, list(of_step), text)
+        why = passed_over(order.run, order.config, step)
+        if options.json:
+            for sample in of_step:
+                read = {"text": text.plain(sample.ids.tolist())} if text else {}
+                print(json.dumps({**sample.record, "passed_over": why or None, **read}))
+        else:
+            _print_step(step, list(of_step), text, why)
+    if options.json:
+        return
     print(
         "next, the same with masks and rows:\n"
         f"  {tool_command('inspect_data')} --config {order.config_path} --step {options.step[0]}"
     )
 
 
-def _print_step(step: int, samples: list[ReadSample], text: TokenText | None) -> None:
+def _print_step(step: int, samples: list[ReadSample], text: TokenText | None, why: str) -> None:
     documents = {(sample.dataset, sample.document) for sample in samples}
+    left_out = f"passed over, {why}: " if why else ""
     print(
-        f"step {step:,}: {len(samples):,} samples of {len(documents):,} documents with "
+        f"step {step:,}: {left_out}{len(samples):,} samples of {len(documents):,} documents with "
         f"{sum(sample.tokens for sample in samples):,} tokens"
     )
     for sample in samples:

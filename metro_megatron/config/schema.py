@@ -300,9 +300,9 @@ class EarlyExitConfig:
         """Over a run, from a thousand of its steps."""
         if not self.layers:
             return None
-        steps = range(0, train_steps, max(1, train_steps // 1000))
-        shares = [exits.share for step in steps if (exits := self.exits_at(step, train_steps))]
-        return Exits(tuple(self.layers), sum(shares) / len(shares))
+        share = Schedule.parse(self.share)
+        steps = range(0, train_steps, max(1, train_steps // 1000)) if share.points else range(1)
+        return Exits(tuple(self.layers), sum(share.at(step, train_steps) for step in steps) / len(steps))
 
 
 @dataclass(frozen=True)

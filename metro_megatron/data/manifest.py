@@ -288,7 +288,8 @@ def read_manifest(prefix: str) -> Manifest:
         begun = DatasetPaths(prefix).work.exists() or DatasetPaths(prefix).shard(0).bin.exists()
         what = "it was not finished" if begun else "there is no such dataset"
         near = near_prefixes(prefix)
-        remedy = f"did you mean {' or '.join(near)}?" if near else f"write it {_TOOL}"
+        begin = "" if path.is_absolute() else ", or start this in the folder where the relative path begins"
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"write it {_TOOL}{begin}"
         raise UserError(f"{path}: no such file, so {what}; {remedy}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -20,7 +20,7 @@ from metro_megatron.errors import UserError
 
 @dataclass(frozen=True)
 class ReadSample:
-    """A sample that a step has read: n consecutive tokens of a document."""
+    """A sample of a step: n consecutive tokens of a document."""
 
     step: int
     """Counted from 1, as metrics.jsonl does."""
@@ -84,7 +84,7 @@ class RunOrder:
             raise UserError([f"--step {step}: is not within 1 to train.train_steps {steps}" for step in outside])
         if first > last:
             raise UserError(f"--step {first} {last}: must ascend; swap them")
-        position = self._samples.position(first - 1, lambda step: known_position(self.run, step), on_step)
+        position = self._samples.position(first - 1, lambda step: known_position(self.run, self.config, step), on_step)
         for step in range(first, last + 1):
             yield from self._of_step(step, position)
             position = self._samples.after(step - 1, position)

@@ -84,9 +84,15 @@ def model_flops(config: Config, amount: Amount) -> float:
     return sum(work.passes * work.forward(amount) for work in works(config))
 
 
-def achieved_tflops(config: Config, amount: Amount, seconds: float, processes: int) -> float:
-    """Model TFLOP/s of each of the processes that took so many seconds for the amount; MFU is its share of a peak."""
-    return model_flops(config, amount) / seconds / processes / 1e12
+def step_flops(config: Config, step: int, amount: Amount) -> float:
+    """model_flops of a step of a run, counted from 0, with its phase and its share of early exits."""
+    held = config.early_exit.held(step, config.train.train_steps)
+    return model_flops(replace(config.by_phase[config.phase_at(step)], early_exit=held), amount)
+
+
+def achieved_tflops(flops: float, seconds: float, processes: int) -> float:
+    """TFLOP/s of each of the processes that did model FLOPs in so many seconds; MFU is its share of a peak."""
+    return flops / seconds / processes / 1e12
 
 
 def done_flops(config: Config, amount: Amount, *where: Where) -> float:

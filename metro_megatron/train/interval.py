@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -24,16 +23,17 @@ def interval_figures(
     progress: Progress,
     sums: Mapping[str, float],
     lap: tuple[float, float, int],
-    amount: Amount,
+    trained: tuple[Amount, float],
     update: Update,
     skipped: int,
 ) -> dict[str, float]:
     """Figures by the names that they have in metrics.jsonl.
 
     sums are the reduced ones of the interval's steps, lap its seconds, those that it waited for data, and its steps;
-    amount is what these steps trained on, update the last of them, skipped the updates left out so far.
+    trained is what these trained on and its model FLOPs, update the last of them, skipped the updates left out so far.
     """
     seconds, waited, steps = lap
+    amount, flops = trained
     figures = dict(sums)
     figures.pop("tokens")  # with those before an interruption, which these seconds do not have
     losses = {term.name: figures[f"{term.name}_loss"] for term in terms}
@@ -49,17 +49,15 @@ def interval_figures(
         "skipped_steps": skipped,
         "learning_rate": update.learning_rate,
         "tokens_per_second": amount.tokens / seconds,
-        **_utilization(config, layout, progress.done - 1, amount, seconds),
+        **_utilization(config, layout, flops, seconds),
         "seconds_per_step": seconds / steps,
         "data_share": waited / seconds,
     }
 
 
-def _utilization(config: Config, layout: Layout, step: int, amount: Amount, seconds: float) -> dict[str, float]:
+def _utilization(config: Config, layout: Layout, flops: float, seconds: float) -> dict[str, float]:
     """Model FLOPs of real tokens (plan/flops.py): in TFLOP/s a process, and as a share of its data sheet's."""
-    held = config.early_exit.held(step, config.train.train_steps)
-    config = replace(config.by_phase[config.phase_at(step)], early_exit=held)
-    tflops = achieved_tflops(config, amount, seconds, layout.world.size())
+    tflops = achieved_tflops(flops, seconds, layout.world.size())
     is_cuda = layout.device.type == "cuda"
     name = torch.cuda.get_device_name(layout.device) if is_cuda else ""
     peak = peak_tflops(name, config.train.precision)

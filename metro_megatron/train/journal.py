@@ -11,6 +11,9 @@ from typing import Any
 
 import orjson
 
+from metro_megatron.checkpoint.positions import branch_step
+from metro_megatron.config.file import load_config
+from metro_megatron.config.schema import Config
 from metro_megatron.files import json_lines
 
 JOURNAL = "journal.jsonl"
@@ -36,6 +39,22 @@ def rolled_back(run: Path) -> list[range]:
     """Steps, counted from 0, that the run has gone back from, and passes over."""
     lines = json_lines(run / JOURNAL, "rolled_back_to", "step")
     return [range(line["rolled_back_to"], line["step"]) for line in lines]
+
+
+def passed_over(run: Path | None, config: Config, step: int) -> str:
+    """Why a step of a run, counted from 1, is not trained on, or no longer counts; empty: it is.
+
+    run: its folder, if it has one yet. Of a step before a branch point the run tells that it branches from, where that
+    is still there.
+    """
+    for written, window in zip(config.train.skip_steps, config.skipped_steps, strict=True):
+        if step - 1 in window:
+            return f"train.skip_steps {written}"
+    if step <= branch_step(config):
+        point = Path(config.train.branch_from)
+        return passed_over(point.parent, load_config(point / "run_config.yaml"), step)
+    is_undone = run is not None and any(step - 1 in window for window in rolled_back(run))
+    return f"the run went back from it ({JOURNAL})" if is_undone else ""
 
 
 def told_between(run: Path, first: int, last: int) -> list[str]:

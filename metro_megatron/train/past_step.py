@@ -1,6 +1,7 @@
 """The batch of any step of a run, found again without training."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from metro_megatron.checkpoint.positions import known_position
@@ -12,26 +13,32 @@ from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.steps import RunSamples
 from metro_megatron.errors import UserError
 from metro_megatron.train.corpus import Corpus
+from metro_megatron.train.journal import passed_over
 
 
 def past_step(
     config: Config, step: int, on_step: Callable[[int], object] = lambda done: None
-) -> tuple[StepBatch, Corpus]:
-    """The whole batch of a step, counted from 1 as metrics.jsonl counts, and the corpus it is of.
+) -> tuple[StepBatch, Corpus, str]:
+    """The whole batch of a step, counted from 1 as metrics.jsonl counts, the corpus it is of, and why it is not trained
+    on, if it is not.
 
     The samples are those of any layout; micro batches are those of one data-parallel rank. Where a step is as many
     samples as fit, those of the steps before it are counted, from the last one that the run has logged or saved on, and
     again where a phase begins; `on_step` hears of each. Raises UserError for a step that is not of the run, and as
     Corpus.open.
     """
-    found = problems(config, config.parallel.model_ranks, "cuda")
+    # Nothing is computed here, so neither kernels nor a device must be able to.
+    without_kernels = replace(config, train=replace(config.train, fused="reference"))
+    found = problems(without_kernels, config.parallel.model_ranks, "cuda")
     if not 1 <= step <= config.train.train_steps:
         found.append(f"--step {step}: must be 1 to train.train_steps {config.train.train_steps}")
     if found:
         raise UserError(found)
     corpus = Corpus.open(config)
     samples = RunSamples([corpus.train_index, *corpus.phase_indices], config)
-    first = samples.position(step - 1, lambda done: _known_position(config, done), on_step)
+    run = Path(config.train.output)
+    is_run = (run / "run_config.yaml").is_file() and load_config(run / "run_config.yaml") == config
+    first = samples.position(step - 1, lambda done: known_position(run, config, done) if is_run else (0, 0), on_step)
     data = PretrainingData(
         corpus.train_index,
         corpus.train_shards,
@@ -40,11 +47,4 @@ def past_step(
         phase_indices=corpus.phase_indices,
         phase_begins=samples.begins,
     )
-    return data.step_batch(step - 1, first), corpus
-
-
-def _known_position(config: Config, step: int) -> tuple[int, int]:
-    """known_position, if the run in its folder has this very configuration."""
-    run = Path(config.train.output)
-    plan = run / "run_config.yaml"
-    return known_position(run, step) if plan.is_file() and load_config(plan) == config else (0, 0)
+    return data.step_batch(step - 1, first), corpus, passed_over(run if is_run else None, config, step)

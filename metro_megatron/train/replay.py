@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metro_megatron.checkpoint.files import check_metadata, iteration_folder, saved_steps, verify_integrity
+from metro_megatron.checkpoint.positions import branch_step
 from metro_megatron.checkpoint.resume import overridden_options
 from metro_megatron.cli.options import flatten, with_values
 from metro_megatron.config.file import load_config
@@ -34,7 +35,7 @@ from metro_megatron.model.encoder import Reading
 from metro_megatron.objective.term import Sums
 from metro_megatron.objective.vocabulary import at_masks
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.journal import rolled_back, told_between, values_before
+from metro_megatron.train.journal import passed_over, rolled_back, told_between, values_before
 from metro_megatron.train.launch import with_replacements
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
@@ -139,10 +140,11 @@ def _planned(run: Path, step: int) -> Config:
         config = with_values(Config, flatten(config) | told_since)
     if not 1 <= step <= config.train.train_steps:
         raise UserError(f"--step {step}: must be 1 to train.train_steps {config.train.train_steps}")
-    if any(step - 1 in window for window in config.skipped_steps):
-        raise UserError(f"--step {step}: was passed over (train.skip_steps {config.train.skip_steps})")
-    if any(step - 1 in window for window in rolled_back(run)):
-        raise UserError(f"--step {step}: was passed over, as the run went back from it (journal.jsonl)")
+    if step <= branch_step(config):
+        point = Path(config.train.branch_from)
+        raise UserError(f"--step {step}: was done before {run} branched from {point}; give --run {point.parent}")
+    if why := passed_over(run, config, step):
+        raise UserError(f"--step {step}: was passed over: {why}")
     return config
 
 

@@ -32,7 +32,10 @@ def run_sections(iteration: Path, config: Config) -> dict[str, object]:
         if (iteration.parent / "metrics.jsonl").is_file():
             lines = [line for line in Run.read(iteration.parent).training if line["step"] <= progress["step"]]
         end = {**progress, "consumed_tokens": progress["seen_tokens"]}
-        counts["flops"] = run_flops(config, [*lines, end])
+        if "flops" in progress:
+            counts["flops"] = progress["flops"]
+        elif "branch" not in progress:  # an earlier release's; of a branch the lines of its parent are missing
+            counts["flops"] = run_flops(config, [*lines, end])
     if counts:
         sections[PRETRAINING] = counts
     return {

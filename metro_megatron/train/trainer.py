@@ -125,7 +125,11 @@ class Trainer:
         if "unlogged" in progress:
             self.metrics.load_state(progress["unlogged"])
         if is_branch_point(folder, self.config):
-            self.progress.branch = {"step": self.progress.done, "checkpoint": checkpoint_sha256(folder)}
+            self.progress.branch = {
+                "step": self.progress.done,
+                "consumed_samples": self.progress.seen_samples,
+                "checkpoint": checkpoint_sha256(folder),
+            }
         noted = self.layout.of_first_rank(lambda: rolled_back(self.run))
         self.rolled_back += [window for window in noted if window not in self.rolled_back]
         return True
@@ -223,7 +227,7 @@ class Trainer:
             self.watch.batch(batch)
         limit = self.past.norms.limit(batch.step)
         self.past.add(step, self.step.train(batch, self.metrics, self.stop.is_asked, limit))
-        self.progress.trained(batch)
+        self.progress.trained(batch, self.config)
         if self.report:
             self.report.first(step)
             self.saves.tell(self.report.say_all)
@@ -409,12 +413,12 @@ class Trainer:
 
     def _log(self, report: Report | None, data: PretrainingData, norms: WeightNorms, update: Update) -> None:
         sums, weights, lap = self.metrics.reduce(), norms.measure(), self.clock.lap()
-        step, seen, amount = self.progress.done, self.progress.seen_samples, self.progress.logged()
+        step, seen, trained = self.progress.done, self.progress.seen_samples, self.progress.logged()
         if not report or not self.watch:
             return
         terms, skipped = self.parts.all_terms, self.past.skipped
-        figures = interval_figures(self.config, self.layout, terms, self.progress, sums, lap, amount, update, skipped)
-        planned = data.read_before(seen - int(amount.samples), seen)
+        figures = interval_figures(self.config, self.layout, terms, self.progress, sums, lap, trained, update, skipped)
+        planned = data.read_before(seen - int(trained[0].samples), seen)
         report.training(step, figures, self.metrics.digest, self.watch.line(step, figures, weights, planned))
         if figures["non_pad_fraction"] < LEAST:
             report.warn_of_padding(data, seen)

@@ -93,7 +93,14 @@ def test_a_branch_that_differs_in_nothing_is_the_run_itself(folder: Path, traine
     assert not any("learning rate is" in one for one in same[1])
     assert any("rate is 0.001 in step 4, the first of the branch, and would be 0.00075" in one for one in other[1])
     progress = json.loads((iteration_folder(folder / "same", 6) / "progress.json").read_text())
-    assert progress["branch"] == {"step": PARENT_DONE, "checkpoint": checkpoint_sha256(point)}
+    at_point = json.loads((point / "progress.json").read_text())
+    assert progress["branch"] == {
+        "step": PARENT_DONE,
+        "consumed_samples": at_point["consumed_samples"],
+        "checkpoint": checkpoint_sha256(point),
+    }
+    of_parent = json.loads((iteration_folder(folder / "parent", 6) / "progress.json").read_text())
+    assert progress["flops"] == of_parent["flops"] > at_point["flops"] > 0
     assert "branch" not in json.loads((point / "progress.json").read_text())
     kept = [(folder / name / SEGMENTS).read_bytes() for name in ("parent", "same")]
     assert kept[0] == kept[1], "without it an export would have other segments"

@@ -23,6 +23,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.inspection.documents import SampleLengths, all_sources, by_powers, source_lengths
 from metro_megatron.inspection.readback import DatasetReader, TokenText, samples_of, visible
 from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.train.journal import note_rollback
 from metro_megatron.vocabulary import BOS_ID, EOS_ID
 from tests.data.two_sources import texts_of, write_two_sources
 
@@ -244,8 +245,15 @@ def test_a_long_run_is_entered_where_it_was_logged(folder: Path, tmp_path: Path,
     lines = [{"step": 3, "consumed_samples": 0}, {"step": 3, "validation/x": 1}, {"step": 5, "consumed_samples": 7}]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"st')
     assert f"sample {first:,}," in show_step(config, 4, tmp_path, capsys)[1]
-    other = replace(config, train=replace(config.train, log_interval=3))
+    note_rollback(tmp_path / "run", range(4), "a spike", print)
+    assert show_step(config, 4, tmp_path, capsys)[0].startswith("step 4: passed over, the run went back from it")
+    # Another run, that no kernel could compute.
+    other = replace(config, model=replace(config.model, num_attention_heads=48))
     assert show_step(other, 4, tmp_path, capsys) == expected
+    skipping = replace(other, train=replace(other.train, skip_steps=["2-4"]))
+    head, *blocks = show_step(skipping, 4, tmp_path, capsys)
+    assert head == expected[0].replace("step 4: ", "step 4: passed over, train.skip_steps 2-4: ")
+    assert blocks == expected[1:]
 
 
 @pytest.mark.parametrize(

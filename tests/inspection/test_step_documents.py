@@ -19,6 +19,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.inspection.readback import DatasetReader, TokenText, samples_of
 from metro_megatron.inspection.step_documents import RunOrder
 from metro_megatron.tokenizer.tokenizer import Tokenizer
+from metro_megatron.train.journal import note_rollback
 from tests.data.two_sources import write_two_sources
 
 STEPS = 40
@@ -108,7 +109,7 @@ def test_what_is_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = list(RunOrder(run).samples(2, 3))
     text = TokenText(Tokenizer.from_folder(open_shards(config.data.train)[0].tokenizer_path))
-    assert rows == [{**one.record, "text": text.plain(one.ids.tolist())} for one in expected]
+    assert rows == [{**one.record, "passed_over": None, "text": text.plain(one.ids.tolist())} for one in expected]
     call_with_options(tool.main, ["--run", str(run), "--step", "2", "--text"])
     shown, first = capsys.readouterr().out, expected[0]
     last = first.first_token + first.tokens - 1
@@ -118,6 +119,13 @@ def test_what_is_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         f"{first.first_token} to {last}, epoch {first.epoch}\n    {text.plain(first.ids.tolist())}\n"
     ) in shown
     assert f"--config {run}/run_config.yaml --step 2" in shown
+    note_rollback(run, range(2, 3), "a spike", print)
+    save_config(replace(config, train=replace(config.train, skip_steps=["2"])), run / "run_config.yaml")
+    call_with_options(tool.main, ["--run", str(run), "--step", "2", "4", "--json"])
+    said = {row["step"]: row["passed_over"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert said == {2: "train.skip_steps 2", 3: "the run went back from it (journal.jsonl)", 4: None}
+    call_with_options(tool.main, ["--run", str(run), "--step", "2"])
+    assert capsys.readouterr().out.startswith("step 2: passed over, train.skip_steps 2: ")
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:
@@ -138,5 +146,8 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
         RunOrder(tmp_path)
     gone = replace(config, data=replace(config.data, train=[str(tmp_path / "gone")], weights=[]))
     save_config(gone, tmp_path / "run" / "run_config.yaml")
-    with pytest.raises(UserError, match="there is no such dataset"):
+    with pytest.raises(UserError, match="there is no such dataset; write it with tools/preprocess_data.py$"):
+        RunOrder(tmp_path / "run")
+    save_config(replace(gone, data=replace(gone.data, train=["of/it"])), tmp_path / "run" / "run_config.yaml")
+    with pytest.raises(UserError, match="or start this in the folder where the relative path begins$"):
         RunOrder(tmp_path / "run")

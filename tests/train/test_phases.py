@@ -15,6 +15,7 @@ from metro_megatron.config.schema import Config
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.errors import UserError
 from metro_megatron.files import replace_text
+from metro_megatron.plan.flops import Amount, model_flops
 from tests.checkpoint.test_branch import config_for, figures
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_corpus
@@ -74,6 +75,21 @@ def test_phases_before_a_branching_are_kept(tmp_path: Path) -> None:
     for phases in ([], LATER[1:], [Phase(2, lr_factor=3.0), *LATER], [Phase("50%", 24, [], 0.3, 0.5)]):
         with pytest.raises(UserError, match="keep those, their starts in steps"):
             beginning(phased(tmp_path / "new", phases, branch_from=point, train_steps=8))
-    branch = phased(tmp_path / "new", LATER, branch_from=point, train_steps=6)
+    with pytest.raises(UserError, match=r"train.skip_steps is \['4-5'\], but up to step 4 .* made with \[\]"):
+        beginning(phased(tmp_path / "new", LATER, branch_from=point, train_steps=6, skip_steps=["4-5"]))
+    branch = phased(tmp_path / "new", LATER, branch_from=point, train_steps=6, log_interval=2)
     ((lines, _),) = run_ranks(run, 1, branch)
-    assert [line["learning_rate"] for line in lines] == [5e-4, 1e-3]
+    assert [line["learning_rate"] for line in lines] == [1e-3]
+    # The parent's steps, and the line's, each with its phase.
+    corpus = small_corpus(branch)
+    data = PretrainingData(corpus.train_index, corpus.train_shards, branch, phase_indices=corpus.phase_indices)
+    flops, begin, ends = [], 0, []
+    for batch, phase in zip(data.prefetch(0, 6, 0), [0, 0, 0, 1, 1, 2], strict=True):
+        amount = Amount(batch.num_tokens, batch.num_squares, batch.end - begin)
+        flops.append(model_flops(branch.by_phase[phase], amount))
+        begin = batch.end
+        ends.append(begin)
+    progress = json.loads((iteration_folder(tmp_path / "new", 6) / "progress.json").read_text())
+    assert progress["flops"] == sum(flops) and progress["branch"]["consumed_samples"] == ends[3]
+    measured = lines[0]["tflops_per_gpu"] * 1e12 * lines[0]["seconds_per_step"] * 2
+    assert measured == pytest.approx(flops[4] + flops[5], rel=1e-9)

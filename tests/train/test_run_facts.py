@@ -48,6 +48,9 @@ def test_sections_of_a_run_s_checkpoint(tmp_path: Path) -> None:
     assert sections["training curve"] == [
         {"step": step, "tokens": 800 * step, "loss": 9.0, "rtd_loss": 40 - step} for step in (10, 20)
     ]
+    for more, flops in (({"branch": {"step": 10}}, None), ({"branch": {"step": 10}, "flops": 7.5}, 7.5)):
+        (iteration / "progress.json").write_text(json.dumps({**progress, **more}))
+        assert run_sections(iteration, CONFIG)["pretraining"].get("flops") == flops  # type: ignore[attr-defined]
     (iteration / "progress.json").unlink()
     assert "pretraining" not in run_sections(iteration, CONFIG)
 

@@ -131,7 +131,7 @@ def test_a_run_that_goes_back_is_one_that_passes_over_these_samples(tmp_path: Pa
         assert {key: line[key] for key in LASTING} == {key: again[key] for key in LASTING}
     (replayed,) = run_ranks(replay_with_spike, 1, into("back"))
     assert [(line.step, line.is_same) for line in replayed.lines] == [(12, True)]
-    with pytest.raises(UserError, match="was passed over, as the run went back from it"):
+    with pytest.raises(UserError, match="was passed over: the run went back from it"):
         replay(tmp_path / "back", SPIKE, torch.device("cpu"), lambda done, last: None)
 
 
