@@ -15,7 +15,7 @@ With mean squares MS between seeds, between items and of what is left, one table
 
 The first part is that of the t interval over the seeds' means, and is there whatever the items are; the second is what
 other items would have changed. Two tables have the sum of their first parts, at the degrees of freedom
-(v_a + v_b)^2 / (v_a^2 / n_a + v_b^2 / n_b) - 1. Those of Satterthwaite (1946) are too few for arms of like variance, and
+(v_a + v_b)^2 / (v_a^2 / n_a + v_b^2 / n_b) - 1. Satterthwaite's (1946) are too few for arms of like variance, and
 those of Welch (1947; n + 1 and - 2 instead) too many for others.
 
 The interval is Cochran and Cox's (Experimental Designs, 1957): its quantile is a mean of Student's quantiles for either
