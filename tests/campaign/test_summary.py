@@ -28,9 +28,9 @@ def test_seeds_of_an_arm_are_summed_up_and_other_rates_and_budgets_are_not_mixed
         row("1", "0.8", steps="8"),
     ]
     assert list(lines(rows)) == [
-        "| metro | 0.001 | 2e+13 | 1 | rtd_auc | 0.8000 | 0.0000 |  |",
+        "| metro | 0.001 | 2e+13 | 1 | rtd_auc | 0.8000 |  |  |",
         "| metro | 0.001 | 2e+13 | 3 | rtd_auc | 0.6000 | 0.2000 | 0.0577 |",
-        "| metro | 0.002 | 2e+13 | 1 | rtd_auc | 0.9000 | 0.0000 |  |",
+        "| metro | 0.002 | 2e+13 | 1 | rtd_auc | 0.9000 |  |  |",
     ]
 
 
