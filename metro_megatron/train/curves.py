@@ -189,6 +189,8 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], references: Seque
             label = label if len(runs) == 1 else f"{run.name}: {label}"
             style: dict[str, Any] = {"color": f"C{color}"}
             colors.setdefault(name, f"C{color}")
+            lines: tuple[ArrayLike, ArrayLike]
+            means: tuple[ArrayLike, ArrayLike]
             if references:
                 every = run.tokens(run.even_lines), [line.get(name, math.nan) for line in run.even_lines]
                 lines, means = over_tokens(*every, window=1.0), over_tokens(*every)
@@ -269,16 +271,16 @@ def over_tokens(
     A mean is over whole lines, from that of a line's end divided by `window` on. It stands at the mean of log(tokens)
     over these lines: what is straight on a logarithmic axis stays where it is, however wide lines and windows are.
     """
-    ends, values = np.asarray(ends, dtype=float), np.asarray(values, dtype=float)
-    begins = ends - covered_steps(ends)
-    is_there = np.isfinite(values) & (ends > begins)
-    begins, ends, values = begins[is_there], ends[is_there], values[is_there]
-    own = np.arange(len(ends))
-    first = np.clip(np.searchsorted(begins, ends / window, side="right") - 1, 0, own)
-    covered = ends - begins
+    figure, end = np.asarray(values, dtype=float), np.asarray(ends, dtype=float)
+    begin = end - covered_steps(end)
+    is_there = np.isfinite(figure) & (end > begin)
+    begin, end, figure = begin[is_there], end[is_there], figure[is_there]
+    own = np.arange(len(end))
+    first = np.clip(np.searchsorted(begin, end / window, side="right") - 1, 0, own)
+    covered = end - begin
     tokens, logs, sums = (
         (total := np.append(0.0, np.cumsum(part)))[own + 1] - total[first]
-        for part in (covered, _log_integral(ends) - _log_integral(begins), values * covered)
+        for part in (covered, _log_integral(end) - _log_integral(begin), figure * covered)
     )
     return np.exp(logs / tokens), sums / tokens
 
