@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from metro_megatron.cli.command_line import run_printing_tool
+from metro_megatron.cli.options import parse_value
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.comparison import (
     CONFIDENCE,
@@ -75,9 +76,11 @@ def main(options: Options) -> None:
     a, b = read_arm(options.a), read_arm(options.b)
     seeds = sorted(a.keys() & b.keys())
     if seeds:
-        left_out = sorted((a.keys() | b.keys()) - set(seeds))
-        alone = f"; left out, in one arm only: {', '.join(map(str, left_out))}" if left_out else ""
-        print(f"A - B, paired by seeds {', '.join(map(str, seeds))}{alone}")
+        lacked = {"A": b.keys() - a.keys(), "B": a.keys() - b.keys()}
+        lacks = [f"{arm} lacks {_list(missing)}" for arm, missing in lacked.items() if missing]
+        print(f"A - B, paired by seeds {'; '.join([_list(seeds), *lacks])}")
+        if len(seeds) == 1 and lacks:
+            print(f"one pair has no interval: {_remedy(a, b, seeds[0])}")
     else:
         print(f"A - B, unpaired: {len(a)} seeds against {len(b)} others")
     for one in compare(a, b):
@@ -135,10 +138,31 @@ def _table(arm: Arm, task: str, items: Sequence[str]) -> NDArray[np.float64]:
     return np.array([[arm[seed][task][one] for one in items] for seed in sorted(arm)])
 
 
+def _list(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
+
+
+def _remedy(a: Arm, b: Arm, seed: int) -> str:
+    """For arms of which some seeds could be paired, if the other had them."""
+    more = [
+        f"seed {_list(of - own)} of {arm}"
+        for arm, own, of in (("A", a.keys(), b.keys()), ("B", b.keys(), a.keys()))
+        if of - own
+    ]
+    apart = [arm for arm, own in (("--a", a), ("--b", b)) if len(own) > 2 and min(len(a), len(b)) > 1]
+    return f"run {' or '.join(more)} as well" + (f", or leave {seed} out of {apart[0]}: unpaired" if apart else "")
+
+
 def _seed(folder: Path) -> int:
+    """Of a file that need not have all options, or none but these."""
     for path in (folder / "run_config.yaml", folder / "pretraining" / "run_config.yaml"):
         if path.exists():
-            return int(yaml.safe_load(path.read_text(encoding="utf-8"))["train"]["seed"])
+            try:
+                return int(parse_value(yaml.safe_load(path.read_text(encoding="utf-8"))["train"]["seed"], int))
+            except (yaml.YAMLError, ValueError, LookupError, TypeError, UserError) as error:
+                raise UserError(
+                    f"{path}: has no readable train.seed ({' '.join(str(error).split())}); write train: {{seed: N}}"
+                ) from error
     raise UserError(f"{folder} has no run_config.yaml, nor has its pretraining/; give the folder of a run")
 
 

@@ -25,7 +25,7 @@ class Options:
     """Picture to write: .png, .svg or .pdf; or .csv: the curves of one healthy run, for --reference."""
     reference: list[str] = field(default_factory=list)
     """Healthy runs to draw beneath, dashed, over tokens instead of steps: a .csv, or the name of one that comes with
-    the program (metro, electra, mlm_15). Those that differ in their seeds only become a band, least to largest."""
+    the program (metro, electra, mlm_15, ...). Those that differ in their seeds only become a band, least to largest."""
     commit: str = ""
     """Commit of the program that trained the run, for the head of a .csv."""
 
@@ -36,8 +36,8 @@ def main(options: Options) -> None:
     A reference shows whether a run of like size learns when a healthy one did: replace accuracy, AUC and losses leave
     their plateaus at about equal tokens. Figures of other sizes, vocabularies and texts lie elsewhere.
     """
-    from metro_megatron.train.curves import Run, draw
-    from metro_megatron.train.reference import bands
+    from metro_megatron.train.curves import Run, draw, shown_figures
+    from metro_megatron.train.reference import bands, lacking
 
     runs, problems = [], []
     folders = [Path(folder) for folder in options.run]
@@ -53,15 +53,19 @@ def main(options: Options) -> None:
         return
     if options.commit:
         raise UserError(f"--commit {options.commit}: is for the head of a .csv; leave it out, or name an --output .csv")
-    draw(runs, Path(options.output), bands(options.reference))
+    references = bands(options.reference)
+    draw(runs, Path(options.output), references)
+    for line in lacking(shown_figures(runs), references):
+        print(line)
     steps = ", ".join(f"{one.name} to step {int(one.training[-1]['step']):,}" for one in runs)
     print(f"made {options.output}: {steps}")
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """The ends of their paths, as short as tells one from another: many runs lie in a folder of one name."""
+    """The ends of their paths, as short as tells one from another, and from what lies in pretraining/ of other runs."""
+    least = 2 if any(folder.name == "pretraining" for folder in folders) else 1
     most = max(len(folder.parts) for folder in folders)
-    names = (["/".join(folder.parts[-parts:]) for folder in folders] for parts in range(1, most + 1))
+    names = (["/".join(folder.parts[-parts:]) for folder in folders] for parts in range(least, most + 1))
     return next((found for found in names if len(set(found)) == len(folders)), [str(folder) for folder in folders])
 
 

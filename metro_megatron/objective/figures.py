@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.digest import CHUNKS, digest_parts
@@ -49,17 +50,24 @@ def weighted(terms: Iterable[Term], losses: Mapping[str, Number], step: int, bat
 def figures(terms: Iterable[Term], sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Losses per masked or real token in nats, shares in [0, 1]; NaN where nothing was counted.
 
-    counts are those that `counts` makes.
+    counts are those that `counts` makes. What a plain masked language model reads is masked, and nothing replaced.
     """
+    terms = [*terms]
     found: dict[str, float] = {}
     for term in terms:
         found |= term.figures(sums)
+    if not any(_reads_masks(term.config) for term in terms):
+        found["replace_rate"] = mean(sums["replaced"], sums["num_tokens"])
     return {
         **found,
-        "replace_rate": mean(sums["replaced"], sums["num_tokens"]),
         "non_pad_fraction": mean(sums["num_tokens"], sums["num_places"]),
         "tokens": float(sums["num_tokens"]),
     }
+
+
+def _reads_masks(config: Config) -> bool:
+    """An exported model without auxiliary has no source either, and is evaluated on replaced tokens."""
+    return config.corruption.source == "none" and "mlm" in config.objective.main
 
 
 def panels(terms: Iterable[type[Term]]) -> list[Panel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
@@ -31,6 +31,8 @@ PROBE = "probe/"
 COLUMNS = 3
 PLACES = ("step", "consumed_samples", "consumed_tokens")
 """Where in the run a line is."""
+WINDOW = 10**0.1
+"""Where places are tokens, a curve is averaged over a tenth of a decade, wherever it ends and however it is logged."""
 DASHES = ("--", ":", "-.")
 """Of references, which differ in nothing else."""
 
@@ -97,8 +99,13 @@ class Run:
     def tokens_at(self, steps: Sequence[float]) -> list[float]:
         """Tokens read up to each step, between log lines by their mean."""
         known = [0.0, *(line["step"] for line in self.training)]
-        tokens = [0.0, *(line["consumed_tokens"] for line in self.training)]
-        return np.interp(steps, known, tokens).tolist()
+        return np.interp(steps, known, [0.0, *self.tokens(self.training)]).tolist()
+
+    def tokens(self, lines: Sequence[dict[str, float]]) -> list[float]:
+        """Tokens read at each line's end. Raises UserError where a line does not say."""
+        if not all(_is_figure(line.get("consumed_tokens")) for line in lines):
+            raise UserError(f"{self.name}: a line of metrics.jsonl has no consumed_tokens, which places it")
+        return [line["consumed_tokens"] for line in lines]
 
     def tokens_per_second(self) -> float:
         """Tokens over the seconds spent on steps, evaluation and saving left out."""
@@ -110,7 +117,7 @@ class Run:
 
 
 def covered_steps(ends: ArrayLike) -> NDArray[np.float64]:
-    """[n] how many steps each line is of, by the step at its end; a run that began elsewhere did not log all before."""
+    """[n] how many steps or tokens each line is of, by those at its end; a run that began elsewhere did not log all."""
     steps = np.diff(ends, prepend=0.0)
     return np.append(min(steps[0], np.median(steps)), steps[1:])
 
@@ -134,16 +141,23 @@ def _is_figure(value: object) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
+def shown_figures(runs: Sequence[Run]) -> set[str]:
+    """What `draw` has a curve of."""
+    logged = {name for run in runs for line in run.training for name in line}
+    return logged & {name for panel in panels(ALL) for name in panel.curves}
+
+
 def draw(runs: Sequence[Run], output: Path, references: Sequence[Band] = ()) -> None:
     """Draw every panel with all runs and write the picture; its kind is that of the name's ending.
 
     Runs whose configuration is known get one panel more, of what they schedule. With references, which are drawn below
-    the runs, dashed, places are tokens on a logarithmic scale: batches and lengths of runs may differ.
+    the runs, dashed, places are tokens on a logarithmic scale, and both are averaged over_tokens: batches, lengths and
+    log intervals of runs may differ.
     """
     from matplotlib.figure import Figure
 
-    logged = {name for run in runs for line in run.training for name in line}
-    shown = [panel for panel in panels(ALL) if logged & panel.curves.keys()]
+    figures = shown_figures(runs)
+    shown = [panel for panel in panels(ALL) if figures & panel.curves.keys()]
     planned = [run for run in runs if run.config]
     count = len(shown) + bool(planned)
     rows = -(-count // COLUMNS)
@@ -175,12 +189,19 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], references: Seque
             label = label if len(runs) == 1 else f"{run.name}: {label}"
             style: dict[str, Any] = {"color": f"C{color}"}
             colors.setdefault(name, f"C{color}")
-            places: Callable[[list[float]], list[float]] = run.tokens_at if references else list
-            steps, values = _points(run.even_lines, name)
-            axes.plot(places(steps), values, **style, alpha=0.25, linewidth=1)
-            axes.plot(places(steps), smooth(values, smoothing(len(values))), **style, linewidth=1.8, label=label)
+            lines: tuple[ArrayLike, ArrayLike]
+            means: tuple[ArrayLike, ArrayLike]
+            if references:
+                every = run.tokens(run.even_lines), [line.get(name, math.nan) for line in run.even_lines]
+                lines, means = over_tokens(*every, window=1.0), over_tokens(*every)
+            else:
+                steps, values = _points(run.even_lines, name)
+                lines, means = (steps, values), (steps, smooth(values, smoothing(len(values))))
+            axes.plot(*lines, **style, alpha=0.25, linewidth=1)
+            axes.plot(*means, **style, linewidth=1.8, label=label)
             steps, values = _points(run.validation, name)
-            axes.plot(places(steps), values, **style, marker="o", markersize=4, linestyle="none")
+            places = run.tokens_at(steps) if references else steps
+            axes.plot(places, values, **style, marker="o", markersize=4, linestyle="none")
             color += 1
     for band, dashes in zip(references, cycle(DASHES), strict=False):
         for name, drawn in colors.items():
@@ -240,6 +261,33 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
 def smoothing(count: int) -> int:
     """`width` for the curve of a run of so many log lines."""
     return max(1, count // 40)
+
+
+def over_tokens(
+    ends: ArrayLike, values: ArrayLike, window: float = WINDOW
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places and means [n] of a figure that each line measured since the line before; nan, and left out, where none.
+
+    A mean is over whole lines, from that of a line's end divided by `window` on. It stands at the mean of log(tokens)
+    over these lines: what is straight on a logarithmic axis stays where it is, however wide lines and windows are.
+    """
+    figure, end = np.asarray(values, dtype=float), np.asarray(ends, dtype=float)
+    begin = end - covered_steps(end)
+    is_there = np.isfinite(figure) & (end > begin)
+    begin, end, figure = begin[is_there], end[is_there], figure[is_there]
+    own = np.arange(len(end))
+    first = np.clip(np.searchsorted(begin, end / window, side="right") - 1, 0, own)
+    covered = end - begin
+    tokens, logs, sums = (
+        (total := np.append(0.0, np.cumsum(part)))[own + 1] - total[first]
+        for part in (covered, _log_integral(end) - _log_integral(begin), figure * covered)
+    )
+    return np.exp(logs / tokens), sums / tokens
+
+
+def _log_integral(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of log(x) from 0 on."""
+    return tokens * (np.log(np.maximum(tokens, 1.0)) - 1)
 
 
 def _points(lines: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.files import replace_text
 from metro_megatron.objective.figures import panels
 from metro_megatron.objective.terms import ALL
-from metro_megatron.train.curves import Run, covered_steps, smooth, smoothing
+from metro_megatron.train.curves import Run, covered_steps, over_tokens
 
 CURVES = Path(metro_megatron.__file__).parent / "curves"
 """Those that belong to the program: NAME-SEED.csv."""
@@ -50,8 +50,8 @@ class Reference:
         figures = [figure for panel in panels(ALL) for figure in panel.curves if figure in run.training[-1]]
         lines = np.array(
             [
-                [line["step"], line["consumed_tokens"], *(line.get(one, math.nan) for one in figures)]
-                for line in run.even_lines
+                [line["step"], tokens, *(line.get(one, math.nan) for one in figures)]
+                for line, tokens in zip(run.even_lines, run.tokens(run.even_lines), strict=True)
             ]
         )
         steps = covered_steps(lines[:, 0])
@@ -71,17 +71,17 @@ class Reference:
     @classmethod
     def read(cls, path: Path) -> Reference:
         """Raises UserError for a file that `write` has not written."""
-        lines = path.read_text(encoding="utf-8").splitlines()
-        head = [line for line in lines if line.startswith("# ")]
-        facts = dict(line[2:].split(": ", 1) for line in head if ": " in line)
-        names, *rows = [*csv.reader(line for line in lines if not line.startswith("#"))] or [[]]
         try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            head = [line for line in lines if line.startswith("# ")]
+            facts = dict(line[2:].split(": ", 1) for line in head if ": " in line)
+            names, *rows = [*csv.reader(line for line in lines if not line.startswith("#"))] or [[]]
             table = np.array([[float(cell or "nan") for cell in row] for row in rows]).T
             columns = dict(zip(names, table, strict=True))
             missing = [one for one in PLACES if one not in columns] + [one for one in HEAD if one not in facts]
             if missing:
                 raise ValueError(f"no {', '.join(missing)}")
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:
             raise UserError(
                 f"{path}: no reference curve ({error}); write one with tools/plot_run.py --run RUN --output NAME.csv"
             ) from error
@@ -119,17 +119,31 @@ class Band:
         """
         curves = []
         for run in self.runs:
-            values = run.columns.get(figure, np.full(1, np.nan))
-            if not np.isfinite(values).any():
+            values = run.columns.get(figure)
+            if values is None or not np.isfinite(values).any():
                 return None
-            is_there = np.isfinite(values)
-            own = values[is_there].tolist()
-            curves.append((run.columns["tokens"][is_there], smooth(own, smoothing(len(own)))))
+            curves.append(over_tokens(run.columns["tokens"], values))
         begin, end = max(tokens[0] for tokens, _ in curves), min(tokens[-1] for tokens, _ in curves)
         at = np.unique(np.concatenate([tokens for tokens, _ in curves]))
         at = at[(at >= begin) & (at <= end)]
         values = np.array([np.interp(at, *curve) for curve in curves])
         return at, np.stack([values.min(0), np.median(values, 0), values.max(0)])
+
+
+def lacking(shown: Iterable[str], given: Sequence[Band]) -> Iterator[str]:
+    """A line where runs show figures that none of the references has: which, and what names have them."""
+    there = {name for band in given for run in band.runs for name in run.columns}
+    figures = sorted(set(shown) - there)
+    if given and figures:
+        others = sorted(
+            {
+                path.stem.rpartition("-")[0]
+                for path in CURVES.glob("*-*.csv")
+                if set(figures) & {*Reference.read(path).columns}
+            }
+        )
+        remedy = f"; --reference has them as {', '.join(others)}" if others else ""
+        yield f"{', '.join(band.label for band in given)}: without {', '.join(figures)}{remedy}"
 
 
 def reference_names() -> list[str]:

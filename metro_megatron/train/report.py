@@ -121,7 +121,7 @@ class Report:
         shown = {"replaced": "replace_rate"}
         for term in self.terms:
             shown |= term.console
-        return " ".join(f"{label} {figures[name]:.3f}" for label, name in shown.items())
+        return " ".join(f"{label} {figures[name]:.3f}" for label, name in shown.items() if name in figures)
 
     def _write(self, step: int, figures: dict[str, float], more: Mapping[str, Any] = MappingProxyType({})) -> None:
         # orjson writes null for NaN, which JSON has not.

@@ -2,14 +2,17 @@ import gzip
 import os
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 from metro_megatron.cli.command_line import call_with_options
+from metro_megatron.commands.compare_runs import compare as compared
 from metro_megatron.commands.compare_runs import main as compare
-from tools.campaign.rows import COLUMNS, put_row, scores_beside
-from tools.campaign.summary import Options, lines, main
+from metro_megatron.commands.compare_runs import read_arm
+from tools.campaign.rows import COLUMNS, put_row, read_baselines, read_rows, scores_beside
+from tools.campaign.summary import Options, chosen, comparisons, lines, main
 
 
 def test_seeds_of_an_arm_are_summed_up_and_other_rates_and_budgets_are_not_mixed_in():
@@ -25,9 +28,9 @@ def test_seeds_of_an_arm_are_summed_up_and_other_rates_and_budgets_are_not_mixed
         row("1", "0.8", steps="8"),
     ]
     assert list(lines(rows)) == [
-        "| metro | 0.001 | 2e+13 | 1 | rtd_auc | 0.8000 | 0.0000 |  |",
+        "| metro | 0.001 | 2e+13 | 1 | rtd_auc | 0.8000 |  |  |",
         "| metro | 0.001 | 2e+13 | 3 | rtd_auc | 0.6000 | 0.2000 | 0.0577 |",
-        "| metro | 0.002 | 2e+13 | 1 | rtd_auc | 0.9000 | 0.0000 |  |",
+        "| metro | 0.002 | 2e+13 | 1 | rtd_auc | 0.9000 |  |  |",
     ]
 
 
@@ -68,3 +71,34 @@ def test_tables_of_earlier_campaigns_have_fewer_columns_and_what_is_printed_may_
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     os.close(writer)
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
+
+
+def test_the_published_table_is_what_the_tools_say():
+    """docs/results.md, of the table and scores beside it: differences, intervals, verdicts, medians, TF-IDF."""
+    results = Path("docs/results/campaign.csv")
+    rows, baselines = read_rows(results), read_baselines(results)
+    differences = []
+    for command in comparisons(rows, results):
+        words = shlex.split(command)
+        others = words.index("--b")
+        arms = read_arm(words[words.index("--a") + 1 : others]), read_arm(words[others + 1 :])
+        differences.append({one.task: one.found for one in compared(*arms)})
+    of_electra, of_masked = differences
+    budget = float(chosen(rows, "metro", 2e13)[0]["flops"])
+
+    def short(value, sign=""):
+        return f"{value:{sign}z.3f}".replace("0.", ".", 1)
+
+    def interval(found):
+        mean = short(found.mean, "+")
+        low, high = short(found.mean - found.half_width), short(found.mean + found.half_width)
+        return f"{f'**{mean}**' if found.is_verdict else mean} ({low} to {high})"
+
+    def medians(task):
+        arms = (chosen(rows, arm, budget) for arm in ("metro", "mlm_15", "electra"))
+        return ", ".join(short(statistics.median(float(run[task]) for run in runs)) for runs in arms)
+
+    text = Path("docs/results.md").read_text(encoding="utf-8")
+    for task, worth in baselines.items():
+        cells = (task, interval(of_masked[task]), interval(of_electra[task]), medians(task), short(worth["tfidf"]))
+        assert f"| {' | '.join(cells)} |\n" in text

@@ -31,9 +31,25 @@ def test_arms_are_paired_by_seed_and_item_and_their_order_is_none(tmp_path, caps
     assert apart.found == difference(a[[0, 2]], -b[[1, 3]]) and np.isnan(apart.ratio)
     assert call_with_options(main, ["--a", *of_a, "--b", *of_b[:3]]) is None
     printed = capsys.readouterr().out
-    assert "paired by seeds 0, 1, 2; left out, in one arm only: 3" in printed and "A is higher" in printed
+    assert "paired by seeds 0, 1, 2; B lacks 3\n" in printed and "A is higher" in printed
     (one,) = compare(read_arm(of_a[:1]), read_arm(of_b[2:3]))
     assert one.found == (a[2] - b[2]).mean() and "one seed has no interval" in str(one)
+
+
+@pytest.mark.parametrize(
+    ("of_a", "of_b", "remedy"),
+    [
+        ((1, 2), (2, 3), "run seed 3 of A or seed 1 of B as well"),
+        ((1, 2, 4), (2, 3), "run seed 3 of A or seed 1, 4 of B as well, or leave 2 out of --a: unpaired"),
+        ((2,), (1, 2, 3), "run seed 1, 3 of A as well"),
+    ],
+)
+def test_one_pair_says_which_seeds_would_make_another(tmp_path, capsys, of_a, of_b, remedy):
+    arms = [
+        [write_run(tmp_path / f"{arm}{seed}", seed, [0, 1]) for seed in own] for arm, own in (("a", of_a), ("b", of_b))
+    ]
+    call_with_options(main, ["--a", *arms[0], "--b", *arms[1]])
+    assert f"one pair has no interval: {remedy}\n" in capsys.readouterr().out
 
 
 def test_items_that_some_run_lacks_are_left_out_and_counted(tmp_path):
@@ -50,6 +66,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         list(compare(read_arm([first]), read_arm([again])))
     with pytest.raises(UserError, match=r"no \*\.jsonl in scores/"):
         read_arm([str(tmp_path)])
+    config = tmp_path / "a" / "pretraining" / "run_config.yaml"
+    for content in (b"nonsense: 1", b": : [", b"", b"train:", b"train: {seed: x}", b"train: {seed: true}", b"\xff"):
+        config.write_bytes(content)
+        with pytest.raises(UserError, match=r"run_config.yaml: has no readable train.seed"):
+            read_arm([first])
     for line, message in (
         ("{}", "line 1"),
         ('{"task": "a", "id": 1, "score": NaN}', "is no score"),

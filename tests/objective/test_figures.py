@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metro_megatron.config.schema import Config, EarlyExitConfig, ObjectiveConfig, TrainConfig
+from metro_megatron.config.schema import Config, CorruptionConfig, EarlyExitConfig, ObjectiveConfig, TrainConfig
 from metro_megatron.data.batch import MicroBatch
 from metro_megatron.data.views import View
 from metro_megatron.objective.early_exit import ExitDetection
@@ -70,6 +70,24 @@ def test_figures_of_a_batch_by_hand() -> None:
         "tokens": 7.0,
     }
     assert figures(TERMS, sums) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "main", "is_there"),
+    [
+        ("none", ["mlm"], False),
+        ("none", ["rtd"], True),
+        ("uniform", ["rtd"], True),
+        ("auxiliary", ["rtd", "mlm"], True),
+    ],
+)
+def test_masked_tokens_are_not_replaced_ones(source: str, main: list[str], is_there: bool) -> None:
+    config = Config(corruption=CorruptionConfig(source=source), objective=ObjectiveConfig(main=main))
+    terms = exported_terms(config)
+    sums = {
+        name: torch.ones(size) for names in (COUNTS, *(term.sums for term in terms)) for name, size in names.items()
+    }
+    assert ("replace_rate" in figures(terms, sums)) == is_there
 
 
 def test_what_was_not_counted_has_no_figure() -> None:

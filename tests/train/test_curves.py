@@ -126,6 +126,8 @@ def test_a_run_shows_the_curves_that_it_has(tmp_path):
         (["x/a/run", "y/a/run", "z"], ["x/a/run", "y/a/run", "z"]),
         (["a", "a"], ["a", "a"]),
         (["."], ["."]),
+        (["runs/a/pretraining"], ["a/pretraining"]),
+        (["pretraining"], ["pretraining"]),
     ],
 )
 def test_runs_of_one_name_are_told_apart_by_where_they_lie(folders, names):

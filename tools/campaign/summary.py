@@ -59,8 +59,8 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
             values = [float(run[figure]) for run in runs if run.get(figure)]
             if values:
                 median, spread, error = summary(values)
-                last = "" if math.isnan(error) else f"{error:.4f}"
-                yield f"| {arm} | {rate} | {flops} | {len(values)} | {figure} | {median:.4f} | {spread:.4f} | {last} |"
+                others = "  |  |" if len(values) == 1 else f" {spread:.4f} | {error:.4f} |"
+                yield f"| {arm} | {rate} | {flops} | {len(values)} | {figure} | {median:.4f} |{others}"
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
