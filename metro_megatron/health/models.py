@@ -114,7 +114,7 @@ def _readings(subject: Subject, batch: StepBatch, views: list[View]) -> Iterator
     again, heads_again = _read(subject, batch, views)
     if not _same(config, first, again):
         yield "main reads the same text with the same dropout in another way"
-    # In whatever small a way an answer gets in: to the bit, where the same text twice is the same to the bit.
+    # In however small a way a thing gets in: to the bit, where the same text twice is the same to the bit.
     same = _equal if _equal(config, first + _tensors(heads), again + _tensors(heads_again)) else _same
     hidden, blind = _read(subject, batch, views, partial(_without_answers, config.model))
     if not same(config, first + _tensors(heads), hidden + _tensors(blind)):
@@ -130,7 +130,7 @@ def _readings(subject: Subject, batch: StepBatch, views: list[View]) -> Iterator
     ]
     second, _ = _read(subject, batch, reseeded)
     drops = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
-    if first and drops and _same(config, first, second):
+    if first and drops and same(config, first, second):
         yield (
             "main does not drop, or the same in the next step, though model.hidden_dropout or attention_dropout is "
             "set: it is not told to train, or its dropout has a constant seed"
@@ -148,7 +148,7 @@ def _readings(subject: Subject, batch: StepBatch, views: list[View]) -> Iterator
     found, _ = _read(subject, batch, changed)
     if first and not _same(config, [_at(first[number], others)], [_at(found[number], others)]):
         yield "main: a sample's tokens change what is made of another sample in the row"
-    if first and _same(config, [_at(first[number], own)], [_at(found[number], own)]):
+    if first and same(config, [_at(first[number], own)], [_at(found[number], own)]):
         yield "main: a sample's states do not depend on its tokens"
     if isinstance(subject.corruptor, TrainedModel):
         micro_batch = views[number].micro_batch

@@ -83,6 +83,11 @@ def round_and_round(order: Any) -> Any:
     return lambda self, positions: order(self, positions % 72)
 
 
+def from_the_start(order: Any) -> Any:
+    """As if nothing had been read in the 3 steps before."""
+    return lambda self, positions: order(self, positions - 3 * 24)
+
+
 def same_part(build: Any) -> Any:
     def ours(self: Any, *args: Any) -> PretrainingData:
         data = build(self, *args)
@@ -383,6 +388,12 @@ FAULTS = (
     Fault("masked tokens are shown", "shown", instead(Masking, "readings", all_shown)),
     Fault("targets of another mask", "targets", next_target),
     Fault("order stuck on the same samples", "repeated data", instead(SampleOrder, "__getitem__", round_and_round)),
+    Fault(
+        "order begins again at resume",
+        "another order of samples",
+        instead(SampleOrder, "__getitem__", from_the_start),
+        resumes_after=3,
+    ),
     Fault("data-parallel ranks read the same", "share out", instead(Corpus, "training_data", same_part), ranks=2),
     Fault("loss divided by twice the tokens", "divided", instead(PretrainingData, "step_batch", doubled_counts)),
     Fault("noise the same in every step", "noise", instead(Masking, "noise_keys", keys_of_positions)),
