@@ -121,7 +121,9 @@ class Trainer:
             )
         self.told = restored.overridden
         self.progress = Progress.from_state(progress)
-        if "samples_before" in progress and progress["samples_before"] != self._samples_before():
+        if "samples_before" in progress and progress["samples_before"] != self.layout.of_first_rank(
+            self._samples_before
+        ):
             raise UserError(
                 f"{folder}: the run would go on in another order of samples: those before its place are not those that "
                 "it was trained on; undo the change to the program, or bring back shards that tools/inspect_data.py "
@@ -365,13 +367,8 @@ class Trainer:
         return fingerprint(self.pair, self.optimizer, self.layout)
 
     def _samples_before(self) -> str:
-        """A hash of the last ones before the run's place. A collective call."""
-
-        def find() -> str:
-            data = self.corpus.training_data(self.layout, self.progress.phase_begins)
-            return data.hash_of_last(self.progress.seen_samples)
-
-        return self.layout.of_first_rank(find)
+        """A hash of the last ones before the run's place."""
+        return self.corpus.samples_before(self.progress.seen_samples, self.layout, self.progress.phase_begins)
 
     def _check(self, report: Report | None, data: PretrainingData) -> None:
         """Look at the parts of the run, with the next steps' batches. A collective call."""
