@@ -58,6 +58,14 @@ class PhaseData:
         """Of a step that begins at the global position `first`."""
         return self.batch(step, first, self._samples.count(first))
 
+    def text(self, position: int) -> bytes:
+        """The epoch, the length and the tokens, without specials, of the sample at a global position."""
+        draws, index = self._samples.draws(position, 1), self._index
+        sample, epoch = int(draws.sample[0]), int(draws.epoch[0])
+        begin, length = int(index.start[sample]), int(index.length[sample])
+        tokens = self._streams.arrays[int(index.shard[sample])][begin : begin + length]
+        return np.array([epoch, length, *tokens.tolist()], dtype="<i8").tobytes()
+
     def advice(self, first: int) -> str | None:
         """What to change if the steps from the global position `first` waste places (data/fill.py)."""
         train, mean = self._config.train, self._index.num_tokens / len(self._index)

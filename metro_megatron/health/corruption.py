@@ -34,6 +34,9 @@ def problems(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]
         other = _sampled(subject, replace(micro_batch, noise_keys=~micro_batch.noise_keys), batch)
         if len(first) >= LEAST_MASKS and torch.equal(first, other):
             yield "replacements do not depend on the noise: the likeliest word, or one fixed noise"
+        shown = replace(micro_batch, tokens=other_words(subject.config.model, micro_batch.tokens, micro_batch.is_real))
+        if not subject.config.corruption.disallow_correct and not torch.equal(first, _sampled(subject, shown, batch)):
+            yield "replacements depend on the originals: what draws them reads these"
         if not _is_word(subject, first).all():
             yield "replacements are special tokens, or beyond the vocabulary"
     if isinstance(subject.corruptor, TrainedModel):
@@ -53,6 +56,23 @@ def next_words(model_config: ModelConfig, ids: Tensor) -> Tensor:
     return special_ids.word((special_ids.number(ids) + 1) % special_ids.num_words(model_config.vocab_size))
 
 
+def other_words(model_config: ModelConfig, tokens: Tensor, where: Tensor) -> Tensor:
+    """tokens [B, S] with the word behind each instead of it, where it is one and bool [B, S] says so."""
+    reserved = torch.tensor(model_config.special_ids.reserved, device=tokens.device)
+    return torch.where(where & ~torch.isin(tokens, reserved), next_words(model_config, tokens), tokens)
+
+
+def other_answers(model_config: ModelConfig, micro_batch: MicroBatch) -> MicroBatch:
+    """With other originals, noise and cached replacements, and the masked text as it was: what no model may see."""
+    replacements = micro_batch.replacements
+    return replace(
+        micro_batch,
+        tokens=other_words(model_config, micro_batch.tokens, micro_batch.is_real),
+        noise_keys=~micro_batch.noise_keys,
+        replacements=None if replacements is None else next_words(model_config, replacements),
+    )
+
+
 def _sampled(subject: Subject, micro_batch: MicroBatch, batch: StepBatch) -> Tensor:
     return subject.corruptor.propose(micro_batch, batch, subject.optimizer.scale_loss).sampled
 
@@ -60,16 +80,19 @@ def _sampled(subject: Subject, micro_batch: MicroBatch, batch: StepBatch) -> Ten
 def _trained(
     subject: Subject, model: TrainedModel, micro_batch: MicroBatch, batch: StepBatch, sampled: Tensor
 ) -> Iterator[str]:
-    rows = model.read(micro_batch, drops=True).rows
-    shifted = next_words(subject.config.model, micro_batch.masked_targets)
-    tokens = micro_batch.tokens.t().flatten().index_copy(0, micro_batch.masked_index, shifted)
-    hidden_changed = replace(micro_batch, tokens=tokens.view(*micro_batch.tokens.t().shape).t().contiguous())
-    if not torch.equal(rows, model.read(hidden_changed, drops=True).rows):
+    decoding = model.read(micro_batch, drops=True)
+    rows = decoding.rows
+    blind = model.read(other_answers(subject.config.model, micro_batch), drops=True)
+    if not all(map(torch.equal, decoding, blind)):
         yield "the auxiliary reads the originals that it has to name"
-    if subject.config.model.auxiliary_dropout == "zero" and micro_batch.dropout_seed is not None:
-        other = replace(micro_batch, dropout_seed=micro_batch.dropout_seed + 1)
-        if not torch.equal(rows, model.read(other, drops=True).rows):
-            yield "the auxiliary drops, though model.auxiliary_dropout is zero"
+    (other,) = subject.step.on_device(replace(batch, step=batch.step + 1, micro_batches=batch.micro_batches[:1]))
+    is_same = torch.equal(rows, model.read(other, drops=True).rows)
+    options = subject.config.model
+    drops = options.auxiliary_dropout != "zero" and (options.hidden_dropout > 0 or options.attention_dropout > 0)
+    if drops and is_same:
+        yield "the auxiliary does not drop, or the same in the next step, though model.auxiliary_dropout is not zero"
+    if not drops and not is_same:
+        yield "the auxiliary drops, though model.auxiliary_dropout is zero, or no dropout set"
     deviation = _deviation(subject, model, micro_batch, batch, sampled)
     if abs(deviation) > SIGMAS:
         yield (

@@ -1,24 +1,28 @@
-"""What must hold of gradients: every parameter has one, and together they are the derivative of the logged loss."""
+"""What must hold of gradients: they reach all, losses' add up, and they are the derivative of the logged loss."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
+from metro_megatron.health import reach
 from metro_megatron.health.shards import Shard, shards
 from metro_megatron.health.subject import Subject
 from metro_megatron.objective.figures import weighted
+from metro_megatron.objective.term import Term
 
 STEP = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
 """Share of the loss by which a step along the gradient shall change it: far above rounding, nearly linear."""
 LARGEST = 0.05
 """Norm of that step at most, as a share of the weights' or of what they start from."""
-SHARES = (1.0, 1 / 8)
-"""Of that step: a wrong gradient stays wrong on a shorter one, a bent loss straightens."""
+SHARES = (1.0, 1 / 8, 1 / 64)
+"""Of that step, until one agrees: a wrong gradient stays wrong on a shorter one, a bent loss straightens."""
 TOLERANCE = {"fp32": 0.15, "bf16": 0.35, "fp16": 0.35}
 """Gradients that miss a rank, a micro batch or a phase are off by a half or more."""
 
@@ -33,37 +37,87 @@ GROUPS = (
 
 def problems(subject: Subject, batch: StepBatch) -> Iterator[str]:
     """Of a step's batch on the host; the gradients stay behind, and the next step forgets them. Collective calls."""
+    own = list(shards(subject.pair, subject.optimizer, subject.layout))
+    found = list(reach.frozen(subject, own))
+    views = [] if found else _gradients(subject, batch)
+    if not found and batch.num_masked:
+        found = list(reach.unreached(subject, batch.step, own, views))
+    if found:
+        yield from found
+        return  # what follows would say the same once more, of each loss
+    whole = [one.gradient.clone() for one in own]
+    for term in subject.all_terms:
+        if not term.weight_at(batch.step):
+            continue
+        with _alone(subject.all_terms, term):
+            views = _gradients(subject, batch)
+        torch._foreach_sub_(whole, [one.gradient for one in own])
+        if batch.num_masked and term in subject.terms and term.layer is None:
+            found += reach.unreached(subject, batch.step, own, views, term)
+    views = _gradients(subject, batch)
+    groups = list(_groups(own))
+    for group, numbers in groups:
+        found += _sum(subject, [own[number] for number in numbers], [whole[number] for number in numbers], group)
+    del whole
+    if found:
+        yield from found
+        return
+    if bent(subject.config, batch):
+        return
+    scale = 1.0 if subject.optimizer.loss_scale is None else float(subject.optimizer.loss_scale.scale)
+    micro_batches = subject.step.on_device(batch)
+    for group, numbers in groups:
+        yield from _derivative(subject, batch, micro_batches, views, [own[number] for number in numbers], group, scale)
+
+
+def bent(config: Config, batch: StepBatch) -> str:
+    """Why gradients are not, and need not be, the derivative of the loss; "": they are."""
+    exits = config.early_exit.exits_at(batch.step, config.train.train_steps)
+    if exits is not None and exits.share > 0:
+        return "tokens leave early"
+    if "clm" in config.objective.main and config.objective.clm != "simplified" and config.objective.clm_weight:
+        return f"clm {config.objective.clm} reads what RTD says without teaching it"
+    return ""
+
+
+def _gradients(subject: Subject, batch: StepBatch) -> list[View]:
     views = subject.step.gradients(batch, subject.new_sums())
     # With the sums megatron-core forgets that parameters are there. Stages would gather them in forward passes, each
     # when it gets to a module, and wait for each other.
     subject.homes.fetch_parameters()
-    own = list(shards(subject.pair, subject.optimizer, subject.layout))
-    yield from _missing(subject, batch, own)
-    exits = views[0].exits
-    if exits is not None and exits.share > 0:
-        return  # which tokens leave is no smooth function of weights
-    scale = 1.0 if subject.optimizer.loss_scale is None else float(subject.optimizer.loss_scale.scale)
-    micro_batches = subject.step.on_device(batch)
-    taken: set[str] = set()
-    for group, takes in GROUPS:
-        members = [one for one in own if one.name not in taken and takes(one.name)]
-        taken |= {one.name for one in members}
-        yield from _derivative(subject, batch, micro_batches, views, members, group, scale)
+    return views
 
 
-def _missing(subject: Subject, batch: StepBatch, own: Sequence[Shard]) -> Iterator[str]:
-    sizes = list(torch._foreach_norm([one.gradient for one in own], float("inf"))) if own else []
-    here = dict(zip((one.name for one in own), torch.stack(sizes).tolist() if sizes else [], strict=True))
-    everyone: list[dict[str, float]] = [{}] * subject.layout.world.size()
-    dist.all_gather_object(everyone, here, group=subject.layout.world)
-    largest: dict[str, float] = {}
-    for one in everyone:
-        for name, size in one.items():
-            largest[name] = max(size, largest.get(name, 0.0))
-    unweighted = tuple(f"main.{term.name}_head." for term in subject.terms if not term.weight_at(batch.step))
-    none = sorted(name for name, size in largest.items() if size == 0 and not name.startswith(unweighted))
-    if none and batch.num_masked:
-        yield f"no gradient reaches {', '.join(none[:3])}{f' and {len(none) - 3} more' if len(none) > 3 else ''}"
+@contextmanager
+def _alone(terms: Sequence[Term], one: Term) -> Iterator[None]:
+    """No other term has a weight."""
+    others = [term for term in terms if term is not one]
+    for term in others:
+        vars(term)["weight_at"] = lambda step: 0.0
+    try:
+        yield
+    finally:
+        for term in others:
+            del vars(term)["weight_at"]
+
+
+def _groups(own: Sequence[Shard]) -> Iterator[tuple[str, list[int]]]:
+    """GROUPS, and the numbers of their shards."""
+    group_of = [next(group for group, takes in GROUPS if takes(one.name)) for one in own]
+    for group, _ in GROUPS:
+        yield group, [number for number, its in enumerate(group_of) if its == group]
+
+
+@torch.no_grad()
+def _sum(subject: Subject, members: Sequence[Shard], rest: Sequence[torch.Tensor], group: str) -> Iterator[str]:
+    """rest: the gradient of the whole loss, less those of its parts, one after the other."""
+    off = _total(subject, members, [one.double().square().sum() for one in rest])
+    size = _total(subject, members, [one.gradient.double().square().sum() for one in members])
+    if off > TOLERANCE[subject.config.train.precision] ** 2 * size:
+        yield (
+            f"the gradient of the {group} is not the sum of its losses' gradients, one after the other: something is "
+            "left from the step before, or losses change each other's"
+        )
 
 
 @torch.no_grad()

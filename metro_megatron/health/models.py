@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from metro_megatron.config.schema import Config
+from metro_megatron.config.schema import Config, ModelConfig
 from metro_megatron.corruption.trained import TrainedModel
 from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
-from metro_megatron.health.corruption import next_words
+from metro_megatron.health.corruption import next_words, other_answers, other_words
 from metro_megatron.health.subject import Subject
-from metro_megatron.model.encoder import TIED, AuxiliaryModel, Encoder, Reading, TiedParameters
+from metro_megatron.model.early_exit import Exit
+from metro_megatron.model.encoder import TIED, AuxiliaryModel, Encoder, Judge, Reading, TiedParameters
 from metro_megatron.model.heads import Decoding
 from metro_megatron.model.position import Positions
 from metro_megatron.objective.mlm import MaskedLanguageModel
@@ -106,14 +110,31 @@ def _knowing(subject: Subject, micro_batch: MicroBatch) -> Decoding:
 def _readings(subject: Subject, batch: StepBatch, views: list[View]) -> Iterator[str]:
     """What main makes of the views: the same again, other with other dropout, and of each sample by itself."""
     config = subject.config
-    first = _hidden(subject, batch, views)
-    if not _same(config, first, _hidden(subject, batch, views)):
+    first, heads = _read(subject, batch, views)
+    again, heads_again = _read(subject, batch, views)
+    if not _same(config, first, again):
         yield "main reads the same text with the same dropout in another way"
-    reseeded = [replace(view, micro_batch=_reseeded(view.micro_batch)) for view in views]
-    second = _hidden(subject, batch, reseeded)
+    # In however small a way a thing gets in: to the bit, where the same text twice is the same to the bit.
+    same = _equal if _equal(config, first + _tensors(heads), again + _tensors(heads_again)) else _same
+    hidden, blind = _read(subject, batch, views, partial(_without_answers, config.model))
+    if not same(config, first + _tensors(heads), hidden + _tensors(blind)):
+        yield "main sees the originals, or what else it has to find out, beside the text that it reads"
+    hidden, blind = _read(subject, batch, views, _with_other_masks)
+    of_all = [head for head in heads if isinstance(head, Tensor)]  # others look at masks alone
+    if not same(config, first + of_all, hidden + [head for head in blind if isinstance(head, Tensor)]):
+        yield "main sees where the masks are beside the text that it reads"
+    following = subject.step.on_device(replace(batch, step=batch.step + 1))
+    reseeded = [
+        replace(view, micro_batch=replace(view.micro_batch, dropout_seed=one.dropout_seed))
+        for view, one in zip(views, following, strict=True)
+    ]
+    second, _ = _read(subject, batch, reseeded)
     drops = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
-    if first and drops and _same(config, first, second):
-        yield "main does not drop, though model.hidden_dropout or attention_dropout is set: it is not told to train"
+    if first and drops and same(config, first, second):
+        yield (
+            "main does not drop, or the same in the next step, though model.hidden_dropout or attention_dropout is "
+            "set: it is not told to train, or its dropout has a constant seed"
+        )
     if first and not drops and not _same(config, first, second):
         yield "main drops, though model.hidden_dropout and attention_dropout are 0"
     number = next((index for index, view in enumerate(views) if view.micro_batch.num_samples > 1), None)
@@ -123,15 +144,15 @@ def _readings(subject: Subject, batch: StepBatch, views: list[View]) -> Iterator
     own = _first_sample(views[number].micro_batch)
     others = views[number].micro_batch.is_real & ~own
     changed = list(views)
-    changed[number] = replace(views[number], tokens=_other_words(config, views[number].tokens, own))
-    found = _hidden(subject, batch, changed)
+    changed[number] = replace(views[number], tokens=other_words(config.model, views[number].tokens, own))
+    found, _ = _read(subject, batch, changed)
     if first and not _same(config, [_at(first[number], others)], [_at(found[number], others)]):
         yield "main: a sample's tokens change what is made of another sample in the row"
-    if first and _same(config, [_at(first[number], own)], [_at(found[number], own)]):
+    if first and same(config, [_at(first[number], own)], [_at(found[number], own)]):
         yield "main: a sample's states do not depend on its tokens"
     if isinstance(subject.corruptor, TrainedModel):
         micro_batch = views[number].micro_batch
-        tokens = _other_words(config, micro_batch.masked_tokens, own)
+        tokens = other_words(config.model, micro_batch.masked_tokens, own)
         before, after = (
             subject.corruptor.read(one, drops=True).rows
             for one in (micro_batch, replace(micro_batch, masked_tokens=tokens))
@@ -141,21 +162,64 @@ def _readings(subject: Subject, batch: StepBatch, views: list[View]) -> Iterator
             yield "auxiliary: a sample's tokens change what is made of another sample in the row"
 
 
-def _hidden(subject: Subject, batch: StepBatch, views: list[View]) -> list[Tensor]:
-    """Main's last states [S, B, H] of every view, on the last stage; nothing on others."""
-    found: list[Tensor] = []
+def _read(
+    subject: Subject, batch: StepBatch, views: list[View], change: Callable[[View], View] = lambda view: view
+) -> tuple[list[Tensor], list[Any]]:
+    """Main's last states [S, B, H] of every view, on the last stage, and what all heads of this stage say.
 
-    def keep(module: object, args: object, output: Reading) -> None:
+    change: of what chunks get; input ids, and a second view made of the originals, are those of the view itself.
+    """
+    found: list[Tensor] = []
+    heads: list[Any] = []
+
+    def before(module: object, args: tuple[View, Judge | None]) -> tuple[View, Judge | None]:
+        view, judge = args
+        if judge is None:
+            return change(view), None
+
+        def of_layer(name: str, reading: Reading) -> Tensor:
+            heads.extend(reading.heads.values())
+            return judge(name, reading)
+
+        return change(view), of_layer
+
+    def behind(module: object, args: object, output: Reading) -> None:
+        heads.extend(output.heads.values())
         if output.is_last:
             found.append(output.hidden.clone())
 
-    hooks = [chunk.register_forward_hook(keep) for chunk in subject.pair.main]
+    hooks = [chunk.register_forward_pre_hook(before) for chunk in subject.pair.main]
+    hooks += [chunk.register_forward_hook(behind) for chunk in subject.pair.main]
     try:
         subject.step.read(views, batch, subject.new_sums())
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return found, heads
+
+
+def _without_answers(model_config: ModelConfig, view: View) -> View:
+    """The same input ids, of other originals, noise and distractors."""
+    micro_batch, distractors = other_answers(model_config, view.micro_batch), view.distractors
+    masked_tokens = other_words(model_config, micro_batch.masked_tokens, micro_batch.is_real)
+    distractors = None if distractors is None else next_words(model_config, distractors)
+    return replace(view, micro_batch=replace(micro_batch, masked_tokens=masked_tokens), distractors=distractors)
+
+
+def _with_other_masks(view: View) -> View:
+    """The same input ids, with all masks one place further."""
+    micro_batch = view.micro_batch
+    moved = (micro_batch.masked_index + 1) % micro_batch.tokens.numel()
+    return replace(view, micro_batch=replace(micro_batch, masked_index=moved))
+
+
+def _tensors(heads: list[Any]) -> list[Tensor]:
+    """All that heads say."""
+    return tree_leaves([vars(head) if isinstance(head, Exit) else head for head in heads if head is not None])
+
+
+def _equal(config: Config, one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
 
 
 def _same(config: Config, one: list[Tensor], other: list[Tensor]) -> bool:
@@ -172,11 +236,6 @@ def _at(hidden: Tensor, where: Tensor) -> Tensor:
     return hidden[: where.size(0), : where.size(1)][where]
 
 
-def _reseeded(micro_batch: MicroBatch) -> MicroBatch:
-    assert micro_batch.dropout_seed is not None
-    return replace(micro_batch, dropout_seed=micro_batch.dropout_seed + 1)
-
-
 def _first_sample(micro_batch: MicroBatch) -> Tensor:
     """bool [B, S] where the first sample lies."""
     lengths = micro_batch.sample_lengths.long()
@@ -187,8 +246,3 @@ def _first_sample(micro_batch: MicroBatch) -> Tensor:
         return ((column >= begin) & (column < begin + lengths[number]))[None]
     is_row = torch.arange(len(lengths), device=lengths.device) == number
     return is_row[:, None] & micro_batch.is_real
-
-
-def _other_words(config: Config, tokens: Tensor, where: Tensor) -> Tensor:
-    reserved = torch.tensor(config.model.special_ids.reserved, device=tokens.device)
-    return torch.where(where & ~torch.isin(tokens, reserved), next_words(config.model, tokens), tokens)

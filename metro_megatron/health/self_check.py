@@ -33,7 +33,10 @@ def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None) 
     if wrong:
         remedy = "what runs is not what the options say; undo the change to the program, or set train.self_check false"
         raise UserError([*(f"self-check: {problem}" for problem in wrong), f"self-check: {remedy}"])
-    return f"self-check: batches, replacements, models and gradients are in order ({time.monotonic() - started:.1f} s)"
+    why = gradients.bent(subject.config, batch)
+    but = f"; derivatives were not looked at, as {why}" if why else ""
+    seconds = time.monotonic() - started
+    return f"self-check: batches, replacements, models and gradients are in order{but} ({seconds:.1f} s)"
 
 
 def _problems(subject: Subject, batch: StepBatch, following: StepBatch | None) -> Iterator[str]:

@@ -25,6 +25,9 @@ class Shard:
 
     name: str
     """Global."""
+    parameter: torch.nn.Parameter
+    first: int
+    """Index of the first element here."""
     weight: Tensor
     """[n] of the parameter itself."""
     gradient: Tensor
@@ -48,6 +51,8 @@ def shards(pair: Pair, optimizer: Optimizer, layout: Layout) -> Iterator[Shard]:
             master = one.optimizer.param_groups[group]["params"][index]
             yield Shard(
                 name=names[parameter],
+                parameter=parameter,
+                first=part.start,
                 weight=parameter.detach().view(-1)[part.start : part.end],
                 gradient=parameter.main_grad.view(-1)[part.start : part.end],
                 master=master,

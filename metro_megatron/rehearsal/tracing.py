@@ -165,6 +165,9 @@ class _Nothing:
     def evaluation_batches(self, layout: Layout) -> Sequence[StepBatch]:
         return self.evaluation
 
+    def samples_before(self, *place: object) -> str:
+        return ""
+
 
 def begin(trainer: Trainer) -> None:
     """Of a run's start, what its parts gather before the first step."""

@@ -228,6 +228,10 @@ class Corpus:
         """This rank's batches for training; phase_begins as PretrainingData has them."""
         return self._data(self.train_index, self.train_shards, layout, "train", phase_begins)
 
+    def samples_before(self, end: int, layout: Layout, phase_begins: Sequence[int]) -> str:
+        """See PretrainingData.hash_of_last, of training."""
+        return self.training_data(layout, phase_begins).hash_of_last(end)
+
     def validation_data(self, layout: Layout) -> PretrainingData:
         """This rank's batches for evaluation."""
         assert self.validation_index is not None

@@ -121,6 +121,14 @@ class Trainer:
             )
         self.told = restored.overridden
         self.progress = Progress.from_state(progress)
+        if "samples_before" in progress and progress["samples_before"] != self.layout.of_first_rank(
+            self._samples_before
+        ):
+            raise UserError(
+                f"{folder}: the run would go on in another order of samples: those before its place are not those that "
+                "it was trained on; undo the change to the program, or bring back shards that tools/inspect_data.py "
+                "--verify finds damaged"
+            )
         self.past.load_state(progress)
         if "unlogged" in progress:
             self.metrics.load_state(progress["unlogged"])
@@ -333,6 +341,7 @@ class Trainer:
             "data": self.corpus.fingerprint,
             "data_index": self.corpus.index_fingerprint,
             "fingerprint": self._fingerprint(),
+            "samples_before": self._samples_before(),
             **({"filled_by": self.corpus.filled_by} if self.corpus.filled_by else {}),
             **({"unlogged": self.metrics.state()} if self.progress.unlogged.samples else {}),
         }
@@ -360,6 +369,10 @@ class Trainer:
     def _fingerprint(self) -> str:
         """Of weights and moments. A collective call."""
         return fingerprint(self.pair, self.optimizer, self.layout)
+
+    def _samples_before(self) -> str:
+        """A hash of the last ones before the run's place."""
+        return self.corpus.samples_before(self.progress.seen_samples, self.layout, self.progress.phase_begins)
 
     def _check(self, report: Report | None, data: PretrainingData) -> None:
         """Look at the parts of the run, with the next steps' batches. A collective call."""

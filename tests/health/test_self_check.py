@@ -92,6 +92,37 @@ def test_it_is_silent_and_leaves_no_trace(name: str, tmp_path: Path) -> None:
         assert torch.equal(with_it[2][key], weight), key
 
 
+def trained_and_resumed(config: Config) -> list[str]:
+    """What is said in two more steps of a run that has come to its end."""
+    said: list[str] = []
+    with patch.object(module, "copy_tokenizer"), patch.object(module.Report, "say", lambda _, line: said.append(line)):
+        trainer = start(replace(config, train=replace(config.train, self_check=False)))
+        trainer.train()
+        trainer.close()
+        steps = config.train.train_steps + 2
+        trainer = start(replace(config, train=replace(config.train, train_steps=steps, override=["train.train_steps"])))
+        trainer.restore()
+        trainer.train()
+        trainer.close()
+    return said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["bf16", "mixture"])
+def test_it_is_silent_at_a_resume(name: str, tmp_path: Path) -> None:
+    """States that hardly depend on the text any more, a loss that bends, gradients that are no derivative."""
+    objective = {"main": ["rtd", "clm", "cloze", "scl"], "clm": "mixture"}
+    concerns = {
+        "bf16": {"train": {"precision": "bf16"}, "optimizer": {"lr": 5e-3}},
+        "mixture": {"objective": objective},
+    }
+    of_run: dict[str, dict[str, Any]] = concerns[name]
+    train = {**of_run.pop("train", {}), "train_steps": 40, "log_interval": 40}
+    (said,) = run_ranks(trained_and_resumed, 1, config_of(tmp_path, True, train=train, **of_run))
+    (line,) = (line for line in said if line.startswith("self-check: "))
+    assert ("derivatives were not looked at" in line) == (name == "mixture")
+
+
 def resumed_fingerprints(config: Config) -> tuple[str, str]:
     """Train and save; the state's fingerprint, and that of a trainer that has loaded it."""
     with patch.object(module, "copy_tokenizer"), patch.object(module.Report, "say"):

@@ -62,7 +62,11 @@ def real(config: Config) -> tuple[list[list[Call]], dict[str, States], dict[str,
     states = states_of(trainer.homes, trainer.optimizer)
     evaluated = list(data.evaluation_batches(SAMPLES, config.train.global_batch_size))
     trainer.corpus = SimpleNamespace(  # type: ignore[assignment]
-        evaluation_batches=lambda layout: evaluated, fingerprint="", index_fingerprint="", filled_by=""
+        evaluation_batches=lambda layout: evaluated,
+        samples_before=lambda *place: "",
+        fingerprint="",
+        index_fingerprint="",
+        filled_by="",
     )
     trainer.stop = StopRequest(False, lambda: 0.0)
     for part, does in (("evaluation", trainer.evaluate), ("save", partial(save, trainer))):

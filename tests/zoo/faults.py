@@ -22,16 +22,21 @@ from metro_megatron.data.batch import MicroBatch, MicroBatchBuilder
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import SampleOrder
+from metro_megatron.data.views import View
 from metro_megatron.model import sequences
-from metro_megatron.model.encoder import AuxiliaryModel, Borrowed, TiedParameters
+from metro_megatron.model.attention import CoreAttention
+from metro_megatron.model.encoder import AuxiliaryModel, Borrowed, Encoder, MainModel, TiedParameters
+from metro_megatron.model.heads import MLMHead, TiedDecoder
 from metro_megatron.model.position import Positions
 from metro_megatron.objective import rtd, vocabulary
 from metro_megatron.objective.clm import CorrectiveLanguageModel
 from metro_megatron.objective.rtd import ReplacedTokenDetection
 from metro_megatron.objective.vocabulary import LanguageModel
 from metro_megatron.parallel import optim
+from metro_megatron.randomness import Purpose
 from metro_megatron.schedule import Schedule
 from metro_megatron.train import step
+from metro_megatron.train.build import Parts
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.step import Step
 from metro_megatron.train.trainer import Trainer
@@ -76,6 +81,11 @@ def keys_of_positions(keys: Any) -> Any:
 
 def round_and_round(order: Any) -> Any:
     return lambda self, positions: order(self, positions % 72)
+
+
+def from_the_start(order: Any) -> Any:
+    """As if nothing had been read in the 3 steps before."""
+    return lambda self, positions: order(self, positions - 3 * 24)
 
 
 def same_part(build: Any) -> Any:
@@ -228,7 +238,83 @@ def overflows(trainer: Trainer, patch: Patch) -> None:
     in_gradients(trainer, patch, lambda gradient, at: gradient.fill_(float("inf")) if 0 < at < 45 and at % 3 else None)
 
 
+def without_scores(forward: Any) -> Any:
+    """Attention learns what it reads, but not where it looks."""
+
+    def ours(self: Any, qkv: Tensor, sequences: Any) -> Tensor:
+        q, k, v = qkv.unbind(2)
+        return forward(self, torch.stack([q.detach(), k.detach(), v], 2), sequences)
+
+    return ours
+
+
+def rtd_detached(ask: Any) -> Any:
+    return lambda self, name, hidden, view: ask(self, name, hidden.detach() if name == "rtd" else hidden, view)
+
+
+def three_quarters_lost(trainer: Trainer, patch: Patch) -> None:
+    word = trainer.pair.shared["tied"].word.weight
+
+    def change(gradient: Tensor, at: int) -> None:
+        if gradient is word.main_grad:
+            gradient[len(word) // 4 :] = 0
+
+    in_gradients(trainer, patch, change)
+
+
+def never_zeroed(trainer: Trainer, patch: Patch) -> None:
+    for ddp in trainer.homes.all:
+        patch.setattr(ddp, "zero_grad_buffer", lambda: None)
+
+
 # --- models and optimizer
+
+
+def built(change: Callable[[Any], object]) -> Callable[[Patch], None]:
+    """Changes the parts of a run before they are wrapped."""
+
+    def plant(patch: Patch) -> None:
+        build: Any = Parts.build
+
+        def ours(*args: Any) -> Parts:
+            parts = build(*args)
+            change(parts)
+            return parts
+
+        patch.setattr(Parts, "build", ours)
+
+    return plant
+
+
+def tells_originals(forward: Any) -> Any:
+    """The embeddings of the originals in main's states before it names them."""
+
+    def ours(self: TiedDecoder, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Any:
+        if not isinstance(self, MLMHead):
+            hidden = hidden + torch.nn.functional.embedding(micro_batch.tokens.t(), word)
+        return forward(self, hidden, micro_batch, word)
+
+    return ours
+
+
+def tells_replaced(ask: Any) -> Any:
+    def ours(self: MainModel, name: str, hidden: Tensor, view: View) -> Any:
+        said = ask(self, name, hidden, view)
+        return said - 4.0 * view.is_replaced.t() if name == "rtd" else said
+
+    return ours
+
+
+def marks_masks(encode: Any) -> Any:
+    def ours(self: Any, tokens: Tensor, micro_batch: MicroBatch, judge: Any = None) -> Tensor:
+        hidden = encode(self, tokens, micro_batch, judge)
+        return hidden + 0.1 * micro_batch.is_masked.t()[..., None] if isinstance(self, MainModel) else hidden
+
+    return ours
+
+
+def one_dropout(hashed: Any) -> Any:
+    return lambda seed, purpose, *more: hashed(seed, purpose, *([0] if purpose == Purpose.DROPOUT else more))
 
 
 def copied_table(trainer: Trainer, patch: Patch) -> None:
@@ -264,8 +350,8 @@ def three_too_many(samples: Any) -> Any:
 
 
 def moments_lost(load: Any) -> Any:
-    def ours(pair: Any, optimizer: Any, state: Any) -> None:
-        load(pair, optimizer, state)
+    def ours(folder: Any, pair: Any, optimizer: Any, *more: Any) -> None:
+        load(folder, pair, optimizer, *more)
         for one in optimizer.both:
             for moments in one.optimizer.state.values():
                 moments["exp_avg"].zero_()
@@ -302,6 +388,12 @@ FAULTS = (
     Fault("masked tokens are shown", "shown", instead(Masking, "readings", all_shown)),
     Fault("targets of another mask", "targets", next_target),
     Fault("order stuck on the same samples", "repeated data", instead(SampleOrder, "__getitem__", round_and_round)),
+    Fault(
+        "order begins again at resume",
+        "another order of samples",
+        instead(SampleOrder, "__getitem__", from_the_start),
+        resumes_after=3,
+    ),
     Fault("data-parallel ranks read the same", "share out", instead(Corpus, "training_data", same_part), ranks=2),
     Fault("loss divided by twice the tokens", "divided", instead(PretrainingData, "step_batch", doubled_counts)),
     Fault("noise the same in every step", "noise", instead(Masking, "noise_keys", keys_of_positions)),
@@ -314,6 +406,10 @@ FAULTS = (
         "dropout in the auxiliary", "auxiliary drops", instead(mcore, "auxiliary_config", with_dropout), concerns=DROPS
     ),
     Fault("evaluation mode stuck", "does not drop", instead(Step, "_set_training", never_training), concerns=DROPS),
+    Fault("same dropout in every step", "same in the next step", instead(step, "hash64", one_dropout), concerns=DROPS),
+    Fault("CLM sees the originals", "main sees the originals", instead(TiedDecoder, "forward", tells_originals)),
+    Fault("RTD sees what was replaced", "main sees the originals", instead(MainModel, "_ask", tells_replaced)),
+    Fault("main sees where masks are", "where the masks are", instead(Encoder, "encode", marks_masks)),
     Fault("labels swapped", "replaced token detection", instead(rtd, "detection_loss", swapped)),
     Fault("CLM names the token before", "clm: the original", instead(LanguageModel, "statistics", other_targets)),
     Fault("CLM without gradient", "reaches main.clm_head", instead(CorrectiveLanguageModel, "loss", detached)),
@@ -321,13 +417,29 @@ FAULTS = (
     Fault("auxiliary climbs: wrong sign", "not the derivative", instead(trained, "weighted", negative)),
     Fault("main's loss halved once more", "not the derivative", instead(step, "weighted", halved)),
     Fault("gradients not reduced over ranks", "not the derivative", unreduced, ranks=2, concerns=SERIAL),
+    Fault(
+        "attention scores without gradient", "reaches only 33% of", instead(CoreAttention, "forward", without_scores)
+    ),
+    Fault("RTD teaches its head alone", "no gradient of rtd reaches", instead(MainModel, "_ask", rtd_detached)),
+    Fault("three quarters of the words without gradient", "of tied.word.weight", infect=three_quarters_lost),
+    Fault("gradients never zeroed", "left from the step before", infect=never_zeroed),
+    Fault(
+        "auxiliary frozen by accident",
+        "does not train aux.",
+        built(lambda parts: parts.pair.shared["aux"].requires_grad_(False)),
+    ),
+    Fault(
+        "a layer frozen by accident",
+        "does not train main.block.layers.0",
+        built(lambda parts: parts.pair.main[0].block.layers[0].requires_grad_(False)),
+    ),
     Fault("position table without gradient", "no gradient reaches", instead(Positions, "bias", without_gradient)),
     Fault("token table copied, not tied", "not tied", infect=copied_table),
     Fault("auxiliary has a table of its own", "not tied", own_table),
     Fault("[CLS] shares a bucket", "[CLS]", instead(PositionScheme, "cls_rows", one_bucket)),
     Fault("attention beyond the sample", "another sample", instead(sequences, "packed_samples", three_too_many)),
     Fault("token table frozen", "weights do not move (tied.word", infect=frozen_table),
-    Fault("moments lost at resume", "moments", instead(save, "load_state", moments_lost), resumes_after=20),
+    Fault("moments lost at resume", "weights or moments", instead(save, "load_state", moments_lost), resumes_after=20),
     Fault("rate 30 times too high", "learning rate too high", concerns={"optimizer": {"lr": 0.15}}),
     Fault("rate jumps in the middle", "learning rate too high", instead(optim, "learning_rate", rate_jumps)),
     Fault("epsilon of 0.1", "epsilon", concerns={"optimizer": {"adam_eps": 0.1}}),
