@@ -306,7 +306,10 @@ def test_rates_are_those_that_a_run_can_have():
     check_rates([1e-3, 5e-4])
     for rates, expected in (
         ([0.0, 1e-3, -1e-3], [f"--rates: lr is {rate}, must be greater than 0" for rate in (0.0, -0.001)]),
-        ([math.nan, math.inf], [f"--rates: lr is {rate}, must be finite and greater than 0" for rate in ("nan", "inf")]),
+        (
+            [math.inf, math.nan],
+            [f"--rates: lr is {rate}, must be finite and greater than 0" for rate in ["inf", "nan"]],
+        ),
         ([1e-3, 2e-3, 0.00100000001], ["--rates 0.001: given twice"]),
         ([], ["--rates: give one, or several to choose from"]),
     ):
