@@ -49,7 +49,7 @@ def _norm_spike(history: History) -> str | None:
 
     A spike of k^2 is told even if it was clipped.
     """
-    before = [norm for line in history.lines[:-1] for norm in line.norms if math.isfinite(norm)][-100:]
+    before = [norm for line in history.alike[:-1] for norm in line.norms if math.isfinite(norm)][-100:]
     now = [norm for norm in history.last.norms if math.isfinite(norm)]
     if len(before) < LEAST_STEPS or not now:
         return None
@@ -168,14 +168,21 @@ def _all_original(history: History) -> str | None:
 
 
 def _detection_collapsed(history: History) -> str | None:
-    """Main got worse though the auxiliary, which makes its task, got no better."""
+    """Main got worse though its task got no harder: the auxiliary is as good as it was, and draws from as much.
+
+    Before the auxiliary knows more than frequencies its draws get harder while its loss stands.
+    """
     if not (history.is_warm and history.has("rtd_auc", "aux_loss")):
         return None
-    aux, now = history.mean("aux_loss"), history.mean("rtd_auc")
-    ends = range(len(history.window()), len(history.lines) - len(history.window()) + 1)
-    windows = (history.window(end) for end in ends)
-    alike = [w for w in windows if history.mean("aux_loss", w) <= aux + history.noise()]
-    best = max((history.mean("rtd_auc", w) for w in alike), default=0.5)
+    aux, now, hottest = history.mean("aux_loss"), history.mean("rtd_auc"), 1.01 * history.temperature(history.window())
+    alike = [
+        window
+        for window in history.settled_windows
+        if history.mean("aux_loss", window) <= aux + history.noise()
+        and history.knows_words("aux", window)
+        and history.temperature(window) <= hottest
+    ]
+    best = max((history.mean("rtd_auc", window) for window in alike), default=0.5)
     lost = best - 0.5 > 4 * _auc_noise(history) and now - 0.5 < (best - 0.5) / 4
     return f"AUC {now:.3f} after {best:.3f}, at no better an auxiliary" if lost else None
 
@@ -185,10 +192,7 @@ def _loss_fell_back(history: History) -> str | None:
     if not history.is_warm:
         return None
     for term in history.language_terms:
-        size = len(history.window())
-        losses = [
-            history.mean(f"{term}_loss", history.window(end)) for end in range(size, len(history.lines) - size + 1)
-        ]
+        losses = [history.mean(f"{term}_loss", window) for window in history.settled_windows]
         best, now, trivial = min(losses, default=math.inf), history.mean(f"{term}_loss"), history.last.unigram
         if trivial - best > 2 * history.noise() and now > (best + trivial) / 2:
             return f"{term} loss {now:.3f} after {best:.3f}"

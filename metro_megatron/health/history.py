@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from metro_megatron.config.schema import Config
 from metro_megatron.health.trivial import detection_entropy
+from metro_megatron.schedule import Schedule
 
 LEAST_STEPS = 20
 """Steps that a judgement of a loss or a norm is made over."""
@@ -70,28 +71,60 @@ class History:
     def last(self) -> Line:
         return self.lines[-1]
 
+    @cached_property
+    def part(self) -> tuple[int, int]:
+        """Steps done when the plan changed last, and when it will change again: phases, and jumps of schedules."""
+        config, steps = self.config, self.config.train.train_steps
+        jumps = [one.jumps(steps) for one in config.schedules.values() if isinstance(one, Schedule)]
+        changes = sorted({0, *config.phase_starts, *(step for some in jumps for step in some)})
+        begin = max(step for step in changes if step < max(self.last.step, 1))
+        return begin, min((step for step in changes if step > begin), default=steps)
+
+    @cached_property
+    def alike(self) -> Sequence[Line]:
+        """The lines since the plan changed last: figures of other samples, masks or rates say nothing of these."""
+        begin, _ = self.part
+        before = [line.step for line in self.lines if line.step <= begin]
+        later = self.lines[len(before) :]
+        # A line may have steps of both sides.
+        return later[1:] or later if begin and begin not in before else later
+
+    @property
+    def settled(self) -> int:
+        """Steps after which the warm-up, or a change of the plan, is behind, and Adam has forgotten it."""
+        options = self.config.optimizer
+        return max(options.lr_warmup_steps, self.part[0]) + int(1 / max(1 - options.adam_beta2, 1e-3))
+
     @property
     def is_warm(self) -> bool:
-        """Whether the window and the one before lie behind the warm-up of the learning rate, and Adam remembers it."""
-        options = self.config.optimizer
-        begin = options.lr_warmup_steps + 1 / max(1 - options.adam_beta2, 1e-3)
-        return self.last.step - 2 * LEAST_STEPS >= begin and len(self._window_before) > 0
+        """Whether the window and the one before have settled."""
+        return self.last.step - 2 * LEAST_STEPS >= self.settled and len(self._window_before) > 0
 
     @property
     def is_half_done(self) -> bool:
-        return self.is_warm and self.last.step >= self.config.train.train_steps / 2
+        """Whether half of the run, and of this part of its plan, is over."""
+        return self.is_warm and self.last.step >= max(self.config.train.train_steps, sum(self.part)) / 2
 
     @property
     def _window_before(self) -> list[Line]:
-        return self.window(len(self.lines) - len(self.window()))
+        return self.window(len(self.alike) - len(self.window()))
+
+    @property
+    def settled_windows(self) -> Iterator[list[Line]]:
+        """Those before the last one that begin behind `settled`."""
+        size = len(self.window())
+        for end in range(size, len(self.alike) - size + 1):
+            window = self.window(end)
+            if window[-1].step - LEAST_STEPS >= self.settled:
+                yield window
 
     def is_falling(self, name: str) -> bool:
         """Whether a loss is lower by a hundredth than in the window before."""
         return self.mean(name) < 0.99 * self.mean(name, self._window_before)
 
     def window(self, end: int | None = None) -> list[Line]:
-        """The lines of the last LEAST_STEPS steps, or those before line number `end`."""
-        lines = self.lines[:end]
+        """The lines of the last LEAST_STEPS steps, or those before line number `end` of `alike`."""
+        lines = self.alike[:end]
         return [] if not lines else [line for line in lines if line.step > lines[-1].step - LEAST_STEPS]
 
     def has(self, *names: str) -> bool:
@@ -102,14 +135,25 @@ class History:
         lines = self.window() if lines is None else lines
         return sum(line.figures[name] * line.tokens for line in lines) / max(sum(line.tokens for line in lines), 1)
 
-    def noise(self) -> float:
-        """SIGMAS standard deviations in nats of a mean over the masked tokens of the window."""
-        return SIGMAS * SPREAD / math.sqrt(max(sum(line.masked for line in self.window()), 1))
+    def noise(self, lines: Sequence[Line] | None = None) -> float:
+        """SIGMAS standard deviations in nats of a mean over the masked tokens of a window."""
+        lines = self.window() if lines is None else lines
+        return SIGMAS * SPREAD / math.sqrt(max(sum(line.masked for line in lines), 1))
 
     def gain(self, term: str, lines: Sequence[Line] | None = None) -> float:
         """By what share of the trivial loss a loss lies below it."""
         trivial = detection_entropy(self.mean("replace_rate", lines)) if term == "rtd" else self.last.unigram
         return 1 - self.mean(f"{term}_loss", lines) / trivial if trivial else 0.0
+
+    def knows_words(self, term: str, lines: Sequence[Line] | None = None) -> bool:
+        """Whether a language model surely knew more than the frequencies of words."""
+        least = max(self.noise(lines), 0.01 * self.last.unigram)
+        return self.gain(term, lines) * self.last.unigram > least
+
+    def temperature(self, lines: Sequence[Line]) -> float:
+        """Of the last step's draws."""
+        steps = self.config.train.train_steps
+        return self.config.corruption.sampling_temperature.at(lines[-1].step - 1, steps)
 
     @property
     def language_terms(self) -> list[str]:

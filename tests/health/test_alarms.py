@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from metro_megatron.config.schema import Config, OptimizerConfig, TrainConfig
+from metro_megatron.config.phases import Phase
+from metro_megatron.config.schema import Config, EarlyExitConfig, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.health.alarms import ALARMS
 from metro_megatron.health.history import History, Line
@@ -98,6 +99,50 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
 def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict[str, Any]) -> None:
     assert name in said(after(**sick)), sick
     assert name not in said(after(**nearly)), nearly
+
+
+@pytest.mark.parametrize(
+    "sick",
+    [
+        {"rtd_auc": 0.505},
+        {"rtd_auc": 0.44},
+        {"clm_loss": 6.95},
+        {"rtd_loss": 0.5},
+        {"aux_loss": 6.75},
+        {"aux_loss": 5.91},
+    ],
+)
+@pytest.mark.parametrize(
+    "concern",
+    [
+        {"train": replace(CONFIG.train, phases=[Phase(start=560, mask_probability=0.3)])},
+        {"train": replace(CONFIG.train, phases=[Phase(start=555, weights=[1.0])])},
+        {"early_exit": EarlyExitConfig(layers=[1], share="0 -> 0 at 56% -> 0.5 at 56%")},
+    ],
+)
+def test_what_was_before_a_change_of_the_plan_is_forgotten(sick: dict[str, Any], concern: dict[str, Any]) -> None:
+    """Models adapt for as long as behind a warm-up; what they never recover from is said then."""
+    config = replace(CONFIG, **concern)
+    assert said(after(**sick)) and said(after(**sick), config) == set()
+    rest = [line(step, **sick) for step in range(610, 1010, 10)]
+    is_memory = sick == {"aux_loss": 5.91}
+    assert bool(said([*after(**sick), *rest], config)) != is_memory, "a loss that was good before is not"
+
+
+def test_a_task_that_gets_harder_by_itself_is_no_collapse() -> None:
+    """Draws of a model that knows frequencies only, or of a higher temperature, are found more easily."""
+    (alarm,) = (one for one in ALARMS if one.name == "replace accuracy collapsed")
+    falling = replace(CONFIG.corruption, temperature_schedule="linear", temperature=2.0)
+    for aux, corruption, is_told in (
+        (6.73, CONFIG.corruption, False),
+        (5.0, falling, False),
+        (5.0, CONFIG.corruption, True),
+    ):
+        lines = [line(step, aux_loss=aux, rtd_auc=0.7 if step < 300 else 0.53) for step in range(10, 610, 10)]
+        seen = alarm.sees(History(replace(CONFIG, corruption=corruption), lines))
+        assert (seen is not None) == is_told, (aux, corruption)
+    early = [line(step, rtd_auc=0.7 if step <= 150 else 0.53) for step in range(10, 610, 10)]
+    assert alarm.sees(History(CONFIG, early)) is None, "warm-up"
 
 
 AUXILIARY = "aux.block.layers.0.mlp.linear_fc1.weight"
@@ -192,6 +237,15 @@ def test_marks_of_models_that_know_frequencies_only() -> None:
     shares = np.bincount(counts, minlength=50) / 20_000
     assert words.entropy() == pytest.approx(entropy(shares) + 49 / 40_000, rel=1e-12)
     assert detection_entropy(0.15) == pytest.approx(entropy([0.15, 0.85]), rel=1e-12)
+
+
+def test_word_frequencies_are_those_of_the_phase() -> None:
+    data, config = data_of(), small_config(train={"train_steps": 40, "phases": [Phase(start=1, weights=[1.0])]})
+    watch, first = Watch(config), data.step_batch(0, 0)
+    second = data.step_batch(1, first.end)
+    watch.batch(first)
+    watch.batch(second)
+    assert watch.frequencies.counts.sum() == second.num_masked
 
 
 def data_of(**concerns: Any) -> PretrainingData:
