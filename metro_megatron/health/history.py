@@ -127,8 +127,33 @@ class History:
         lines = self.alike[:end]
         return [] if not lines else [line for line in lines if line.step > lines[-1].step - LEAST_STEPS]
 
+    @cached_property
+    def weightless(self) -> list[str]:
+        """Main's terms that the configuration gives no weight."""
+        objective = self.config.objective
+        return [term for term in objective.main if getattr(objective, f"{term}_weight", 1.0) == 0]
+
     def has(self, *names: str) -> bool:
-        return all(name in self.last.figures for name in names)
+        """Whether these are among the figures, of terms that are learned."""
+        return all(name in self.last.figures and name.split("_")[0] not in self.weightless for name in names)
+
+    @cached_property
+    def is_still(self) -> bool:
+        """Whether since warm-up no matrix or table has got another norm by a hundredth; not known of a later start."""
+        first, last = self.lines[0], self.last
+        if not last.weights or first.step > self.settled:
+            return False
+        own = [name for name in last.weights if _is_of_layers(name) or _is_table(name)]
+        pairs = [(first.weights[name][0], last.weights[name][0]) for name in own if name in first.weights]
+        return bool(pairs) and all(abs(now - then) <= 0.01 * then for then, now in pairs)
+
+    @property
+    def planned_rates(self) -> list[float]:
+        """Main's learning rate in each step since the line before, by the configuration."""
+        config, steps = self.config, self.config.train.train_steps
+        rate, factor = config.optimizer.learning_rate(steps), config.lr_factor
+        first = max(self.last.step - config.train.log_interval, 0)
+        return [rate.at(step, steps) * factor.at(step, steps) for step in range(first, self.last.step)]
 
     def mean(self, name: str, lines: Sequence[Line] | None = None) -> float:
         """Of a figure over the tokens of a window."""
@@ -181,7 +206,7 @@ class History:
         ):
             weights = {name: one for name, one in self.last.weights.items() if name.startswith(prefixes)}
             matrices = [one for name, one in weights.items() if _is_of_layers(name)]
-            others = [one for name, one in weights.items() if name.endswith(("word.weight", "dense.weight"))]
+            others = [one for name, one in weights.items() if _is_table(name)]
             share = self.share_of_peak(prefixes[-1])
             rate = f"optimizer.{prefix}lr" if getattr(optimizer, f"{prefix}lr") else "optimizer.lr"
             adam = partial(Rated, rate, own.lr, share, 1.0, own.adam_beta1)
@@ -195,6 +220,10 @@ class History:
 
 def _is_of_layers(name: str) -> bool:
     return ".layers." in name and name.endswith(".weight") and "linear" in name and "layer_norm" not in name
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith(("word.weight", "dense.weight"))
 
 
 def _rms(weights: Sequence[tuple[float, int]]) -> float:

@@ -62,6 +62,8 @@ class Fault:
     ranks: int = 1
     resumes_after: int = 0
     """Steps of a healthy run before, which the sick one continues."""
+    companions: tuple[str, ...] = ()
+    """What may be said beside the right cause, as it is true too."""
 
 
 @dataclass(frozen=True)
