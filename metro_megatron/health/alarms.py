@@ -15,8 +15,7 @@ from metro_megatron.health.history import LEAST_STEPS, SIGMAS, History
 from metro_megatron.health.trivial import chance_of_auc, detection_entropy
 
 TOO_GOOD = 0.9
-"""Share of the masked words, or of the nats that frequencies leave open, that no model of a text knows: the best
-masked language models have about 0.7 and 0.8."""
+"""Share of the masked words, or of the nats that frequencies leave open, that a model of text does not get to know."""
 FADED = 0.05
 """Share of the peak rate, below which steps have lost four of FP32's 24 bits, and weights may stand in any run."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -109,14 +110,12 @@ class History:
     def _window_before(self) -> list[Line]:
         return self.window(len(self.alike) - len(self.window()))
 
-    @property
-    def settled_windows(self) -> Iterator[list[Line]]:
+    @cached_property
+    def settled_windows(self) -> list[list[Line]]:
         """Those before the last one that begin behind `settled`."""
         size = len(self.window())
-        for end in range(size, len(self.alike) - size + 1):
-            window = self.window(end)
-            if window[-1].step - LEAST_STEPS >= self.settled:
-                yield window
+        windows = (self.window(end) for end in range(size, len(self.alike) - size + 1))
+        return [window for window in windows if window[-1].step - LEAST_STEPS >= self.settled]
 
     def is_falling(self, name: str) -> bool:
         """Whether a loss is lower by a hundredth than in the window before."""
@@ -124,8 +123,11 @@ class History:
 
     def window(self, end: int | None = None) -> list[Line]:
         """The lines of the last LEAST_STEPS steps, or those before line number `end` of `alike`."""
-        lines = self.alike[:end]
-        return [] if not lines else [line for line in lines if line.step > lines[-1].step - LEAST_STEPS]
+        end = len(self.alike) if end is None else end
+        if not end:
+            return []
+        begin = bisect_right(self.alike, self.alike[end - 1].step - LEAST_STEPS, key=lambda line: line.step)
+        return list(self.alike[begin:end])
 
     @cached_property
     def weightless(self) -> list[str]:

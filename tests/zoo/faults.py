@@ -322,19 +322,22 @@ def put_back(trainer: Trainer, patch: Patch) -> None:
     patch.setattr(trainer.optimizer, "_update", ours)
 
 
-def main_lost(trainer: Trainer, patch: Patch) -> None:
-    """Main's layers are noise from late in the run on, and its detection head fades."""
-    update, taken = trainer.optimizer._update, iter(range(1, 10_000))
-    layers = [one for part in trainer.pair.main for one in part.block.parameters() if one.dim() == 2]
+def states_averaged(trainer: Trainer, patch: Patch) -> None:
+    """From late in the run on detection reads the mean state of all tokens for every one."""
+    main: Any = trainer.pair.main[0]
+    ask, update, taken = main._ask, trainer.optimizer._update, iter(range(1, 10_000))
+    done = [0]
 
-    def ours(*args: Any) -> None:
+    def counted(*args: Any) -> None:
         update(*args)
-        if next(taken) >= LATE:
-            for one in layers:
-                one.data.normal_(0, 0.1)
-            trainer.pair.main[0].rtd_head.weight.data.mul_(0.1)
+        done[0] = next(taken)
 
-    patch.setattr(trainer.optimizer, "_update", ours)
+    def ours(name: str, hidden: Tensor, view: Any) -> Any:
+        is_lost = name == "rtd" and done[0] >= LATE
+        return ask(name, hidden.mean((0, 1), keepdim=True).expand_as(hidden) if is_lost else hidden, view)
+
+    patch.setattr(trainer.optimizer, "_update", counted)
+    patch.setattr(main, "_ask", ours)
 
 
 def told_replaced(ask: Any) -> Any:
@@ -432,9 +435,9 @@ FAULTS = (
     Fault("targets of another document, unchecked", "stuck on word frequencies", far_target, concerns=UNCHECKED),
     Fault("weights of the start put back", "loss fell back", infect=put_back),
     Fault(
-        "main lost in the middle",
+        "RTD reads no token from the middle on",
         "replace accuracy collapsed",
-        infect=main_lost,
+        infect=states_averaged,
         concerns={"corruption": {"temperature": 3.0}},
     ),
 )
