@@ -115,6 +115,12 @@ class Schedule:
             left, before = right, after
         return before
 
+    def jumps(self, train_steps: int) -> list[int]:
+        """Steps done when it goes to another value at once."""
+        pairs = zip(self.points, self.points[1:], strict=False)
+        met = [(one.step(train_steps), other) for one, other in pairs if one.value != other.value]
+        return [step for step, other in met if other.step(train_steps) == step]
+
     def problems(self, name: str, train_steps: int, admitted: Container[float]) -> list[str]:
         """What is wrong with it, called `name`, in a run of train_steps; its values must be among those `admitted`."""
         values = [self.start, *(point.value for point in self.points)]

@@ -383,6 +383,11 @@ def _paths(config: Config) -> Iterator[str]:
             f"train.probe_interval is {config.train.probe_interval}, but train.probe_tasks is empty; give a folder "
             "that tools/make_tasks.py wrote, or set train.probe_interval 0"
         )
+    if config.train.probe_interval == 0 and config.train.probe_tasks:
+        yield (
+            f"train.probe_tasks is {config.train.probe_tasks}, but train.probe_interval is 0: nothing is probed; "
+            "say after how many steps, such as train.probe_interval 1000, or leave train.probe_tasks out"
+        )
     if data.validation and data.validation_fraction > 0:
         yield (
             f"data.validation is given and data.validation_fraction is {data.validation_fraction:g}; "

@@ -14,6 +14,8 @@ from statistics import median
 from metro_megatron.health.history import LEAST_STEPS, SIGMAS, History
 from metro_megatron.health.trivial import chance_of_auc, detection_entropy
 
+TOO_GOOD = 0.9
+"""Share of the masked words, or of the nats that frequencies leave open, that a model of text does not get to know."""
 FADED = 0.05
 """Share of the peak rate, below which steps have lost four of FP32's 24 bits, and weights may stand in any run."""
 
@@ -49,7 +51,7 @@ def _norm_spike(history: History) -> str | None:
 
     A spike of k^2 is told even if it was clipped.
     """
-    before = [norm for line in history.lines[:-1] for norm in line.norms if math.isfinite(norm)][-100:]
+    before = [norm for line in history.alike[:-1] for norm in line.norms if math.isfinite(norm)][-100:]
     now = [norm for norm in history.last.norms if math.isfinite(norm)]
     if len(before) < LEAST_STEPS or not now:
         return None
@@ -74,6 +76,26 @@ def _rate_too_high(history: History) -> str | None:
         if step > most:
             return f"{one.option}: steps of {step:.2g}, weights of {one.rms:.2g}: more than {most:.2g}"
     return None
+
+
+def _rate_not_planned(history: History) -> str | None:
+    """No step since the line before, of which some may have been passed over, has it by plan."""
+    now, planned = history.last.figures["learning_rate"], history.planned_rates
+    if not history.last.norms or any(math.isclose(now, one, rel_tol=1e-6) for one in planned):
+        return None
+    return f"{now:.3g}, planned {planned[-1]:.3g}"
+
+
+def _rate_too_low(history: History) -> str | None:
+    """Nothing is learned, and weights are nearly those of the start."""
+    if not (history.is_warm and history.is_still):
+        return None
+    seen = _above_frequencies(history) or _on_frequencies(history)
+    return f"norms of weights within 1% of their start's; {seen}" if seen else None
+
+
+def _weightless(history: History) -> str | None:
+    return ", ".join(f"objective.{term}_weight is 0" for term in history.weightless) or None
 
 
 def _epsilon_rules(history: History) -> str | None:
@@ -111,7 +133,9 @@ def _frozen(history: History) -> str | None:
     same = [
         name
         for name in now.weights
-        if before.weights.get(name, (None,))[0] == now.weights[name][0] and history.share_of_peak(name) >= FADED
+        if before.weights.get(name, (None,))[0] == now.weights[name][0]
+        and history.share_of_peak(name) >= FADED
+        and not name.startswith(tuple(f"main.{term}_head." for term in history.weightless))
     ]
     # Rows that no step has read leave a norm as it was only if there are no others; decay alone would change it.
     return f"{', '.join(same[:3])}{' and others' if len(same) > 3 else ''}" if same else None
@@ -123,6 +147,11 @@ def _repeated(history: History) -> str | None:
 
 
 def _worse_than_frequencies(history: History) -> str | None:
+    is_told = history.is_still or _loss_fell_back(history)
+    return None if is_told else _above_frequencies(history)
+
+
+def _above_frequencies(history: History) -> str | None:
     if not history.is_warm:
         return None
     for term in history.language_terms:
@@ -131,10 +160,14 @@ def _worse_than_frequencies(history: History) -> str | None:
             return f"{term} loss {loss:.3f}, that of word frequencies {trivial:.3f}"
     if not history.has("rtd_loss") or history.is_falling("rtd_loss"):
         return None
-    if history.gain("rtd") < -max(0.02, _detection_noise(history)):
+    if history.gain("rtd") < -_detection_mark(history):
         trivial = detection_entropy(history.mean("replace_rate"))
         return f"RTD loss {history.mean('rtd_loss'):.3f}, that of the share of replaced tokens {trivial:.3f}"
     return None
+
+
+def _detection_mark(history: History) -> float:
+    return max(0.02, _detection_noise(history))
 
 
 def _detection_noise(history: History) -> float:
@@ -159,43 +192,59 @@ def _detection_inverted(history: History) -> str | None:
 
 
 def _all_original(history: History) -> str | None:
-    if not (history.is_half_done and history.has("rtd_auc")):
+    """Neither inverted nor worse than what says so, nor since the model diverged."""
+    if not (history.is_half_done and history.has("rtd_auc")) or history.is_still:
         return None
     auc, gain = history.mean("rtd_auc"), history.gain("rtd")
-    if auc > 0.5 + max(0.01, _auc_noise(history) / 2) and gain > 0:
+    if auc > 0.5 + max(0.01, _auc_noise(history) / 2) and (gain > 0 or gain < -_detection_mark(history)):
+        return None
+    if _detection_inverted(history) or _detection_collapsed(history) or _loss_fell_back(history):
         return None
     return f"AUC {auc:.3f}, replaced tokens found {history.mean('replace_accuracy'):.1%}"
 
 
 def _detection_collapsed(history: History) -> str | None:
-    """Main got worse though the auxiliary, which makes its task, got no better."""
+    """Main got worse though its task got no harder: the auxiliary is as good as it was, and draws from as much.
+
+    Before the auxiliary knows more than frequencies its draws get harder while its loss stands.
+    """
     if not (history.is_warm and history.has("rtd_auc", "aux_loss")):
         return None
-    aux, now = history.mean("aux_loss"), history.mean("rtd_auc")
-    ends = range(len(history.window()), len(history.lines) - len(history.window()) + 1)
-    windows = (history.window(end) for end in ends)
-    alike = [w for w in windows if history.mean("aux_loss", w) <= aux + history.noise()]
-    best = max((history.mean("rtd_auc", w) for w in alike), default=0.5)
+    aux, now, hottest = history.mean("aux_loss"), history.mean("rtd_auc"), 1.01 * history.temperature(history.window())
+    alike = [
+        window
+        for window in history.settled_windows
+        if history.mean("aux_loss", window) <= aux + history.noise()
+        and history.knows_words("aux", window)
+        and history.temperature(window) <= hottest
+    ]
+    best = max((history.mean("rtd_auc", window) for window in alike), default=0.5)
     lost = best - 0.5 > 4 * _auc_noise(history) and now - 0.5 < (best - 0.5) / 4
     return f"AUC {now:.3f} after {best:.3f}, at no better an auxiliary" if lost else None
 
 
 def _loss_fell_back(history: History) -> str | None:
-    """More than half of what a language model had learned is lost."""
+    """More than half of what a language model had learned is lost, or all of what detection had, and more."""
     if not history.is_warm:
         return None
     for term in history.language_terms:
-        size = len(history.window())
-        losses = [
-            history.mean(f"{term}_loss", history.window(end)) for end in range(size, len(history.lines) - size + 1)
-        ]
+        losses = [history.mean(f"{term}_loss", window) for window in history.settled_windows]
         best, now, trivial = min(losses, default=math.inf), history.mean(f"{term}_loss"), history.last.unigram
         if trivial - best > 2 * history.noise() and now > (best + trivial) / 2:
             return f"{term} loss {now:.3f} after {best:.3f}"
+    if history.has("rtd_loss") and history.gain("rtd") < -_detection_mark(history):
+        mark = _detection_mark(history)
+        known = [history.mean("rtd_loss", one) for one in history.settled_windows if history.gain("rtd", one) > mark]
+        return f"rtd loss {history.mean('rtd_loss'):.3f} after {min(known):.3f}" if known else None
     return None
 
 
 def _plateau(history: History) -> str | None:
+    is_told = history.is_still or _loss_fell_back(history)
+    return None if is_told else _on_frequencies(history)
+
+
+def _on_frequencies(history: History) -> str | None:
     """As many steps lie behind as before, and nothing but frequencies is known."""
     if not history.is_half_done:
         return None
@@ -209,17 +258,41 @@ def _clm_learns_nothing(history: History) -> str | None:
     """The auxiliary reads less and knows more: main's correction has a tenth of what the auxiliary has learned."""
     if not history.is_half_done or not {"aux", "clm"} <= set(history.language_terms):
         return None
+    if history.is_still:
+        return None
     aux, clm = history.gain("aux"), history.gain("clm")
     is_sure = aux * history.last.unigram > 2 * history.noise()
     shown = f"CLM loss {history.mean('clm_loss'):.3f}, MLM {history.mean('aux_loss'):.3f}"
     return f"{shown}, word frequencies {history.last.unigram:.3f}" if is_sure and clm < aux / 10 else None
 
 
-def _nothing_to_detect(history: History) -> str | None:
-    if not history.has("sampled_accuracy"):
-        return None
-    share = history.mean("sampled_accuracy")
-    return f"{share:.1%} of the masks filled with the original" if share > 0.9 else None
+def _auxiliary_too_good(history: History) -> str | None:
+    for name in ("sampled_accuracy", "aux_accuracy"):
+        if history.has(name) and history.mean(name) > TOO_GOOD:
+            of = "filled with the original" if name == "sampled_accuracy" else "whose original is its likeliest word"
+            return f"{history.mean(name):.1%} of the masks {of}"
+    return _nearly_certain(history, "aux")
+
+
+def _nearly_certain(history: History, term: str) -> str | None:
+    is_so = term in history.language_terms and history.gain(term) > TOO_GOOD
+    shown = f"{term} loss {history.mean(f'{term}_loss'):.3f}" if is_so else ""
+    return f"{shown}, that of word frequencies {history.last.unigram:.3f}" if is_so else None
+
+
+def _main_too_good(history: History) -> str | None:
+    """Draws of a model that knows words are in part as likely as the originals; and as they are its own, main learns
+    nothing of the masked words from them that it did not know."""
+    terms = history.language_terms
+    if "aux" in terms and "clm" in terms:
+        aux, clm = history.mean("aux_loss"), history.mean("clm_loss")
+        if clm < aux / 2 - history.noise():
+            return f"CLM loss {clm:.3f}, MLM {aux:.3f}"
+    if history.has("rtd_auc", "aux_loss") and history.knows_words("aux"):
+        auc = history.mean("rtd_auc")
+        if auc > 0.99 and history.temperature(history.window()) <= 1:
+            return f"AUC {auc:.4f}"
+    return _nearly_certain(history, "mlm")
 
 
 def _always_the_likeliest(history: History) -> str | None:
@@ -260,10 +333,28 @@ ALARMS: tuple[Alarm, ...] = (
         _no_gradient,
     ),
     Alarm(
+        "loss of weight 0",
+        "main does not learn what the configuration gives no weight",
+        "give it a weight, or leave its term out of objective.main",
+        _weightless,
+    ),
+    Alarm(
+        "learning rate not planned",
+        "the steps taken have not the rate that the configuration gives them",
+        "look at what changed the schedule, or the step that it is asked for",
+        _rate_not_planned,
+    ),
+    Alarm(
         "learning rate too high",
         "weights are rewritten faster than Adam, or Muon, averages",
         "lower the option that is named",
         _rate_too_high,
+    ),
+    Alarm(
+        "learning rate too low",
+        "weights hardly move, so that nothing is learned",
+        "raise optimizer.lr, or look for what makes its steps smaller",
+        _rate_too_low,
     ),
     Alarm(
         "epsilon rules Adam",
@@ -279,8 +370,8 @@ ALARMS: tuple[Alarm, ...] = (
     ),
     Alarm(
         "weights do not move",
-        "the optimizer leaves them out, or no gradient reaches them",
-        "say which change to the model or the optimizer they belong to; a run of the plain program has none",
+        "the optimizer leaves them out, or no gradient reaches them, as of a loss that has no weight",
+        "look at what changed the weight of their loss, the model or the optimizer: the plain program moves all",
         _frozen,
     ),
     Alarm(
@@ -288,6 +379,19 @@ ALARMS: tuple[Alarm, ...] = (
         "the order gives the same samples again, or the shards hold copies",
         "look at data.train for copies (tools/inspect_data.py), and at what changed the order",
         _repeated,
+    ),
+    Alarm(
+        "auxiliary too good",
+        "it sees the originals, the text repeats itself, or it is too large: little is left to detect",
+        "look for what shows it the originals, and for copies in the shards; then make it smaller or "
+        "objective.mask_probability higher",
+        _auxiliary_too_good,
+    ),
+    Alarm(
+        "main too good",
+        "it sees the originals, or which tokens were replaced; or the text repeats itself",
+        "look for what shows main, or its heads, the answers, and for copies in the shards",
+        _main_too_good,
     ),
     Alarm(
         "worse than frequencies",
@@ -330,12 +434,6 @@ ALARMS: tuple[Alarm, ...] = (
         "main's language model gets no gradient, wrong targets, or is drowned by replaced token detection",
         "lower objective.rtd_weight or optimizer.lr, raise objective.clm_weight or the samples of a step",
         _clm_learns_nothing,
-    ),
-    Alarm(
-        "auxiliary too good",
-        "it sees the originals, the text repeats itself, or it is too large",
-        "look for copies in the shards; make the auxiliary smaller or objective.mask_probability higher",
-        _nothing_to_detect,
     ),
     Alarm(
         "replacements are not drawn",

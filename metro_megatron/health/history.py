@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from metro_megatron.config.schema import Config
 from metro_megatron.health.trivial import detection_entropy
+from metro_megatron.schedule import Schedule
 
 LEAST_STEPS = 20
 """Steps that a judgement of a loss or a norm is made over."""
@@ -70,46 +72,115 @@ class History:
     def last(self) -> Line:
         return self.lines[-1]
 
+    @cached_property
+    def part(self) -> tuple[int, int]:
+        """Steps done when the plan changed last, and when it will change again: phases, and jumps of schedules."""
+        config, steps = self.config, self.config.train.train_steps
+        jumps = [one.jumps(steps) for one in config.schedules.values() if isinstance(one, Schedule)]
+        changes = sorted({0, *config.phase_starts, *(step for some in jumps for step in some)})
+        begin = max(step for step in changes if step < max(self.last.step, 1))
+        return begin, min((step for step in changes if step > begin), default=steps)
+
+    @cached_property
+    def alike(self) -> Sequence[Line]:
+        """The lines since the plan changed last: figures of other samples, masks or rates say nothing of these."""
+        begin, _ = self.part
+        before = [line.step for line in self.lines if line.step <= begin]
+        later = self.lines[len(before) :]
+        # A line may have steps of both sides.
+        return later[1:] or later if begin and begin not in before else later
+
+    @property
+    def settled(self) -> int:
+        """Steps after which the warm-up, or a change of the plan, is behind, and Adam has forgotten it."""
+        options = self.config.optimizer
+        return max(options.lr_warmup_steps, self.part[0]) + int(1 / max(1 - options.adam_beta2, 1e-3))
+
     @property
     def is_warm(self) -> bool:
-        """Whether the window and the one before lie behind the warm-up of the learning rate, and Adam remembers it."""
-        options = self.config.optimizer
-        begin = options.lr_warmup_steps + 1 / max(1 - options.adam_beta2, 1e-3)
-        return self.last.step - 2 * LEAST_STEPS >= begin and len(self._window_before) > 0
+        """Whether the window and the one before have settled."""
+        return self.last.step - 2 * LEAST_STEPS >= self.settled and len(self._window_before) > 0
 
     @property
     def is_half_done(self) -> bool:
-        return self.is_warm and self.last.step >= self.config.train.train_steps / 2
+        """Whether half of the run, and of this part of its plan, is over."""
+        return self.is_warm and self.last.step >= max(self.config.train.train_steps, sum(self.part)) / 2
 
     @property
     def _window_before(self) -> list[Line]:
-        return self.window(len(self.lines) - len(self.window()))
+        return self.window(len(self.alike) - len(self.window()))
+
+    @cached_property
+    def settled_windows(self) -> list[list[Line]]:
+        """Those before the last one that begin behind `settled`."""
+        size = len(self.window())
+        windows = (self.window(end) for end in range(size, len(self.alike) - size + 1))
+        return [window for window in windows if window[-1].step - LEAST_STEPS >= self.settled]
 
     def is_falling(self, name: str) -> bool:
         """Whether a loss is lower by a hundredth than in the window before."""
         return self.mean(name) < 0.99 * self.mean(name, self._window_before)
 
     def window(self, end: int | None = None) -> list[Line]:
-        """The lines of the last LEAST_STEPS steps, or those before line number `end`."""
-        lines = self.lines[:end]
-        return [] if not lines else [line for line in lines if line.step > lines[-1].step - LEAST_STEPS]
+        """The lines of the last LEAST_STEPS steps, or those before line number `end` of `alike`."""
+        end = len(self.alike) if end is None else end
+        if not end:
+            return []
+        begin = bisect_right(self.alike, self.alike[end - 1].step - LEAST_STEPS, key=lambda line: line.step)
+        return list(self.alike[begin:end])
+
+    @cached_property
+    def weightless(self) -> list[str]:
+        """Main's terms that the configuration gives no weight."""
+        objective = self.config.objective
+        return [term for term in objective.main if getattr(objective, f"{term}_weight", 1.0) == 0]
 
     def has(self, *names: str) -> bool:
-        return all(name in self.last.figures for name in names)
+        """Whether these are among the figures, of terms that are learned."""
+        return all(name in self.last.figures and name.split("_")[0] not in self.weightless for name in names)
+
+    @cached_property
+    def is_still(self) -> bool:
+        """Whether since warm-up no matrix or table has got another norm by a hundredth; not known of a later start."""
+        first, last = self.lines[0], self.last
+        if not last.weights or first.step > self.settled:
+            return False
+        own = [name for name in last.weights if _is_of_layers(name) or _is_table(name)]
+        pairs = [(first.weights[name][0], last.weights[name][0]) for name in own if name in first.weights]
+        return bool(pairs) and all(abs(now - then) <= 0.01 * then for then, now in pairs)
+
+    @property
+    def planned_rates(self) -> list[float]:
+        """Main's learning rate in each step since the line before, by the configuration."""
+        config, steps = self.config, self.config.train.train_steps
+        rate, factor = config.optimizer.learning_rate(steps), config.lr_factor
+        first = max(self.last.step - config.train.log_interval, 0)
+        return [rate.at(step, steps) * factor.at(step, steps) for step in range(first, self.last.step)]
 
     def mean(self, name: str, lines: Sequence[Line] | None = None) -> float:
         """Of a figure over the tokens of a window."""
         lines = self.window() if lines is None else lines
         return sum(line.figures[name] * line.tokens for line in lines) / max(sum(line.tokens for line in lines), 1)
 
-    def noise(self) -> float:
-        """SIGMAS standard deviations in nats of a mean over the masked tokens of the window."""
-        return SIGMAS * SPREAD / math.sqrt(max(sum(line.masked for line in self.window()), 1))
+    def noise(self, lines: Sequence[Line] | None = None) -> float:
+        """SIGMAS standard deviations in nats of a mean over the masked tokens of a window."""
+        lines = self.window() if lines is None else lines
+        return SIGMAS * SPREAD / math.sqrt(max(sum(line.masked for line in lines), 1))
 
     def gain(self, term: str, lines: Sequence[Line] | None = None) -> float:
         """By what share of the trivial loss a loss lies below it."""
         trivial = detection_entropy(self.mean("replace_rate", lines)) if term == "rtd" else self.last.unigram
         return 1 - self.mean(f"{term}_loss", lines) / trivial if trivial else 0.0
+
+    def knows_words(self, term: str, lines: Sequence[Line] | None = None) -> bool:
+        """Whether a language model surely knew more than the frequencies of words."""
+        least = max(self.noise(lines), 0.01 * self.last.unigram)
+        return self.gain(term, lines) * self.last.unigram > least
+
+    def temperature(self, lines: Sequence[Line]) -> float:
+        """Of the last step's draws."""
+        steps = self.config.train.train_steps
+        return self.config.corruption.sampling_temperature.at(lines[-1].step - 1, steps)
 
     @property
     def language_terms(self) -> list[str]:
@@ -137,7 +208,7 @@ class History:
         ):
             weights = {name: one for name, one in self.last.weights.items() if name.startswith(prefixes)}
             matrices = [one for name, one in weights.items() if _is_of_layers(name)]
-            others = [one for name, one in weights.items() if name.endswith(("word.weight", "dense.weight"))]
+            others = [one for name, one in weights.items() if _is_table(name)]
             share = self.share_of_peak(prefixes[-1])
             rate = f"optimizer.{prefix}lr" if getattr(optimizer, f"{prefix}lr") else "optimizer.lr"
             adam = partial(Rated, rate, own.lr, share, 1.0, own.adam_beta1)
@@ -151,6 +222,10 @@ class History:
 
 def _is_of_layers(name: str) -> bool:
     return ".layers." in name and name.endswith(".weight") and "linear" in name and "layer_norm" not in name
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith(("word.weight", "dense.weight"))
 
 
 def _rms(weights: Sequence[tuple[float, int]]) -> float:

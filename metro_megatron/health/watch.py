@@ -44,6 +44,7 @@ class Watch:
     def __init__(self, config: Config):
         self.config = config
         self.frequencies = WordFrequencies(config.model.vocab_size)
+        self.phase = 0
         self.lines: deque[Line] = deque(maxlen=MOST_LINES)
         self.read = _Read()
         self.masked = self.tokens = 0
@@ -54,6 +55,9 @@ class Watch:
 
     def batch(self, batch: StepBatch) -> None:
         """Look at what a step is about to read, while it is on the host."""
+        phase = self.config.phase_at(batch.step)
+        if phase != self.phase:  # its sources may have other words
+            self.phase, self.frequencies = phase, WordFrequencies(self.config.model.vocab_size)
         self.masked += batch.num_masked
         self.tokens += batch.num_tokens
         for micro_batch in batch.micro_batches:

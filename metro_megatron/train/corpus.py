@@ -65,7 +65,7 @@ class Corpus:
         vocabulary that is not the model's, splits without a sample, and a folder of tasks that is none.
         """
         data, train = config.data, config.train
-        tasks = tuple(read_tasks(Path(train.probe_tasks))) if train.probe_interval else ()
+        tasks = tuple(read_tasks(Path(train.probe_tasks))) if train.probe_interval > 0 and train.probe_tasks else ()
         train_shards, validation = open_datasets(data.train, data.validation)
         problems = list(vocabulary_problems(config.model, train_shards[0].manifest))
         if problems:

@@ -270,6 +270,7 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         (2, {"corruption__source": "main", PP: 2}, ["source is main, but parallel.pipeline_model_parallel_size is 2"]),
         (1, {"data__validation": ["y"], "data__validation_fraction": 0.1}, ["validation_fraction is 0.1; use one"]),
         (1, {"train__probe_interval": 5}, ["train.probe_interval is 5, but train.probe_tasks is empty; give a folder"]),
+        (1, {"train__probe_tasks": "tasks"}, ["probe_tasks is tasks, but train.probe_interval is 0", "or leave"]),
         (1, {"model__hidden_size": 0}, ["model.hidden_size is 0, must be at least 1"]),
         (1, {TP: 0}, ["tensor_model_parallel_size is 0, must be at least 1"]),
         (1, {"data__seq_length": 2}, ["data.seq_length is 2, must be at least 3"]),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
 from metro_megatron.evaluate.frozen import frozen_features, probe
 from metro_megatron.hf.export import metro_config
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
@@ -23,6 +24,7 @@ from metro_megatron.probing.folder import ProbeTask
 from metro_megatron.probing.kinds import GAP, KINDS, Row
 from metro_megatron.tokenizer.tokenizer import Tokenizer
 from metro_megatron.train import trainer as module
+from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.probes import MOST_TEXTS
 from metro_megatron.train.trainer import Trainer
 from tests.distributed import run_ranks
@@ -88,6 +90,15 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(config: Config) -> list[str]:
     return (Path(config.train.output) / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize(("interval", "tasks"), [(5, ""), (-1, ""), (-1, "tasks")])
+def test_a_folder_is_read_only_where_an_interval_and_tasks_are_given(interval: int, tasks: str) -> None:
+    """The configuration's own mistake is named elsewhere, and is enough."""
+    config = small_config(train={"probe_interval": interval, "probe_tasks": tasks}, data={"train": ["nowhere"]})
+    with pytest.raises(UserError) as error:
+        Corpus.open(config)
+    assert not any("tasks" in problem for problem in error.value.problems)
 
 
 def test_training_does_not_notice_and_features_are_an_exports(tmp_path: Path, tokenizer: Path) -> None:

@@ -11,11 +11,12 @@ from tests.zoo.lives import Fault, Outcome, life
 
 
 def verdict(fault: Fault, outcome: Outcome) -> tuple[str, bool]:
-    """A row of the table, and whether the right cause was said."""
-    right = next(((step, text) for step, text in outcome.said if fault.cause in text), None)
-    if right is None:
-        return f"{fault.name} | {outcome.said[:2] or 'not found'} | | no", False
-    step, text = right
+    """A row of the table, and whether the right cause was said first, with nothing beside it that is not true too."""
+    first = [text for step, text in outcome.said if step == outcome.said[0][0]]
+    right = next((text for text in first if fault.cause in text), None)
+    if right is None or not all(any(one in text for one in (fault.cause, *fault.companions)) for text in first):
+        return f"{fault.name} | {outcome.said[:3] or 'not found'} | | no", False
+    step, text = outcome.said[0][0], right
     by = "self-check" if text.startswith("self-check") else "resume" if fault.resumes_after else "alarm"
     return f"{fault.name} | {by}: {text.removeprefix('self-check: ')[:90]} | {step} | yes", True
 

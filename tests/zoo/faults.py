@@ -40,7 +40,7 @@ from metro_megatron.train.build import Parts
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.step import Step
 from metro_megatron.train.trainer import Trainer
-from tests.zoo.lives import Fault
+from tests.zoo.lives import Concerns, Fault
 
 Patch = pytest.MonkeyPatch
 LATE = 120
@@ -107,6 +107,27 @@ def doubled_counts(build: Any) -> Any:
 
 def all_shown(readings: Any) -> Any:
     return lambda self, draws, positions, tokens: tokens
+
+
+def far_target(patch: Patch) -> None:
+    """Every mask wants that of another document."""
+    targets: Any = MicroBatch.masked_targets
+    patch.setattr(MicroBatch, "masked_targets", property(lambda self: half_round(targets.fget(self))))
+
+
+def half_round(some: Tensor) -> Tensor:
+    return some.roll(len(some) // 2)
+
+
+def far_corrections(statistics: Any) -> Any:
+    def ours(self: Any, decoding: Any, micro_batch: MicroBatch, *args: Any) -> Any:
+        if self.name == "clm":
+            tokens = micro_batch.tokens.t().flatten().clone()
+            tokens[micro_batch.masked_index] = half_round(tokens[micro_batch.masked_index])
+            micro_batch = replace(micro_batch, tokens=tokens.view(*micro_batch.tokens.t().shape).t().contiguous())
+        return statistics(self, decoding, micro_batch, *args)
+
+    return ours
 
 
 def next_target(patch: Patch) -> None:
@@ -372,9 +393,62 @@ def one_bucket(rows: Any) -> Any:
     return lambda self: [0, 0]
 
 
+def put_back(trainer: Trainer, patch: Patch) -> None:
+    """Weights of the start, late in the run."""
+    update = trainer.optimizer._update
+    parameters = [one for _, module in trainer.pair.modules() for one in module.parameters()]
+    first, taken = [one.detach().clone() for one in parameters], iter(range(1, 10_000))
+
+    def ours(*args: Any) -> None:
+        update(*args)
+        if next(taken) == LATE + 30:
+            for one, before in zip(parameters, first, strict=True):
+                one.data.copy_(before)
+
+    patch.setattr(trainer.optimizer, "_update", ours)
+
+
+def states_averaged(trainer: Trainer, patch: Patch) -> None:
+    """From late in the run on detection reads the mean state of all tokens for every one."""
+    main: Any = trainer.pair.main[0]
+    ask, update, taken = main._ask, trainer.optimizer._update, iter(range(1, 10_000))
+    done = [0]
+
+    def counted(*args: Any) -> None:
+        update(*args)
+        done[0] = next(taken)
+
+    def ours(name: str, hidden: Tensor, view: Any) -> Any:
+        is_lost = name == "rtd" and done[0] >= LATE
+        return ask(name, hidden.mean((0, 1), keepdim=True).expand_as(hidden) if is_lost else hidden, view)
+
+    patch.setattr(trainer.optimizer, "_update", counted)
+    patch.setattr(main, "_ask", ours)
+
+
+def told_replaced(ask: Any) -> Any:
+    def ours(self: Any, name: str, hidden: Tensor, view: Any) -> Any:
+        found = ask(self, name, hidden, view)
+        return found - 4 * view.is_replaced.t().float() if name == "rtd" else found
+
+    return ours
+
+
+def told_originals(ask: Any) -> Any:
+    """The states that main's language model reads have the originals' embeddings in them."""
+
+    def ours(self: Any, name: str, hidden: Tensor, view: Any) -> Any:
+        if name == "clm":
+            hidden = hidden + 3 * torch.nn.functional.embedding(view.micro_batch.tokens.t(), self.word)
+        return ask(self, name, hidden, view)
+
+    return ours
+
+
 DROPS = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
 UNCLIPPED = {"optimizer": {"clip_grad": 0.0}}
 HALF = {"train": {"precision": "fp16"}, "optimizer": {"initial_loss_scale": 256.0}}
+UNCHECKED: Concerns = {"train": {"self_check": False}}
 SERIAL = {"parallel": {"overlap": False}}
 HEAD = (vocabulary, "linear_cross_entropy")
 
@@ -413,7 +487,7 @@ FAULTS = (
     Fault("labels swapped", "replaced token detection", instead(rtd, "detection_loss", swapped)),
     Fault("CLM names the token before", "clm: the original", instead(LanguageModel, "statistics", other_targets)),
     Fault("CLM without gradient", "reaches main.clm_head", instead(CorrectiveLanguageModel, "loss", detached)),
-    Fault("RTD without weight", "RTD says original to all", without_weight),
+    Fault("RTD without weight", "weights do not move (main.rtd_head", without_weight),
     Fault("auxiliary climbs: wrong sign", "not the derivative", instead(trained, "weighted", negative)),
     Fault("main's loss halved once more", "not the derivative", instead(step, "weighted", halved)),
     Fault("gradients not reduced over ranks", "not the derivative", unreduced, ranks=2, concerns=SERIAL),
@@ -447,5 +521,36 @@ FAULTS = (
     Fault("a spike without clipping", "norm spike", infect=spikes, concerns=UNCLIPPED),
     Fault("gradients not finite now and then", "not finite", infect=nans),
     Fault("fp16's scale at its floor", "loss scale at its floor", infect=overflows, concerns=HALF),
+    Fault("rate of 0", "learning rate not planned", instead(optim, "learning_rate", lambda rate: lambda *_: 0.0)),
+    Fault("rate a thousand times too low", "learning rate too low", concerns={"optimizer": {"lr": 5e-6}}),
+    Fault("RTD's weight is 0", "objective.rtd_weight is 0", concerns={"objective": {"rtd_weight": 0.0}}),
+    # Those that the self-check finds first are left to the alarms.
+    Fault(
+        "auxiliary reads the originals, unchecked",
+        "auxiliary too good",
+        instead(AuxiliaryModel, "forward", reads_originals),
+        concerns=UNCHECKED,
+    ),
+    Fault(
+        "RTD is told what was replaced", "main too good", instead(MainModel, "_ask", told_replaced), concerns=UNCHECKED
+    ),
+    Fault("CLM is told the originals", "main too good", instead(MainModel, "_ask", told_originals), concerns=UNCHECKED),
+    Fault(
+        "labels swapped, unchecked", "detection inverted", instead(rtd, "detection_loss", swapped), concerns=UNCHECKED
+    ),
+    Fault(
+        "CLM names the words of other masks, unchecked",
+        "CLM learns nothing",
+        instead(LanguageModel, "statistics", far_corrections),
+        concerns=UNCHECKED,
+    ),
+    Fault("targets of another document, unchecked", "stuck on word frequencies", far_target, concerns=UNCHECKED),
+    Fault("weights of the start put back", "loss fell back", infect=put_back),
+    Fault(
+        "RTD reads no token from the middle on",
+        "replace accuracy collapsed",
+        infect=states_averaged,
+        concerns={"corruption": {"temperature": 3.0}},
+    ),
 )
 """In the order in which a document meets them; the fault of each is named by what is said of it."""

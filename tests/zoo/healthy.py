@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from metro_megatron.config.phases import Phase
 from tests.zoo.lives import Concerns
+
+
+def from_step(start: int, steps: int, **changed: float) -> Concerns:
+    """A phase that changes figures by plan."""
+    return {"train": {"train_steps": steps, "phases": [Phase(start=start, **changed)]}}  # type: ignore[arg-type]
+
 
 HEALTHY: dict[str, Concerns] = {
     "seed 2": {"train": {"seed": 2}},
@@ -31,5 +38,9 @@ HEALTHY: dict[str, Concerns] = {
     "fp16": {"train": {"precision": "fp16"}},
     "early exit": {"early_exit": {"layers": [1]}, "train": {"train_steps": 2000}},
     "unigram replacements": {"corruption": {"source": "unigram"}},
+    "a phase of more masks": from_step(60, 240, mask_probability=0.5),
+    "a phase of fewer masks": from_step(60, 2000, mask_probability=0.05),
+    "a phase of short samples": from_step(60, 240, seq_length=12),
+    "a temperature that falls": {"corruption": {"temperature": 4.0, "temperature_schedule": "exponential"}},
     "COCO-LM's losses": {"objective": {"main": ["rtd", "clm", "scl"], "clm": "mixture"}},
 }

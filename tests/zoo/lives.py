@@ -62,6 +62,8 @@ class Fault:
     ranks: int = 1
     resumes_after: int = 0
     """Steps of a healthy run before, which the sick one continues."""
+    companions: tuple[str, ...] = ()
+    """What may be said beside the right cause, as it is true too."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Outcome:
 
 def corpus_of(config: Config, text: int) -> Corpus:
     shard = repeating_text(text, config.model.vocab_size)
-    return Corpus(config, [shard], build_sample_index([shard], config.data.seq_length), [], None)
+    index, *of_phases = (build_sample_index([shard], phase.data.seq_length) for phase in config.by_phase)
+    return Corpus(config, [shard], index, [], None, of_phases)
 
 
 def live(config: Config, folder: str, steps: int, illness: str, text: int = 7) -> Outcome:
