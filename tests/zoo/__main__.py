@@ -14,7 +14,9 @@ def verdict(fault: Fault, outcome: Outcome) -> tuple[str, bool]:
     """A row of the table, and whether the right cause was said first, with nothing beside it that is not true too."""
     first = [text for step, text in outcome.said if step == outcome.said[0][0]]
     right = next((text for text in first if fault.cause in text), None)
-    if right is None or not all(any(one in text for one in (fault.cause, *fault.companions)) for text in first):
+    # The self-check tells what it has seen, alarms what it comes from.
+    causes = [text for text in first if not text.startswith("self-check")]
+    if right is None or not all(any(one in text for one in (fault.cause, *fault.companions)) for text in causes):
         return f"{fault.name} | {outcome.said[:3] or 'not found'} | | no", False
     step, text = outcome.said[0][0], right
     by = "self-check" if text.startswith("self-check") else "resume" if fault.resumes_after else "alarm"

@@ -1,0 +1,294 @@
+"""The signs that alarms go by: each a pure function of the log lines so far, to what shows an illness now, in figures.
+
+None: nothing does. Their marks come from something: what a model gets that knows frequencies only, the spread of a mean
+over so many tokens, how long Adam remembers; none was fitted to a size or a corpus.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from metro_megatron.health.history import LEAST_STEPS, SIGMAS, History
+from metro_megatron.health.trivial import chance_of_auc, detection_entropy
+
+TOO_GOOD = 0.9
+"""Share of the masked words, or of the nats that frequencies leave open, that a model of text does not get to know."""
+FADED = 0.05
+"""Share of the peak rate, below which steps have lost four of FP32's 24 bits, and weights may stand in any run."""
+
+
+def not_finite(history: History) -> str | None:
+    last = history.last
+    steps = max(len(last.norms), 1)
+    # fp16 finds its scale by overflows; of other formats one is too many.
+    allowed = steps / 2 if history.config.train.precision == "fp16" else 0
+    return f"{last.skipped} of {steps} steps skipped" if last.skipped > allowed else None
+
+
+def loss_scale_at_floor(history: History) -> str | None:
+    options, scale = history.config.optimizer, history.last.figures["loss_scale"]
+    if history.config.train.precision != "fp16" or scale > options.min_loss_scale:
+        return None
+    return f"loss scale {scale:g}, optimizer.min_loss_scale is {options.min_loss_scale:g}"
+
+
+def norm_spike(history: History) -> str | None:
+    """One gradient outweighs all that Adam remembers when (1 - beta2) k^2 > 1, k times the usual one, after clipping.
+
+    A spike of k^2 is told even if it was clipped.
+    """
+    before = [norm for line in history.alike[:-1] for norm in line.norms if math.isfinite(norm)][-100:]
+    now = [norm for norm in history.last.norms if math.isfinite(norm)]
+    if len(before) < LEAST_STEPS or not now:
+        return None
+    options, usual, largest = history.config.optimizer, median(before), max(now)
+    ratio = 1 / math.sqrt(max(1 - options.adam_beta2, 1e-12))
+    clip = options.clip_grad or math.inf
+    harms = min(largest, clip) > ratio * min(usual, clip) or largest > ratio**2 * usual
+    return f"gradient norm {largest:.3g}, usual {usual:.3g}" if harms and usual > 0 else None
+
+
+def no_gradient(history: History) -> str | None:
+    zero = [name for name in ("shared_grad_norm", "stage_grad_norm") if history.last.figures.get(name) == 0]
+    return f"{' and '.join(zero)} 0" if zero else None
+
+
+def rate_too_high(history: History) -> str | None:
+    """A step moves a weight by about so much of the rate, and averages over 1 / (1 - memory) steps: in these it must
+    not rewrite the weights.
+    """
+    for one in history.rated:
+        step, most = one.share * one.peak * one.update, (1 - one.memory) * one.rms
+        if step > most:
+            return f"{one.option}: steps of {step:.2g}, weights of {one.rms:.2g}: more than {most:.2g}"
+    return None
+
+
+def rate_not_planned(history: History) -> str | None:
+    """No step since the line before, of which some may have been passed over, has it by plan."""
+    now, planned = history.last.figures["learning_rate"], history.planned_rates
+    if not history.last.norms or any(math.isclose(now, one, rel_tol=1e-6) for one in planned):
+        return None
+    return f"{now:.3g}, planned {planned[-1]:.3g}"
+
+
+def rate_too_low(history: History) -> str | None:
+    """Nothing is learned, and weights are nearly those of the start."""
+    if not (history.is_warm and history.is_still):
+        return None
+    seen = _above_frequencies(history) or _on_frequencies(history)
+    return f"norms of weights within 1% of their start's; {seen}" if seen else None
+
+
+def weightless(history: History) -> str | None:
+    return ", ".join(f"objective.{term}_weight is 0" for term in history.weightless) or None
+
+
+def epsilon_rules(history: History) -> str | None:
+    """Adam is itself where a gradient's element is larger than epsilon."""
+    size = sum(size for _, size in history.last.weights.values())
+    if not size or not history.last.norms:
+        return None
+    options = history.config.optimizer
+    element = min(median(history.last.norms), options.clip_grad or math.inf) / math.sqrt(size)
+    return f"epsilon {options.adam_eps:.2g}, a gradient's element {element:.2g}" if element < options.adam_eps else None
+
+
+def decay_rules(history: History) -> str | None:
+    """Decayed weights tend to a size of sqrt(rate / (2 decay)) times a step's share of the rate, within
+    1 / (rate decay) steps (Kosson et al. 2023)."""
+    decay, steps = history.config.optimizer.weight_decay, history.config.train.train_steps
+    for one in history.rated:
+        if one.peak * decay * steps < 1:
+            continue
+        rest = one.update * math.sqrt(one.peak / (2 * decay))
+        if rest < one.rms / 2:
+            return f"weights of {one.rms:.2g} tend to {rest:.2g}, by {one.option}"
+    return None
+
+
+def frozen(history: History) -> str | None:
+    """FP32 rounds away a step of less than 2^-24 of a weight: first where gradients are below adam_eps, as the step is
+    that share of the rate. What the optimizer leaves out stands at any rate, so it is looked for at higher ones.
+    """
+    if len(history.lines) < 2:
+        return None
+    now, before = history.last, history.lines[-2]
+    if now.skipped >= len(now.norms):
+        return None
+    same = [
+        name
+        for name in now.weights
+        if before.weights.get(name, (None,))[0] == now.weights[name][0]
+        and history.share_of_peak(name) >= FADED
+        and not name.startswith(tuple(f"main.{term}_head." for term in history.weightless))
+    ]
+    # Rows that no step has read leave a norm as it was only if there are no others; decay alone would change it.
+    return f"{', '.join(same[:3])}{' and others' if len(same) > 3 else ''}" if same else None
+
+
+def repeated(history: History) -> str | None:
+    share = history.last.repeated
+    return f"{share:.0%} of the samples" if share > 0.5 else None
+
+
+def worse_than_frequencies(history: History) -> str | None:
+    is_told = history.is_still or loss_fell_back(history)
+    return None if is_told else _above_frequencies(history)
+
+
+def _above_frequencies(history: History) -> str | None:
+    if not history.is_warm:
+        return None
+    for term in history.language_terms:
+        loss, trivial = history.mean(f"{term}_loss"), history.last.unigram
+        if loss > max(trivial + history.noise(), 1.02 * trivial) and not history.is_falling(f"{term}_loss"):
+            return f"{term} loss {loss:.3f}, that of word frequencies {trivial:.3f}"
+    if not history.has("rtd_loss") or history.is_falling("rtd_loss"):
+        return None
+    if history.gain("rtd") < -_detection_mark(history):
+        trivial = detection_entropy(history.mean("replace_rate"))
+        return f"RTD loss {history.mean('rtd_loss'):.3f}, that of the share of replaced tokens {trivial:.3f}"
+    return None
+
+
+def _detection_mark(history: History) -> float:
+    return max(0.02, _detection_noise(history))
+
+
+def _detection_noise(history: History) -> float:
+    """SIGMAS standard deviations of the trivial loss, of which it is a share: log odds times that of the rate."""
+    rate = history.mean("replace_rate")
+    if not 0 < rate < 1:
+        return math.inf
+    spread = abs(math.log(rate / (1 - rate))) * math.sqrt(rate * (1 - rate) / sum(x.tokens for x in history.window()))
+    return SIGMAS * spread / detection_entropy(rate)
+
+
+def _auc_noise(history: History) -> float:
+    tokens, rate = sum(line.tokens for line in history.window()), history.mean("replace_rate")
+    return SIGMAS * chance_of_auc(rate * tokens, (1 - rate) * tokens)
+
+
+def detection_inverted(history: History) -> str | None:
+    if not (history.is_warm and history.has("rtd_auc")):
+        return None
+    auc = history.mean("rtd_auc")
+    return f"AUC {auc:.3f}" if auc < 0.5 - max(0.05, _auc_noise(history)) else None
+
+
+def all_original(history: History) -> str | None:
+    """Neither inverted nor worse than what says so, nor since the model diverged."""
+    if not (history.is_half_done and history.has("rtd_auc")) or history.is_still:
+        return None
+    auc, gain = history.mean("rtd_auc"), history.gain("rtd")
+    if auc > 0.5 + max(0.01, _auc_noise(history) / 2) and (gain > 0 or gain < -_detection_mark(history)):
+        return None
+    if detection_inverted(history) or detection_collapsed(history) or loss_fell_back(history):
+        return None
+    return f"AUC {auc:.3f}, replaced tokens found {history.mean('replace_accuracy'):.1%}"
+
+
+def detection_collapsed(history: History) -> str | None:
+    """Main got worse though its task got no harder: the auxiliary is as good as it was, and draws from as much.
+
+    Before the auxiliary knows more than frequencies its draws get harder while its loss stands.
+    """
+    if not (history.is_warm and history.has("rtd_auc", "aux_loss")):
+        return None
+    aux, now, hottest = history.mean("aux_loss"), history.mean("rtd_auc"), 1.01 * history.temperature(history.window())
+    alike = [
+        window
+        for window in history.settled_windows
+        if history.mean("aux_loss", window) <= aux + history.noise()
+        and history.knows_words("aux", window)
+        and history.temperature(window) <= hottest
+    ]
+    best = max((history.mean("rtd_auc", window) for window in alike), default=0.5)
+    lost = best - 0.5 > 4 * _auc_noise(history) and now - 0.5 < (best - 0.5) / 4
+    return f"AUC {now:.3f} after {best:.3f}, at no better an auxiliary" if lost else None
+
+
+def loss_fell_back(history: History) -> str | None:
+    """More than half of what a language model had learned is lost, or all of what detection had, and more."""
+    if not history.is_warm:
+        return None
+    for term in history.language_terms:
+        losses = [history.mean(f"{term}_loss", window) for window in history.settled_windows]
+        best, now, trivial = min(losses, default=math.inf), history.mean(f"{term}_loss"), history.last.unigram
+        if trivial - best > 2 * history.noise() and now > (best + trivial) / 2:
+            return f"{term} loss {now:.3f} after {best:.3f}"
+    if history.has("rtd_loss") and history.gain("rtd") < -_detection_mark(history):
+        mark = _detection_mark(history)
+        known = [history.mean("rtd_loss", one) for one in history.settled_windows if history.gain("rtd", one) > mark]
+        return f"rtd loss {history.mean('rtd_loss'):.3f} after {min(known):.3f}" if known else None
+    return None
+
+
+def plateau(history: History) -> str | None:
+    is_told = history.is_still or loss_fell_back(history)
+    return None if is_told else _on_frequencies(history)
+
+
+def _on_frequencies(history: History) -> str | None:
+    """As many steps lie behind as before, and nothing but frequencies is known."""
+    if not history.is_half_done:
+        return None
+    filler = next((term for term in ("aux", "mlm") if term in history.language_terms), None)
+    if filler is None or history.gain(filler) > 0.01 or history.is_falling(f"{filler}_loss"):
+        return None
+    return f"{filler} loss {history.mean(f'{filler}_loss'):.3f}, that of word frequencies {history.last.unigram:.3f}"
+
+
+def clm_learns_nothing(history: History) -> str | None:
+    """The auxiliary reads less and knows more: main's correction has a tenth of what the auxiliary has learned."""
+    if not history.is_half_done or not {"aux", "clm"} <= set(history.language_terms):
+        return None
+    if history.is_still:
+        return None
+    aux, clm = history.gain("aux"), history.gain("clm")
+    is_sure = aux * history.last.unigram > 2 * history.noise()
+    shown = f"CLM loss {history.mean('clm_loss'):.3f}, MLM {history.mean('aux_loss'):.3f}"
+    return f"{shown}, word frequencies {history.last.unigram:.3f}" if is_sure and clm < aux / 10 else None
+
+
+def auxiliary_too_good(history: History) -> str | None:
+    for name in ("sampled_accuracy", "aux_accuracy"):
+        if history.has(name) and history.mean(name) > TOO_GOOD:
+            of = "filled with the original" if name == "sampled_accuracy" else "whose original is its likeliest word"
+            return f"{history.mean(name):.1%} of the masks {of}"
+    return _nearly_certain(history, "aux")
+
+
+def _nearly_certain(history: History, term: str) -> str | None:
+    is_so = term in history.language_terms and history.gain(term) > TOO_GOOD
+    shown = f"{term} loss {history.mean(f'{term}_loss'):.3f}" if is_so else ""
+    return f"{shown}, that of word frequencies {history.last.unigram:.3f}" if is_so else None
+
+
+def main_too_good(history: History) -> str | None:
+    """Draws of a model that knows words are in part as likely as the originals; and as they are its own, main learns
+    nothing of the masked words from them that it did not know."""
+    terms = history.language_terms
+    if "aux" in terms and "clm" in terms:
+        aux, clm = history.mean("aux_loss"), history.mean("clm_loss")
+        if clm < aux / 2 - history.noise():
+            return f"CLM loss {clm:.3f}, MLM {aux:.3f}"
+    if history.has("rtd_auc", "aux_loss") and history.knows_words("aux"):
+        auc = history.mean("rtd_auc")
+        if auc > 0.99 and history.temperature(history.window()) <= 1:
+            return f"AUC {auc:.4f}"
+    return _nearly_certain(history, "mlm")
+
+
+def always_the_likeliest(history: History) -> str | None:
+    """A draw is the original less often than the likeliest word is, unless it is that word."""
+    if not history.has("sampled_accuracy") or history.config.corruption.disallow_correct:
+        return None
+    sampled, likeliest = history.mean("sampled_accuracy"), history.mean("aux_accuracy")
+    masked = sum(line.masked for line in history.window())
+    # Equal to the last one of hundreds of hits: two ways of choosing would differ.
+    if sampled * masked < 100 or abs(sampled - likeliest) * masked >= 0.5:
+        return None
+    return f"both accuracies of the auxiliary {sampled:.3%}"
