@@ -11,16 +11,14 @@ from tests.zoo.lives import Fault, Outcome, life
 
 
 def verdict(fault: Fault, outcome: Outcome) -> tuple[str, bool]:
-    """A row of the table, and whether the right cause was said first, with nothing beside it that is not true too."""
-    first = [text for step, text in outcome.said if step == outcome.said[0][0]]
-    right = next((text for text in first if fault.cause in text), None)
+    """A row of the table, and whether the right cause was said, with nothing untrue before or beside it."""
+    step, right = next(((at, text) for at, text in outcome.said if fault.cause in text), (0, ""))
     # The self-check tells what it has seen, alarms what it comes from.
-    causes = [text for text in first if not text.startswith("self-check")]
-    if right is None or not all(any(one in text for one in (fault.cause, *fault.companions)) for text in causes):
+    causes = [text for at, text in outcome.said if at <= step and not text.startswith("self-check")]
+    if not right or not all(any(one in text for one in (fault.cause, *fault.companions)) for text in causes):
         return f"{fault.name} | {outcome.said[:3] or 'not found'} | | no", False
-    step, text = outcome.said[0][0], right
-    by = "self-check" if text.startswith("self-check") else "resume" if fault.resumes_after else "alarm"
-    return f"{fault.name} | {by}: {text.removeprefix('self-check: ')[:90]} | {step} | yes", True
+    by = "self-check" if right.startswith("self-check") else "resume" if fault.resumes_after else "alarm"
+    return f"{fault.name} | {by}: {right.removeprefix('self-check: ')[:90]} | {step} | yes", True
 
 
 def main(only: str = "") -> int:
