@@ -12,7 +12,7 @@ from metro_megatron.errors import UserError
 from metro_megatron.inspection.readback import TokenText
 from metro_megatron.inspection.step_documents import ReadSample, RunOrder
 from metro_megatron.tokenizer.tokenizer import Tokenizer
-from metro_megatron.train.journal import passed_over
+from metro_megatron.train.journal import PassedOver
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ def main(options: Options) -> None:
     order = RunOrder(Path(options.run))
     text = TokenText(Tokenizer.from_folder(order.tokenizer_folder)) if options.text else None
     lines = CountLines("steps counted up to {:,}")
+    passed_over = PassedOver(order.run, order.config)
     samples = order.samples(options.step[0], options.step[-1], lines.show)
     for step, of_step in groupby(samples, lambda sample: sample.step):
-        why = passed_over(order.run, order.config, step)
+        why = passed_over.why(step)
         if options.json:
             for sample in of_step:
                 read = {"text": text.plain(sample.ids.tolist())} if text else {}

@@ -227,11 +227,6 @@ def _schedule(config: Config) -> Iterator[str]:
     except UserError as error:
         yield f"optimizer.lr_decay_steps: {error}"
     else:
-        if decay == 0 and optimizer.lr_decay_style != OptimizerConfig.lr_decay_style:
-            yield (
-                f"optimizer.lr_decay_style is {optimizer.lr_decay_style}, but with optimizer.lr_decay_steps "
-                f"{optimizer.lr_decay_steps} nothing decays; leave it to the branches that do"
-            )
         if decay > steps:
             yield (
                 f"optimizer.lr_decay_steps is {optimizer.lr_decay_steps}, more than train.train_steps {steps}; "

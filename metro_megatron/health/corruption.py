@@ -89,7 +89,7 @@ def _trained(
     is_same = torch.equal(rows, model.read(other, drops=True).rows)
     options = subject.config.model
     drops = options.auxiliary_dropout != "zero" and (options.hidden_dropout > 0 or options.attention_dropout > 0)
-    if drops and is_same:
+    if drops and is_same and len(rows):
         yield "the auxiliary does not drop, or the same in the next step, though model.auxiliary_dropout is not zero"
     if not drops and not is_same:
         yield "the auxiliary drops, though model.auxiliary_dropout is zero, or no dropout set"

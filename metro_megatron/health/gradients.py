@@ -51,7 +51,8 @@ def problems(subject: Subject, batch: StepBatch) -> Iterator[str]:
             continue
         with _alone(subject.all_terms, term):
             views = _gradients(subject, batch)
-        torch._foreach_sub_(whole, [one.gradient for one in own])
+        if own:  # else a tensor list without tensors
+            torch._foreach_sub_(whole, [one.gradient for one in own])
         if batch.num_masked and term in subject.terms and term.layer is None:
             found += reach.unreached(subject, batch.step, own, views, term)
     views = _gradients(subject, batch)

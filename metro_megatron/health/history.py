@@ -55,6 +55,9 @@ class Rated:
     """Of the peak, now."""
     update: float
     """Root mean square of a step's elements, as a share of the rate."""
+    walk: float
+    """That of the sum of n steps along gradients of chance, over sqrt(n): averaged gradients make steps smaller, and
+    alike, which in Adam's makes up for each other."""
     memory: float
     """What a step keeps of the average of gradients."""
     rms: float
@@ -135,6 +138,16 @@ class History:
         objective = self.config.objective
         return [term for term in objective.main if getattr(objective, f"{term}_weight", 1.0) == 0]
 
+    def settled_means(self, name: str) -> list[float]:
+        """Of a figure over each of the settled windows."""
+        if name not in self._settled_means:
+            self._settled_means[name] = [self.mean(name, window) for window in self.settled_windows]
+        return self._settled_means[name]
+
+    @cached_property
+    def _settled_means(self) -> dict[str, list[float]]:
+        return {}
+
     def has(self, *names: str) -> bool:
         """Whether these are among the figures, of terms that are learned."""
         return all(name in self.last.figures and name.split("_")[0] not in self.weightless for name in names)
@@ -171,6 +184,15 @@ class History:
         """By what share of the trivial loss a loss lies below it."""
         trivial = detection_entropy(self.mean("replace_rate", lines)) if term == "rtd" else self.last.unigram
         return 1 - self.mean(f"{term}_loss", lines) / trivial if trivial else 0.0
+
+    @property
+    def times_as_large(self) -> float:
+        """Weights of main's layers over those of the auxiliary's."""
+        main, auxiliary = (
+            one.num_layers * one.hidden_size * (4 * one.hidden_size + 2 * one.ffn_hidden_size)
+            for one in (self.config.model.main, self.config.model.auxiliary)
+        )
+        return main / auxiliary
 
     def knows_words(self, term: str, lines: Sequence[Line] | None = None) -> bool:
         """Whether a language model surely knew more than the frequencies of words."""
@@ -211,10 +233,12 @@ class History:
             others = [one for name, one in weights.items() if _is_table(name)]
             share = self.share_of_peak(prefixes[-1])
             rate = f"optimizer.{prefix}lr" if getattr(optimizer, f"{prefix}lr") else "optimizer.lr"
-            adam = partial(Rated, rate, own.lr, share, 1.0, own.adam_beta1)
+            adam = partial(Rated, rate, own.lr, share, 1.0, 1.0, own.adam_beta1)
             if own.matrices == "muon":
                 named = f"optimizer.{prefix}muon_lr" if own.muon_lr else rate
-                muon = partial(Rated, named, own.muon_lr or own.lr, share, 0.2, own.muon_momentum)
+                kept = own.muon_momentum
+                walk = 0.2 * math.sqrt((1 + kept) / (1 - kept))
+                muon = partial(Rated, named, own.muon_lr or own.lr, share, 0.2, walk, kept)
                 yield from (kind(_rms(some)) for kind, some in ((muon, matrices), (adam, others)) if some)
             elif matrices:
                 yield adam(_rms(matrices))

@@ -96,13 +96,13 @@ def epsilon_rules(history: History) -> str | None:
 
 
 def decay_rules(history: History) -> str | None:
-    """Decayed weights tend to a size of sqrt(rate / (2 decay)) times a step's share of the rate, within
-    1 / (rate decay) steps (Kosson et al. 2023)."""
+    """Decayed weights tend to a size of sqrt(rate / (2 decay)) times what steps add up to, as a share of the rate,
+    within 1 / (rate decay) steps (Kosson et al. 2023)."""
     decay, steps = history.config.optimizer.weight_decay, history.config.train.train_steps
     for one in history.rated:
         if one.peak * decay * steps < 1:
             continue
-        rest = one.update * math.sqrt(one.peak / (2 * decay))
+        rest = one.walk * math.sqrt(one.peak / (2 * decay))
         if rest < one.rms / 2:
             return f"weights of {one.rms:.2g} tend to {rest:.2g}, by {one.option}"
     return None
@@ -215,7 +215,7 @@ def loss_fell_back(history: History) -> str | None:
     if not history.is_warm:
         return None
     for term in history.language_terms:
-        losses = [history.mean(f"{term}_loss", window) for window in history.settled_windows]
+        losses = history.settled_means(f"{term}_loss")
         best, now, trivial = min(losses, default=math.inf), history.mean(f"{term}_loss"), history.last.unigram
         if trivial - best > 2 * history.noise() and now > (best + trivial) / 2:
             return f"{term} loss {now:.3f} after {best:.3f}"
@@ -268,16 +268,18 @@ def _nearly_certain(history: History, term: str) -> str | None:
 
 
 def main_too_good(history: History) -> str | None:
-    """Draws of a model that knows words are in part as likely as the originals; and as they are its own, main learns
-    nothing of the masked words from them that it did not know."""
+    """Draws of a model that knows words are in part as likely as the originals, and tell main nothing of them that the
+    auxiliary does not know: what main knows more comes from its size, and losses fall as its 0.076th power (Kaplan et
+    al. 2020), so that half of the auxiliary's is out of reach.
+    """
     terms = history.language_terms
-    if "aux" in terms and "clm" in terms:
+    if {"aux", "clm"} <= set(terms) and history.knows_words("aux"):
         aux, clm = history.mean("aux_loss"), history.mean("clm_loss")
-        if clm < aux / 2 - history.noise():
+        if clm < aux / 2 * history.times_as_large**-0.076 - history.noise():
             return f"CLM loss {clm:.3f}, MLM {aux:.3f}"
-    if history.has("rtd_auc", "aux_loss") and history.knows_words("aux"):
+    if history.has("rtd_auc", "aux_loss") and history.gain("aux") > 0.1:
         auc = history.mean("rtd_auc")
-        if auc > 0.99 and history.temperature(history.window()) <= 1:
+        if auc > 0.998 and history.temperature(history.window()) <= 1:
             return f"AUC {auc:.4f}"
     return _nearly_certain(history, "mlm")
 

@@ -45,7 +45,7 @@ class Watch:
         self.config = config
         self.frequencies = WordFrequencies(config.model.vocab_size)
         self.phase = 0
-        self.lines: deque[Line] = deque(maxlen=MOST_LINES)
+        self.lines: list[Line] = []
         self.read = _Read()
         self.masked = self.tokens = 0
         self.norms: list[float] = []
@@ -89,6 +89,8 @@ class Watch:
                 weights=weights,
             )
         )
+        if len(self.lines) > MOST_LINES:
+            del self.lines[1]  # the first one says how weights began
         self.masked = self.tokens = self.skipped = 0
         self.norms = []
         history = History(self.config, list(self.lines))

@@ -195,7 +195,10 @@ class Corpus:
 
     @property
     def advice(self) -> str | None:
-        """What to change if the run reads samples absurdly often."""
+        """What to change if the run reads samples absurdly often, or some never."""
+        if not all(self.epochs):
+            unread = [name for name, epochs in zip(self.config.data.train, self.epochs, strict=True) if not epochs]
+            return f"{', '.join(unread)}: no phase reads it, its weights are all 0; give it one, or leave it out"
         most, source = max((epochs, number) for number, epochs in enumerate(self.epochs))
         if most <= _MOST_EPOCHS:
             return None
@@ -228,9 +231,16 @@ class Corpus:
         """This rank's batches for training; phase_begins as PretrainingData has them."""
         return self._data(self.train_index, self.train_shards, layout, "train", phase_begins)
 
-    def samples_before(self, end: int, layout: Layout, phase_begins: Sequence[int]) -> str:
+    def samples_before(self, end: int, phase_begins: Sequence[int]) -> str:
         """See PretrainingData.hash_of_last, of training."""
-        return self.training_data(layout, phase_begins).hash_of_last(end)
+        data = PretrainingData(
+            self.train_index,
+            self.train_shards,
+            self.config,
+            phase_indices=self.phase_indices,
+            phase_begins=phase_begins,
+        )
+        return data.hash_of_last(end)
 
     def validation_data(self, layout: Layout) -> PretrainingData:
         """This rank's batches for evaluation."""
@@ -292,12 +302,5 @@ def _refuse_weights(config: Config, indices: Sequence[SampleIndex]) -> None:
             source_weights(weights, np.diff(index.source_bounds).tolist(), name, may_rest=len(indices) > 1)
         except UserError as error:
             problems += error.problems
-    resting = [phase.data.weights for phase in config.by_phase]
-    if not problems and all(resting):
-        problems = [
-            f"data.weights and those of all phases are 0 for {name}; leave it out, or give it one in a phase"
-            for name, *weights in zip(config.data.train, *resting, strict=True)
-            if not any(weights)
-        ]
     if problems:
         raise UserError(problems)

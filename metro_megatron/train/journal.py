@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +43,39 @@ def rolled_back(run: Path) -> list[range]:
     return [range(line["rolled_back_to"], line["step"]) for line in lines]
 
 
-def passed_over(run: Path | None, config: Config, step: int) -> str:
-    """Why a step of a run, counted from 1, is not trained on, or no longer counts; empty: it is.
+@dataclass(frozen=True)
+class PassedOver:
+    """The steps of a run that are not trained on, or no longer count.
 
-    run: its folder, if it has one yet. Of a step before a branch point the run tells that it branches from, where that
+    run: its folder, if it has one yet. Of steps before a branch point the run tells that it branches from, where that
     is still there.
     """
-    for written, window in zip(config.train.skip_steps, config.skipped_steps, strict=True):
-        if step - 1 in window:
-            return f"train.skip_steps {written}"
-    if step <= branch_step(config):
-        point = Path(config.train.branch_from)
-        return passed_over(point.parent, load_config(point / "run_config.yaml"), step)
-    is_undone = run is not None and any(step - 1 in window for window in rolled_back(run))
-    return f"the run went back from it ({JOURNAL})" if is_undone else ""
+
+    run: Path | None
+    config: Config
+
+    def why(self, step: int) -> str:
+        """What a step, counted from 1, is passed over for; empty: it is trained on."""
+        for written, window in zip(self.config.train.skip_steps, self.config.skipped_steps, strict=True):
+            if step - 1 in window:
+                return f"train.skip_steps {written}"
+        if step <= self._branch_step:
+            return self._parent.why(step)
+        is_undone = any(step - 1 in window for window in self._undone)
+        return f"the run went back from it ({JOURNAL})" if is_undone else ""
+
+    @cached_property
+    def _branch_step(self) -> int:
+        return branch_step(self.config)
+
+    @cached_property
+    def _parent(self) -> PassedOver:
+        point = Path(self.config.train.branch_from)
+        return PassedOver(point.parent, load_config(point / "run_config.yaml"))
+
+    @cached_property
+    def _undone(self) -> list[range]:
+        return [] if self.run is None else rolled_back(self.run)
 
 
 def told_between(run: Path, first: int, last: int) -> list[str]:

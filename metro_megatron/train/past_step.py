@@ -13,7 +13,7 @@ from metro_megatron.data.loader import PretrainingData
 from metro_megatron.data.steps import RunSamples
 from metro_megatron.errors import UserError
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.journal import passed_over
+from metro_megatron.train.journal import PassedOver
 
 
 def past_step(
@@ -27,9 +27,9 @@ def past_step(
     again where a phase begins; `on_step` hears of each. Raises UserError for a step that is not of the run, and as
     Corpus.open.
     """
-    # Nothing is computed here, so neither kernels nor a device must be able to.
-    without_kernels = replace(config, train=replace(config.train, fused="reference"))
-    found = problems(without_kernels, config.parallel.model_ranks, "cuda")
+    # Nothing is computed or probed here, so neither kernels, a device nor tasks must be able to.
+    train = replace(config.train, fused="reference", probe_tasks="", probe_interval=0)
+    found = problems(replace(config, train=train), config.parallel.model_ranks, "cuda")
     if not 1 <= step <= config.train.train_steps:
         found.append(f"--step {step}: must be 1 to train.train_steps {config.train.train_steps}")
     if found:
@@ -47,4 +47,4 @@ def past_step(
         phase_indices=corpus.phase_indices,
         phase_begins=samples.begins,
     )
-    return data.step_batch(step - 1, first), corpus, passed_over(run if is_run else None, config, step)
+    return data.step_batch(step - 1, first), corpus, PassedOver(run if is_run else None, config).why(step)

@@ -35,7 +35,7 @@ from metro_megatron.model.encoder import Reading
 from metro_megatron.objective.term import Sums
 from metro_megatron.objective.vocabulary import at_masks
 from metro_megatron.train.corpus import Corpus
-from metro_megatron.train.journal import passed_over, rolled_back, told_between, values_before
+from metro_megatron.train.journal import PassedOver, rolled_back, told_between, values_before
 from metro_megatron.train.launch import with_replacements
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.trainer import Trainer
@@ -143,7 +143,7 @@ def _planned(run: Path, step: int) -> Config:
     if step <= branch_step(config):
         point = Path(config.train.branch_from)
         raise UserError(f"--step {step}: was done before {run} branched from {point}; give --run {point.parent}")
-    if why := passed_over(run, config, step):
+    if why := PassedOver(run, config).why(step):
         raise UserError(f"--step {step}: was passed over: {why}")
     return config
 

@@ -121,9 +121,8 @@ class Trainer:
             )
         self.told = restored.overridden
         self.progress = Progress.from_state(progress)
-        if "samples_before" in progress and progress["samples_before"] != self.layout.of_first_rank(
-            self._samples_before
-        ):
+        # Checkpoints of earlier releases have none.
+        if progress.get("samples_before", self._samples_before()) != self._samples_before():
             raise UserError(
                 f"{folder}: the run would go on in another order of samples: those before its place are not those that "
                 "it was trained on; undo the change to the program, or bring back shards that tools/inspect_data.py "
@@ -372,7 +371,7 @@ class Trainer:
 
     def _samples_before(self) -> str:
         """A hash of the last ones before the run's place."""
-        return self.corpus.samples_before(self.progress.seen_samples, self.layout, self.progress.phase_begins)
+        return self.corpus.samples_before(self.progress.seen_samples, self.progress.phase_begins)
 
     def _check(self, report: Report | None, data: PretrainingData) -> None:
         """Look at the parts of the run, with the next steps' batches. A collective call."""

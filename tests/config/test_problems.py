@@ -210,7 +210,6 @@ def test_sound_configurations_have_no_problems(world_size, changes):
             ["auxiliary_lr is 0.001, but with corruption.source uniform no auxiliary is trained; leave"],
         ),
         (1, {"optimizer__auxiliary_lr_schedule": "0 -> 2 at 10%"}, ["optimizer.auxiliary_lr_schedule"]),
-        (1, {"optimizer__lr_decay_steps": 0, "optimizer__lr_decay_style": "cosine"}, ["0 nothing decays; leave it"]),
         (1, {"optimizer__auxiliary_lr_schedule": "often"}, ["auxiliary_lr_schedule: 'often' is not a point of"]),
         (1, {"optimizer__muon_lr": 1e-2}, ["muon_lr is 0.01, which adam does not read", "set optimizer.matrices muon"]),
         (

@@ -230,6 +230,8 @@ def test_epochs_are_those_of_each_source_in_all_phases() -> None:
     corpus = Corpus(Config(data=data, train=train), [], index, [], None, [shorter])
     short = int(np.diff(shorter.source_bounds)[1])
     assert corpus.epochs == pytest.approx([750 * few / many, 250 + 10 * 10 * few / short], rel=1e-6)
+    resting = replace(corpus, config=replace(corpus.config, data=replace(data, weights=[0.0, 1.0])))
+    assert resting.advice == "many: no phase reads it, its weights are all 0; give it one, or leave it out"
     longer = replace(corpus, config=replace(corpus.config, train=replace(train, train_steps=2000)))
     assert f"reads the {few:,} samples of few {longer.epochs[1]:,.0f} times" in (longer.advice or "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,25 @@ def samples_of(batches: list[StepBatch]) -> list[int]:
     ]
     assert [place for place, _ in sorted(found)] == list(range(sorted(found)[0][0], batches[-1].end))
     return [sample for _, sample in sorted(found)]
+
+
+def test_the_hash_of_the_last_samples_is_of_the_order_and_the_text_alone(shards: Shards) -> None:
+    """In every layout, behind a border of phases, and whoever only knows where the phases began."""
+    phases = [OTHER_WEIGHTS, OTHER_LENGTH]
+    data = data_of(shards, config_of(phases))
+    last = steps_of(data)[6]  # the first step of other samples: the 64 are of both phases
+    assert last.end - last.phase_begins[-1] < 64 < last.end
+    hashed = data.hash_of_last(last.end)
+    for options in ({"dp_rank": 1, "dp_size": 2}, {"dp_rank": 0, "dp_size": 3}):
+        assert (
+            data_of(shards, config_of(phases), phase_begins=last.phase_begins, **options).hash_of_last(last.end)
+            == hashed
+        )
+    other = replace(config_of(phases), train=replace(config_of(phases).train, seed=SEED + 1))
+    shorter = (0, last.phase_begins[1], last.phase_begins[2] - 1)
+    assert data_of(shards, other, phase_begins=last.phase_begins).hash_of_last(last.end) != hashed
+    assert data_of(shards, config_of(phases), phase_begins=shorter).hash_of_last(last.end) != hashed
+    assert data.hash_of_last(last.end - 1) != hashed
 
 
 def test_sources_go_on_where_they_stand_and_other_samples_begin_the_next_epoch(shards: Shards) -> None:

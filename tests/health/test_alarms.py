@@ -12,6 +12,7 @@ from scipy.stats import entropy
 from metro_megatron.config.phases import Phase
 from metro_megatron.config.schema import Config, EarlyExitConfig, OptimizerConfig, TrainConfig
 from metro_megatron.data.loader import PretrainingData
+from metro_megatron.health import watch as watch_module
 from metro_megatron.health.alarms import ALARMS
 from metro_megatron.health.history import History, Line
 from metro_megatron.health.trivial import WordFrequencies, detection_entropy
@@ -104,8 +105,8 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         ("learning rate not planned", {"learning_rate": 5.00001e-4}, {"learning_rate": 5.000000001e-4}),
         ("auxiliary too good", {"aux_accuracy": 0.91}, {"aux_accuracy": 0.89}),
         ("auxiliary too good", {"aux_loss": 0.67}, {"aux_loss": 0.69}),
-        ("main too good", {"rtd_auc": 0.991}, {"rtd_auc": 0.989}),
-        ("main too good", {"clm_loss": 2.38}, {"clm_loss": 2.45}),
+        ("main too good", {"rtd_auc": 0.9985}, {"rtd_auc": 0.9975}),
+        ("main too good", {"clm_loss": 2.20}, {"clm_loss": 2.23}),
         ("auxiliary too good", {"sampled_accuracy": 0.91}, {"sampled_accuracy": 0.89}),
         ("replacements are not drawn", {"sampled_accuracy": 0.2}, {"sampled_accuracy": 0.199}),
     ],
@@ -247,6 +248,34 @@ def test_a_spike_is_one_that_adam_cannot_average() -> None:
         lines = [*usual, line(110, norms=(1.0, norm))]
         assert ("norm spike" in said(lines, config)) == is_told, (norm, config.optimizer.clip_grad)
         assert "norm spike" not in said([usual[0], lines[-1]], config), "what is usual is not known yet"
+
+
+def test_muons_steps_are_alike_and_add_up_to_more() -> None:
+    """sqrt(5e-4 / (2 wd)) times 0.2 sqrt(1.95 / 0.05) against 0.02 / 2: 3.9."""
+    for decay, is_told in ((4.0, True), (3.8, False)):
+        optimizer = replace(CONFIG.optimizer, weight_decay=decay, matrices="muon")
+        found = said(after(weights={MATRIX: (20.0, 10**6)}), replace(CONFIG, optimizer=optimizer))
+        assert ("weight decay rules" in found) == is_told, decay
+
+
+def test_half_of_the_auxiliarys_loss_is_a_leak_unless_main_is_many_times_as_large() -> None:
+    small = replace(CONFIG, model=replace(CONFIG.model, auxiliary_num_layers=1, num_layers=64))
+    for clm, config, is_told in ((2.0, CONFIG, True), (2.3, CONFIG, False), (2.0, small, False), (1.5, small, True)):
+        assert ("main too good" in said(after(clm_loss=clm), config)) == is_told, (clm, config.model.num_layers)
+    assert "main too good" not in said(after(aux_loss=15.0, clm_loss=7.0)), "the auxiliary has diverged"
+
+
+def test_how_weights_began_is_remembered_in_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more log lines than are kept."""
+    monkeypatch.setattr(watch_module, "MOST_LINES", 20)
+    config = replace(CONFIG, train=replace(CONFIG.train, train_steps=100_000))
+    watch, told, rates = Watch(config), set(), config.optimizer.learning_rate(100_000)
+    for step in range(10, 610, 10):
+        watch.update(Update(5e-4, 1.0, 0.7, 0.7, 1.0, False, False))
+        watch.masked, watch.tokens = 15_000, 100_000
+        figures = {**FIGURES, "learning_rate": rates.at(step - 1, 100_000)}  # losses above those of no words
+        told |= {one.alarm.name for one in watch.line(step, figures, {MATRIX: (20.0 + step * 1e-6, 10**6)}, 0.0)}
+    assert told == {"learning rate too low"}
 
 
 def test_decay_rules_where_weights_tend_to_less_than_half() -> None:

@@ -68,6 +68,14 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "BERT": (1, {"corruption": {"source": "none"}, "objective": {"main": ["mlm"]}}),
     "early exit": (1, {"early_exit": {"layers": [1], "share": "0.5"}}),
     "untied, T5": (1, {"model": {"untied_positions": True, "relative_bucket": "t5"}}),
+    "empty ranks": (
+        2,
+        {
+            "data": {"row_format": "padded", "micro_batch_size": 8},
+            "train": {"global_batch_size": 8},
+            "model": {**DROPS, "auxiliary_dropout": "train"},
+        },
+    ),
     "main fills, eval": (1, {"corruption": {"source": "main"}, "model": {**DROPS, "auxiliary_dropout": "eval"}}),
 }  # fmt: skip
 QUICK = ("one", "pp2")

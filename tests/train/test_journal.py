@@ -11,9 +11,9 @@ from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.train.journal import (
     JOURNAL,
+    PassedOver,
     note,
     note_rollback,
-    passed_over,
     rolled_back,
     told_between,
     values_before,
@@ -47,8 +47,8 @@ def test_steps_that_are_passed_over_say_why_whether_by_plan_or_undone_and_before
     note_rollback(tmp_path, range(2, 4), "a spike", print)
     skipped, undone = "train.skip_steps 6-8", "the run went back from it (journal.jsonl)"
     expected = ["", "", undone, undone, "", skipped, skipped, skipped, ""]
-    assert [passed_over(tmp_path, config, step) for step in range(1, 10)] == expected
-    assert [passed_over(None, config, step) for step in (3, 6)] == ["", skipped]
+    assert [PassedOver(tmp_path, config).why(step) for step in range(1, 10)] == expected
+    assert [PassedOver(None, config).why(step) for step in (3, 6)] == ["", skipped]
     (point := tmp_path / "iter_0000010").mkdir()
     save_config(config, point / "run_config.yaml")
     (point / "progress.json").write_text(json.dumps({"step": 10, "consumed_samples": 99}))
@@ -56,10 +56,10 @@ def test_steps_that_are_passed_over_say_why_whether_by_plan_or_undone_and_before
     own = tmp_path / "branch"
     own.mkdir()
     note_rollback(own, range(10, 11), "a spike", print)
-    assert [passed_over(own, branch, step) for step in range(1, 11)] == [*expected, ""]
+    assert [PassedOver(own, branch).why(step) for step in range(1, 11)] == [*expected, ""]
     save_config(branch, own / "run_config.yaml")
     refusals = {10: f"branched from {point}; give --run {tmp_path}$", 11: "went back", 12: "train.skip_steps 12$"}
     for step, refusal in refusals.items():
         with pytest.raises(UserError, match=refusal):
             _planned(own, step)  # what replays a step
-    assert passed_over(own, branch, 11) == undone and passed_over(own, branch, 12) == "train.skip_steps 12"
+    assert PassedOver(own, branch).why(11) == undone and PassedOver(own, branch).why(12) == "train.skip_steps 12"
