@@ -164,7 +164,7 @@ def test_mistakes(tmp_path: Path) -> None:
     for options, message in (
         (
             tool.Options([run], "x.png", reference=["metroo"]),
-            "--reference metroo: .*there are electra, .*metro, mlm_15",
+            "--reference metroo: .*there are .*electra, .*metro, mlm_15",
         ),
         (tool.Options([run, run], "x.csv"), "a .csv holds the curves of one run"),
         (tool.Options([run], "x.png", commit="abc"), "--commit abc: is for the head of a .csv"),
