@@ -42,6 +42,8 @@ Part = Literal["pair", "main"]
 PARTS: dict[Part, str] = {"pair": "auxiliary and main", "main": "main alone"}
 AUXILIARY = "aux."
 """What the names of tensors begin with that main does without."""
+OF_PAIR = ("model.auxiliary_", "corruption.", f"tensor {AUXILIARY}")
+"""What the facts begin with that main alone does not depend on."""
 AVERAGED_FILES = (
     "*.distcp",
     METADATA,
@@ -85,16 +87,15 @@ class Source:
 
     def facts(self, part: Part) -> dict[str, Any]:
         """What checkpoints whose part is averaged have in common."""
-        config, is_pair = self.config, part == "pair"
-        model = {f"model.{name}": value for name, value in flatten(config.model).items()}
-        of_pair = {"corruption.source": config.corruption.source} if is_pair else {}
-        return {
-            **{name: value for name, value in model.items() if is_pair or not name.startswith("model.auxiliary_")},
+        config = self.config
+        found = {
+            **{f"model.{name}": value for name, value in flatten(config.model).items()},
             "objective.main": config.objective.main,
-            **of_pair,
+            "corruption.source": config.corruption.source,
             "tokenizer": self.tokenizer.sha256[:12],
-            **{f"tensor {name}": tuple(self.model.stored[name].size) for name in self.names(part)},
+            **{f"tensor {name}": tuple(stored.size) for name, stored in self.model.stored.items()},
         }
+        return {name: value for name, value in found.items() if part == "pair" or not name.startswith(OF_PAIR)}
 
     def names(self, part: Part) -> list[str]:
         """Of the tensors of a part."""

@@ -43,8 +43,13 @@ def source_weights(
     problems += [f"dataset {number} of data.train has no samples, but a weight" for number in empty]
     if problems:
         raise UserError(problems)
-    shares = [weight / max(weights) for weight in weights]  # first, as large ones have an infinite sum
-    return tuple(max(1, round(share / sum(shares) * _RESOLUTION)) if share else 0 for share in shares)
+    # Only where the sum is infinite: rounded otherwise, a run that goes on would have another order.
+    scale = 1.0 if np.isfinite(sum(weights)) else max(weights)
+    shares = [weight / scale for weight in weights]
+    return tuple(
+        max(1, round(share / sum(shares) * _RESOLUTION)) if weight else 0
+        for weight, share in zip(weights, shares, strict=True)
+    )
 
 
 @dataclass(frozen=True)

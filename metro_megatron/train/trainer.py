@@ -121,8 +121,8 @@ class Trainer:
             )
         self.told = restored.overridden
         self.progress = Progress.from_state(progress)
-        # Checkpoints of earlier releases have none.
-        if progress.get("samples_before", self._samples_before()) != self._samples_before():
+        before = self._samples_before()
+        if progress.get("samples_before", before) != before:  # checkpoints of earlier releases have none
             raise UserError(
                 f"{folder}: the run would go on in another order of samples: those before its place are not those that "
                 "it was trained on; undo the change to the program, or bring back shards that tools/inspect_data.py "
