@@ -17,26 +17,57 @@ from metro_megatron.data.batch import StepBatch
 from metro_megatron.errors import UserError
 from metro_megatron.health import batches, corruption, gradients, models
 from metro_megatron.health.subject import Subject
+from metro_megatron.model.init import starting_parts
 
 
-def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None) -> str:
+def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None, has_learned: bool = False) -> str:
     """Look at everything with the batches of the next two steps, or of the last one; returns a line that says so.
 
-    Raises UserError, on every rank, naming all that is wrong. A collective call.
+    has_learned: the weights are not as they start. Something that only learned weights show is no fault of the
+    program: layers die, and are the alarms' concern. Raises UserError, on every rank, naming all that is wrong. A
+    collective call.
     """
     started = time.monotonic()
     subject.homes.fetch_parameters()
-    found = list(_problems(subject, batch, following))
-    everyone: list[list[str]] = [[]] * subject.layout.world.size()
-    dist.all_gather_object(everyone, found, group=subject.layout.world)
-    wrong = list(dict.fromkeys(problem for one in everyone for problem in one))
+    wrong = learned = _all_problems(subject, batch, following)
+    if wrong and has_learned:
+        with _starting_weights(subject):
+            wrong = _all_problems(subject, batch, following)
     if wrong:
         remedy = "what runs is not what the options say; undo the change to the program, or set train.self_check false"
         raise UserError([*(f"self-check: {problem}" for problem in wrong), f"self-check: {remedy}"])
     why = gradients.bent(subject.config, batch)
     but = f"; derivatives were not looked at, as {why}" if why else ""
+    if learned:
+        but += f"; learned, and no fault of the program: {'; '.join(learned)}"
     seconds = time.monotonic() - started
     return f"self-check: batches, replacements, models and gradients are in order{but} ({seconds:.1f} s)"
+
+
+def _all_problems(subject: Subject, batch: StepBatch, following: StepBatch | None) -> list[str]:
+    """Of all ranks. A collective call."""
+    found = list(_problems(subject, batch, following))
+    everyone: list[list[str]] = [[]] * subject.layout.world.size()
+    dist.all_gather_object(everyone, found, group=subject.layout.world)
+    return list(dict.fromkeys(problem for one in everyone for problem in one))
+
+
+@contextmanager
+def _starting_weights(subject: Subject) -> Iterator[None]:
+    """All weights as a run that nothing is given starts with; masters, which the look does not read, stay."""
+    model, seed, group = subject.config.model, subject.config.train.seed, subject.layout.tensor
+    learned = []
+    with torch.no_grad():
+        for prefix, module in subject.pair.modules():
+            for parameter, part in starting_parts(module, prefix, model, seed, group):
+                learned.append((parameter, parameter.clone()))
+                parameter.copy_(part)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, weight in learned:
+                parameter.copy_(weight)
 
 
 def _problems(subject: Subject, batch: StepBatch, following: StepBatch | None) -> Iterator[str]:

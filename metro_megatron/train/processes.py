@@ -19,6 +19,8 @@ from metro_megatron.files import locked
 LOCK = "lock"
 NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Set to 1, it has torchrun open a store for each start of its processes."""
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""torchrun's to each process, two levels below a new folder of those that it starts together on a machine."""
 PR_SET_PDEATHSIG = 1
 SECONDS_FOR_SPEAKER = 5.0
 """How long other processes wait before they end with a mistake, so that the speaker's message is printed: torchrun ends
@@ -30,15 +32,15 @@ def speak_or_wait(problems: list[str]) -> list[str]:
 
     Others wait and say nothing. Not of the first rank, lines begin with host and rank.
     """
-    # An abstract socket's name is the machine's, and gone with the process, however it ends.
-    name = f"metro_megatron {os.environ.get('MASTER_PORT', os.getpid())} {os.environ.get('TORCHELASTIC_RUN_ID', '')}"
-    speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        speaker.bind(f"\0{name} {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"[:100])
-    except OSError:
+        # It outlives this process: another may come to its mistakes between its end and torchrun's signal.
+        if error_file := os.environ.get(ERROR_FILE):
+            (Path(error_file).parents[1] / "spoken").touch(exist_ok=False)
+    except FileExistsError:
         time.sleep(SECONDS_FOR_SPEAKER)
         return []
-    speaker.detach()  # kept until the process ends
+    except OSError:
+        pass  # said twice rather than not
     rank = os.environ.get("RANK", "0")
     return problems if rank == "0" else [f"{socket.gethostname()}, rank {rank}: {problem}" for problem in problems]
 

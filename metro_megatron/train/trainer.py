@@ -389,7 +389,8 @@ class Trainer:
         batch = data.step_batch(self.progress.done, self.progress.seen_samples)
         # Behind the last step a cache of replacements has nothing.
         has_next = self.progress.done + 1 < self.config.train.train_steps
-        line = self_check(subject, batch, data.step_batch(self.progress.done + 1, batch.end) if has_next else None)
+        following = data.step_batch(self.progress.done + 1, batch.end) if has_next else None
+        line = self_check(subject, batch, following, has_learned=self.progress.done > 0 or self.initial is not None)
         if report:
             report.say(line)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from metro_megatron.config.schema import Config
+from metro_megatron.errors import UserError
 from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.train import trainer as module
 from tests.distributed import run_ranks
@@ -129,6 +130,52 @@ def test_it_is_silent_at_a_resume(name: str, tmp_path: Path) -> None:
     (said,) = run_ranks(trained_and_resumed, 1, config_of(tmp_path, True, train=train, **of_run))
     (line,) = (line for line in said if line.startswith("self-check: "))
     assert ("derivatives were not looked at" in line) == (name == "mixture")
+
+
+def resumed_with_a_dead_layer(config: Config, looks: bool, is_cut: bool) -> tuple[list[str], str]:
+    """What is said in two more steps of a run whose main's first FFN is silent for good, and its state then."""
+    said: list[str] = []
+    steps, train = config.train.train_steps, replace(config.train, self_check=False)
+    with patch.object(module, "copy_tokenizer"), patch.object(module.Report, "say", lambda _, line: said.append(line)):
+        trainer = start(replace(config, train=train))
+        trainer.train()
+        trainer.close()
+        more = replace(train, train_steps=steps + 2, override=["train.train_steps"], self_check=looks)
+        trainer = start(replace(config, train=more))
+        trainer.restore()
+        for chunk in trainer.pair.main:
+            for name, parameter in chunk.named_parameters():
+                if name.endswith("layers.0.mlp.linear_fc1.bias"):
+                    parameter.data.fill_(-100)
+                if is_cut and name.endswith("self_attention.linear_proj.weight"):
+                    parameter.register_hook(torch.zeros_like)
+        try:
+            trainer.train()
+        except UserError as error:
+            said.extend(error.problems)
+        state = fingerprint(trainer.pair, trainer.optimizer, trainer.layout)
+        trainer.close()
+    return said, state
+
+
+DEAD = "no gradient reaches main.block.layers.0.mlp.linear_fc1"
+LEARNED = "; learned, and no fault of the program: " + DEAD
+
+
+@pytest.mark.parametrize(
+    "ranks, parallel", [(1, {}), pytest.param(2, {"tensor_model_parallel_size": 2}, marks=pytest.mark.long)]
+)
+def test_what_a_run_has_learned_is_no_fault(ranks: int, parallel: dict[str, Any], tmp_path: Path) -> None:
+    """A layer that died is said, and the run goes on as without the look; what is wrong as well ends it."""
+    looked, not_looked = (
+        run_ranks(resumed_with_a_dead_layer, ranks, config_of(tmp_path, looks, parallel=parallel), looks, False)[0]
+        for looks in (True, False)
+    )
+    assert sum(LEARNED in line for line in looked[0]) == 1 and looked[1] == not_looked[1]
+    cut = config_of(tmp_path / "cut", True, parallel=parallel)
+    said, _ = run_ranks(resumed_with_a_dead_layer, ranks, cut, True, True)[0]
+    problems = [line for line in said if line.startswith("self-check: ")]
+    assert "linear_proj" in problems[0] and not any(DEAD in line for line in problems)
 
 
 def resumed_fingerprints(config: Config) -> tuple[str, str]:
