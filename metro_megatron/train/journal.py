@@ -1,5 +1,5 @@
 """What happened to a run on its way: RUN/journal.jsonl, a line with date and step for each option that changed, each
-step that was skipped as a spike, and each that the run went back from."""
+step that was skipped as a spike, each that the run went back from, and each time that it began anew."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ from metro_megatron.files import json_lines
 JOURNAL = "journal.jsonl"
 
 
+def note_beginning(run: Path, say: Callable[[str], object]) -> None:
+    """Note, where there is a journal, that the run begins anew: what stands there is of another past."""
+    if (run / JOURNAL).exists():
+        _write(run, [{"step": 0, "begun": True}], say)
+
+
 def note(run: Path, step: int, changes: Mapping[str, tuple[Any, Any]], say: Callable[[str], object]) -> None:
     """Note that from behind `step` on options, by name, are as the second value says."""
     _write(run, [{"step": step, "option": name, "was": was, "now": now} for name, (was, now) in changes.items()], say)
@@ -39,8 +45,7 @@ def note_rollback(run: Path, window: range, cause: str, say: Callable[[str], obj
 
 def rolled_back(run: Path) -> list[range]:
     """Steps, counted from 0, that the run has gone back from, and passes over."""
-    lines = json_lines(run / JOURNAL, "rolled_back_to", "step")
-    return [range(line["rolled_back_to"], line["step"]) for line in lines]
+    return [range(line["rolled_back_to"], line["step"]) for line in _lines(run, "rolled_back_to", "step")]
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,17 @@ def values_before(run: Path, first: int, last: float) -> dict[str, Any]:
 
 def _told(run: Path) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
-    for line in json_lines(run / JOURNAL, "option", "was", "step"):
+    for line in _lines(run, "option", "was", "step"):
         # What it was told behind later steps was in a past that it has gone back from.
         told = [*(one for one in told if one["step"] <= line["step"]), line]
     return told
+
+
+def _lines(run: Path, *names: str) -> list[dict[str, Any]]:
+    """Since the run began, those that have all these names."""
+    lines = json_lines(run / JOURNAL)
+    first = max((number for number, line in enumerate(lines) if "begun" in line), default=0)
+    return [line for line in lines[first:] if line.keys() >= set(names)]
 
 
 def _write(run: Path, lines: list[dict[str, Any]], say: Callable[[str], object]) -> None:

@@ -36,7 +36,7 @@ from metro_megatron.train.build import Parts, initial_weights, refuse_mixed_libr
 from metro_megatron.train.clock import Clock
 from metro_megatron.train.corpus import Corpus
 from metro_megatron.train.interval import interval_figures
-from metro_megatron.train.journal import note, note_rollback, note_spike, rolled_back
+from metro_megatron.train.journal import note, note_beginning, note_rollback, note_spike, rolled_back
 from metro_megatron.train.metrics import MetricSums
 from metro_megatron.train.opening import opening_lines
 from metro_megatron.train.past_updates import BadStep, PastUpdates
@@ -409,6 +409,8 @@ class Trainer:
         report.has_begun = before is not None and before.has_begun
         report.say_all(opening_lines(self.config, self.layout, self.corpus, self.initial))
         report.say_all(self.remarks)
+        if not self.progress.done:
+            note_beginning(self.run, report.say)
         if self.told:
             note(self.run, self.progress.done, self.told, report.say)
             report.say_all(f"from here on {name} is {now!r}, was {was!r}" for name, (was, now) in self.told.items())

@@ -13,6 +13,7 @@ from metro_megatron.train.journal import (
     JOURNAL,
     PassedOver,
     note,
+    note_beginning,
     note_rollback,
     rolled_back,
     told_between,
@@ -40,6 +41,19 @@ def test_what_a_run_was_told_in_a_past_that_it_has_gone_back_from_does_not_count
     assert values_before(tmp_path, 4, 20) == values_before(tmp_path, 6, 7) == {"optimizer.lr": 2}
     assert values_before(tmp_path, 7, 20) == {"optimizer.lr": 4} and values_before(tmp_path, 9, 20) == {}
     assert told_between(tmp_path, 6, 20) == ["optimizer.lr"] and told_between(tmp_path, 8, 20) == []
+
+
+def test_what_a_run_was_before_it_began_anew_does_not_count(tmp_path: Path) -> None:
+    note_beginning(tmp_path, print)
+    assert not (tmp_path / JOURNAL).exists(), "nothing to be told apart from"
+    note(tmp_path, 3, {"optimizer.lr": (1, 2)}, print)
+    note_rollback(tmp_path, range(2, 4), "a spike", print)
+    note_beginning(tmp_path, print)
+    assert rolled_back(tmp_path) == [] and told_between(tmp_path, 0, 9) == [] and values_before(tmp_path, 0, 9) == {}
+    note_rollback(tmp_path, range(5, 6), "a spike", print)
+    note(tmp_path, 7, {"optimizer.lr": (1, 3)}, print)
+    assert rolled_back(tmp_path) == [range(5, 6)] and values_before(tmp_path, 0, 9) == {"optimizer.lr": 1}
+    assert "rolled_back_to" in (tmp_path / JOURNAL).read_text().splitlines()[1], "nothing is lost"
 
 
 def test_steps_that_are_passed_over_say_why_whether_by_plan_or_undone_and_before_a_branch_point(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from metro_megatron.checkpoint.files import tracked_step
+from metro_megatron.checkpoint.files import TRACKER, tracked_step
 from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.parallel import optim
@@ -133,6 +133,13 @@ def test_a_run_that_goes_back_is_one_that_passes_over_these_samples(tmp_path: Pa
     assert [(line.step, line.is_same) for line in replayed.lines] == [(12, True)]
     with pytest.raises(UserError, match="was passed over: the run went back from it"):
         replay(tmp_path / "back", SPIKE, torch.device("cpu"), lambda done, last: None)
+    for begun in (("iter_0000007", "iter_0000012"), ("iter_0000012",)):  # anew, and then once more from its own 7
+        for name in begun:
+            shutil.rmtree(tmp_path / "back" / name)
+        if len(begun) == 2:
+            (tmp_path / "back" / TRACKER).unlink()
+        ((lines, _),) = run_ranks(run, 1, into("back"))
+        assert [line["step"] for line in lines] == [3, 6, 9, 12]
 
 
 def test_a_run_that_is_told_to_end_at_a_bad_step_ends_and_goes_back_when_it_is_begun_again(tmp_path: Path) -> None:
