@@ -189,10 +189,10 @@ def evaluate(
     for done, ids in enumerate(batches, start=1):
         batch = masked_samples(text, index, ids, seed, special_ids, model.config.mask_probability)
         guesses = guess(model, batch)
-        for name, value in _sums(terms, batch, guesses).items():
+        for name, value in (_scalars(terms, batch, guesses) | _histograms(terms, batch, guesses)).items():
             sums[name] = sums.get(name, 0) + value.double()
         if of_samples is not None:
-            of_samples |= {int(ids[row]): _scalars(_sums(terms, *_row(batch, guesses, row))) for row in range(len(ids))}
+            of_samples |= {int(ids[row]): _scalars(terms, *_row(batch, guesses, row)) for row in range(len(ids))}
         targets.append(batch.ids[batch.is_masked])
         on_progress(done, len(batches))
     found = figures(terms, sums)
@@ -224,11 +224,6 @@ def document_figures(
     return [_known_figures(terms, one | nothing) if one else {} for one in sums]
 
 
-def _scalars(sums: Sums) -> Sums:
-    """Without the histograms of detection, 16 MB a sample."""
-    return {name: value for name, value in sums.items() if value.ndim == 0}
-
-
 def _known_figures(terms: Sequence[Term], sums: Sums) -> dict[str, float]:
     """Of losses and shares, those that are not over nothing."""
     masked, tokens, replaced = (int(sums[name]) for name in ("num_masked", "num_tokens", "replaced"))
@@ -252,7 +247,7 @@ def _row(batch: MaskedSamples, guesses: Guesses, row: int) -> tuple[MaskedSample
     return sample, Guesses(guesses.noised[whole], logits)
 
 
-def _sums(terms: Sequence[Term], batch: MaskedSamples, guesses: Guesses) -> Sums:
+def _scalars(terms: Sequence[Term], batch: MaskedSamples, guesses: Guesses) -> Sums:
     """COUNTS, and every term's sums."""
     is_replaced = (guesses.noised != batch.ids) & batch.is_real
     sums = {
@@ -264,6 +259,13 @@ def _sums(terms: Sequence[Term], batch: MaskedSamples, guesses: Guesses) -> Sums
     for term in terms:
         sums |= term.exported_sums(guesses.logits[term.name], guesses.noised, batch.ids, batch.is_masked)
     return sums
+
+
+def _histograms(terms: Sequence[Term], batch: MaskedSamples, guesses: Guesses) -> Sums:
+    found: Sums = {}
+    for term in terms:
+        found |= term.exported_histograms(guesses.logits[term.name], guesses.noised, batch.ids)
+    return found
 
 
 def _entropy(rate: float) -> float:

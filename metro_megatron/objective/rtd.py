@@ -97,7 +97,11 @@ class ReplacedTokenDetection(Term):
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
         is_replaced, is_real = tokens != originals, originals != self.config.model.pad_token_id
         loss = detection_loss(logits.double(), ~is_replaced, is_real)
-        return {"rtd_loss": loss, **detection_sums(logits, is_replaced, is_real, EXACT_BINS)}
+        return {"rtd_loss": loss, **detection_hits(logits, is_replaced, is_real)}
+
+    def exported_histograms(self, logits: Tensor, tokens: Tensor, originals: Tensor) -> Sums:
+        is_replaced, is_real = tokens != originals, originals != self.config.model.pad_token_id
+        return detection_histograms(logits, is_replaced, is_real, EXACT_BINS)
 
 
 def detection_loss(logits: Tensor, is_original: Tensor, is_real: Tensor) -> Tensor:
@@ -112,19 +116,30 @@ def detection_losses(logits: Tensor, is_original: Tensor) -> Tensor:
 
 
 def detection_sums(logits: Tensor, is_replaced: Tensor, is_real: Tensor, num_bins: int) -> Sums:
-    """Hits of both kinds among the real tokens, and histograms of their logits; all of one shape."""
+    """Hits, and histograms of the logits; all of one shape."""
+    return {
+        **detection_hits(logits, is_replaced, is_real),
+        **detection_histograms(logits, is_replaced, is_real, num_bins),
+    }
+
+
+def detection_hits(logits: Tensor, is_replaced: Tensor, is_real: Tensor) -> Sums:
+    """Of both kinds among the real tokens; all of one shape."""
     says_replaced = logits < 0
+    return {
+        "replaced_found": (is_real & is_replaced & says_replaced).sum(),
+        "original_kept": (is_real & ~(is_replaced | says_replaced)).sum(),
+    }
+
+
+def detection_histograms(logits: Tensor, is_replaced: Tensor, is_real: Tensor, num_bins: int) -> Sums:
+    """Of the real tokens' logits by kind, [num_bins] each; all of one shape."""
     bins = ((logits.float() / AUC_RANGE + 1) / 2 * num_bins).long().clamp(0, num_bins - 1)
     # One histogram after the other, padding added as 0: a mask as index and bincount would wait for the device.
     histograms = bins.new_zeros(2 * num_bins)
     histograms.scatter_add_(0, (bins + num_bins * is_replaced).flatten(), is_real.long().flatten())
     original, replaced = histograms.view(2, num_bins)
-    return {
-        "replaced_found": (is_real & is_replaced & says_replaced).sum(),
-        "original_kept": (is_real & ~(is_replaced | says_replaced)).sum(),
-        "original_histogram": original,
-        "replaced_histogram": replaced,
-    }
+    return {"original_histogram": original, "replaced_histogram": replaced}
 
 
 def area_under_curve(original: Tensor, replaced: Tensor) -> float:

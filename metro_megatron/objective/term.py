@@ -127,5 +127,10 @@ class Term(ABC):
         raise NotImplementedError(f"{self.name} has no head in the exported model")
 
     def exported_sums(self, logits: Tensor, tokens: Tensor, originals: Tensor, is_masked: Tensor) -> Sums:
-        """The sums of `loss` from such logits; tokens [B, S] are corrupted, originals have padding behind their end."""
+        """The scalars of `loss`'s sums from such logits; tokens [B, S] are corrupted, originals have padding behind
+        their end."""
         raise NotImplementedError(f"{self.name} has no head in the exported model")
+
+    def exported_histograms(self, logits: Tensor, tokens: Tensor, originals: Tensor) -> Sums:
+        """Its other sums, of the same: too large to be made of every sample."""
+        return {}

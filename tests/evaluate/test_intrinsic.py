@@ -26,6 +26,7 @@ from metro_megatron.evaluate.scores import read_scores
 from metro_megatron.evaluate.sentences import choose_sentences, show, whole_words
 from metro_megatron.hf.configuration_metro import MetroConfig
 from metro_megatron.hf.modeling_metro import MetroForPreTraining
+from metro_megatron.objective.term import Sums, Term
 from metro_megatron.tokenizer.tokenizer import WORD_BOUNDARY, Tokenizer
 from metro_megatron.vocabulary import MASK_ID, NUM_SPECIALS, PAD_ID
 from tests.hf.pair import VOCAB_SIZE, WORDS
@@ -45,6 +46,13 @@ def text(export_folder) -> TokenizedDocuments:
     return held_out_text(DOCUMENTS, Tokenizer.from_folder(export_folder))
 
 
+def exported(term: Term, *logits_tokens_originals: torch.Tensor) -> Sums:
+    logits, tokens, originals = logits_tokens_originals
+    scalars = term.exported_sums(logits, tokens, originals, tokens != originals)
+    assert all(value.ndim == 0 for value in scalars.values()), "kept for every sample"
+    return scalars | term.exported_histograms(logits, tokens, originals)
+
+
 def test_detection_figures_by_hand_and_by_sklearn():
     """One sample of <s>, a word, a word, </s> and padding: what training counts, evaluation counts."""
     term = next(term for term in terms_of(MetroConfig()) if term.name == "rtd")
@@ -53,7 +61,7 @@ def test_detection_figures_by_hand_and_by_sklearn():
     logits = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.0, -99.0]])
     is_replaced = (tokens != originals)[0, :5].numpy()
     sums = {"num_tokens": torch.tensor(5), "replaced": torch.tensor(2)}
-    found = term.figures(sums | term.exported_sums(logits, tokens, originals, is_masked=tokens != originals))
+    found = term.figures(sums | exported(term, logits, tokens, originals))
     scores = logits[0, :5].double().numpy()
     assert found["rtd_loss"] == pytest.approx(log_loss(~is_replaced, 1 / (1 + np.exp(-scores))))
     assert found["rtd_auc"] == pytest.approx(roc_auc_score(~is_replaced, scores)) == 5 / 6
@@ -67,7 +75,7 @@ def test_auc_is_sklearn_s():
     originals = torch.full((1, 5000), 7)
     tokens = originals + (torch.rand(1, 5000, generator=generator) > torch.sigmoid(logits / 4))
     sums = {"num_tokens": torch.tensor(5000), "replaced": (tokens != originals).sum()}
-    found = term.figures(sums | term.exported_sums(logits, tokens, originals, tokens != originals))
+    found = term.figures(sums | exported(term, logits, tokens, originals))
     assert found["rtd_auc"] == pytest.approx(roc_auc_score((tokens == originals)[0], logits[0]), abs=1e-6)
 
 
