@@ -193,6 +193,12 @@ def _batch(config: Config, world_size: int) -> Iterator[str]:
     if micro_batches > dp:
         who = f"{micro_batches // dp} micro batches, one for each pipeline stage, on {who}"
     batch, chunk = train.global_batch_size, data.micro_batch_size * dp
+    compared = chunk if config.objective.scl_negatives == "all_ranks" else data.micro_batch_size
+    if "scl" in config.objective.main and not data.is_packed and compared == 1:
+        yield (
+            "data.micro_batch_size is 1, but objective.main scl compares a sample with others of its micro batch; use "
+            "2 or more, or data.row_format packed"
+        )
     full = FULL_ROW_SAMPLES * dp * parallel.pipeline_model_parallel_size * (1 if batch else data.seq_length)
     or_more = f"or more ({full} are enough for full rows)" if data.is_packed else "or more"
     if batch == 0:

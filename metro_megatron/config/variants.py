@@ -44,6 +44,8 @@ def _objective(config: Config) -> Iterator[str]:
             f"corruption.source is {source}, but the candidates of objective.main cloze come from an auxiliary model; "
             "use source auxiliary, or another objective"
         )
+    if main and not any(getattr(config.objective, f"{term}_weight", 1.0) for term in main):
+        yield f"objective.{main[0]}_weight is 0, and main learns nothing else; give it a weight"
     specials = len(config.model.special_ids.all)
     if "cloze" in main and config.model.vocab_size < specials + 3:
         yield (

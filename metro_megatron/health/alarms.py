@@ -83,7 +83,8 @@ ALARMS: tuple[Alarm, ...] = (
     ),
     Alarm(
         "weights do not move",
-        "the optimizer leaves them out, or no gradient reaches them, as of a loss that has no weight",
+        "the optimizer leaves them out, or no gradient reaches them, or one far below adam_eps, as of a loss without "
+        "weight",
         "look at what changed the weight of their loss, the model or the optimizer: the plain program moves all",
         signs.frozen,
     ),

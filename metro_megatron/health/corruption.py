@@ -18,8 +18,8 @@ from metro_megatron.health.subject import Subject
 ROWS = 256
 """Masked tokens whose logits are made."""
 SIGMAS = 6.0
-LEAST_MASKS = 16
-"""Below, equal samples may be chance."""
+SURPRISE = 14.0
+"""Nats: equal samples are chance less than once in a million."""
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def problems(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]
         yield "replacements change when they are drawn again with the same noise"
     if source not in ("none", "cached"):
         other = _sampled(subject, replace(micro_batch, noise_keys=~micro_batch.noise_keys), batch)
-        if len(first) >= LEAST_MASKS and torch.equal(first, other):
+        if torch.equal(first, other) and _surprise(subject, micro_batch, batch, first) > SURPRISE:
             yield "replacements do not depend on the noise: the likeliest word, or one fixed noise"
         shown = replace(micro_batch, tokens=other_words(subject.config.model, micro_batch.tokens, micro_batch.is_real))
         if not subject.config.corruption.disallow_correct and not torch.equal(first, _sampled(subject, shown, batch)):
@@ -42,6 +42,24 @@ def problems(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]
     if isinstance(subject.corruptor, TrainedModel):
         yield from _trained(subject, subject.corruptor, micro_batch, batch, first)
     yield from _views(subject, batch, micro_batches)
+
+
+def _surprise(subject: Subject, micro_batch: MicroBatch, batch: StepBatch, sampled: Tensor) -> float:
+    """-log of the chance that the same is drawn once more, in nats: at the first masks, by what a model says, else by
+    how often each word was drawn."""
+    if isinstance(subject.corruptor, TrainedModel):
+        log_p = _log_probabilities(subject, subject.corruptor, micro_batch, batch)
+        return -float(log_p.gather(1, sampled[:ROWS, None]).sum())
+    targets = micro_batch.masked_targets
+    # Where the original is not drawn, of two words the other one is: by whether it is the most frequent one.
+    kind = (targets == targets.mode().values).long() if subject.config.corruption.disallow_correct else 0 * targets
+    return _nats(torch.stack([kind, sampled], 1)) - _nats(kind)
+
+
+def _nats(rows: Tensor) -> float:
+    """Of all of them, by how often each was seen."""
+    counts = rows.unique(dim=0, return_counts=True)[1].double()
+    return float((counts * (len(rows) / counts).log()).sum())
 
 
 def _is_word(subject: Subject, ids: Tensor) -> Tensor:
@@ -105,6 +123,16 @@ def _deviation(
     subject: Subject, model: TrainedModel, micro_batch: MicroBatch, batch: StepBatch, sampled: Tensor
 ) -> float:
     """Of the sum of log p(sample) over some masks, in standard deviations of what draws from p give."""
+    log_p = _log_probabilities(subject, model, micro_batch, batch)
+    p = log_p.exp()
+    mean = (p * log_p).sum(-1)
+    spread = (p * log_p.square()).sum(-1) - mean.square()
+    drawn = log_p.gather(1, sampled[:ROWS, None])[:, 0].clamp(min=-1e3)
+    return float((drawn - mean).sum() / spread.sum().clamp(min=1e-6).sqrt())
+
+
+def _log_probabilities(subject: Subject, model: TrainedModel, micro_batch: MicroBatch, batch: StepBatch) -> Tensor:
+    """[min(M, ROWS), V] of draws at the first masks, in FP64. A collective call."""
     decoding = model.read(micro_batch, drops=True)
     group = subject.layout.tensor
     own = decoding._replace(rows=decoding.rows[:ROWS]).logits().float().contiguous()
@@ -116,12 +144,7 @@ def _deviation(
     logits = logits.masked_fill(~is_word, -1e30) / sampling.temperature
     if subject.config.corruption.disallow_correct:
         logits.scatter_(1, micro_batch.masked_targets[:ROWS, None], -1e30)
-    log_p = logits.log_softmax(-1)
-    p = log_p.exp()
-    mean = (p * log_p).sum(-1)
-    spread = (p * log_p.square()).sum(-1) - mean.square()
-    drawn = log_p.gather(1, sampled[:ROWS, None])[:, 0].clamp(min=-1e3)
-    return float((drawn - mean).sum() / spread.sum().clamp(min=1e-6).sqrt())
+    return logits.log_softmax(-1)
 
 
 def _views(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from metro_megatron.health import reach
 from metro_megatron.health.shards import Shard, shards
 from metro_megatron.health.subject import Subject
 from metro_megatron.objective.figures import weighted
-from metro_megatron.objective.term import Term
+from metro_megatron.objective.term import weighing
 
 STEP = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
 """Share of the loss by which a step along the gradient shall change it: far above rounding, nearly linear."""
@@ -23,6 +23,8 @@ LARGEST = 0.05
 """Norm of that step at most, as a share of the weights' or of what they start from."""
 SHARES = (1.0, 1 / 8, 1 / 64)
 """Of that step, until one agrees: a wrong gradient stays wrong on a shorter one, a bent loss straightens."""
+BLUR = {"fp32": 2**-22, "bf16": 2**-6, "fp16": 2**-9}
+"""What rounding may add to one token's loss, as a share of it: twice the format's step. Of many tokens it averages."""
 TOLERANCE = {"fp32": 0.15, "bf16": 0.35, "fp16": 0.35}
 """Gradients that miss a rank, a micro batch or a phase are off by a half or more."""
 
@@ -41,7 +43,7 @@ def problems(subject: Subject, batch: StepBatch) -> Iterator[str]:
     found = list(reach.frozen(subject, own))
     views = [] if found else _gradients(subject, batch)
     if not found and batch.num_masked:
-        found = list(reach.unreached(subject, batch.step, own, views))
+        found = list(reach.unreached(subject, batch, own, views))
     if found:
         yield from found
         return  # what follows would say the same once more, of each loss
@@ -49,12 +51,12 @@ def problems(subject: Subject, batch: StepBatch) -> Iterator[str]:
     for term in subject.all_terms:
         if not term.weight_at(batch.step):
             continue
-        with _alone(subject.all_terms, term):
+        with weighing([one for one in subject.all_terms if one is not term], lambda weight: 0.0):
             views = _gradients(subject, batch)
         if own:  # else a tensor list without tensors
             torch._foreach_sub_(whole, [one.gradient for one in own])
         if batch.num_masked and term in subject.terms and term.layer is None:
-            found += reach.unreached(subject, batch.step, own, views, term)
+            found += reach.unreached(subject, batch, own, views, term)
     views = _gradients(subject, batch)
     groups = list(_groups(own))
     for group, numbers in groups:
@@ -87,19 +89,6 @@ def _gradients(subject: Subject, batch: StepBatch) -> list[View]:
     # when it gets to a module, and wait for each other.
     subject.homes.fetch_parameters()
     return views
-
-
-@contextmanager
-def _alone(terms: Sequence[Term], one: Term) -> Iterator[None]:
-    """No other term has a weight."""
-    others = [term for term in terms if term is not one]
-    for term in others:
-        vars(term)["weight_at"] = lambda step: 0.0
-    try:
-        yield
-    finally:
-        for term in others:
-            del vars(term)["weight_at"]
 
 
 def _groups(own: Sequence[Shard]) -> Iterator[tuple[str, list[int]]]:
@@ -143,6 +132,7 @@ def _derivative(
         return
     most = LARGEST * torch.maximum(size.sqrt(), config.model.init_method_std * count.sqrt())
     whole = torch.minimum(STEP[precision] * loss / square, most / square.sqrt())
+    blur = BLUR[precision] * loss / math.sqrt(max(batch.num_masked, 1))
     ratio = 1.0
     for share in SHARES:
         losses, predicted = [], []
@@ -157,8 +147,9 @@ def _derivative(
             _share_parameters(subject)
             losses.append(_loss(subject, batch, micro_batches, views))
         expected, found = predicted[0] - predicted[1], losses[0] - losses[1]
-        # A change that small is lost in rounding.
-        ratio = found / expected if abs(expected) > share * STEP[precision] * loss / 20 else 1.0
+        # A change, or a difference, that small is lost in rounding.
+        is_seen = abs(expected) > share * STEP[precision] * loss / 20 and abs(found - expected) > blur
+        ratio = found / expected if is_seen else 1.0
         if abs(ratio - 1) <= TOLERANCE[precision]:
             break
     for one, start in zip(members, before, strict=True):

@@ -149,8 +149,9 @@ class History:
         return {}
 
     def has(self, *names: str) -> bool:
-        """Whether these are among the figures, of terms that are learned."""
-        return all(name in self.last.figures and name.split("_")[0] not in self.weightless for name in names)
+        """Whether these are among the figures, of terms that are learned, and something was counted for them."""
+        known = [name for name in names if name in self.last.figures and name.split("_")[0] not in self.weightless]
+        return len(known) == len(names) and not any(math.isnan(self.mean(name)) for name in known)
 
     @cached_property
     def is_still(self) -> bool:
@@ -171,9 +172,11 @@ class History:
         return [rate.at(step, steps) * factor.at(step, steps) for step in range(first, self.last.step)]
 
     def mean(self, name: str, lines: Sequence[Line] | None = None) -> float:
-        """Of a figure over the tokens of a window."""
+        """Of a figure over the tokens of a window, but for lines in which nothing was counted; NaN: in none was."""
         lines = self.window() if lines is None else lines
-        return sum(line.figures[name] * line.tokens for line in lines) / max(sum(line.tokens for line in lines), 1)
+        known = [line for line in lines if not math.isnan(line.figures[name])]
+        tokens = sum(line.tokens for line in known)
+        return sum(line.figures[name] * line.tokens for line in known) / tokens if tokens else math.nan
 
     def noise(self, lines: Sequence[Line] | None = None) -> float:
         """SIGMAS standard deviations in nats of a mean over the masked tokens of a window."""
@@ -219,6 +222,12 @@ class History:
             step, steps = self.last.step - 1, self.config.train.train_steps
             return self.config.lr_factor.at(step, steps) * own.at(step, steps)
         return self.last.figures["learning_rate"] / self.config.optimizer.lr
+
+    def rate(self, parameter: str) -> float:
+        """A parameter's learning rate under Adam at the last step."""
+        options = self.config.optimizer
+        peak = options.lr if parameter.startswith(("tied.", "main.")) else options.auxiliary.lr
+        return self.share_of_peak(parameter) * peak
 
     @property
     def rated(self) -> Iterator[Rated]:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from torch import Tensor
 
+from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.health.shards import Shard
 from metro_megatron.health.subject import Subject
@@ -20,6 +21,8 @@ from metro_megatron.objective.term import Term
 MOST = 0.05
 """Share of a matrix's elements that may be without gradient: exactly 0 is where nothing was added, as what many tokens
 add up to hardly ever is."""
+LEAST = 16.0
+"""Masks, or samples of what reads <s> alone, that dropout and early exits leave: of fewer, all may miss a weight."""
 ENCODER = ("main.block.", "main.embedding.")
 """Beginnings of the names of what a loss behind main's last layer must teach by itself."""
 
@@ -41,10 +44,20 @@ def frozen(subject: Subject, own: Sequence[Shard]) -> Iterator[str]:
 
 
 def unreached(
-    subject: Subject, step: int, own: Sequence[Shard], views: Sequence[View], term: Term | None = None
+    subject: Subject, batch: StepBatch, own: Sequence[Shard], views: Sequence[View], term: Term | None = None
 ) -> Iterator[str]:
     """Parameters that the gradients do not reach, and such of which they reach a part; of one term's gradients alone,
-    main's layers and embedding that they do not reach. A collective call."""
+    main's layers and embedding that they do not reach. Nothing of terms that have nothing to teach here, or of which
+    too few tokens get to the top. A collective call."""
+    idle = _idle(subject, batch)
+    if term in idle or len(idle) == len(subject.terms):
+        return
+    config = subject.config
+    exits = config.early_exit.exits_at(batch.step, config.train.train_steps)
+    leave, drop = exits.share if exits else 0.0, max(config.model.hidden_dropout, config.model.attention_dropout)
+    stay = (1 - leave) * (batch.num_samples if term and term.name == "scl" else batch.num_masked)
+    if leave and stay < LEAST:
+        return
     rows = _rows(subject, views)
     counts = torch.stack([_counts(one, rows) for one in own]).tolist() if own else []
     everyone: list[dict[str, list[int]]] = [{}] * subject.layout.world.size()
@@ -54,15 +67,24 @@ def unreached(
     for of_rank in everyone:
         for name, count in of_rank.items():
             total[name] = [sum(pair) for pair in zip(count, total.get(name, [0, 0, 0]), strict=True)]
-    unweighted = tuple(f"main.{one.name}_head." for one in subject.terms if not one.weight_at(step))
-    names = sorted(name for name in total if (name.startswith(ENCODER) if term else not name.startswith(unweighted)))
+    heads = tuple(f"main.{one.name}_head." for one in idle)
+    names = sorted(name for name in total if (name.startswith(ENCODER) if term else not name.startswith(heads)))
     whose = f" of {term.name}" if term else ""
     if none := [name for name in names if not total[name][0]]:
         yield f"no gradient{whose} reaches {_some(none)}"
     parts = [name for name in names if total[name][0] and total[name][2] > MOST * total[name][1]]
-    if parts and term is None:
+    if parts and term is None and stay * (1 - drop) >= LEAST:
         _, due, lacking = total[parts[0]]
         yield f"the gradient reaches only {1 - lacking / due:.0%} of {_some(parts)}"
+
+
+def _idle(subject: Subject, batch: StepBatch) -> list[Term]:
+    """Main's terms without a weight, or without something to learn on any rank. A collective call."""
+    own = [any(map(term.teaches, batch.micro_batches)) for term in subject.terms]
+    taught = torch.tensor(own, dtype=torch.int64, device=subject.layout.device)
+    dist.all_reduce(taught, group=subject.layout.world)
+    pairs = zip(subject.terms, taught.tolist(), strict=True)
+    return [term for term, ranks in pairs if not (ranks and term.weight_at(batch.step))]
 
 
 def _rows(subject: Subject, views: Sequence[View]) -> Rows:

@@ -18,28 +18,28 @@ from metro_megatron.errors import UserError
 from metro_megatron.health import batches, corruption, gradients, models
 from metro_megatron.health.subject import Subject
 from metro_megatron.model.init import starting_parts
+from metro_megatron.objective.term import weighing
 
 
-def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None, has_learned: bool = False) -> str:
+def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None) -> str:
     """Look at everything with the batches of the next two steps, or of the last one; returns a line that says so.
 
-    has_learned: the weights are not as they start. Something that only learned weights show is no fault of the
-    program: layers die, and are the alarms' concern. Raises UserError, on every rank, naming all that is wrong. A
-    collective call.
+    Something that only the run's own weights and factors of losses show is no fault of the program: layers die, and
+    what is tiny is rounded away. Raises UserError, on every rank, naming all that is wrong. A collective call.
     """
     started = time.monotonic()
     subject.homes.fetch_parameters()
-    wrong = learned = _all_problems(subject, batch, following)
-    if wrong and has_learned:
-        with _starting_weights(subject):
+    wrong = odd = _all_problems(subject, batch, following)
+    if wrong:
+        with _usual_weights(subject), weighing(subject.all_terms, lambda weight: float(weight > 0)):
             wrong = _all_problems(subject, batch, following)
     if wrong:
         remedy = "what runs is not what the options say; undo the change to the program, or set train.self_check false"
         raise UserError([*(f"self-check: {problem}" for problem in wrong), f"self-check: {remedy}"])
     why = gradients.bent(subject.config, batch)
     but = f"; derivatives were not looked at, as {why}" if why else ""
-    if learned:
-        but += f"; learned, and no fault of the program: {'; '.join(learned)}"
+    if odd:
+        but += f"; of these weights, and no fault of the program: {'; '.join(odd)}"
     seconds = time.monotonic() - started
     return f"self-check: batches, replacements, models and gradients are in order{but} ({seconds:.1f} s)"
 
@@ -53,20 +53,21 @@ def _all_problems(subject: Subject, batch: StepBatch, following: StepBatch | Non
 
 
 @contextmanager
-def _starting_weights(subject: Subject) -> Iterator[None]:
-    """All weights as a run that nothing is given starts with; masters, which the look does not read, stay."""
+def _usual_weights(subject: Subject) -> Iterator[None]:
+    """All weights at random, such that states and logits are about 1; masters, which the look does not read, stay."""
     model, seed, group = subject.config.model, subject.config.train.seed, subject.layout.tensor
-    learned = []
+    model = replace(model, init_method_std=model.hidden_size**-0.5, position_init="normal", relative_bias_init="normal")
+    own = []
     with torch.no_grad():
         for prefix, module in subject.pair.modules():
             for parameter, part in starting_parts(module, prefix, model, seed, group):
-                learned.append((parameter, parameter.clone()))
+                own.append((parameter, parameter.clone()))
                 parameter.copy_(part)
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, weight in learned:
+            for parameter, weight in own:
                 parameter.copy_(weight)
 
 

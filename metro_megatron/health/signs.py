@@ -14,8 +14,12 @@ from metro_megatron.health.trivial import chance_of_auc, detection_entropy
 
 TOO_GOOD = 0.9
 """Share of the masked words, or of the nats that frequencies leave open, that a model of text does not get to know."""
+LEAST_MASKS = 100
+"""Masks that what a model knows is judged by."""
 FADED = 0.05
 """Share of the peak rate, below which steps have lost four of FP32's 24 bits, and weights may stand in any run."""
+ROUNDED = 2**-20
+"""Rate, as a share of weights, of which FP32's 24 bits leave four."""
 
 
 def not_finite(history: History) -> str | None:
@@ -50,8 +54,10 @@ def norm_spike(history: History) -> str | None:
 
 
 def no_gradient(history: History) -> str | None:
+    """Not of a step that had nothing to learn, as one without masks: then it is that of both, and of no other step."""
     zero = [name for name in ("shared_grad_norm", "stage_grad_norm") if history.last.figures.get(name) == 0]
-    return f"{' and '.join(zero)} 0" if zero else None
+    is_chance = len(zero) == 2 and (any(history.last.norms) or not history.last.masked)
+    return f"{' and '.join(zero)} 0" if zero and not is_chance else None
 
 
 def rate_too_high(history: History) -> str | None:
@@ -122,6 +128,7 @@ def frozen(history: History) -> str | None:
         for name in now.weights
         if before.weights.get(name, (None,))[0] == now.weights[name][0]
         and history.share_of_peak(name) >= FADED
+        and history.rate(name) >= ROUNDED * now.weights[name][0] / math.sqrt(now.weights[name][1])
         and not name.startswith(tuple(f"main.{term}_head." for term in history.weightless))
     ]
     # Rows that no step has read leave a norm as it was only if there are no others; decay alone would change it.
@@ -233,7 +240,7 @@ def plateau(history: History) -> str | None:
 
 def _on_frequencies(history: History) -> str | None:
     """As many steps lie behind as before, and nothing but frequencies is known."""
-    if not history.is_half_done:
+    if not (history.is_half_done and _has_masks(history)):
         return None
     filler = next((term for term in ("aux", "mlm") if term in history.language_terms), None)
     if filler is None or history.gain(filler) > 0.01 or history.is_falling(f"{filler}_loss"):
@@ -253,7 +260,13 @@ def clm_learns_nothing(history: History) -> str | None:
     return f"{shown}, word frequencies {history.last.unigram:.3f}" if is_sure and clm < aux / 10 else None
 
 
+def _has_masks(history: History) -> bool:
+    return sum(line.masked for line in history.window()) >= LEAST_MASKS
+
+
 def auxiliary_too_good(history: History) -> str | None:
+    if not _has_masks(history):
+        return None
     for name in ("sampled_accuracy", "aux_accuracy"):
         if history.has(name) and history.mean(name) > TOO_GOOD:
             of = "filled with the original" if name == "sampled_accuracy" else "whose original is its likeliest word"
@@ -262,7 +275,7 @@ def auxiliary_too_good(history: History) -> str | None:
 
 
 def _nearly_certain(history: History, term: str) -> str | None:
-    is_so = term in history.language_terms and history.gain(term) > TOO_GOOD
+    is_so = _has_masks(history) and term in history.language_terms and history.gain(term) > TOO_GOOD
     shown = f"{term} loss {history.mean(f'{term}_loss'):.3f}" if is_so else ""
     return f"{shown}, that of word frequencies {history.last.unigram:.3f}" if is_so else None
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from metro_megatron.data.batch import StepBatch
+from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View, crop
 from metro_megatron.objective.term import Panel, Sums, Term, known_count, mean
 from metro_megatron.schedule import Schedule
@@ -57,17 +57,24 @@ class SequenceContrast(Term):
         cropped = crop(view.micro_batch, self.config.objective.scl_crop, self.config.model.pad_token_id)
         return View(cropped.tokens, cropped)
 
+    def teaches(self, micro_batch: MicroBatch) -> bool:
+        return sum(self._compared(micro_batch)) > 1
+
     def denominator(self, batch: StepBatch) -> int:
         return max(2 * batch.num_samples, 1)
 
     def loss(self, reading: Reading, view: View, layout: Layout) -> tuple[Tensor, Sums]:
         states = reading.heads[self.name]
-        samples, group = [len(states) // 2], layout.solo
-        if self.config.objective.scl_negatives == "all_ranks":
-            samples, group = list(view.micro_batch.samples_of_ranks), layout.data
+        group = layout.data if self.config.objective.scl_negatives == "all_ranks" else layout.solo
+        samples = self._compared(view.micro_batch)
         loss, correct = contrast(states, samples, self.config.objective.scl_temperature, group)
         anchors = known_count(len(states), states.device)
         return loss, {"scl_loss": loss.detach(), "scl_correct": correct, "scl_anchors": anchors}
+
+    def _compared(self, micro_batch: MicroBatch) -> list[int]:
+        """Samples of every rank whose sequences are compared with a micro batch's."""
+        is_wide = self.config.objective.scl_negatives == "all_ranks"
+        return list(micro_batch.samples_of_ranks) if is_wide else [micro_batch.num_samples]
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metro_megatron.config.schema import Config
-from metro_megatron.data.batch import StepBatch
+from metro_megatron.data.batch import MicroBatch, StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.schedule import Schedule
 
@@ -102,6 +103,10 @@ class Term(ABC):
         """What main shall read beside `view`, made from it, of the same shape; no other term sees it."""
         return None
 
+    def teaches(self, micro_batch: MicroBatch) -> bool:
+        """Whether the loss of a micro batch that has masks depends on weights."""
+        return True
+
     @abstractmethod
     def denominator(self, batch: StepBatch) -> int:
         """Over what the loss is a mean, counted over the whole step; at least 1."""
@@ -134,3 +139,18 @@ class Term(ABC):
     def exported_histograms(self, logits: Tensor, tokens: Tensor, originals: Tensor) -> Sums:
         """Its other sums, of the same: too large to be made of every sample."""
         return {}
+
+
+@contextmanager
+def weighing(terms: Iterable[Term], change: Callable[[float], float]) -> Iterator[None]:
+    """The terms have the weights that change makes of theirs."""
+    before = [(term, vars(term).get("weight_at"), term.weight_at) for term in terms]
+    for term, _, weight_at in before:
+        vars(term)["weight_at"] = lambda step, weight_at=weight_at: change(weight_at(step))
+    try:
+        yield
+    finally:
+        for term, own, _ in before:
+            del vars(term)["weight_at"]
+            if own:
+                vars(term)["weight_at"] = own

@@ -390,7 +390,7 @@ class Trainer:
         # Behind the last step a cache of replacements has nothing.
         has_next = self.progress.done + 1 < self.config.train.train_steps
         following = data.step_batch(self.progress.done + 1, batch.end) if has_next else None
-        line = self_check(subject, batch, following, has_learned=self.progress.done > 0 or self.initial is not None)
+        line = self_check(subject, batch, following)
         if report:
             report.say(line)
 

@@ -191,6 +191,16 @@ def test_sound_configurations_have_no_problems(world_size, changes):
         ),
         (
             1,
+            {"objective__main": ["scl"], "data__row_format": "padded", "data__micro_batch_size": 1},
+            ["data.micro_batch_size is 1, but objective.main scl compares a sample with others of its micro batch;"],
+        ),
+        (
+            1,
+            {"objective__main": ["rtd", "scl"], "objective__rtd_weight": 0.0, "objective__scl_weight": 0.0},
+            ["objective.rtd_weight is 0, and main learns nothing else; give it a weight"],
+        ),
+        (
+            1,
             {"model__shared_lm_bias": True, "objective__main": ["rtd", "scl"]},
             ["shared_lm_bias needs a language modelling head on main, objective.main is rtd, scl; add clm, or set"],
         ),

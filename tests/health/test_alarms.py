@@ -240,6 +240,31 @@ def test_what_stands_by_its_own_schedule_is_not_frozen() -> None:
         assert ("weights do not move" in found) == is_said, (name, rate, written)
 
 
+COUNTED = ("aux_loss", "aux_accuracy", "sampled_accuracy", "clm_loss", "rtd_auc", "replace_accuracy")
+NOTHING = dict.fromkeys(COUNTED, np.nan)
+WEAK = {"shared_grad_norm": 0.0, "stage_grad_norm": 0.0}
+
+
+def test_lines_in_which_nothing_was_masked_say_nothing() -> None:
+    """Neither by themselves, nor of the others; a step without masks has no gradient."""
+    empty = {**NOTHING, "rtd_loss": 0.0, "replace_rate": 0.0, "masked": 0}
+    assert not said(always(**empty, **WEAK))
+    sick = {"aux_loss": 6.8, "clm_loss": 6.8}
+    lines = [line(step, **(empty if step % 20 else sick)) for step in range(10, 610, 10)]
+    assert "stuck on word frequencies" in said(lines)
+    assert not said(always(sampled_accuracy=1.0, masked=4)) and said(always(sampled_accuracy=1.0, masked=60))
+    assert "no gradient" not in said(always(**WEAK))
+    assert "no gradient" in said(always(**WEAK, norms=(0.0,) * 10)) & said(always(stage_grad_norm=0.0))
+
+
+def test_weights_that_rounding_holds_are_not_frozen() -> None:
+    """A rate of 1e-7 is a bit of an element of 1."""
+    tiny = replace(CONFIG, optimizer=replace(CONFIG.optimizer, lr=1e-7))
+    standing = {"weights": {"main.block.layers.0.input_layernorm.weight": (32.0, 1024)}}
+    assert "weights do not move" in said(always(**standing))
+    assert "weights do not move" not in said(always(**standing, learning_rate=1e-7), tiny)
+
+
 def test_a_spike_is_one_that_adam_cannot_average() -> None:
     """1 / sqrt(1 - 0.98) = 7.07 times the usual norm, after clipping; clipped ones are told from 50 times on."""
     usual = [line(step) for step in range(10, 110, 10)]

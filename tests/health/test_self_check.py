@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -15,8 +15,10 @@ from metro_megatron.config.schema import Config
 from metro_megatron.errors import UserError
 from metro_megatron.health.shards import WeightNorms, fingerprint
 from metro_megatron.train import trainer as module
+from metro_megatron.train.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.parity.small_run import small_config, start, whole_weights
+from tests.zoo.lives import corpus_of
 
 DROPS = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
@@ -101,6 +103,72 @@ def test_it_is_silent_and_leaves_no_trace(name: str, tmp_path: Path) -> None:
         assert torch.equal(with_it[2][key], weight), key
 
 
+ODD: dict[str, dict[str, Any]] = {
+    "one sample, two masks, half dropped": {
+        "objective": {"main": ["rtd", "clm", "scl"]},
+        "model": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+        "data": {"seq_length": 12},
+        "train": {"global_batch_size": 1},
+    },
+    "the sample that is changed is all masks": {
+        "corruption": {"source": "none"},
+        "objective": {"main": ["mlm"], "mask_probability": 0.999},
+    },
+    "one word is drawn": {"corruption": {"temperature": 0.001}, "model": {"init_method_std": 0.5}},
+    "of two words the other is drawn": {
+        "corruption": {"source": "uniform", "disallow_correct": True},
+        "model": {"vocab_size": 7},
+        "objective": {"mask_probability": 0.5},
+    },
+    "too small for its format": {
+        "model": {"init_method_std": 0.001},
+        "objective": {"rtd_weight": 1e-9},
+        "train": {"precision": "fp16"},
+    },
+    "most leave early": {
+        "early_exit": {"layers": [1], "share": "0.9", "rule": "random"},
+        "objective": {"main": ["rtd", "scl"]},
+        "data": {"micro_batch_tokens": 48},
+    },
+    "one mask in 16 bits": {
+        "model": {
+            "init_method_std": 0.1,
+            "vocab_size": 10,
+            "norm_first": True,
+            "hidden_size": 64,
+            "ffn_hidden_size": 128,
+        },
+        "objective": {"rtd_weight": 1e-6},
+        "data": {"seq_length": 4},
+        "train": {"precision": "bf16", "global_batch_size": 1, "seed": 6},
+    },
+}
+
+
+def looked_at(configs: list[Config]) -> list[str]:
+    """What is said of each before its first step."""
+    said: list[str] = []
+    for config in configs:
+        trainer = Trainer(config, corpus_of(config, 7), torch.device("cpu"))
+        try:
+            trainer._check(Mock(say=said.append), trainer.corpus.training_data(trainer.layout))
+        except UserError as error:
+            said.append(str(error))
+        trainer.close()
+    return said
+
+
+def test_odd_options_are_no_fault() -> None:
+    """What is too few, too small or too sure to show that all is well."""
+    tiny = {"hidden_size": 16, "ffn_hidden_size": 32, "num_layers": 2, "auxiliary_num_layers": 1, "vocab_size": 128}
+    configs = [
+        small_config(**{**concerns, "model": {**tiny, **concerns.get("model", {})}}) for concerns in ODD.values()
+    ]
+    (said,) = run_ranks(looked_at, 1, configs)
+    for name, line in zip(ODD, said, strict=True):
+        assert line.startswith("self-check: batches"), (name, line)
+
+
 def trained_and_resumed(config: Config) -> list[str]:
     """What is said in two more steps of a run that has come to its end."""
     said: list[str] = []
@@ -159,7 +227,7 @@ def resumed_with_a_dead_layer(config: Config, looks: bool, is_cut: bool) -> tupl
 
 
 DEAD = "no gradient reaches main.block.layers.0.mlp.linear_fc1"
-LEARNED = "; learned, and no fault of the program: " + DEAD
+LEARNED = "; of these weights, and no fault of the program: " + DEAD
 
 
 @pytest.mark.parametrize(
