@@ -71,6 +71,12 @@ class Homes:
         """Of the shared home, what phase 2 does not use."""
         return [ddp for name, ddp in self.shared.items() if name != self.both_phases]
 
+    @property
+    def misses_backward(self) -> bool:
+        """Whether a parameter here took no part in the first backward passes: megatron-core begins no other ones."""
+        groups = [group for ddp in self.all for group in ddp.bucket_groups]
+        return any(one.is_first_batch and 0 < len(one.per_param_grad_ready_counts) < len(one.params) for one in groups)
+
     def begin_step(self) -> None:
         """Forget the last gradients and fetch the shared home's updated parameters."""
         for ddp in self.all:
