@@ -132,24 +132,31 @@ class Layout:
 def meet(minutes: float) -> Store:
     """The store in which the processes of torchrun find each other; others may come later.
 
-    Raises UserError if it is not there within `minutes`.
+    Raises UserError if it is not there within `minutes`, or if its port is another program's.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_own = os.environ["RANK"] == "0" and not is_torchruns
     try:
         return dist.TCPStore(
             host,
             port,
-            is_master=os.environ["RANK"] == "0" and not is_torchruns,
+            is_master=is_own,
             timeout=timedelta(minutes=LATER * minutes),
             wait_for_workers=False,
             multi_tenant=True,
         )
     except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        if is_own:
+            raise UserError(
+                f"rank 0 cannot listen at {host}:{port}, where all ranks meet: start again, with another --master-port "
+                f"if torchrun was given one ({why})"
+            ) from error
         whose = "torchrun of the first machine" if is_torchruns else "rank 0"
         raise UserError(
             f"{whose} does not answer at {host}:{port} for {minutes:g} minutes (parallel.timeout_minutes), where all "
-            f"ranks meet: see whether it runs, and whether this machine reaches it ({str(error).splitlines()[0]})"
+            f"ranks meet: see whether it runs, and whether this machine reaches it ({why})"
         ) from error
 
 

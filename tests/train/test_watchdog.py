@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -105,3 +106,12 @@ def test_a_store_that_nobody_opens_is_rank_0s_to_explain(monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"rank 0 does not answer at 127.0.0.1:1 for 0.01 minutes"):
         meet(0.01)
+
+
+def test_a_port_that_another_program_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        for name, value in {**address, "RANK": "0", "WORLD_SIZE": "1"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=r"rank 0 cannot listen at 127.0.0.1:\d+.*another --master-port"):
+            meet(0.01)

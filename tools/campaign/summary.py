@@ -10,13 +10,13 @@ from pathlib import Path
 from metro_megatron.cli.command_line import run_printing_tool
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.comparison import summary
-from tools.campaign.arms import badness
+from tools.campaign.arms import ARMS, badness
 from tools.campaign.rows import TASKS, has_scores, read_baselines, read_rows, scores_beside, tasks_beside
 
 Row = Mapping[str, str]
 SHOWN = ("aux_loss", "clm_loss", "mlm_loss", "rtd_loss", "rtd_auc", *TASKS)
-COMPARED = ("metro", ("electra", "mlm_15"))
-"""An arm, and those that it is compared with."""
+COMPARED = "metro"
+"""The arm that all others are compared with."""
 SAME_BUDGET = 0.04
 """By how much the FLOPs of two arms may differ, each of which is within 2% of the budget."""
 
@@ -33,7 +33,7 @@ def main(options: Options) -> None:
     """Print median, spread and standard error of every figure, by arm, learning rate, budget and steps.
 
     Groups of one seed are tries of a rate. Below them, what the tasks are worth without an encoder, and the commands
-    that say whether METRO differs from ELECTRA and from masked language models.
+    that say whether METRO differs from the other arms.
     """
     results = Path(options.results)
     rows = read_rows(results)
@@ -74,13 +74,13 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
 
 
 def comparisons(rows: Sequence[Row], results: Path) -> Iterator[str]:
-    """By budget, the command that compares two arms at their chosen rates, of the runs whose scores are there; or what
-    it lacks. Both arms must have such a run of one seed.
+    """By budget and arm, the command that compares METRO with it at their chosen rates, of the runs whose scores are
+    there; or what it lacks. Both arms must have such a run of one seed.
     """
-    arm, others = COMPARED
+    arm = COMPARED
     budgets = {own[1]: float(runs[0]["flops"]) for own, runs in groups(rows).items() if own[0] == arm}
     for name, flops in budgets.items():
-        for other in others:
+        for other in (one.name for one in ARMS if one.name != arm):
             ours, theirs = chosen(rows, arm, flops), chosen(rows, other, flops)
             if not theirs:
                 continue
@@ -95,8 +95,14 @@ def comparisons(rows: Sequence[Row], results: Path) -> Iterator[str]:
 
 
 def chosen(rows: Sequence[Row], arm: str, flops: float) -> list[Row]:
-    """An arm's runs at its chosen rate, that of its later seeds: where there are none, that of its best try."""
-    own = [row for row in rows if row["arm"] == arm and math.isclose(float(row["flops"]), flops, rel_tol=SAME_BUDGET)]
+    """An arm's runs at its chosen rate, that of its later seeds: where there are none, that of its best try. Runs that
+    are not trained are of every budget."""
+    budgets = flops, 0.0
+    own = [
+        row
+        for row in rows
+        if row["arm"] == arm and any(math.isclose(float(row["flops"]), one, rel_tol=SAME_BUDGET) for one in budgets)
+    ]
     tries = list(groups(own).values())
     later = [runs for runs in tries if any(int(run["seed"]) > 1 for run in runs)]
     return min(later or tries, key=lambda runs: (-len(runs), badness(runs[0])), default=[])
