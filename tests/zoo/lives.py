@@ -87,7 +87,8 @@ def live(config: Config, folder: str, steps: int, illness: str, text: int = 7) -
     from tests.zoo.faults import FAULTS  # functions that no pickle holds: named to other processes, found here
 
     fault = next((one for one in FAULTS if one.name == illness), None)
-    config = replace(config, train=replace(config.train, output=folder))
+    data = replace(config.data, index_cache=f"{folder}/sample_index")  # else where the zoo was started
+    config = replace(config, data=data, train=replace(config.train, output=folder))
     said: list[tuple[int, str]] = []
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
