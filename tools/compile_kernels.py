@@ -1,5 +1,6 @@
 """Every Triton kernel at every preset's shapes to machine code of A100, H100 or another GPU, without one."""
 
+import hashlib
 import importlib
 import platform
 import re
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
+import fused
 from fused.ahead_of_time import ARCHITECTURES, SHARED, CompileCase, MachineCode, cases_for, compile_case, obstacle
 from fused.dispatch import OPERATOR_NAMES
 from metro_megatron.cli.command_line import run_tool
@@ -98,10 +100,11 @@ def table(results: Results, options: Options) -> str:
         "# Kernels as compiled",
         "",
         f"Made by `{command}`",
-        f"with Triton {version('triton')} on {platform.machine()}, without a GPU: what was made of each kernel",
-        f"for {sides}, or one figure where they agree. Registers and stack bytes are a thread's, shared memory bytes",
-        "a program's; spills are instructions that use thread-local memory; 128-bit loads count those from global",
-        "memory; matrix instructions are HGMMA on sm_90 and HMMA elsewhere. None of this is a measurement of speed.",
+        f"from fused/ of sha256 {sources()} with Triton {version('triton')} on {platform.machine()}, without a GPU:",
+        f"what was made of each kernel for {sides}, or one figure where they agree. Registers and stack bytes are a",
+        "thread's, shared memory bytes a program's; spills are instructions that use thread-local memory; 128-bit",
+        "loads count those from global memory; matrix instructions are HGMMA on sm_90 and HMMA elsewhere. None of",
+        "this is a measurement of speed.",
         "",
         "| kernel | " + " | ".join(COLUMNS) + " |",
         "|---|" + "---|" * len(COLUMNS),
@@ -110,6 +113,12 @@ def table(results: Results, options: Options) -> str:
         both = [results[name, one] for one in options.architectures if (name, one) in results]
         lines.append(f"| {name} | " + " | ".join(side_by_side(both, show) for show in COLUMNS.values()) + " |")
     return "\n".join([*lines, ""])
+
+
+def sources() -> str:
+    """The beginning of the sha256 of fused's files, in the order of their names: tells whether a table is of these."""
+    files = sorted(Path(fused.__path__[0]).rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def side_by_side(both: Sequence[tuple[CompileCase, MachineCode]], show: Callable[..., object]) -> str:

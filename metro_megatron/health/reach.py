@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from torch import Tensor
 
+from metro_megatron.config.schema import Config
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.data.views import View
 from metro_megatron.health.shards import Shard
@@ -22,7 +23,7 @@ MOST = 0.05
 """Share of a matrix's elements that may be without gradient: exactly 0 is where nothing was added, as what many tokens
 add up to hardly ever is."""
 LEAST = 16.0
-"""Masks, or samples of what reads <s> alone, that dropout and early exits leave: of fewer, all may miss a weight."""
+"""Tokens, or samples, that dropout and early exits leave to a loss: of fewer, all may miss a weight."""
 ENCODER = ("main.block.", "main.embedding.")
 """Beginnings of the names of what a loss behind main's last layer must teach by itself."""
 
@@ -52,11 +53,8 @@ def unreached(
     idle = _idle(subject, batch)
     if term in idle or len(idle) == len(subject.terms):
         return
-    config = subject.config
-    exits = config.early_exit.exits_at(batch.step, config.train.train_steps)
-    leave, drop = exits.share if exits else 0.0, max(config.model.hidden_dropout, config.model.attention_dropout)
-    stay = (1 - leave) * (batch.num_samples if term and term.name == "scl" else batch.num_masked)
-    if leave and stay < LEAST:
+    leave = _leaving(subject.config, batch)
+    if leave and (1 - leave) * (term.least_read(batch) if term else batch.num_masked) < LEAST:
         return
     rows = _rows(subject, views)
     counts = torch.stack([_counts(one, rows) for one in own]).tolist() if own else []
@@ -73,9 +71,21 @@ def unreached(
     if none := [name for name in names if not total[name][0]]:
         yield f"no gradient{whose} reaches {_some(none)}"
     parts = [name for name in names if total[name][0] and total[name][2] > MOST * total[name][1]]
-    if parts and term is None and stay * (1 - drop) >= LEAST:
+    if parts and term is None and not hides_parts(subject.config, batch):
         _, due, lacking = total[parts[0]]
         yield f"the gradient reaches only {1 - lacking / due:.0%} of {_some(parts)}"
+
+
+def hides_parts(config: Config, batch: StepBatch) -> bool:
+    """Whether so few masks get through that a matrix may miss a part of its gradient."""
+    drop = max(config.model.hidden_dropout, config.model.attention_dropout)
+    return batch.num_masked * (1 - _leaving(config, batch)) * (1 - drop) < LEAST
+
+
+def _leaving(config: Config, batch: StepBatch) -> float:
+    """Share of the tokens that leave early."""
+    exits = config.early_exit.exits_at(batch.step, config.train.train_steps)
+    return exits.share if exits else 0.0
 
 
 def _idle(subject: Subject, batch: StepBatch) -> list[Term]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.errors import UserError
-from metro_megatron.health import batches, corruption, gradients, models
+from metro_megatron.health import batches, corruption, gradients, models, reach
 from metro_megatron.health.subject import Subject
 from metro_megatron.model.init import starting_parts
 from metro_megatron.objective.term import weighing
@@ -29,24 +29,27 @@ def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None) 
     """
     started = time.monotonic()
     subject.homes.fetch_parameters()
-    wrong = odd = _all_problems(subject, batch, following)
+    part = _part(subject, batch)
+    wrong = odd = _all_problems(subject, batch, following, part)
     if wrong and not subject.layout.any_rank(subject.homes.misses_backward):  # which no weights do
         with _usual_weights(subject), weighing(subject.all_terms, lambda weight: float(weight > 0)):
-            wrong = _all_problems(subject, batch, following)
+            wrong = _all_problems(subject, batch, following, part)
     if wrong:
         remedy = "what runs is not what the options say; undo the change to the program, or set train.self_check false"
         raise UserError([*(f"self-check: {problem}" for problem in wrong), f"self-check: {remedy}"])
     why = gradients.bent(subject.config, batch)
     but = f"; derivatives were not looked at, as {why}" if why else ""
+    if reach.hides_parts(subject.config, part):
+        but += "; not all that gradients may miss was looked for, as few masks get through"
     if odd:
         but += f"; of these weights, and no fault of the program: {'; '.join(odd)}"
     seconds = time.monotonic() - started
     return f"self-check: batches, replacements, models and gradients are in order{but} ({seconds:.1f} s)"
 
 
-def _all_problems(subject: Subject, batch: StepBatch, following: StepBatch | None) -> list[str]:
+def _all_problems(subject: Subject, batch: StepBatch, following: StepBatch | None, part: StepBatch) -> list[str]:
     """Of all ranks. A collective call."""
-    found = list(_problems(subject, batch, following))
+    found = list(_problems(subject, batch, following, part))
     everyone: list[list[str]] = [[]] * subject.layout.world.size()
     dist.all_gather_object(everyone, found, group=subject.layout.world)
     return list(dict.fromkeys(problem for one in everyone for problem in one))
@@ -71,9 +74,9 @@ def _usual_weights(subject: Subject) -> Iterator[None]:
                 parameter.copy_(weight)
 
 
-def _problems(subject: Subject, batch: StepBatch, following: StepBatch | None) -> Iterator[str]:
+def _problems(subject: Subject, batch: StepBatch, following: StepBatch | None, part: StepBatch) -> Iterator[str]:
+    """part: of the batch."""
     yield from batches.problems(subject.config, subject.layout, batch, following)
-    part = _part(subject, batch)
     micro_batches = subject.step.on_device(part)
     yield from corruption.problems(subject, part, micro_batches)
     with _without_fp8(subject):

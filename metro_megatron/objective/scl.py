@@ -60,6 +60,9 @@ class SequenceContrast(Term):
     def teaches(self, micro_batch: MicroBatch) -> bool:
         return sum(self._compared(micro_batch)) > 1
 
+    def least_read(self, batch: StepBatch) -> int:
+        return batch.num_samples
+
     def denominator(self, batch: StepBatch) -> int:
         return max(2 * batch.num_samples, 1)
 

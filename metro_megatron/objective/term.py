@@ -107,6 +107,10 @@ class Term(ABC):
         """Whether the loss of a micro batch that has masks depends on weights."""
         return True
 
+    def least_read(self, batch: StepBatch) -> int:
+        """How many of a step's states it reads at least: those of masked tokens."""
+        return batch.num_masked
+
     @abstractmethod
     def denominator(self, batch: StepBatch) -> int:
         """Over what the loss is a mean, counted over the whole step; at least 1."""

@@ -13,6 +13,7 @@ import yaml
 from fused import ahead_of_time
 from fused.ahead_of_time import CompileCase, MachineCode, argument_type, meta, obstacle, read_code
 from fused.dispatch import LEAST_TRITON, Launch
+from tools.compile_kernels import sources
 
 ROOT = Path(__file__).parents[2]
 GOOD = MachineCode(registers=64, stack=0, shared=8, spills=0, wide_loads=2, loads=3, matrix=1)
@@ -95,17 +96,28 @@ def compiling(tmp_path: Path, *command: str, packages: str = "") -> subprocess.C
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
 
 
+DOCUMENTED = (ROOT / "docs" / "kernels_compiled.md").read_text()
+# One size of each variant of a kernel: the others differ in the numbers of rows, heads and warps.
+ONE_SIZE = "K 64|H 768|12 heads|linear"
+
+
+def test_the_table_of_all_kernels_is_of_these_sources():
+    """All take minutes; the tool compiles them, and fails where one is not as expected."""
+    assert f"from fused/ of sha256 {sources()} " in DOCUMENTED, (
+        "run python tools/compile_kernels.py --output docs/kernels_compiled.md"
+    )
+
+
 @pytest.mark.long
-@pytest.mark.timeout(600)
-def test_every_kernel_compiles_as_expected_and_as_documented(tmp_path):
+def test_kernels_compile_as_expected_and_as_documented(tmp_path):
     if version("triton") != pinned("triton"):
         pytest.skip(f"the table is of Triton {pinned('triton')}, this is {version('triton')}")
     table = tmp_path / "kernels.md"
-    done = compiling(tmp_path, "tools/compile_kernels.py", "--output", str(table))
+    done = compiling(tmp_path, "tools/compile_kernels.py", "--only", ONE_SIZE, "--output", str(table))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert f" kernels, 0 not as expected, table in {table}" in done.stdout
-    documented = (ROOT / "docs" / "kernels_compiled.md").read_text()
-    assert table.read_text() == documented, "run tools/compile_kernels.py --output docs/kernels_compiled.md"
+    rows = [line for line in table.read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 30 and set(rows) <= set(DOCUMENTED.splitlines())
 
 
 def pinned(package: str) -> str:
@@ -118,8 +130,6 @@ def pinned(package: str) -> str:
 
 
 LEAST = ".".join(map(str, LEAST_TRITON)) + ".0"
-# One size of each variant of a kernel: the others differ in the numbers of rows, heads and warps.
-ONE_SIZE = "K 64|H 768|12 heads|linear"
 WORSE = {
     # 32 bytes of spilled registers on sm_90, at most 8 with the pinned release.
     "attention key backward, term, dropout, 32 x 512, K 64",

@@ -144,6 +144,8 @@ ODD: dict[str, dict[str, Any]] = {
     },
 }
 
+FEW = ("one sample, two masks, half dropped", "most leave early", "one mask in 16 bits")
+
 
 def looked_at(configs: list[Config]) -> list[str]:
     """What is said of each before its first step."""
@@ -167,6 +169,7 @@ def test_odd_options_are_no_fault() -> None:
     (said,) = run_ranks(looked_at, 1, configs)
     for name, line in zip(ODD, said, strict=True):
         assert line.startswith("self-check: batches"), (name, line)
+        assert ("as few masks get through" in line) == (name in FEW), (name, line)
 
 
 def trained_and_resumed(config: Config) -> list[str]:
