@@ -11,6 +11,7 @@ from typing import Annotated
 
 from metro_megatron.cli.command_line import run_printing_tool, tool_command
 from metro_megatron.cli.options import at_least
+from metro_megatron.cli.picture import refuse_picture
 from metro_megatron.cli.progress import CountLines, ReadingProgress
 from metro_megatron.config.file import parse_config
 from metro_megatron.data.manifest import Manifest, read_manifest
@@ -86,6 +87,8 @@ def _refuse(options: Options) -> None:
         problems.append("--dataset: needed for all but --step; name prefixes written by tools/preprocess_data.py")
     if problems:
         raise UserError(problems)
+    if options.picture:
+        refuse_picture(Path(options.picture))
 
 
 def _add_checksums(prefixes: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from metro_megatron.cli.options import at_least
+from metro_megatron.cli.picture import refuse_picture
 from metro_megatron.commands.plan import Hardware, launch_command
 from metro_megatron.config.file import parse_config
 from metro_megatron.config.schema import Config
@@ -53,7 +54,6 @@ def rehearse(options: Options, others: list[str]) -> int:
 
     import_megatron()
     from metro_megatron.rehearsal.documents import Documents
-    from metro_megatron.rehearsal.picture import refuse_picture
     from metro_megatron.rehearsal.run import Rehearsal
 
     picture = Path(options.picture) if options.picture else None

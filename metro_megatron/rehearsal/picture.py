@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metro_megatron.cli.command_line import describe_os_error
-from metro_megatron.errors import UserError
 from metro_megatron.rehearsal.ranks import Ranks
 from metro_megatron.rehearsal.timeline import BUBBLE, COMMUNICATING, WAITING, Span
 
@@ -21,22 +18,6 @@ COLORS = {
     WAITING: ("#fde68a", "waiting for parameters, gradients, others"),
 }
 """By what a span is, with its label. What is empty has no label: it is rare and short."""
-
-
-def refuse_picture(output: Path) -> None:
-    """Raise UserError where matplotlib is missing, draws nothing of the name's ending, or cannot write there."""
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        raise UserError("--picture needs matplotlib; pip install 'metro_megatron[demo]'") from error
-    if output.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
-        raise UserError(f"--picture {output}: its ending is none of a picture; name a .png, .svg or .pdf file")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--picture {output}: {describe_os_error(error)}; name another file") from error
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UserError(f"--picture {output}: cannot be written; name another file")
 
 
 def draw(spans: Mapping[int, Sequence[Span]], ranks: Ranks, title: str, output: Path) -> None:

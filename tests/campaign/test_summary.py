@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 from metro_megatron.cli.command_line import call_with_options
-from metro_megatron.commands.compare_runs import compare as compared
 from metro_megatron.commands.compare_runs import main as compare
-from metro_megatron.commands.compare_runs import read_arm
 from tools.campaign.rows import COLUMNS, put_row, read_baselines, read_rows, scores_beside
 from tools.campaign.summary import Options, chosen, comparisons, lines, main
 
@@ -54,8 +52,10 @@ def test_it_ends_with_commands_that_compare_one_run_of_each_seed(tmp_path, capsy
         put(results, "mlm_15", 1, rate, loss)
     put(results, "metro", 2, "0.001", 0.1)  # chosen by what the table had at that time
     put(results, "metro", 3, "0.001", 0.1, has_scores=False)
-    main(Options(str(results)))
-    *_, lacks, command = capsys.readouterr().out.splitlines()
+    picture = tmp_path / "pictures" / "campaign.svg"
+    main(Options(str(results), str(picture)))
+    *_, lacks, command, made = capsys.readouterr().out.splitlines()
+    assert made == f"made {picture}" and "<!-- masked LM, 15%, 2.3e+13 FLOPs -->" in picture.read_text()
     assert lacks == "metro and electra at 2.3e+13 FLOPs: no seed has scores of both yet; make learn adds them"
     words = shlex.split(command)
     assert [Path(word).name for word in words[2:]] == ["--a", "metro-1-0.001", "metro-2-0.001", "--b", "mlm_15-1-0.002"]
@@ -90,12 +90,8 @@ def published(results, first, others):
     """The lines of a table of docs/results.md: METRO's differences from two arms with medians, or from others."""
     rows, baselines = read_rows(results), read_baselines(results)
     found = {}
-    for command in comparisons(rows, results):
-        words = shlex.split(command)
-        at = words.index("--b")
-        arm = Path(words[-1]).name.rsplit("-", 2)[0]
-        arms = read_arm(words[words.index("--a") + 1 : at]), read_arm(words[at + 1 :])
-        found[arm] = {one.task: one.found for one in compared(*arms)}
+    for one in comparisons(rows, results):
+        found[one.arm] = {of_task.task: of_task.found for of_task in one.compare()}
     budget = float(chosen(rows, "metro", 2e13)[0]["flops"])
 
     def median(arm, task):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,14 +82,6 @@ def test_printed_statistics_and_picture(folder: Path, tmp_path: Path, capsys: Pr
     assert "short" in picture.read_text() and picture.stat().st_size > 10_000
     with pytest.raises(UserError, match="name a .png"):
         tool.main(tool.Options([str(folder / "d")], picture=str(tmp_path / "lengths.doc")))
-
-
-def test_without_matplotlib_the_picture_is_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"metro_megatron\[demo\]"):
-        tool.main(tool.Options([str(folder / "d")], picture=str(tmp_path / "p.png")))
 
 
 def test_documents_come_back_as_the_lines_that_went_in(folder: Path, reviews: list[list[str]], capsys: Printed) -> None:

@@ -8,9 +8,7 @@ import pytest
 from PIL import Image
 
 from metro_megatron.config.file import parse_config
-from metro_megatron.errors import UserError
 from metro_megatron.rehearsal.documents import Documents
-from metro_megatron.rehearsal.picture import refuse_picture
 from metro_megatron.rehearsal.report import _named
 from tests.distributed import run_program
 
@@ -82,14 +80,6 @@ def test_what_cannot_be_rehearsed_is_said_at_once(tmp_path: Path) -> None:
         "error: --world_size",
         "error: corruption.source",
     ]
-
-
-def test_a_picture_that_cannot_be_drawn_is_refused_before_the_rehearsal() -> None:
-    refuse_picture(Path("step.PNG"))
-    with pytest.raises(UserError, match="its ending is none of a picture"):
-        refuse_picture(Path("step.mp4"))
-    with pytest.raises(UserError, match=r"/proc/of/step.png: .*; name another file"):
-        refuse_picture(Path("/proc/of/step.png"))
 
 
 def test_options_of_a_rehearsal_are_told_where_there_is_none() -> None:

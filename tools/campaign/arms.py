@@ -30,6 +30,8 @@ class Arm:
     """One way of pretraining: a file of CONFIGS over those in common."""
 
     name: str
+    title: str
+    """In pictures."""
     most_seeds: int | None = None
     """None: as many as the campaign has."""
     figure: str = "rtd_auc"
@@ -38,14 +40,14 @@ class Arm:
 
 
 ARMS = (
-    Arm("metro"),
-    Arm("electra"),
-    Arm("mlm_15", figure="mlm_loss"),
-    Arm("mlm_30", figure="mlm_loss"),
-    Arm("fast_electra", FEWER_SEEDS),
-    Arm("early_exit", FEWER_SEEDS),
-    Arm("uniform", FEWER_SEEDS),
-    Arm("random_weights", FEWER_SEEDS, is_trained=False),
+    Arm("metro", "METRO"),
+    Arm("electra", "ELECTRA"),
+    Arm("mlm_15", "masked LM, 15%", figure="mlm_loss"),
+    Arm("mlm_30", "masked LM, 30%", figure="mlm_loss"),
+    Arm("fast_electra", "Fast-ELECTRA", FEWER_SEEDS),
+    Arm("early_exit", "early exit", FEWER_SEEDS),
+    Arm("uniform", "uniform words", FEWER_SEEDS),
+    Arm("random_weights", "random weights", FEWER_SEEDS, is_trained=False),
 )
 """In the order of runs; fast_electra comes after metro, whose auxiliary it takes."""
 AUXILIARY_OF = {"fast_electra": "metro"}

@@ -188,7 +188,8 @@ def campaign(options: Options, text: Text, call: Call) -> None:
             call.end()
             raise
     print(f"\nall {len(runs)} runs have their rows in {results}; the models are {options.root}/*/model")
-    print(f"next: python -m tools.campaign.summary --results {results}")
+    picture = results.with_suffix(".png")
+    print(f"next: python -m tools.campaign.summary --results {results} --picture {picture}")
 
 
 def finished_runs(runs: Sequence[PlannedRun], rows: Sequence[Mapping[str, str]], options: Options) -> set[str]:

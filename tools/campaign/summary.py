@@ -8,15 +8,19 @@ from itertools import groupby
 from pathlib import Path
 
 from metro_megatron.cli.command_line import run_printing_tool
+from metro_megatron.cli.picture import refuse_picture
+from metro_megatron.commands.compare_runs import Compared, compare, read_arm
 from metro_megatron.errors import UserError
 from metro_megatron.evaluate.comparison import summary
 from tools.campaign.arms import ARMS, badness
+from tools.campaign.picture import draw
 from tools.campaign.rows import TASKS, has_scores, read_baselines, read_rows, scores_beside, tasks_beside
 
 Row = Mapping[str, str]
 SHOWN = ("aux_loss", "clm_loss", "mlm_loss", "rtd_loss", "rtd_auc", *TASKS)
 COMPARED = "metro"
 """The arm that all others are compared with."""
+TITLES = {arm.name: arm.title for arm in ARMS}
 SAME_BUDGET = 0.04
 """By how much the FLOPs of two arms may differ, each of which is within 2% of the budget."""
 
@@ -27,6 +31,8 @@ class Options:
 
     results: str = "docs/results/campaign.csv"
     """Table of make learn."""
+    picture: str = ""
+    """File of a picture of METRO's differences from the other arms in tasks, such as campaign.png; none by default."""
 
 
 def main(options: Options) -> None:
@@ -36,6 +42,8 @@ def main(options: Options) -> None:
     that say whether METRO differs from the other arms.
     """
     results = Path(options.results)
+    if options.picture:
+        refuse_picture(Path(options.picture))
     rows = read_rows(results)
     if not rows:
         raise UserError(f"{options.results} has no rows; make learn writes it")
@@ -47,9 +55,15 @@ def main(options: Options) -> None:
         for task, baselines in read_baselines(results).items():
             for name, value in baselines.items():
                 print(f"| {name} |  |  |  | {task} | {value:.4f} |  |  |")
-    if scores_beside(results).is_dir():
-        for line in comparisons(rows, results):
-            print(line)
+    found = list(comparisons(rows, results)) if scores_beside(results).is_dir() else []
+    for one in found:
+        print(one)
+    if options.picture:
+        drawn = {one.title: [task for task in one.compare() if task.task in TASKS] for one in found if one.ours}
+        if not drawn:
+            raise UserError("--picture: no seed has scores of two arms beside the table; make learn adds them")
+        draw(TITLES[COMPARED], drawn, Path(options.picture))
+        print(f"made {options.picture}")
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -73,10 +87,34 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
     return {own: list(group) for own, group in groupby(sorted(rows, key=key), key)}
 
 
-def comparisons(rows: Sequence[Row], results: Path) -> Iterator[str]:
-    """By budget and arm, the command that compares METRO with it at their chosen rates, of the runs whose scores are
-    there; or what it lacks. Both arms must have such a run of one seed.
-    """
+@dataclass(frozen=True)
+class Comparison:
+    """METRO and another arm at their chosen rates."""
+
+    arm: str
+    flops: str
+    ours: Sequence[str]
+    """Folders of METRO's runs whose scores are there; empty where no seed has scores of both."""
+    theirs: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        return f"{TITLES[self.arm]}, {self.flops} FLOPs"
+
+    def compare(self) -> Iterator[Compared]:
+        """As tools/compare_runs.py does."""
+        return compare(read_arm(self.ours), read_arm(self.theirs))
+
+    def __str__(self) -> str:
+        """The command, or what it lacks."""
+        if not self.ours:
+            lacks = "no seed has scores of both yet; make learn adds them"
+            return f"{COMPARED} and {self.arm} at {self.flops} FLOPs: {lacks}"
+        return shlex.join(["python", "tools/compare_runs.py", "--a", *self.ours, "--b", *self.theirs])
+
+
+def comparisons(rows: Sequence[Row], results: Path) -> Iterator[Comparison]:
+    """By budget and arm."""
     arm = COMPARED
     budgets = {own[1]: float(runs[0]["flops"]) for own, runs in groups(rows).items() if own[0] == arm}
     for name, flops in budgets.items():
@@ -87,11 +125,9 @@ def comparisons(rows: Sequence[Row], results: Path) -> Iterator[str]:
             a, b = (
                 {run["seed"]: run["run"] for run in runs if has_scores(run["run"], results)} for runs in (ours, theirs)
             )
-            if a.keys() & b.keys():
-                folders = [[f"{scores_beside(results)}/{run}" for run in one.values()] for one in (a, b)]
-                yield shlex.join(["python", "tools/compare_runs.py", "--a", *folders[0], "--b", *folders[1]])
-            else:
-                yield f"{arm} and {other} at {name} FLOPs: no seed has scores of both yet; make learn adds them"
+            both = (a, b) if a.keys() & b.keys() else ({}, {})
+            folders = [[f"{scores_beside(results)}/{run}" for run in one.values()] for one in both]
+            yield Comparison(other, name, *folders)
 
 
 def chosen(rows: Sequence[Row], arm: str, flops: float) -> list[Row]:
