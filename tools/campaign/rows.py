@@ -31,6 +31,8 @@ FIGURES = (
 """Of tools/evaluate.py; an arm has those of its heads."""
 TASKS = tuple(recipe.name for recipe in RECIPES)
 """Of tools/probe.py, which all arms have."""
+FINETUNED = "finetuned."
+"""Before the name of a task in scores of tools/campaign/finetuned.py, which have no column."""
 COLUMNS = (
     *("run", "arm", "seed", "lr", "steps", "tokens", "flops", "validation", *FIGURES, *TASKS),
     *("seconds", "device", "versions", "commit", "date"),
