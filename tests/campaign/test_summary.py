@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metro_megatron.cli.command_line import call_with_options
 from metro_megatron.commands.compare_runs import main as compare
-from tools.campaign.rows import COLUMNS, put_row, read_baselines, read_rows, scores_beside
+from tools.campaign.rows import COLUMNS, FINETUNED, put_row, read_baselines, read_rows, scores_beside
 from tools.campaign.summary import Options, chosen, comparisons, lines, main
 
 
@@ -87,11 +87,15 @@ def cell(found):
 
 
 def published(results, first, others):
-    """The lines of a table of docs/results.md: METRO's differences from two arms with medians, or from others."""
+    """The lines of tables of docs/results.md: METRO's differences from two arms with medians, from others, and from the
+    first one where both are fine-tuned."""
     rows, baselines = read_rows(results), read_baselines(results)
     found = {}
     for one in comparisons(rows, results):
         found[one.arm] = {of_task.task: of_task.found for of_task in one.compare()}
+    for task, difference in found[first[0]].items():
+        if task.startswith(FINETUNED):
+            yield f"| {task.removeprefix(FINETUNED)} | {cell(difference)} |"
     budget = float(chosen(rows, "metro", 2e13)[0]["flops"])
 
     def median(arm, task):
