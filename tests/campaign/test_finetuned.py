@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,8 @@ def test_every_seed_learns_at_the_rate_that_rows_held_out_have_chosen(campaign, 
     done = len(call.calls)
     main(options)
     assert len(call.calls) == done, "all is there"
+    main(replace(options, epochs=3))
+    assert [given["--epochs"] for given in call.calls[done:]] == ["3"] * done, "which is another recipe"
     assert f"metro, seed 2, {TASK} at 0.002: accuracy 0.8333" in capsys.readouterr().out
 
 

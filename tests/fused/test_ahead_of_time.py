@@ -101,9 +101,9 @@ DOCUMENTED = (ROOT / "docs" / "kernels_compiled.md").read_text()
 ONE_SIZE = "K 64|H 768|12 heads|linear"
 
 
-def test_the_table_of_all_kernels_is_of_these_sources():
+def test_the_table_of_all_kernels_is_of_these_sources_and_the_pinned_triton():
     """All take minutes; the tool compiles them, and fails where one is not as expected."""
-    assert f"from fused/ of sha256 {sources()} " in DOCUMENTED, (
+    assert f"from fused/ of sha256 {sources()} with Triton {pinned('triton')} " in DOCUMENTED, (
         "run python tools/compile_kernels.py --output docs/kernels_compiled.md"
     )
 

@@ -117,7 +117,7 @@ def rate_of(run: str, task: str, options: Options, call: Call) -> float:
 
 def finetune(run: str, train: Path, validation: Path, name: str, rate: float, options: Options, call: Call) -> Path:
     """The folder of a fine-tuned model, of which the weights are thrown away."""
-    folder = Path(options.root) / run / "finetuned" / name
+    folder = Path(options.root) / run / "finetuned" / f"{name}-{options.epochs}"
     if not (folder / "metrics.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         words = {
