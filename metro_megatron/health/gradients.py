@@ -75,8 +75,7 @@ def problems(subject: Subject, batch: StepBatch) -> Iterator[str]:
 
 def bent(config: Config, batch: StepBatch) -> str:
     """Why gradients are not, and need not be, the derivative of the loss; "": they are."""
-    exits = config.early_exit.exits_at(batch.step, config.train.train_steps)
-    if exits is not None and exits.share > 0:
+    if reach.leaving(config, batch):
         return "tokens leave early"
     if "clm" in config.objective.main and config.objective.clm != "simplified" and config.objective.clm_weight:
         return f"clm {config.objective.clm} reads what RTD says without teaching it"

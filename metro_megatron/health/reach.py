@@ -53,7 +53,7 @@ def unreached(
     idle = _idle(subject, batch)
     if term in idle or len(idle) == len(subject.terms):
         return
-    leave = _leaving(subject.config, batch)
+    leave = leaving(subject.config, batch)
     if leave and (1 - leave) * (term.least_read(batch) if term else batch.num_masked) < LEAST:
         return
     rows = _rows(subject, views)
@@ -79,10 +79,10 @@ def unreached(
 def hides_parts(config: Config, batch: StepBatch) -> bool:
     """Whether so few masks get through that a matrix may miss a part of its gradient."""
     drop = max(config.model.hidden_dropout, config.model.attention_dropout)
-    return batch.num_masked * (1 - _leaving(config, batch)) * (1 - drop) < LEAST
+    return batch.num_masked * (1 - leaving(config, batch)) * (1 - drop) < LEAST
 
 
-def _leaving(config: Config, batch: StepBatch) -> float:
+def leaving(config: Config, batch: StepBatch) -> float:
     """Share of the tokens that leave early."""
     exits = config.early_exit.exits_at(batch.step, config.train.train_steps)
     return exits.share if exits else 0.0

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from metro_megatron.data.batch import StepBatch
 from metro_megatron.errors import UserError
-from metro_megatron.health import batches, corruption, gradients, models, reach
+from metro_megatron.health import batches, corruption, gradients, models, parts, reach
 from metro_megatron.health.subject import Subject
 from metro_megatron.model.init import starting_parts
 from metro_megatron.objective.term import weighing
@@ -48,10 +48,18 @@ def self_check(subject: Subject, batch: StepBatch, following: StepBatch | None) 
 
 
 def _all_problems(subject: Subject, batch: StepBatch, following: StepBatch | None, part: StepBatch) -> list[str]:
-    """Of all ranks. A collective call."""
-    found = list(_problems(subject, batch, following, part))
+    """Of all ranks; of parts only where nothing is wrong in the whole. A collective call."""
+    found = _of_all_ranks(subject, _problems(subject, batch, following, part))
+    if not found and not reach.leaving(subject.config, batch):
+        with _without_fp8(subject):
+            found = _of_all_ranks(subject, parts.problems(subject, part, subject.step.on_device(part)))
+    return found
+
+
+def _of_all_ranks(subject: Subject, problems: Iterator[str]) -> list[str]:
+    """A collective call."""
     everyone: list[list[str]] = [[]] * subject.layout.world.size()
-    dist.all_gather_object(everyone, found, group=subject.layout.world)
+    dist.all_gather_object(everyone, list(problems), group=subject.layout.world)
     return list(dict.fromkeys(problem for one in everyone for problem in one))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from torch import Tensor
 
 from metro_megatron import mcore
@@ -24,7 +25,7 @@ from metro_megatron.data.masking import Masking
 from metro_megatron.data.order import SampleOrder
 from metro_megatron.data.views import View
 from metro_megatron.model import sequences
-from metro_megatron.model.attention import CoreAttention
+from metro_megatron.model.attention import Attention, CoreAttention
 from metro_megatron.model.encoder import AuxiliaryModel, Borrowed, Encoder, MainModel, TiedParameters
 from metro_megatron.model.heads import MLMHead, TiedDecoder
 from metro_megatron.model.position import Positions
@@ -269,6 +270,36 @@ def without_scores(forward: Any) -> Any:
     return ours
 
 
+def without_states(forward: Any) -> Any:
+    """Attention's way back to the states that it reads, and so to all layers below, is cut."""
+
+    def ours(self: Any, hidden: Tensor, *args: Any) -> Any:
+        return forward(self, hidden.detach(), *args)
+
+    return ours
+
+
+def mlp_detached(trainer: Trainer, patch: Patch) -> None:
+    """The MLP of one layer does not teach the layers below."""
+    matrix: Any = trainer.pair.main[0].block.layers[1].mlp.linear_fc1
+    forward = matrix.forward
+    patch.setattr(matrix, "forward", lambda hidden: forward(hidden.detach()))
+
+
+def naming_detached(forward: Any) -> Any:
+    """Language models do not teach the table that they name words by; reading does."""
+
+    def ours(self: Any, hidden: Tensor, micro_batch: MicroBatch, word: Tensor) -> Any:
+        return forward(self, hidden, micro_batch, word.detach())
+
+    return ours
+
+
+def words_detached(forward: Any) -> Any:
+    """Reading does not teach the token table; naming words does."""
+    return lambda self, *args: forward(self, *args).detach()
+
+
 def rtd_detached(ask: Any) -> Any:
     return lambda self, name, hidden, view: ask(self, name, hidden.detach() if name == "rtd" else hidden, view)
 
@@ -493,6 +524,26 @@ FAULTS = (
     Fault("gradients not reduced over ranks", "not the derivative", unreduced, ranks=2, concerns=SERIAL),
     Fault(
         "attention scores without gradient", "reaches only 33% of", instead(CoreAttention, "forward", without_scores)
+    ),
+    Fault(
+        "attention does not teach what is below",
+        "gradient through layer 1",
+        instead(Attention, "forward", without_states),
+    ),
+    Fault(
+        "one MLP does not teach what is below",
+        "main: the gradient through layer 2 is",
+        infect=mlp_detached,
+    ),
+    Fault(
+        "naming words does not teach the table",
+        "gradient through the decoder",
+        instead(TiedDecoder, "forward", naming_detached),
+    ),
+    Fault(
+        "reading words does not teach the table",
+        "gradient through the embedding",
+        instead(VocabParallelEmbedding, "forward", words_detached),
     ),
     Fault("RTD teaches its head alone", "no gradient of rtd reaches", instead(MainModel, "_ask", rtd_detached)),
     Fault("three quarters of the words without gradient", "of tied.word.weight", infect=three_quarters_lost),
