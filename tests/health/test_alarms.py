@@ -14,7 +14,7 @@ from metro_megatron.config.schema import Config, EarlyExitConfig, OptimizerConfi
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.health import watch as watch_module
 from metro_megatron.health.alarms import ALARMS
-from metro_megatron.health.history import History, Line
+from metro_megatron.health.history import History, Line, Masks
 from metro_megatron.health.trivial import WordFrequencies, detection_entropy
 from metro_megatron.health.watch import QUIET_LINES, Watch, sample_hashes
 from metro_megatron.parallel.optim import Update
@@ -97,7 +97,17 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         ("weights do not move", STILL | {"learning_rate": 2.6e-5}, STILL | {"learning_rate": 2.4e-5}),
         ("worse than frequencies", {"clm_loss": 6.95}, {"clm_loss": 6.85}),
         ("detection inverted", {"rtd_auc": 0.44}, {"rtd_auc": 0.46}),
-        ("RTD says original to all", {"rtd_auc": 0.505}, {"rtd_auc": 0.52}),
+        ("RTD says original to all", {"rtd_auc": 0.505, "rtd_loss": 0.4}, {"rtd_auc": 0.52}),
+        # 2% below the entropy of 0.138, which is 0.4013
+        ("RTD learns other labels", {"rtd_auc": 0.5, "rtd_loss": 0.393}, {"rtd_auc": 0.5, "rtd_loss": 0.394}),
+        ("RTD learns other labels", {"rtd_auc": 0.505, "rtd_loss": 0.3}, {"rtd_auc": 0.52, "rtd_loss": 0.3}),
+        ("repeated data", {"again": 1e-3}, {}),
+        # 15,000 (1 - 0.08) of 100,000
+        ("replacements not as drawn", {"replace_rate": 0.13801}, {"replace_rate": 0.138004}),
+        ("learning rate not planned", {"rates": (5e-4,) * 4 + (5e-3,)}, {"rates": (5e-4,) * 4}),
+        # five standard deviations, over two lines
+        ("masks not planned", {"masks": Masks(501, 10_000)}, {"masks": Masks(-350, 10_000)}),
+        ("masks not planned", {"masks": Masks(0, 0, -501, 10_000)}, {"masks": Masks(0, 0, 350, 10_000)}),
         ("replace accuracy collapsed", {"rtd_auc": 0.53}, {"rtd_auc": 0.54}),
         ("loss fell back", {"aux_loss": 5.91}, {"aux_loss": 5.89}),
         ("stuck on word frequencies", {"aux_loss": 6.75}, {"aux_loss": 6.7}),
@@ -179,7 +189,7 @@ def test_what_the_configuration_gives_no_weight_is_the_only_cause_that_is_named(
     config = replace(CONFIG, objective=replace(CONFIG.objective, rtd_weight=0.0))
     head = {"weights": {"main.rtd_head.bias": (1.0, 1), MATRIX: (20.0, 10**6)}}
     sick = [
-        line(step, rtd_auc=0.44, rtd_loss=0.7, weights={**head["weights"], MATRIX: (20.0 + step, 10**6)})
+        line(step, rtd_auc=0.44, rtd_loss=0.7, weights={**head["weights"], MATRIX: (20.0 + step / 10, 10**6)})
         for step in range(10, 610, 10)
     ]
     assert said(sick, config) == {"loss of weight 0"}
@@ -252,7 +262,8 @@ def test_lines_in_which_nothing_was_masked_say_nothing() -> None:
     sick = {"aux_loss": 6.8, "clm_loss": 6.8}
     lines = [line(step, **(empty if step % 20 else sick)) for step in range(10, 610, 10)]
     assert "stuck on word frequencies" in said(lines)
-    assert not said(always(sampled_accuracy=1.0, masked=4)) and said(always(sampled_accuracy=1.0, masked=60))
+    few = {"sampled_accuracy": 1.0, "replace_rate": 0.0, "rtd_loss": 0.0, "rtd_auc": np.nan}
+    assert not said(always(**few, masked=4)) and said(always(**few, masked=60))
     assert "no gradient" not in said(always(**WEAK))
     assert "no gradient" in said(always(**WEAK, norms=(0.0,) * 10)) & said(always(stage_grad_norm=0.0))
 
@@ -296,7 +307,7 @@ def test_how_weights_began_is_remembered_in_a_long_run(monkeypatch: pytest.Monke
     config = replace(CONFIG, train=replace(CONFIG.train, train_steps=100_000))
     watch, told, rates = Watch(config), set(), config.optimizer.learning_rate(100_000)
     for step in range(10, 610, 10):
-        watch.update(Update(5e-4, 1.0, 0.7, 0.7, 1.0, False, False))
+        watch.update(Update(rates.at(step - 1, 100_000), 1.0, 0.7, 0.7, 1.0, False, False))
         watch.masked, watch.tokens = 15_000, 100_000
         figures = {**FIGURES, "learning_rate": rates.at(step - 1, 100_000)}  # losses above those of no words
         told |= {one.alarm.name for one in watch.line(step, figures, {MATRIX: (20.0 + step * 1e-6, 10**6)}, 0.0)}
