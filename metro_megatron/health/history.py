@@ -144,6 +144,17 @@ class History:
         """Whether a loss is lower by a hundredth than in the window before."""
         return self.mean(name) < 0.99 * self.mean(name, self._window_before)
 
+    def gets_below(self, name: str, mark: float) -> bool:
+        """Whether a loss falls as in `is_falling`, or gets below a mark before the run's end at its pace since the
+        warm-up.
+        """
+        first, now = self.settled_windows[:1], self.mean(name)
+        steps = self.last.step - first[0][-1].step if first else 0
+        if not steps:
+            return self.is_falling(name)
+        pace = (self.mean(name, first[0]) - now) / steps
+        return self.is_falling(name) or pace * (self.config.train.train_steps - self.last.step) > now - mark
+
     def window(self, end: int | None = None) -> list[Line]:
         """The lines of the last LEAST_STEPS steps, or those before line number `end` of `alike`."""
         end = len(self.alike) if end is None else end

@@ -209,12 +209,12 @@ def _above_frequencies(history: History, terms: Sequence[str]) -> str | None:
         return None
     for term in (one for one in history.language_terms if one in terms):
         loss, trivial = history.mean(f"{term}_loss"), history.last.unigram
-        if loss > max(trivial + history.noise(), 1.02 * trivial) and not history.is_falling(f"{term}_loss"):
+        if loss > max(trivial + history.noise(), 1.02 * trivial) and not history.gets_below(f"{term}_loss", trivial):
             return f"{term} loss {loss:.3f}, that of word frequencies {trivial:.3f}"
-    if "rtd" not in terms or not history.has("rtd_loss") or history.is_falling("rtd_loss"):
+    if "rtd" not in terms or not history.has("rtd_loss"):
         return None
-    if history.gain("rtd") < -_detection_mark(history):
-        trivial = detection_entropy(history.mean("replace_rate"))
+    trivial = detection_entropy(history.mean("replace_rate"))
+    if history.gain("rtd") < -_detection_mark(history) and not history.gets_below("rtd_loss", trivial):
         return f"RTD loss {history.mean('rtd_loss'):.3f}, that of the share of replaced tokens {trivial:.3f}"
     return None
 

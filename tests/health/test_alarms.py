@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import entropy
 
 from metro_megatron.config.phases import Phase
@@ -16,7 +18,7 @@ from metro_megatron.health import watch as watch_module
 from metro_megatron.health.alarms import ALARMS
 from metro_megatron.health.history import History, Line, Masks
 from metro_megatron.health.trivial import WordFrequencies, detection_entropy
-from metro_megatron.health.watch import QUIET_LINES, Watch, sample_hashes
+from metro_megatron.health.watch import QUIET_LINES, Watch, masks_of, sample_hashes
 from metro_megatron.parallel.optim import Update
 from tests.parity.small_run import memory_shard, small_config, small_corpus
 
@@ -345,6 +347,52 @@ def test_an_alarm_is_said_once_and_again_when_it_was_away() -> None:
     assert lines(QUIET_LINES) == 0 and lines(1, stage_grad_norm=0.0) == 1
 
 
+@pytest.mark.parametrize(
+    ("weight", "most", "given"),
+    [
+        # 10 steps of 5e-4 and of 0.1 / sqrt(0.02 (1 - 0.81 / 0.98)), of 10^6 elements; decay is 5e-3 of a norm of 20
+        (MATRIX, 8.4895 + 1e-3, {}),
+        (MATRIX, 36.374 + 1e-3, {"adam_beta2": 0.999}),
+        (MATRIX, math.inf, {"adam_beta2": 0.81}),
+        (MATRIX, 10 * 0.02 * 0.24 * 1e3 + 0.04, {"matrices": "muon", "muon_lr": 0.02}),
+        ("tied.word.weight", 8.4895 + 1e-3, {"matrices": "muon", "muon_lr": 0.02}),
+        (AUXILIARY, 84.895 + 1e-2, {"auxiliary_lr": 5e-3}),
+        (AUXILIARY, 4.2448 + 5e-4, {"auxiliary_lr_schedule": "0.5"}),
+    ],
+)
+def test_weights_get_no_farther_than_the_optimizers_steps(weight: str, most: float, given: dict[str, Any]) -> None:
+    (alarm,) = (one for one in ALARMS if one.name == "weights moved too far")
+    config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, **given))
+    for moved, is_told in ((0.99 * most, False), (1.02 * most, most < math.inf)):
+        for now in (20.0 - moved, 20.0 + moved):
+            lines = [line(590, weights={weight: (20.0, 10**6)}), line(600, weights={weight: (now, 10**6)})]
+            seen = alarm.sees(History(config, lines))
+            assert (seen is not None) == is_told, (now, seen)
+
+
+def test_the_model_that_stands_is_named() -> None:
+    (alarm,) = (one for one in ALARMS if one.name == "learning rate too low")
+    for still, moves, figures, is_told in (
+        (MATRIX, AUXILIARY, {"rtd_auc": 0.505, "rtd_loss": 0.4}, True),
+        (MATRIX, AUXILIARY, {"clm_loss": 6.8}, True),
+        (MATRIX, AUXILIARY, {"aux_loss": 6.8}, False),
+        (AUXILIARY, MATRIX, {"aux_loss": 6.8}, True),
+        (AUXILIARY, MATRIX, {"clm_loss": 6.8}, False),
+    ):
+        lines = [
+            line(step, **figures, weights={still: (20.0, 10**6), moves: (20.0 + step / 100, 10**6)})
+            for step in range(10, 610, 10)
+        ]
+        assert (alarm.sees(History(CONFIG, lines)) is not None) == is_told, (still, figures)
+        assert not {"stuck on word frequencies", "CLM learns nothing"} & said(lines) or not is_told
+
+
+def test_what_gets_below_frequencies_before_the_end_is_on_its_way() -> None:
+    for fall, is_told in ((2e-3, False), (1e-4, True)):
+        lines = [line(step, aux_loss=7.5 - fall * step) for step in range(10, 410, 10)]
+        assert ("worse than frequencies" in said(lines)) == is_told, fall
+
+
 def test_marks_of_models_that_know_frequencies_only() -> None:
     words, counts = WordFrequencies(50), np.random.default_rng(0).zipf(1.5, 20_000) % 50
     for part in np.split(counts, 20):
@@ -367,6 +415,30 @@ def data_of(**concerns: Any) -> PretrainingData:
     config = small_config(**concerns)
     corpus = small_corpus(config)
     return PretrainingData(corpus.train_index, [memory_shard(seed=7)], config)
+
+
+@pytest.mark.parametrize("concerns", [{}, {"data": {"row_format": "padded"}}, {"objective": {"mask_probability": 0.6}}])
+def test_masks_are_as_many_and_where_they_are_planned(concerns: dict[str, Any]) -> None:
+    data, config, first, masks = data_of(**concerns), small_config(**concerns), 0, Masks()
+    for step in range(20):
+        batch = data.step_batch(step, first)
+        first = batch.end
+        masks = sum((masks_of(one, config) for one in batch.micro_batches), masks)
+    assert masks.count**2 < 9 * masks.count_variance and masks.places**2 < 9 * masks.places_variance
+    assert masks.count_variance > 20 and masks.places_variance > 1e4
+    unknown = replace(batch.micro_batches[0], tokens=torch.full_like(batch.micro_batches[0].tokens, 3))
+    assert masks_of(unknown, config) == Masks(), "special ids are masked last"
+
+
+def test_a_sample_comes_once_an_epoch() -> None:
+    data, watch = data_of(), Watch(small_config())
+    for first, again in ((0, 0.0), (24, 0.0), (12, 1.0)):
+        watch.batch(data.step_batch(0, first))
+        watch.line(1, FIGURES, {}, 0.0)
+        assert watch.lines[-1].again == again
+    watch.batch(data.step_batch(0, 0))
+    watch.line(1, FIGURES, {}, 0.01)
+    assert watch.lines[-1].again == 0.0, "later epochs bring them again"
 
 
 def test_samples_are_known_again_wherever_they_lie_and_new_epochs_are_planned() -> None:
