@@ -84,7 +84,7 @@ ALARMS: tuple[Alarm, ...] = (
     Alarm(
         "learning rate too low",
         "weights hardly move, so that nothing is learned",
-        "raise optimizer.lr, or look for what makes its steps smaller",
+        "raise optimizer.lr, start with smaller weights, or look for what makes its steps smaller",
         signs.rate_too_low,
     ),
     Alarm(

@@ -26,9 +26,17 @@ ROUNDED = 2**-20
 def not_finite(history: History) -> str | None:
     last = history.last
     steps = max(len(last.norms), 1)
-    # fp16 finds its scale by overflows; of other formats one is too many.
-    allowed = steps / 2 if history.config.train.precision == "fp16" else 0
+    # fp16 finds its scale by overflows, all those before the first step too; of other formats one is too many.
+    allowed = steps / 2 + _steps_before_any(history) if history.config.train.precision == "fp16" else 0
     return f"{last.skipped} of {steps} steps skipped" if last.skipped > allowed else None
+
+
+def _steps_before_any(history: History) -> int:
+    """How many steps of the line lie before the first one whose gradient was finite."""
+    if any(math.isfinite(norm) for line in history.lines[:-1] for norm in line.norms):
+        return 0
+    norms = history.last.norms
+    return next((number for number, norm in enumerate(norms) if math.isfinite(norm)), len(norms))
 
 
 def loss_scale_at_floor(history: History) -> str | None:
@@ -264,6 +272,8 @@ def _says_original(history: History, terms: Sequence[str]) -> str | None:
     if "rtd" not in terms or not (history.is_half_done and history.has("rtd_auc")):
         return None
     auc, gain = history.mean("rtd_auc"), history.gain("rtd")
+    if _auc_noise(history) > 0.1:
+        return None  # so few tokens do not tell 1/2 from what is clearly above
     if auc > 0.5 + max(0.01, _auc_noise(history) / 2) and (gain > 0 or gain < -_detection_mark(history)):
         return None
     if detection_inverted(history) or other_labels(history):
@@ -318,7 +328,9 @@ def _on_frequencies(history: History, terms: Sequence[str]) -> str | None:
     if not (history.is_half_done and _has_masks(history)):
         return None
     filler = next((term for term in ("aux", "mlm") if term in history.language_terms), None)
-    if filler is None or filler not in terms or history.gain(filler) > 0.01 or history.is_falling(f"{filler}_loss"):
+    if filler is None or filler not in terms or history.gain(filler) > 0.01:
+        return None
+    if history.gets_below(f"{filler}_loss", 0.99 * history.last.unigram):
         return None
     return f"{filler} loss {history.mean(f'{filler}_loss'):.3f}, that of word frequencies {history.last.unigram:.3f}"
 
@@ -334,7 +346,9 @@ def _corrects_nothing(history: History, terms: Sequence[str]) -> str | None:
     aux, clm = history.gain("aux"), history.gain("clm")
     is_sure = aux * history.last.unigram > 2 * history.noise()
     shown = f"CLM loss {history.mean('clm_loss'):.3f}, MLM {history.mean('aux_loss'):.3f}"
-    return f"{shown}, word frequencies {history.last.unigram:.3f}" if is_sure and clm < aux / 10 else None
+    if not is_sure or clm >= aux / 10 or history.gets_below("clm_loss", (1 - aux / 10) * history.last.unigram):
+        return None
+    return f"{shown}, word frequencies {history.last.unigram:.3f}"
 
 
 def _has_masks(history: History) -> bool:

@@ -329,6 +329,12 @@ def test_fp16_finds_its_scale_before_anything_is_said() -> None:
     assert said(after(skipped=5, loss_scale=2.0), fp16) == set()
     assert said(after(skipped=6, loss_scale=2.0), fp16) == {"gradients not finite"}
     assert said(after(loss_scale=1.0), fp16) == {"loss scale at its floor"}
+    searching = {10: (math.inf,) * 10, 20: (math.inf,) * 8 + (1.0,) * 2}
+    first = [
+        line(at, skipped=sum(map(math.isinf, norms)), norms=norms, loss_scale=2.0) for at, norms in searching.items()
+    ]
+    assert said(first[:1], fp16) == said(first, fp16) == set(), "from 2^32 down"
+    assert said([line(10), *first[1:]], fp16) == {"gradients not finite"}
 
 
 def test_an_alarm_is_said_once_and_again_when_it_was_away() -> None:
