@@ -100,9 +100,9 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         ("worse than frequencies", {"clm_loss": 6.95}, {"clm_loss": 6.85}),
         ("detection inverted", {"rtd_auc": 0.44}, {"rtd_auc": 0.46}),
         ("RTD says original to all", {"rtd_auc": 0.505, "rtd_loss": 0.4}, {"rtd_auc": 0.52}),
-        # 2% below the entropy of 0.138, which is 0.4013
-        ("RTD learns other labels", {"rtd_auc": 0.5, "rtd_loss": 0.393}, {"rtd_auc": 0.5, "rtd_loss": 0.394}),
-        ("RTD learns other labels", {"rtd_auc": 0.505, "rtd_loss": 0.3}, {"rtd_auc": 0.52, "rtd_loss": 0.3}),
+        # 2 AUC - 1, 2 times five standard deviations of 0.0019, and 2%, below the entropy of 0.138, which is 0.4013
+        ("RTD learns other labels", {"rtd_auc": 0.5, "rtd_loss": 0.385}, {"rtd_auc": 0.5, "rtd_loss": 0.387}),
+        ("RTD learns other labels", {"rtd_auc": 0.55, "rtd_loss": 0.345}, {"rtd_auc": 0.55, "rtd_loss": 0.347}),
         ("repeated data", {"again": 1e-3}, {}),
         # 15,000 (1 - 0.08) of 100,000
         ("replacements not as drawn", {"replace_rate": 0.13801}, {"replace_rate": 0.138004}),

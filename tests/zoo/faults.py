@@ -669,7 +669,13 @@ FAULTS = (
         instead(LanguageModel, "statistics", far_corrections),
         concerns=UNCHECKED,
     ),
-    Fault("targets of another document, unchecked", "stuck on word frequencies", far_target, concerns=UNCHECKED),
+    Fault(
+        "targets of another document, unchecked",
+        "stuck on word frequencies",
+        far_target,
+        concerns=UNCHECKED,
+        companions=("replacements not as drawn",),
+    ),
     Fault("weights of the start put back", "loss fell back", infect=put_back, companions=("weights moved too far",)),
     Fault(
         "RTD reads no token from the middle on",
