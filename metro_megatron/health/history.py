@@ -57,6 +57,8 @@ class Line:
     """Share of the samples that were read before, though the order says that they are new."""
     again: float = 0.0
     """Share whose number came before in the same part of the plan, while the order is in its first epoch."""
+    first: int | None = None
+    """Its first step, counted from 0."""
     rates: Sequence[float] = ()
     """Main's learning rate in every step since the line before."""
     masks: Masks = Masks()
@@ -208,8 +210,9 @@ class History:
 
     @property
     def _steps(self) -> range:
-        """Since the line before, counted from 0."""
-        return range(max(self.last.step - self.config.train.log_interval, 0), self.last.step)
+        """Since the line before, counted from 0; a line whose step was passed over is missing."""
+        before = max(self.last.step - self.config.train.log_interval, 0)
+        return range(before if self.last.first is None else self.last.first, self.last.step)
 
     def farthest(self, name: str) -> float:
         """The most by which the steps since the line before can have changed a parameter's norm: the sum of their own.

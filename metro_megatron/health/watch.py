@@ -52,6 +52,7 @@ class Watch:
         self.masked = self.tokens = 0
         self.norms: list[float] = []
         self.rates: list[float] = []
+        self.first: int | None = None
         self.masks = Masks()
         self.skipped = 0
         self.quiet: dict[str, int] = {}
@@ -59,6 +60,7 @@ class Watch:
 
     def batch(self, batch: StepBatch) -> None:
         """Look at what a step is about to read, while it is on the host."""
+        self.first = batch.step if self.first is None else self.first
         phase = self.config.phase_at(batch.step)
         if phase != self.phase:  # its sources may have other words
             self.phase, self.frequencies = phase, WordFrequencies(self.config.model.vocab_size)
@@ -97,6 +99,7 @@ class Watch:
                 unigram=self.frequencies.entropy(),
                 repeated=self.read.lap() - planned,
                 again=again if not planned else 0.0,
+                first=self.first,
                 rates=tuple(self.rates),
                 masks=self.masks,
                 weights=weights,
@@ -105,7 +108,7 @@ class Watch:
         if len(self.lines) > MOST_LINES:
             del self.lines[1]  # the first one says how weights began
         self.masked = self.tokens = self.skipped = 0
-        self.norms, self.rates, self.masks = [], [], Masks()
+        self.norms, self.rates, self.masks, self.first = [], [], Masks(), None
         history = History(self.config, list(self.lines))
         said = []
         for alarm in ALARMS:

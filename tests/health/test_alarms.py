@@ -206,6 +206,10 @@ def test_a_step_of_any_line_may_have_been_passed_over() -> None:
         (0.0, (), False),
     ):
         assert ("learning rate not planned" in said([line(50, learning_rate=rate, norms=norms)])) == is_told
+    # The line of step 40 is missing, as that step was passed over.
+    both = {"norms": (1.0,) * 9, "rates": [RATES.at(step, 1000) for step in (*range(30, 39), *range(42, 50))]}
+    assert "learning rate not planned" not in said([line(30), line(50, **both, first=30)])
+    assert "learning rate not planned" in said([line(30), line(50, **both, first=31)])
 
 
 AUXILIARY = "aux.block.layers.0.mlp.linear_fc1.weight"

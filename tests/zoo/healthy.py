@@ -70,6 +70,7 @@ HEALTHY: dict[str, Concerns] = {
     },
     "untied positions": {"model": {"relative_bucket": "t5", "untied_positions": True}},
     "nothing shared": {"model": {"shared_embeddings": "none"}},
+    "steps passed over": {"train": {"skip_steps": ["20-25"]}},
     "40 words": {"model": {"vocab_size": 40}},
     "COCO-LM's losses": {"objective": {"main": ["rtd", "clm", "scl"], "clm": "mixture"}},
 }
