@@ -96,7 +96,7 @@ def moved_too_far(history: History) -> str | None:
     if len(history.lines) < 2:
         return None
     now, before = history.last.weights, history.lines[-2].weights
-    for name in now.keys() & before.keys():
+    for name in (one for one in now if one in before):
         far, most = abs(now[name][0] - before[name][0]), history.farthest(name)
         if far > 1.001 * most + 1e-6 * before[name][0]:
             return f"{name}: norm {before[name][0]:.3g} to {now[name][0]:.3g}, by {most:.2g} at most"
@@ -280,8 +280,8 @@ def _says_original(history: History, terms: Sequence[str]) -> str | None:
         return None
     if detection_inverted(history) or other_labels(history):
         return None
-    if gain < -_detection_mark(history) and history.mean("replace_accuracy") > 0.5:
-        return None  # it guesses, and its loss is that of guessing
+    if gain < -_detection_mark(history) and history.mean("replace_accuracy") > 0.1:
+        return None  # it says replaced to many, whichever they are, which is worse than frequencies
     if detection_collapsed(history) or loss_fell_back(history):
         return None
     return f"AUC {auc:.3f}, replaced tokens found {history.mean('replace_accuracy'):.1%}"
@@ -399,6 +399,7 @@ def always_the_likeliest(history: History) -> str | None:
     sampled, likeliest = history.mean("sampled_accuracy"), history.mean("aux_accuracy")
     masked = sum(line.masked for line in history.window())
     # Equal to the last one of hundreds of hits: two ways of choosing would differ.
-    if sampled * masked < 100 or abs(sampled - likeliest) * masked >= 0.5:
+    # Where all are hits, draws have no other word to take.
+    if sampled * masked < 100 or sampled == 1 or abs(sampled - likeliest) * masked >= 0.5:
         return None
     return f"both accuracies of the auxiliary {sampled:.3%}"

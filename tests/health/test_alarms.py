@@ -100,6 +100,11 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         ("worse than frequencies", {"clm_loss": 6.95}, {"clm_loss": 6.85}),
         ("detection inverted", {"rtd_auc": 0.44}, {"rtd_auc": 0.46}),
         ("RTD says original to all", {"rtd_auc": 0.505, "rtd_loss": 0.4}, {"rtd_auc": 0.52}),
+        (
+            "RTD says original to all",
+            {"rtd_auc": 0.505, "rtd_loss": 0.5, "replace_accuracy": 0.1},
+            {"rtd_auc": 0.505, "rtd_loss": 0.5, "replace_accuracy": 0.11},
+        ),
         # 2 AUC - 1, 2 times five standard deviations of 0.0019, and 2%, below the entropy of 0.138, which is 0.4013
         ("RTD learns other labels", {"rtd_auc": 0.5, "rtd_loss": 0.385}, {"rtd_auc": 0.5, "rtd_loss": 0.387}),
         ("RTD learns other labels", {"rtd_auc": 0.55, "rtd_loss": 0.345}, {"rtd_auc": 0.55, "rtd_loss": 0.347}),
@@ -121,6 +126,11 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         ("main too good", {"clm_loss": 2.20}, {"clm_loss": 2.23}),
         ("auxiliary too good", {"sampled_accuracy": 0.91}, {"sampled_accuracy": 0.89}),
         ("replacements are not drawn", {"sampled_accuracy": 0.2}, {"sampled_accuracy": 0.199}),
+        (
+            "replacements are not drawn",
+            {"sampled_accuracy": 0.99, "aux_accuracy": 0.99},
+            {"sampled_accuracy": 1.0, "aux_accuracy": 1.0},
+        ),
     ],
 )
 def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict[str, Any]) -> None:
