@@ -58,6 +58,24 @@ ALARMS: tuple[Alarm, ...] = (
         signs.rate_not_planned,
     ),
     Alarm(
+        "weights moved too far",
+        "steps are not those of the optimizer's rule at its planned rate, or something else writes weights",
+        "look at what changed the optimizer, the rates of its groups of parameters, or the weights",
+        signs.moved_too_far,
+    ),
+    Alarm(
+        "masks not planned",
+        "how many tokens are masked, or where, is not what the configuration gives",
+        "look at what changed data/masking.py",
+        signs.masks_not_planned,
+    ),
+    Alarm(
+        "replacements not as drawn",
+        "main reads other tokens than those that were drawn, or what is named at masks is not the text's",
+        "look at what lies between the draws and main, and at the targets",
+        signs.not_as_drawn,
+    ),
+    Alarm(
         "learning rate too high",
         "weights are rewritten faster than Adam, or Muon, averages",
         "lower the option that is named",
@@ -66,7 +84,7 @@ ALARMS: tuple[Alarm, ...] = (
     Alarm(
         "learning rate too low",
         "weights hardly move, so that nothing is learned",
-        "raise optimizer.lr, or look for what makes its steps smaller",
+        "raise optimizer.lr, start with smaller weights, or look for what makes its steps smaller",
         signs.rate_too_low,
     ),
     Alarm(
@@ -84,7 +102,7 @@ ALARMS: tuple[Alarm, ...] = (
     Alarm(
         "weights do not move",
         "the optimizer leaves them out, or no gradient reaches them, or one far below adam_eps, as of a loss without "
-        "weight",
+        "weight, or 16 bits round their steps away",
         "look at what changed the weight of their loss, the model or the optimizer: the plain program moves all",
         signs.frozen,
     ),
@@ -120,6 +138,12 @@ ALARMS: tuple[Alarm, ...] = (
         signs.detection_inverted,
     ),
     Alarm(
+        "RTD learns other labels",
+        "its loss is not that of which tokens were replaced: other labels, or other tokens than all",
+        "look at what changed the labels, or what RTD's loss is a mean over",
+        signs.other_labels,
+    ),
+    Alarm(
         "RTD says original to all",
         "main does not see what was replaced: its loss weighs too little, or its rate kills it",
         "look at objective.rtd_weight; lower optimizer.lr, raise the samples of a step",
@@ -139,7 +163,8 @@ ALARMS: tuple[Alarm, ...] = (
     ),
     Alarm(
         "stuck on word frequencies",
-        "rate, warm-up, batch or start do not let the model leave the plateau, or targets are not those of the text",
+        "rate, warm-up, batch or start do not let the model leave the plateau, or targets are not those of the text, "
+        "or its words have no order, as in shards that were made wrongly",
         "change optimizer.lr or the samples of a step, start positions smaller, or train longer",
         signs.plateau,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
 
 from metro_megatron.config.schema import Config
@@ -18,6 +18,21 @@ SIGMAS = 5.0
 """Standard deviations: by chance less than once in a million lines."""
 SPREAD = 3.0
 """Standard deviation in nats of a masked token's loss, at most about that of word frequencies."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Of the first rank, since the line before: how many there are and where, beside what is expected of them."""
+
+    count: float = 0.0
+    """Less the number that the lengths of samples and objective.mask_probability give."""
+    count_variance: float = 0.0
+    places: float = 0.0
+    """Sum of the masks' distances, in tokens, behind the middles of their samples."""
+    places_variance: float = 0.0
+
+    def __add__(self, other: Masks) -> Masks:
+        return Masks(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,13 @@ class Line:
     """Loss of word frequencies."""
     repeated: float = 0.0
     """Share of the samples that were read before, though the order says that they are new."""
+    again: float = 0.0
+    """Share whose number came before in the same part of the plan, while the order is in its first epoch."""
+    first: int | None = None
+    """Its first step, counted from 0."""
+    rates: Sequence[float] = ()
+    """Main's learning rate in every step since the line before."""
+    masks: Masks = Masks()
     weights: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     """Norm and number of elements of every parameter."""
 
@@ -124,6 +146,17 @@ class History:
         """Whether a loss is lower by a hundredth than in the window before."""
         return self.mean(name) < 0.99 * self.mean(name, self._window_before)
 
+    def gets_below(self, name: str, mark: float) -> bool:
+        """Whether a loss falls as in `is_falling`, or gets below a mark before the run's end at its pace since the
+        warm-up.
+        """
+        first, now = self.settled_windows[:1], self.mean(name)
+        steps = self.last.step - first[0][-1].step if first else 0
+        if not steps:
+            return self.is_falling(name)
+        pace = (self.mean(name, first[0]) - now) / steps
+        return self.is_falling(name) or pace * (self.config.train.train_steps - self.last.step) > now - mark
+
     def window(self, end: int | None = None) -> list[Line]:
         """The lines of the last LEAST_STEPS steps, or those before line number `end` of `alike`."""
         end = len(self.alike) if end is None else end
@@ -153,23 +186,54 @@ class History:
         known = [name for name in names if name in self.last.figures and name.split("_")[0] not in self.weightless]
         return len(known) == len(names) and not any(math.isnan(self.mean(name)) for name in known)
 
-    @cached_property
-    def is_still(self) -> bool:
-        """Whether since warm-up no matrix or table has got another norm by a hundredth; not known of a later start."""
+    def is_still(self, model: str) -> bool:
+        """Whether since warm-up no matrix of "aux" or "main" has got another norm by a hundredth; not known of a later
+        start. A model of which none is known, as it has none of its own, is as still as all are.
+        """
         first, last = self.lines[0], self.last
-        if not last.weights or first.step > self.settled:
+        if first.step > self.settled:
             return False
-        own = [name for name in last.weights if _is_of_layers(name) or _is_table(name)]
-        pairs = [(first.weights[name][0], last.weights[name][0]) for name in own if name in first.weights]
-        return bool(pairs) and all(abs(now - then) <= 0.01 * then for then, now in pairs)
+        moved = {
+            name: abs(last.weights[name][0] - then) > 0.01 * then
+            for name, (then, _) in first.weights.items()
+            if name in last.weights and (_is_of_layers(name) or _is_table(name))
+        }
+        own = [is_moved for name, is_moved in moved.items() if name.startswith(f"{model}.")]
+        return bool(moved) and not any(own or moved.values())
 
-    @property
+    @cached_property
     def planned_rates(self) -> list[float]:
         """Main's learning rate in each step since the line before, by the configuration."""
         config, steps = self.config, self.config.train.train_steps
         rate, factor = config.optimizer.learning_rate(steps), config.lr_factor
-        first = max(self.last.step - config.train.log_interval, 0)
-        return [rate.at(step, steps) * factor.at(step, steps) for step in range(first, self.last.step)]
+        return [rate.at(step, steps) * factor.at(step, steps) for step in self._steps]
+
+    @property
+    def _steps(self) -> range:
+        """Since the line before, counted from 0; a line whose step was passed over is missing."""
+        before = max(self.last.step - self.config.train.log_interval, 0)
+        return range(before if self.last.first is None else self.last.first, self.last.step)
+
+    def farthest(self, name: str) -> float:
+        """The most by which the steps since the line before can have changed a parameter's norm: the sum of their own.
+
+        Adam divides an average of gradients by the root of another one of their squares, so that by Cauchy and Schwarz
+        no step is larger than (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2)) times its rate; Newton and Schulz's
+        iteration leaves singular values of at most 1.2, and Muon's step has 0.2 of its rate.
+        """
+        config, train_steps, is_mains = self.config, self.config.train.train_steps, name.startswith(("tied.", "main."))
+        options = config.optimizer if is_mains else config.optimizer.auxiliary
+        own = None if is_mains else config.optimizer.auxiliary_schedule
+        peak, most = options.lr, _most_of_adam(options.adam_beta1, options.adam_beta2)
+        if options.matrices == "muon" and _is_of_layers(name):
+            peak, most = options.muon_lr or options.lr, 0.2 * 1.2
+        if own:
+            shares = [own.at(step, train_steps) * config.lr_factor.at(step, train_steps) for step in self._steps]
+        else:
+            shares = [rate / config.optimizer.lr for rate in self.planned_rates]
+        norm, size = self.last.weights[name]
+        larger = max(norm, self.lines[-2].weights[name][0])
+        return peak * sum(shares) * (most * math.sqrt(size) + options.weight_decay * larger)
 
     def mean(self, name: str, lines: Sequence[Line] | None = None) -> float:
         """Of a figure over the tokens of a window, but for lines in which nothing was counted; NaN: in none was."""
@@ -251,6 +315,13 @@ class History:
                 yield from (kind(_rms(some)) for kind, some in ((muon, matrices), (adam, others)) if some)
             elif matrices:
                 yield adam(_rms(matrices))
+
+
+def _most_of_adam(beta1: float, beta2: float) -> float:
+    """Of a step's element, as a share of the rate; without bound where gradients are remembered longer than squares."""
+    if beta1**2 >= beta2 or beta2 >= 1:
+        return math.inf
+    return max(1.0, (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2)))
 
 
 def _is_of_layers(name: str) -> bool:

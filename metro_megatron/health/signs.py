@@ -7,9 +7,10 @@ over so many tokens, how long Adam remembers; none was fitted to a size or a cor
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median
 
-from metro_megatron.health.history import LEAST_STEPS, SIGMAS, History
+from metro_megatron.health.history import LEAST_STEPS, SIGMAS, History, Masks
 from metro_megatron.health.trivial import chance_of_auc, detection_entropy
 
 TOO_GOOD = 0.9
@@ -25,9 +26,17 @@ ROUNDED = 2**-20
 def not_finite(history: History) -> str | None:
     last = history.last
     steps = max(len(last.norms), 1)
-    # fp16 finds its scale by overflows; of other formats one is too many.
-    allowed = steps / 2 if history.config.train.precision == "fp16" else 0
+    # fp16 finds its scale by overflows, all those before the first step too; of other formats one is too many.
+    allowed = steps / 2 + _steps_before_any(history) if history.config.train.precision == "fp16" else 0
     return f"{last.skipped} of {steps} steps skipped" if last.skipped > allowed else None
+
+
+def _steps_before_any(history: History) -> int:
+    """How many steps of the line lie before the first one whose gradient was finite."""
+    if any(math.isfinite(norm) for line in history.lines[:-1] for norm in line.norms):
+        return 0
+    norms = history.last.norms
+    return next((number for number, norm in enumerate(norms) if math.isfinite(norm)), len(norms))
 
 
 def loss_scale_at_floor(history: History) -> str | None:
@@ -72,19 +81,75 @@ def rate_too_high(history: History) -> str | None:
 
 
 def rate_not_planned(history: History) -> str | None:
-    """No step since the line before, of which some may have been passed over, has it by plan."""
-    now, planned = history.last.figures["learning_rate"], history.planned_rates
-    if not history.last.norms or any(math.isclose(now, one, rel_tol=1e-6) for one in planned):
+    """The steps since the line before, of which some may have been passed over, have others than they have by plan."""
+    if not history.last.norms:
         return None
-    return f"{now:.3g}, planned {planned[-1]:.3g}"
+    left = iter(history.planned_rates)
+    for now in history.last.rates or [history.last.figures["learning_rate"]]:
+        if not any(math.isclose(now, one, rel_tol=1e-6) for one in left):
+            return f"{now:.3g}, planned up to {max(history.planned_rates):.3g}"
+    return None
+
+
+def moved_too_far(history: History) -> str | None:
+    """No step of the optimizer's rule at the planned rates, however gradients are, gets there."""
+    if len(history.lines) < 2:
+        return None
+    now, before = history.last.weights, history.lines[-2].weights
+    for name in (one for one in now if one in before):
+        far, most = abs(now[name][0] - before[name][0]), history.farthest(name)
+        if far > 1.001 * most + 1e-6 * before[name][0]:
+            return f"{name}: norm {before[name][0]:.3g} to {now[name][0]:.3g}, by {most:.2g} at most"
+    return None
+
+
+def masks_not_planned(history: History) -> str | None:
+    """Each sample's number of masks is drawn by itself, and each of its tokens is as likely to be masked."""
+    masks = sum((line.masks for line in history.window()), Masks())
+    if abs(masks.count) > SIGMAS * math.sqrt(masks.count_variance) + 0.5:
+        return f"{abs(masks.count):.0f} masks too {'many' if masks.count > 0 else 'few'}"
+    if abs(masks.places) > SIGMAS * math.sqrt(masks.places_variance) + 0.5:
+        return f"masks lie too near to the {'ends' if masks.places > 0 else 'beginnings'} of samples"
+    return None
+
+
+def not_as_drawn(history: History) -> str | None:
+    """What main finds replaced are the masks whose draw is not the original, to the last one.
+
+    Where the watch has seen each step whose figures are in the line.
+    """
+    last = history.last
+    if len(history.lines) < 2 or last.skipped or not history.has("sampled_accuracy", "replace_rate"):
+        return None
+    drawn = last.masked * (1 - last.figures["sampled_accuracy"])
+    read = last.tokens * last.figures["replace_rate"]
+    return f"{read:.0f} tokens replaced, {drawn:.0f} drawn" if abs(read - drawn) > 0.5 else None
 
 
 def rate_too_low(history: History) -> str | None:
-    """Nothing is learned, and weights are nearly those of the start."""
-    if not (history.is_warm and history.is_still):
+    """Nothing is learned, and a model's weights are nearly those of the start."""
+    if not history.is_warm:
         return None
-    seen = _above_frequencies(history) or _on_frequencies(history)
-    return f"norms of weights within 1% of their start's; {seen}" if seen else None
+    for model, signs in (
+        ("aux", (_above_frequencies, _on_frequencies)),
+        ("main", (_above_frequencies, _on_frequencies, _says_original, _corrects_nothing)),
+    ):
+        if history.is_still(model):
+            terms = _terms(history, model)
+            seen = next((said for sign in signs if (said := sign(history, terms))), None)
+            if seen:
+                return f"norms of {model}'s weights within 1% of their start's; {seen}"
+    return None
+
+
+def _terms(history: History, *models: str) -> list[str]:
+    """The losses of models."""
+    return [term for term in ("aux", "clm", "mlm", "rtd") if ("aux" if term == "aux" else "main") in models]
+
+
+def _moving(history: History) -> list[str]:
+    """The losses of models that do not stand still, which is told already."""
+    return _terms(history, *(model for model in ("aux", "main") if not history.is_still(model)))
 
 
 def weightless(history: History) -> str | None:
@@ -136,26 +201,28 @@ def frozen(history: History) -> str | None:
 
 
 def repeated(history: History) -> str | None:
+    """Shards hold copies, of which up to half is taken; no order gives a sample twice in an epoch."""
+    if history.last.again:
+        return f"{history.last.again:.0%} of the samples for the second time in an epoch"
     share = history.last.repeated
     return f"{share:.0%} of the samples" if share > 0.5 else None
 
 
 def worse_than_frequencies(history: History) -> str | None:
-    is_told = history.is_still or loss_fell_back(history)
-    return None if is_told else _above_frequencies(history)
+    return None if loss_fell_back(history) else _above_frequencies(history, _moving(history))
 
 
-def _above_frequencies(history: History) -> str | None:
+def _above_frequencies(history: History, terms: Sequence[str]) -> str | None:
     if not history.is_warm:
         return None
-    for term in history.language_terms:
+    for term in (one for one in history.language_terms if one in terms):
         loss, trivial = history.mean(f"{term}_loss"), history.last.unigram
-        if loss > max(trivial + history.noise(), 1.02 * trivial) and not history.is_falling(f"{term}_loss"):
+        if loss > max(trivial + history.noise(), 1.02 * trivial) and not history.gets_below(f"{term}_loss", trivial):
             return f"{term} loss {loss:.3f}, that of word frequencies {trivial:.3f}"
-    if not history.has("rtd_loss") or history.is_falling("rtd_loss"):
+    if "rtd" not in terms or not history.has("rtd_loss"):
         return None
-    if history.gain("rtd") < -_detection_mark(history):
-        trivial = detection_entropy(history.mean("replace_rate"))
+    trivial = detection_entropy(history.mean("replace_rate"))
+    if history.gain("rtd") < -_detection_mark(history) and not history.gets_below("rtd_loss", trivial):
         return f"RTD loss {history.mean('rtd_loss'):.3f}, that of the share of replaced tokens {trivial:.3f}"
     return None
 
@@ -185,14 +252,37 @@ def detection_inverted(history: History) -> str | None:
     return f"AUC {auc:.3f}" if auc < 0.5 - max(0.05, _auc_noise(history)) else None
 
 
-def all_original(history: History) -> str | None:
-    """Neither inverted nor worse than what says so, nor since the model diverged."""
-    if not (history.is_half_done and history.has("rtd_auc")) or history.is_still:
+def other_labels(history: History) -> str | None:
+    """RTD's loss is lower than what AUC counts allows: a share x of it goes with that share of the replaced tokens,
+    found for sure, at most, and AUC is 1/2 + x / 2 then.
+    """
+    if not (history.is_warm and history.has("rtd_auc")):
         return None
     auc, gain = history.mean("rtd_auc"), history.gain("rtd")
+    if gain < 2 * (auc + _auc_noise(history)) - 1 + _detection_mark(history):
+        return None
+    trivial = detection_entropy(history.mean("replace_rate"))
+    return f"RTD loss {history.mean('rtd_loss'):.3f}, that of guessing {trivial:.3f}, but AUC {auc:.3f}"
+
+
+def all_original(history: History) -> str | None:
+    """Neither inverted nor worse than what says so, nor since the model diverged."""
+    return _says_original(history, _moving(history))
+
+
+def _says_original(history: History, terms: Sequence[str]) -> str | None:
+    if "rtd" not in terms or not (history.is_half_done and history.has("rtd_auc")):
+        return None
+    auc, gain = history.mean("rtd_auc"), history.gain("rtd")
+    if _auc_noise(history) > 0.1:
+        return None  # so few tokens do not tell 1/2 from what is clearly above
     if auc > 0.5 + max(0.01, _auc_noise(history) / 2) and (gain > 0 or gain < -_detection_mark(history)):
         return None
-    if detection_inverted(history) or detection_collapsed(history) or loss_fell_back(history):
+    if detection_inverted(history) or other_labels(history):
+        return None
+    if gain < -_detection_mark(history) and history.mean("replace_accuracy") > 0.1:
+        return None  # it says replaced to many, whichever they are, which is worse than frequencies
+    if detection_collapsed(history) or loss_fell_back(history):
         return None
     return f"AUC {auc:.3f}, replaced tokens found {history.mean('replace_accuracy'):.1%}"
 
@@ -234,30 +324,35 @@ def loss_fell_back(history: History) -> str | None:
 
 
 def plateau(history: History) -> str | None:
-    is_told = history.is_still or loss_fell_back(history)
-    return None if is_told else _on_frequencies(history)
+    return None if loss_fell_back(history) else _on_frequencies(history, _moving(history))
 
 
-def _on_frequencies(history: History) -> str | None:
+def _on_frequencies(history: History, terms: Sequence[str]) -> str | None:
     """As many steps lie behind as before, and nothing but frequencies is known."""
     if not (history.is_half_done and _has_masks(history)):
         return None
     filler = next((term for term in ("aux", "mlm") if term in history.language_terms), None)
-    if filler is None or history.gain(filler) > 0.01 or history.is_falling(f"{filler}_loss"):
+    if filler is None or filler not in terms or history.gain(filler) > 0.01:
+        return None
+    if history.gets_below(f"{filler}_loss", 0.99 * history.last.unigram):
         return None
     return f"{filler} loss {history.mean(f'{filler}_loss'):.3f}, that of word frequencies {history.last.unigram:.3f}"
 
 
 def clm_learns_nothing(history: History) -> str | None:
     """The auxiliary reads less and knows more: main's correction has a tenth of what the auxiliary has learned."""
-    if not history.is_half_done or not {"aux", "clm"} <= set(history.language_terms):
-        return None
-    if history.is_still:
+    return _corrects_nothing(history, _moving(history))
+
+
+def _corrects_nothing(history: History, terms: Sequence[str]) -> str | None:
+    if "clm" not in terms or not history.is_half_done or not {"aux", "clm"} <= set(history.language_terms):
         return None
     aux, clm = history.gain("aux"), history.gain("clm")
     is_sure = aux * history.last.unigram > 2 * history.noise()
     shown = f"CLM loss {history.mean('clm_loss'):.3f}, MLM {history.mean('aux_loss'):.3f}"
-    return f"{shown}, word frequencies {history.last.unigram:.3f}" if is_sure and clm < aux / 10 else None
+    if not is_sure or clm >= aux / 10 or history.gets_below("clm_loss", (1 - aux / 10) * history.last.unigram):
+        return None
+    return f"{shown}, word frequencies {history.last.unigram:.3f}"
 
 
 def _has_masks(history: History) -> bool:
@@ -304,6 +399,7 @@ def always_the_likeliest(history: History) -> str | None:
     sampled, likeliest = history.mean("sampled_accuracy"), history.mean("aux_accuracy")
     masked = sum(line.masked for line in history.window())
     # Equal to the last one of hundreds of hits: two ways of choosing would differ.
-    if sampled * masked < 100 or abs(sampled - likeliest) * masked >= 0.5:
+    # Where all are hits, draws have no other word to take.
+    if sampled * masked < 100 or sampled == 1 or abs(sampled - likeliest) * masked >= 0.5:
         return None
     return f"both accuracies of the auxiliary {sampled:.3%}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import entropy
 
 from metro_megatron.config.phases import Phase
@@ -14,9 +16,9 @@ from metro_megatron.config.schema import Config, EarlyExitConfig, OptimizerConfi
 from metro_megatron.data.loader import PretrainingData
 from metro_megatron.health import watch as watch_module
 from metro_megatron.health.alarms import ALARMS
-from metro_megatron.health.history import History, Line
+from metro_megatron.health.history import History, Line, Masks
 from metro_megatron.health.trivial import WordFrequencies, detection_entropy
-from metro_megatron.health.watch import QUIET_LINES, Watch, sample_hashes
+from metro_megatron.health.watch import QUIET_LINES, Watch, masks_of, sample_hashes
 from metro_megatron.parallel.optim import Update
 from tests.parity.small_run import memory_shard, small_config, small_corpus
 
@@ -97,7 +99,22 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         ("weights do not move", STILL | {"learning_rate": 2.6e-5}, STILL | {"learning_rate": 2.4e-5}),
         ("worse than frequencies", {"clm_loss": 6.95}, {"clm_loss": 6.85}),
         ("detection inverted", {"rtd_auc": 0.44}, {"rtd_auc": 0.46}),
-        ("RTD says original to all", {"rtd_auc": 0.505}, {"rtd_auc": 0.52}),
+        ("RTD says original to all", {"rtd_auc": 0.505, "rtd_loss": 0.4}, {"rtd_auc": 0.52}),
+        (
+            "RTD says original to all",
+            {"rtd_auc": 0.505, "rtd_loss": 0.5, "replace_accuracy": 0.1},
+            {"rtd_auc": 0.505, "rtd_loss": 0.5, "replace_accuracy": 0.11},
+        ),
+        # 2 AUC - 1, 2 times five standard deviations of 0.0019, and 2%, below the entropy of 0.138, which is 0.4013
+        ("RTD learns other labels", {"rtd_auc": 0.5, "rtd_loss": 0.385}, {"rtd_auc": 0.5, "rtd_loss": 0.387}),
+        ("RTD learns other labels", {"rtd_auc": 0.55, "rtd_loss": 0.345}, {"rtd_auc": 0.55, "rtd_loss": 0.347}),
+        ("repeated data", {"again": 1e-3}, {}),
+        # 15,000 (1 - 0.08) of 100,000
+        ("replacements not as drawn", {"replace_rate": 0.13801}, {"replace_rate": 0.138004}),
+        ("learning rate not planned", {"rates": (5e-4,) * 4 + (5e-3,)}, {"rates": (5e-4,) * 4}),
+        # five standard deviations, over two lines
+        ("masks not planned", {"masks": Masks(501, 10_000)}, {"masks": Masks(-350, 10_000)}),
+        ("masks not planned", {"masks": Masks(0, 0, -501, 10_000)}, {"masks": Masks(0, 0, 350, 10_000)}),
         ("replace accuracy collapsed", {"rtd_auc": 0.53}, {"rtd_auc": 0.54}),
         ("loss fell back", {"aux_loss": 5.91}, {"aux_loss": 5.89}),
         ("stuck on word frequencies", {"aux_loss": 6.75}, {"aux_loss": 6.7}),
@@ -109,6 +126,11 @@ def test_a_healthy_run_has_none_from_its_first_line() -> None:
         ("main too good", {"clm_loss": 2.20}, {"clm_loss": 2.23}),
         ("auxiliary too good", {"sampled_accuracy": 0.91}, {"sampled_accuracy": 0.89}),
         ("replacements are not drawn", {"sampled_accuracy": 0.2}, {"sampled_accuracy": 0.199}),
+        (
+            "replacements are not drawn",
+            {"sampled_accuracy": 0.99, "aux_accuracy": 0.99},
+            {"sampled_accuracy": 1.0, "aux_accuracy": 1.0},
+        ),
     ],
 )
 def test_each_goes_off_at_its_mark(name: str, sick: dict[str, Any], nearly: dict[str, Any]) -> None:
@@ -179,7 +201,7 @@ def test_what_the_configuration_gives_no_weight_is_the_only_cause_that_is_named(
     config = replace(CONFIG, objective=replace(CONFIG.objective, rtd_weight=0.0))
     head = {"weights": {"main.rtd_head.bias": (1.0, 1), MATRIX: (20.0, 10**6)}}
     sick = [
-        line(step, rtd_auc=0.44, rtd_loss=0.7, weights={**head["weights"], MATRIX: (20.0 + step, 10**6)})
+        line(step, rtd_auc=0.44, rtd_loss=0.7, weights={**head["weights"], MATRIX: (20.0 + step / 10, 10**6)})
         for step in range(10, 610, 10)
     ]
     assert said(sick, config) == {"loss of weight 0"}
@@ -194,6 +216,10 @@ def test_a_step_of_any_line_may_have_been_passed_over() -> None:
         (0.0, (), False),
     ):
         assert ("learning rate not planned" in said([line(50, learning_rate=rate, norms=norms)])) == is_told
+    # The line of step 40 is missing, as that step was passed over.
+    both = {"norms": (1.0,) * 9, "rates": [RATES.at(step, 1000) for step in (*range(30, 39), *range(42, 50))]}
+    assert "learning rate not planned" not in said([line(30), line(50, **both, first=30)])
+    assert "learning rate not planned" in said([line(30), line(50, **both, first=31)])
 
 
 AUXILIARY = "aux.block.layers.0.mlp.linear_fc1.weight"
@@ -252,7 +278,8 @@ def test_lines_in_which_nothing_was_masked_say_nothing() -> None:
     sick = {"aux_loss": 6.8, "clm_loss": 6.8}
     lines = [line(step, **(empty if step % 20 else sick)) for step in range(10, 610, 10)]
     assert "stuck on word frequencies" in said(lines)
-    assert not said(always(sampled_accuracy=1.0, masked=4)) and said(always(sampled_accuracy=1.0, masked=60))
+    few = {"sampled_accuracy": 1.0, "replace_rate": 0.0, "rtd_loss": 0.0, "rtd_auc": np.nan}
+    assert not said(always(**few, masked=4)) and said(always(**few, masked=60))
     assert "no gradient" not in said(always(**WEAK))
     assert "no gradient" in said(always(**WEAK, norms=(0.0,) * 10)) & said(always(stage_grad_norm=0.0))
 
@@ -296,7 +323,7 @@ def test_how_weights_began_is_remembered_in_a_long_run(monkeypatch: pytest.Monke
     config = replace(CONFIG, train=replace(CONFIG.train, train_steps=100_000))
     watch, told, rates = Watch(config), set(), config.optimizer.learning_rate(100_000)
     for step in range(10, 610, 10):
-        watch.update(Update(5e-4, 1.0, 0.7, 0.7, 1.0, False, False))
+        watch.update(Update(rates.at(step - 1, 100_000), 1.0, 0.7, 0.7, 1.0, False, False))
         watch.masked, watch.tokens = 15_000, 100_000
         figures = {**FIGURES, "learning_rate": rates.at(step - 1, 100_000)}  # losses above those of no words
         told |= {one.alarm.name for one in watch.line(step, figures, {MATRIX: (20.0 + step * 1e-6, 10**6)}, 0.0)}
@@ -316,6 +343,12 @@ def test_fp16_finds_its_scale_before_anything_is_said() -> None:
     assert said(after(skipped=5, loss_scale=2.0), fp16) == set()
     assert said(after(skipped=6, loss_scale=2.0), fp16) == {"gradients not finite"}
     assert said(after(loss_scale=1.0), fp16) == {"loss scale at its floor"}
+    searching = {10: (math.inf,) * 10, 20: (math.inf,) * 8 + (1.0,) * 2}
+    first = [
+        line(at, skipped=sum(map(math.isinf, norms)), norms=norms, loss_scale=2.0) for at, norms in searching.items()
+    ]
+    assert said(first[:1], fp16) == said(first, fp16) == set(), "from 2^32 down"
+    assert said([line(10), *first[1:]], fp16) == {"gradients not finite"}
 
 
 def test_an_alarm_is_said_once_and_again_when_it_was_away() -> None:
@@ -332,6 +365,52 @@ def test_an_alarm_is_said_once_and_again_when_it_was_away() -> None:
     assert lines(5, stage_grad_norm=0.0) == 0
     assert lines(QUIET_LINES - 1) == 0 and lines(1, stage_grad_norm=0.0) == 0, "it flickers"
     assert lines(QUIET_LINES) == 0 and lines(1, stage_grad_norm=0.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "most", "given"),
+    [
+        # 10 steps of 5e-4 and of 0.1 / sqrt(0.02 (1 - 0.81 / 0.98)), of 10^6 elements; decay is 5e-3 of a norm of 20
+        (MATRIX, 8.4895 + 1e-3, {}),
+        (MATRIX, 36.374 + 1e-3, {"adam_beta2": 0.999}),
+        (MATRIX, math.inf, {"adam_beta2": 0.81}),
+        (MATRIX, 10 * 0.02 * 0.24 * 1e3 + 0.04, {"matrices": "muon", "muon_lr": 0.02}),
+        ("tied.word.weight", 8.4895 + 1e-3, {"matrices": "muon", "muon_lr": 0.02}),
+        (AUXILIARY, 84.895 + 1e-2, {"auxiliary_lr": 5e-3}),
+        (AUXILIARY, 4.2448 + 5e-4, {"auxiliary_lr_schedule": "0.5"}),
+    ],
+)
+def test_weights_get_no_farther_than_the_optimizers_steps(weight: str, most: float, given: dict[str, Any]) -> None:
+    (alarm,) = (one for one in ALARMS if one.name == "weights moved too far")
+    config = replace(CONFIG, optimizer=replace(CONFIG.optimizer, **given))
+    for moved, is_told in ((0.99 * most, False), (1.02 * most, most < math.inf)):
+        for now in (20.0 - moved, 20.0 + moved):
+            lines = [line(590, weights={weight: (20.0, 10**6)}), line(600, weights={weight: (now, 10**6)})]
+            seen = alarm.sees(History(config, lines))
+            assert (seen is not None) == is_told, (now, seen)
+
+
+def test_the_model_that_stands_is_named() -> None:
+    (alarm,) = (one for one in ALARMS if one.name == "learning rate too low")
+    for still, moves, figures, is_told in (
+        (MATRIX, AUXILIARY, {"rtd_auc": 0.505, "rtd_loss": 0.4}, True),
+        (MATRIX, AUXILIARY, {"clm_loss": 6.8}, True),
+        (MATRIX, AUXILIARY, {"aux_loss": 6.8}, False),
+        (AUXILIARY, MATRIX, {"aux_loss": 6.8}, True),
+        (AUXILIARY, MATRIX, {"clm_loss": 6.8}, False),
+    ):
+        lines = [
+            line(step, **figures, weights={still: (20.0, 10**6), moves: (20.0 + step / 100, 10**6)})
+            for step in range(10, 610, 10)
+        ]
+        assert (alarm.sees(History(CONFIG, lines)) is not None) == is_told, (still, figures)
+        assert not {"stuck on word frequencies", "CLM learns nothing"} & said(lines) or not is_told
+
+
+def test_what_gets_below_frequencies_before_the_end_is_on_its_way() -> None:
+    for fall, is_told in ((2e-3, False), (1e-4, True)):
+        lines = [line(step, aux_loss=7.5 - fall * step) for step in range(10, 410, 10)]
+        assert ("worse than frequencies" in said(lines)) == is_told, fall
 
 
 def test_marks_of_models_that_know_frequencies_only() -> None:
@@ -356,6 +435,30 @@ def data_of(**concerns: Any) -> PretrainingData:
     config = small_config(**concerns)
     corpus = small_corpus(config)
     return PretrainingData(corpus.train_index, [memory_shard(seed=7)], config)
+
+
+@pytest.mark.parametrize("concerns", [{}, {"data": {"row_format": "padded"}}, {"objective": {"mask_probability": 0.6}}])
+def test_masks_are_as_many_and_where_they_are_planned(concerns: dict[str, Any]) -> None:
+    data, config, first, masks = data_of(**concerns), small_config(**concerns), 0, Masks()
+    for step in range(20):
+        batch = data.step_batch(step, first)
+        first = batch.end
+        masks = sum((masks_of(one, config) for one in batch.micro_batches), masks)
+    assert masks.count**2 < 9 * masks.count_variance and masks.places**2 < 9 * masks.places_variance
+    assert masks.count_variance > 20 and masks.places_variance > 1e4
+    unknown = replace(batch.micro_batches[0], tokens=torch.full_like(batch.micro_batches[0].tokens, 3))
+    assert masks_of(unknown, config) == Masks(), "special ids are masked last"
+
+
+def test_a_sample_comes_once_an_epoch() -> None:
+    data, watch = data_of(), Watch(small_config())
+    for first, again in ((0, 0.0), (24, 0.0), (12, 1.0)):
+        watch.batch(data.step_batch(0, first))
+        watch.line(1, FIGURES, {}, 0.0)
+        assert watch.lines[-1].again == again
+    watch.batch(data.step_batch(0, 0))
+    watch.line(1, FIGURES, {}, 0.01)
+    assert watch.lines[-1].again == 0.0, "later epochs bring them again"
 
 
 def test_samples_are_known_again_wherever_they_lie_and_new_epochs_are_planned() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -106,6 +107,25 @@ def doubled_counts(build: Any) -> Any:
     return ours
 
 
+def each_twice(order: Any) -> Any:
+    """Every step reads what the one before it has read, or the next one will."""
+    return lambda self, positions: order(self, positions // 48 * 24 + positions % 24)
+
+
+def threefold(counts: Any) -> Any:
+    return lambda self, draws, lengths: np.minimum(3 * counts(self, draws, lengths), lengths)
+
+
+def first_words(hashes: Any) -> Any:
+    """Masks lie on the first words of every sample."""
+
+    def ours(states: Any, lengths: Any) -> Any:
+        found = hashes(states, lengths)
+        return np.where(found == masking._PADDING, found, np.arange(found.shape[1], dtype=np.uint64))
+
+    return ours
+
+
 def all_shown(readings: Any) -> Any:
     return lambda self, draws, positions, tokens: tokens
 
@@ -129,6 +149,15 @@ def far_corrections(statistics: Any) -> Any:
         return statistics(self, decoding, micro_batch, *args)
 
     return ours
+
+
+def target_behind(patch: Patch) -> None:
+    """Every mask wants the word behind it."""
+
+    def ours(self: MicroBatch) -> Tensor:
+        return self.tokens.t().reshape(-1)[self.masked_index + self.tokens.size(0)]
+
+    patch.setattr(MicroBatch, "masked_targets", property(ours))
 
 
 def next_target(patch: Patch) -> None:
@@ -188,6 +217,15 @@ def never_training(tell: Any) -> Any:
 
 def swapped(loss: Any) -> Any:
     return lambda logits, is_original, is_real: loss(logits, ~is_original, is_real)
+
+
+def at_masks_alone(loss: Any) -> Any:
+    return lambda self, reading, view, layout: loss(self, reading, at_masks(view), layout)
+
+
+def at_masks(view: View) -> View:
+    micro_batch = view.micro_batch
+    return replace(view, micro_batch=replace(micro_batch, is_real=micro_batch.is_real & micro_batch.is_masked))
 
 
 def without_weight(patch: Patch) -> None:
@@ -392,6 +430,77 @@ def rate_jumps(rate: Any) -> Any:
     return lambda at, options, steps: rate(at, options, steps) * (100 if at >= LATE else 1)
 
 
+def rate_of_one_step(rate: Any) -> Any:
+    return lambda at, options, steps: rate(at, options, steps) * (100 if at == LATE + 3 else 1)
+
+
+def in_groups(home: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Trainer, Patch], None]:
+    """Changes the options of a home's parameters behind the schedule."""
+
+    def infect(trainer: Trainer, patch: Patch) -> None:
+        update = trainer.optimizer._update
+
+        def ours(*args: Any) -> None:
+            for group in getattr(trainer.optimizer, home).optimizer.param_groups:
+                change(group)
+            update(*args)
+
+        patch.setattr(trainer.optimizer, "_update", ours)
+
+    return infect
+
+
+def times_the_rate(factor: float) -> Callable[[dict[str, Any]], None]:
+    return lambda group: group.update(lr=factor * group["lr"])
+
+
+def grown(group: dict[str, Any]) -> None:
+    group["weight_decay"] = -10.0
+
+
+def after_updates(change: Callable[[Trainer, int], None]) -> Callable[[Trainer, Patch], None]:
+    """Changes what every update leaves, counted from 1."""
+
+    def infect(trainer: Trainer, patch: Patch) -> None:
+        update, taken = trainer.optimizer._update, iter(range(1, 10_000))
+
+        def ours(*args: Any) -> None:
+            update(*args)
+            change(trainer, next(taken))
+
+        patch.setattr(trainer.optimizer, "_update", ours)
+
+    return infect
+
+
+def masters(trainer: Trainer) -> list[Tensor]:
+    return [one for home in trainer.optimizer.both for group in home.optimizer.param_groups for one in group["params"]]
+
+
+def rounded(trainer: Trainer, taken: int) -> None:
+    for master in masters(trainer):
+        master.data.copy_(master.data.bfloat16())
+
+
+def without_squares(trainer: Trainer, taken: int) -> None:
+    """Adam remembers one gradient's squares."""
+    for home in trainer.optimizer.both:
+        for state in home.optimizer.state.values():
+            state["exp_avg_sq"].zero_()
+
+
+def fading(trainer: Trainer, taken: int) -> None:
+    if taken > LATE:
+        for layer in trainer.pair.main[0].block.layers:
+            for weight in layer.parameters():
+                weight.data.mul_(0.8)
+
+
+def broken_word(trainer: Trainer, taken: int) -> None:
+    if taken == LATE:
+        trainer.pair.shared["tied"].word.weight.data[100] = float("nan")
+
+
 def three_too_many(samples: Any) -> Any:
     def ours(cu_seqlens: Tensor, longest: int) -> Any:
         shifted = cu_seqlens.clone()
@@ -570,7 +679,12 @@ FAULTS = (
         "rate jumps in the middle",
         "learning rate too high",
         instead(optim, "learning_rate", rate_jumps),
-        companions=("learning rate not planned", "worse than frequencies", "stuck on word frequencies"),
+        companions=(
+            "learning rate not planned",
+            "weights moved too far",
+            "worse than frequencies",
+            "stuck on word frequencies",
+        ),
     ),
     Fault("epsilon of 0.1", "epsilon", concerns={"optimizer": {"adam_eps": 0.1}}),
     Fault("weight decay of 10", "weight decay rules", concerns={"optimizer": {"weight_decay": 10.0}}),
@@ -606,13 +720,70 @@ FAULTS = (
         instead(LanguageModel, "statistics", far_corrections),
         concerns=UNCHECKED,
     ),
-    Fault("targets of another document, unchecked", "stuck on word frequencies", far_target, concerns=UNCHECKED),
-    Fault("weights of the start put back", "loss fell back", infect=put_back),
+    Fault(
+        "targets of another document, unchecked",
+        "stuck on word frequencies",
+        far_target,
+        concerns=UNCHECKED,
+        companions=("replacements not as drawn",),
+    ),
+    Fault("weights of the start put back", "loss fell back", infect=put_back, companions=("weights moved too far",)),
     Fault(
         "RTD reads no token from the middle on",
         "replace accuracy collapsed",
         infect=states_averaged,
         concerns={"corruption": {"temperature": 3.0}},
     ),
+    Fault(
+        "each step's samples twice",
+        "repeated data",
+        instead(SampleOrder, "__getitem__", each_twice),
+        concerns=UNCHECKED,
+    ),
+    Fault("three times as many masks", "masks not planned", instead(Masking, "counts", threefold)),
+    Fault("masks on the first words", "masks not planned", instead(masking, "_hashes", first_words)),
+    Fault("targets behind the masks, unchecked", "replacements not as drawn", target_behind, concerns=UNCHECKED),
+    Fault(
+        "replacements at the wrong masks, unchecked",
+        "replacements not as drawn",
+        instead(step, "corrupt", crossed),
+        concerns=UNCHECKED,
+    ),
+    Fault(
+        "RTD learns masks alone, unchecked",
+        "RTD learns other labels",
+        instead(ReplacedTokenDetection, "loss", at_masks_alone),
+        concerns=UNCHECKED,
+    ),
+    Fault(
+        "one step of a hundredfold rate",
+        "learning rate not planned",
+        instead(optim, "learning_rate", rate_of_one_step),
+        companions=("weights moved too far", "worse than frequencies", "RTD says original to all"),
+    ),
+    Fault("main's steps 30 times too large", "weights moved too far", infect=in_groups("stage", times_the_rate(30))),
+    Fault(
+        "main's steps a thousandth",
+        "learning rate too low (norms of main",
+        infect=in_groups("stage", times_the_rate(1e-3)),
+    ),
+    Fault(
+        "the auxiliary's steps a thousandth",
+        "learning rate too low (norms of aux",
+        infect=in_groups("shared", times_the_rate(1e-3)),
+    ),
+    Fault("weight decay of the wrong sign", "weights moved too far", infect=in_groups("stage", grown)),
+    Fault("Adam forgets squares", "weights moved too far", infect=after_updates(without_squares)),
+    Fault(
+        "main's layers fade",
+        "weights moved too far",
+        infect=after_updates(fading),
+        companions=("learning rate too high", "worse than frequencies"),
+    ),
+    Fault(
+        "masters in bf16", "weights do not move", infect=after_updates(rounded), concerns={"optimizer": {"lr": 5e-4}}
+    ),
+    Fault("a word's embedding is not finite", "gradients not finite", infect=after_updates(broken_word)),
+    Fault("a start of 3", "learning rate too low", concerns={"model": {"init_method_std": 3.0}}),
 )
 """In the order in which a document meets them; the fault of each is named by what is said of it."""
