@@ -31,7 +31,7 @@ help:
 	@echo "make test    a test of everything (12 minutes on 2 cores)"
 	@echo "make test-all  the other tests: more layouts, shapes and examples of the same (14 to 17 more)"
 	@echo "make fuzz    damage files of every kind: refused in a line, or read as they are (5 minutes on 2 cores)"
-	@echo "make zoo     plant faults into tiny runs and see which are named (8 minutes of one core)"
+	@echo "make zoo     plant faults into tiny runs and see which are named (10 to 17 minutes of one core)"
 	@echo "make parity  each of 540 ways to spread a run against one process (hours on 2 cores, 16 GB); resumes"
 	@echo "make storm   disturb tiny runs FAULTS=300 times: what comes out must be equal (15 minutes of 2 cores); resumes"
 	@echo "make citizen check an exported folder with the libraries that its users have (1 minute; MODEL=FOLDER)"
