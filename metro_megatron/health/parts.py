@@ -189,16 +189,16 @@ def _agreement(subject: Subject, part: Part) -> float:
         places, outputs = [], []
         for sign in (1, -1):
             reads.copy_(before + sign * share * step * part.direction)
-            places.append(reads.detach().double())
-            outputs.append(part.run().double())
-        moved, change = places[0] - places[1], outputs[0] - outputs[1]
+            places.append(reads.detach().clone())
+            outputs.append(part.run().float())
+        moved, change = places[0].float() - places[1].float(), outputs[0] - outputs[1]
         reads.copy_(before)
         if asked is None or gradient is None:
             largest = _size(subject, change)
             asked = change / largest if largest else change
             gradient = _gradient(part, asked)
-        found = _sum(subject, asked * change, splits_output)
-        ratio = _sum(subject, gradient * moved, splits_reading) / found if found else 0.0
+        found = _product(subject, asked, change, splits_output)
+        ratio = _product(subject, gradient, moved, splits_reading) / found if found else 0.0
         if abs(ratio - 1) <= TOLERANCE[subject.config.train.precision]:
             break
     return ratio
@@ -209,21 +209,23 @@ def _gradient(part: Part, asked: Tensor) -> Tensor:
     with torch.enable_grad():
         output = part.run()
     if not output.requires_grad:
-        return torch.zeros_like(part.reads, dtype=torch.float64)
+        return torch.zeros_like(part.reads)
     (gradient,) = torch.autograd.grad(output, part.reads, asked.to(output.dtype), materialize_grads=True)
-    return gradient.double()
+    return gradient
 
 
 def _size(subject: Subject, x: Tensor) -> float:
     """Root of the mean square over tensor-parallel ranks; 0 of nothing."""
-    both = x.new_tensor([0, x.numel()], dtype=torch.float64)
-    both[0] = x.double().square().sum()
+    both = torch.stack(
+        [torch.linalg.vector_norm(x, dtype=torch.float64).square(), x.new_tensor(x.numel(), dtype=torch.float64)]
+    )
     dist.all_reduce(both, group=subject.layout.tensor)
     total, count = both.tolist()
     return (total / max(count, 1)) ** 0.5
 
 
-def _sum(subject: Subject, x: Tensor, splits: bool) -> float:
-    total = x.sum()
+def _product(subject: Subject, x: Tensor, y: Tensor, splits: bool) -> float:
+    """Sum of the products; splits: tensor-parallel ranks hold parts, else each all."""
+    total = (x.float() * y).sum(dtype=torch.float64)
     dist.all_reduce(total, group=subject.layout.tensor)
     return float(total) if splits else float(total) / subject.layout.tensor.size()
