@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from metro_megatron.health import signs
+from metro_megatron.health import signs, steps
 from metro_megatron.health.history import History
 
 
@@ -25,25 +25,25 @@ ALARMS: tuple[Alarm, ...] = (
         "gradients not finite",
         "overflow: a rate too high for the precision, a broken device, or a loss of infinity",
         "lower optimizer.lr or optimizer.clip_grad, or use train.precision bf16 or fp32",
-        signs.not_finite,
+        steps.not_finite,
     ),
     Alarm(
         "loss scale at its floor",
         "gradients overflow fp16 whatever the scale",
         "use train.precision bf16, or lower optimizer.lr",
-        signs.loss_scale_at_floor,
+        steps.loss_scale_at_floor,
     ),
     Alarm(
         "norm spike",
         "one step outweighs all that Adam remembers: odd data, or weights at the edge of divergence",
         "look at the step with tools/inspect_data.py --step; set optimizer.clip_grad, lower optimizer.lr",
-        signs.norm_spike,
+        steps.norm_spike,
     ),
     Alarm(
         "no gradient",
         "a loss of weight 0, or one cut off from the weights",
         "look at the weights of objective.*",
-        signs.no_gradient,
+        steps.no_gradient,
     ),
     Alarm(
         "loss of weight 0",
@@ -55,31 +55,31 @@ ALARMS: tuple[Alarm, ...] = (
         "learning rate not planned",
         "the steps taken have not the rate that the configuration gives them",
         "look at what changed the schedule, or the step that it is asked for",
-        signs.rate_not_planned,
+        steps.rate_not_planned,
     ),
     Alarm(
         "weights moved too far",
         "steps are not those of the optimizer's rule at its planned rate, or something else writes weights",
         "look at what changed the optimizer, the rates of its groups of parameters, or the weights",
-        signs.moved_too_far,
+        steps.moved_too_far,
     ),
     Alarm(
         "masks not planned",
         "how many tokens are masked, or where, is not what the configuration gives",
         "look at what changed data/masking.py",
-        signs.masks_not_planned,
+        steps.masks_not_planned,
     ),
     Alarm(
         "replacements not as drawn",
         "main reads other tokens than those that were drawn, or what is named at masks is not the text's",
         "look at what lies between the draws and main, and at the targets",
-        signs.not_as_drawn,
+        steps.not_as_drawn,
     ),
     Alarm(
         "learning rate too high",
         "weights are rewritten faster than Adam, or Muon, averages",
         "lower the option that is named",
-        signs.rate_too_high,
+        steps.rate_too_high,
     ),
     Alarm(
         "learning rate too low",
@@ -91,26 +91,26 @@ ALARMS: tuple[Alarm, ...] = (
         "epsilon rules Adam",
         "optimizer.adam_eps is larger than gradients are, and updates shrink with them",
         "lower optimizer.adam_eps",
-        signs.epsilon_rules,
+        steps.epsilon_rules,
     ),
     Alarm(
         "weight decay rules",
         "optimizer.weight_decay shrinks weights more than gradients move them",
         "lower optimizer.weight_decay",
-        signs.decay_rules,
+        steps.decay_rules,
     ),
     Alarm(
         "weights do not move",
         "the optimizer leaves them out, or no gradient reaches them, or one far below adam_eps, as of a loss without "
         "weight, or 16 bits round their steps away",
         "look at what changed the weight of their loss, the model or the optimizer: the plain program moves all",
-        signs.frozen,
+        steps.frozen,
     ),
     Alarm(
         "repeated data",
         "the order gives the same samples again, or the shards hold copies",
         "look at data.train for copies (tools/inspect_data.py), and at what changed the order",
-        signs.repeated,
+        steps.repeated,
     ),
     Alarm(
         "auxiliary too good",

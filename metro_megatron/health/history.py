@@ -221,19 +221,14 @@ class History:
         no step is larger than (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2)) times its rate; Newton and Schulz's
         iteration leaves singular values of at most 1.2, and Muon's step has 0.2 of its rate.
         """
-        config, train_steps, is_mains = self.config, self.config.train.train_steps, name.startswith(("tied.", "main."))
-        options = config.optimizer if is_mains else config.optimizer.auxiliary
-        own = None if is_mains else config.optimizer.auxiliary_schedule
+        optimizer = self.config.optimizer
+        options = optimizer if _is_mains(name) else optimizer.auxiliary
         peak, most = options.lr, _most_of_adam(options.adam_beta1, options.adam_beta2)
         if options.matrices == "muon" and _is_of_layers(name):
             peak, most = options.muon_lr or options.lr, 0.2 * 1.2
-        if own:
-            shares = [own.at(step, train_steps) * config.lr_factor.at(step, train_steps) for step in self._steps]
-        else:
-            shares = [rate / config.optimizer.lr for rate in self.planned_rates]
         norm, size = self.last.weights[name]
         larger = max(norm, self.lines[-2].weights[name][0])
-        return peak * sum(shares) * (most * math.sqrt(size) + options.weight_decay * larger)
+        return peak * sum(self.planned_shares(name)) * (most * math.sqrt(size) + options.weight_decay * larger)
 
     def mean(self, name: str, lines: Sequence[Line] | None = None) -> float:
         """Of a figure over the tokens of a window, but for lines in which nothing was counted; NaN: in none was."""
@@ -279,19 +274,24 @@ class History:
     def _is_plain(self, term: str) -> bool:
         return term != "clm" or self.config.objective.clm == "simplified"
 
+    def planned_shares(self, parameter: str) -> list[float]:
+        """A parameter's learning rate in each step since the line before, planned, as a share of its peak."""
+        own = None if _is_mains(parameter) else self.config.optimizer.auxiliary_schedule
+        if not own:
+            return [rate / self.config.optimizer.lr for rate in self.planned_rates]
+        factor, steps = self.config.lr_factor, self.config.train.train_steps
+        return [factor.at(step, steps) * own.at(step, steps) for step in self._steps]
+
     def share_of_peak(self, parameter: str) -> float:
-        """A parameter's learning rate at the last step, as a share of its peak."""
-        own = self.config.optimizer.auxiliary_schedule
-        if own and not parameter.startswith(("tied.", "main.")):
-            step, steps = self.last.step - 1, self.config.train.train_steps
-            return self.config.lr_factor.at(step, steps) * own.at(step, steps)
+        """A parameter's learning rate at the last step, as a share of its peak: main's as it is logged."""
+        if self.config.optimizer.auxiliary_schedule and not _is_mains(parameter):
+            return self.planned_shares(parameter)[-1]
         return self.last.figures["learning_rate"] / self.config.optimizer.lr
 
     def rate(self, parameter: str) -> float:
         """A parameter's learning rate under Adam at the last step."""
         options = self.config.optimizer
-        peak = options.lr if parameter.startswith(("tied.", "main.")) else options.auxiliary.lr
-        return self.share_of_peak(parameter) * peak
+        return self.share_of_peak(parameter) * (options.lr if _is_mains(parameter) else options.auxiliary.lr)
 
     @property
     def rated(self) -> Iterator[Rated]:
@@ -322,6 +322,11 @@ def _most_of_adam(beta1: float, beta2: float) -> float:
     if beta1**2 >= beta2 or beta2 >= 1:
         return math.inf
     return max(1.0, (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2)))
+
+
+def _is_mains(parameter: str) -> bool:
+    """Whether main's options rule it, as they do the tied table."""
+    return parameter.startswith(("tied.", "main."))
 
 
 def _is_of_layers(name: str) -> bool:
