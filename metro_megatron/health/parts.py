@@ -9,7 +9,7 @@ Legend: S positions, B rows, H hidden, M masked positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -57,7 +57,8 @@ class Part:
 def problems(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]) -> Iterator[str]:
     """Of micro batches on the device, while the modules train and no token leaves early. Collective calls."""
     wrong: dict[str, dict[str, float]] = {}
-    with _without_recomputation(subject):
+    # FP8 rounds too much away; what backward makes again can be asked for all gradients only, not for one.
+    with subject.configured(fp8=None, recompute_modules=[]):
         for part in _parts(subject, _calls(subject, batch, micro_batches)):
             ratio = _agreement(subject, part)
             if abs(ratio - 1) > TOLERANCE[subject.config.train.precision]:
@@ -69,20 +70,6 @@ def problems(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]
             f"{model}: the gradient through {what}{more} is {ratio:.2f} of what its output changes by: a way through "
             "it has none, or a wrong one"
         )
-
-
-@contextmanager
-def _without_recomputation(subject: Subject) -> Iterator[None]:
-    """What backward makes again can be asked for all gradients only, not for one."""
-    configs = [module.config for _, module in subject.pair.modules()]
-    before = [config.recompute_modules for config in configs]
-    for config in configs:
-        config.recompute_modules = []
-    try:
-        yield
-    finally:
-        for config, modules in zip(configs, before, strict=True):
-            config.recompute_modules = modules
 
 
 def _calls(subject: Subject, batch: StepBatch, micro_batches: list[MicroBatch]) -> dict[nn.Module, Call]:

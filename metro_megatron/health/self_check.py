@@ -51,8 +51,7 @@ def _all_problems(subject: Subject, batch: StepBatch, following: StepBatch | Non
     """Of all ranks; of parts only where nothing is wrong in the whole. A collective call."""
     found = _of_all_ranks(subject, _problems(subject, batch, following, part))
     if not found and not reach.leaving(subject.config, batch):
-        with _without_fp8(subject):
-            found = _of_all_ranks(subject, parts.problems(subject, part, subject.step.on_device(part)))
+        found = _of_all_ranks(subject, parts.problems(subject, part, subject.step.on_device(part)))
     return found
 
 
@@ -87,24 +86,10 @@ def _problems(subject: Subject, batch: StepBatch, following: StepBatch | None, p
     yield from batches.problems(subject.config, subject.layout, batch, following)
     micro_batches = subject.step.on_device(part)
     yield from corruption.problems(subject, part, micro_batches)
-    with _without_fp8(subject):
+    # FP8 scales a tensor by its largest value, so that each sample moves the others' states a little.
+    with subject.configured(fp8=None):
         yield from models.problems(subject, part, micro_batches)
     yield from gradients.problems(subject, part)
-
-
-@contextmanager
-def _without_fp8(subject: Subject) -> Iterator[None]:
-    """FP8 scales a tensor by its largest value, so that each sample moves the others' states a little: models are
-    compared without."""
-    configs = [module.config for _, module in subject.pair.modules()]
-    before = [config.fp8 for config in configs]
-    for config in configs:
-        config.fp8 = None
-    try:
-        yield
-    finally:
-        for config, fp8 in zip(configs, before, strict=True):
-            config.fp8 = fp8
 
 
 def _part(subject: Subject, batch: StepBatch) -> StepBatch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,3 +58,16 @@ class Subject:
     @property
     def all_terms(self) -> list[Term]:
         return [*self.corruptor.terms, *self.terms]
+
+    @contextmanager
+    def configured(self, **options: Any) -> Iterator[None]:
+        """With other options of megatron-core's in both models."""
+        configs = [module.config for _, module in self.pair.modules()]
+        before = [{name: getattr(config, name) for name in options} for config in configs]
+        for config in configs:
+            vars(config).update(options)
+        try:
+            yield
+        finally:
+            for config, own in zip(configs, before, strict=True):
+                vars(config).update(own)
