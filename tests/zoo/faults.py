@@ -54,6 +54,21 @@ def instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patc
     return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
 
 
+def after_updates(change: Callable[[Trainer, int], None]) -> Callable[[Trainer, Patch], None]:
+    """Changes what every update leaves, counted from 1."""
+
+    def infect(trainer: Trainer, patch: Patch) -> None:
+        update, taken = trainer.optimizer._update, iter(range(1, 10_000))
+
+        def ours(*args: Any) -> None:
+            update(*args)
+            change(trainer, next(taken))
+
+        patch.setattr(trainer.optimizer, "_update", ours)
+
+    return infect
+
+
 # --- data and masks
 
 
@@ -416,14 +431,9 @@ def copied_table(trainer: Trainer, patch: Patch) -> None:
 
 
 def frozen_table(trainer: Trainer, patch: Patch) -> None:
-    update, word = trainer.optimizer._update, trainer.pair.shared["tied"].word.weight
-
-    def ours(*args: Any) -> None:
-        before = word.detach().clone()
-        update(*args)
-        word.data.copy_(before)
-
-    patch.setattr(trainer.optimizer, "_update", ours)
+    word = trainer.pair.shared["tied"].word.weight
+    before = word.detach().clone()
+    after_updates(lambda *_: word.data.copy_(before))(trainer, patch)
 
 
 def rate_jumps(rate: Any) -> Any:
@@ -456,21 +466,6 @@ def times_the_rate(factor: float) -> Callable[[dict[str, Any]], None]:
 
 def grown(group: dict[str, Any]) -> None:
     group["weight_decay"] = -10.0
-
-
-def after_updates(change: Callable[[Trainer, int], None]) -> Callable[[Trainer, Patch], None]:
-    """Changes what every update leaves, counted from 1."""
-
-    def infect(trainer: Trainer, patch: Patch) -> None:
-        update, taken = trainer.optimizer._update, iter(range(1, 10_000))
-
-        def ours(*args: Any) -> None:
-            update(*args)
-            change(trainer, next(taken))
-
-        patch.setattr(trainer.optimizer, "_update", ours)
-
-    return infect
 
 
 def masters(trainer: Trainer) -> list[Tensor]:
@@ -535,34 +530,27 @@ def one_bucket(rows: Any) -> Any:
 
 def put_back(trainer: Trainer, patch: Patch) -> None:
     """Weights of the start, late in the run."""
-    update = trainer.optimizer._update
     parameters = [one for _, module in trainer.pair.modules() for one in module.parameters()]
-    first, taken = [one.detach().clone() for one in parameters], iter(range(1, 10_000))
+    first = [one.detach().clone() for one in parameters]
 
-    def ours(*args: Any) -> None:
-        update(*args)
-        if next(taken) == LATE + 30:
+    def change(trainer: Trainer, taken: int) -> None:
+        if taken == LATE + 30:
             for one, before in zip(parameters, first, strict=True):
                 one.data.copy_(before)
 
-    patch.setattr(trainer.optimizer, "_update", ours)
+    after_updates(change)(trainer, patch)
 
 
 def states_averaged(trainer: Trainer, patch: Patch) -> None:
     """From late in the run on detection reads the mean state of all tokens for every one."""
     main: Any = trainer.pair.main[0]
-    ask, update, taken = main._ask, trainer.optimizer._update, iter(range(1, 10_000))
-    done = [0]
-
-    def counted(*args: Any) -> None:
-        update(*args)
-        done[0] = next(taken)
+    ask, done = main._ask, [0]
 
     def ours(name: str, hidden: Tensor, view: Any) -> Any:
         is_lost = name == "rtd" and done[0] >= LATE
         return ask(name, hidden.mean((0, 1), keepdim=True).expand_as(hidden) if is_lost else hidden, view)
 
-    patch.setattr(trainer.optimizer, "_update", counted)
+    after_updates(lambda _, taken: done.__setitem__(0, taken))(trainer, patch)
     patch.setattr(main, "_ask", ours)
 
 
